@@ -1,0 +1,55 @@
+# `make run` and `make test` are the whole set-up. They need Python >= 3.11 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.runtime ## install, create what is missing, and serve on the embedded store
+	@$(BIN)/token-vault init
+	@exec $(BIN)/token-vault serve
+
+test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
+	@$(BIN)/python -m tests.stack.install
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## rewrite the code in its format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## measure side by side, and print a table
+	@$(BIN)/python -m tests.stack.install
+	@$(BIN)/python -m benchmarks
+
+lock: ## write the lock files anew from pyproject.toml; needs uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --group build pyproject.toml -c requirements-dev.lock -o requirements.lock
+
+clean: ## remove what was installed; keeps .env and data/
+	rm -rf $(VENV) .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+# The virtual environment: hashes are demanded for everything that is downloaded.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what the service needs"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	@echo "Installing what the tests need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

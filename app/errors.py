@@ -1,0 +1,137 @@
+"""Everything that can go wrong, as the rest of the program sees it.
+
+A library's own exception becomes one of these at that library's boundary and nowhere else. `str(error)` is shown to
+callers and written to logs, so it never holds a token, a key, a row or a third party's text. Status codes are HTTP's
+business and stand in `app.api.problems`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VaultError(Exception):
+    """Base of every error that the vault raises on purpose.
+
+    `code` is the stable name that callers dispatch on. `retryable` is true where the same call may succeed later
+    without anybody changing it; those errors say after how many seconds to try.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    retry_after_seconds: ClassVar[int] = 1
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InternalError(VaultError):
+    """A defect of the vault itself."""
+
+
+class InvalidRequest(VaultError):
+    """Well-formed, but breaks a rule. `problems` maps a field of the request to what is wrong with it."""
+
+    code = "invalid_request"
+
+    def __init__(self, detail: str, *, problems: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(detail)
+        self.problems = problems
+
+
+class MalformedBody(VaultError):
+    """The body is not the strict JSON that the vault accepts."""
+
+    code = "malformed_body"
+
+
+class BodyTooLarge(VaultError):
+    code = "body_too_large"
+
+
+class Unauthenticated(VaultError):
+    """No service key, or none that is known and alive."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(VaultError):
+    """A known caller without the scope or the provider that this call needs."""
+
+    code = "forbidden"
+
+
+class TokenNotFound(VaultError):
+    code = "token_not_found"
+
+
+class TokenInactive(VaultError):
+    """The token's status is not `ok`, so its secret stays where it is."""
+
+    code = "token_inactive"
+
+
+class VersionConflict(VaultError):
+    """The condition of the call does not hold: someone else wrote first, or the token exists already."""
+
+    code = "version_conflict"
+
+
+class StoreError(VaultError):
+    """Base of what the token store can do to a call."""
+
+
+class StoreUnavailable(StoreError):
+    """The store is down, or the outcome of a write is not known and could not be read back."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class StoreTimeout(StoreError):
+    """The store did not answer in time. A write may or may not have happened."""
+
+    code = "store_timeout"
+    retryable = True
+
+
+class StoreMisconfigured(StoreError):
+    """Bad credentials or a schema that is not the vault's: no retry helps, an operator does."""
+
+    code = "store_misconfigured"
+
+
+class EncryptionError(VaultError):
+    """Base of what can go wrong between a plaintext and its ciphertext."""
+
+
+class KeyUnavailable(EncryptionError):
+    """The key service throttles, times out or is down."""
+
+    code = "key_unavailable"
+    retryable = True
+
+
+class KeyDenied(EncryptionError):
+    """The key is missing, refused by policy, disabled or not ours to use."""
+
+    code = "key_denied"
+
+
+class IntegrityError(EncryptionError):
+    """The ciphertext does not authenticate under this key in this context."""
+
+    code = "integrity"
+
+
+class MalformedCiphertext(EncryptionError):
+    """The text has the shape of no known ciphertext format."""
+
+    code = "malformed_ciphertext"
+
+
+class ContextMismatch(EncryptionError):
+    """The ciphertext names another user or purpose than the one it is opened for."""
+
+    code = "context_mismatch"
