@@ -1,0 +1,80 @@
+"""The one place that seals and opens: AES-256-GCM with a commitment to the key.
+
+AES-GCM does not commit to its key: two keys can be made to open one ciphertext. So a 32-byte secret goes through
+HKDF-SHA256 (RFC 5869), which gives the AES key and a commitment. The commitment is stored beside the ciphertext and
+compared before anything is decrypted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from app.errors import IntegrityError
+
+KEY_BYTES = 32
+COMMITMENT_BYTES = 32
+NONCE_BYTES = 12
+TAG_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What `seal` gives and `open` takes. `ciphertext` ends with the 16-byte tag."""
+
+    commitment: bytes
+    nonce: bytes
+    ciphertext: bytes
+
+
+class CommittingAead:
+    """AES-256-GCM under a key that HKDF-SHA256 derives from `secret` and `info`.
+
+    The first 32 bytes of HKDF's output are the key, the last 32 the commitment. Safe for concurrent use.
+    """
+
+    __slots__ = ("_aead", "_commitment")
+
+    def __init__(self, secret: bytes, *, info: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            message = "the secret must be 32 bytes"
+            raise ValueError(message)
+        derived = HKDF(hashes.SHA256(), KEY_BYTES + COMMITMENT_BYTES, salt=None, info=info).derive(secret)
+        self._aead = AESGCM(derived[:KEY_BYTES])
+        self._commitment = derived[KEY_BYTES:]
+
+    def seal(self, plaintext: bytes, aad: bytes) -> Box:
+        """Encrypt under a fresh random nonce.
+
+        NIST SP 800-38D allows 2**32 random nonces for one key. A key belongs to one user (local) or to one data key
+        (KMS), which stay far below it.
+        """
+        nonce = os.urandom(NONCE_BYTES)
+        return Box(self._commitment, nonce, self._aead.encrypt(nonce, plaintext, aad))
+
+    def open(self, box: Box, aad: bytes) -> bytes:
+        """Decrypt, or raise `IntegrityError`; nothing is decrypted under a key that the box does not commit to."""
+        if not hmac.compare_digest(box.commitment, self._commitment):
+            message = "the ciphertext was not made with this key"
+            raise IntegrityError(message)
+        return _decrypt(self._aead, box.nonce, box.ciphertext, aad)
+
+
+def open_without_commitment(key: bytes, *, nonce: bytes, ciphertext: bytes) -> bytes:
+    """Open plain AES-256-GCM with no AAD, as PulsePlan wrote it. Never used for writing."""
+    return _decrypt(AESGCM(key), nonce, ciphertext, None)
+
+
+def _decrypt(aead: AESGCM, nonce: bytes, ciphertext: bytes, aad: bytes | None) -> bytes:
+    try:
+        return aead.decrypt(nonce, ciphertext, aad)
+    except InvalidTag:
+        # `from None`: the library's traceback adds nothing, and its frames hold the key object
+        message = "the ciphertext does not authenticate in this context"
+        raise IntegrityError(message) from None

@@ -1,0 +1,54 @@
+"""What a ciphertext is bound to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+LABEL = b"pulseplan-token-vault"
+
+
+class SecretField(StrEnum):
+    """The two secret columns of a token."""
+
+    ACCESS_TOKEN = "access_token"  # noqa: S105  a column's name
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105  a column's name
+
+
+@dataclass(frozen=True, slots=True)
+class TokenContext:
+    """User, provider, service type and column of one secret.
+
+    Parts that a caller does not give stay empty, and the ciphertext then opens only for a caller that does not give
+    them either.
+    """
+
+    user_id: str
+    provider: str = ""
+    service_type: str = ""
+    field: SecretField | None = None
+
+    def aad(self, family: bytes, *key_name: bytes) -> bytes:
+        """Additional authenticated data, RFC 5116: no ciphertext opens anywhere but where it was sealed.
+
+        The parts, each behind its 4-byte big-endian length: `pulseplan-token-vault`, `family` (family and format
+        number), the parts of `key_name`, user id, provider, service type, field. Text is UTF-8.
+        """
+        return length_prefixed(
+            LABEL,
+            family,
+            *key_name,
+            self.user_id.encode(),
+            self.provider.encode(),
+            self.service_type.encode(),
+            (self.field or "").encode(),
+        )
+
+    def encryption_context(self) -> dict[str, str]:
+        """Return the three pairs that AWS KMS authenticates, logs and matches in IAM conditions."""
+        return {"user_id": self.user_id, "service": "pulseplan", "data_type": "auth_token"}
+
+
+def length_prefixed(*parts: bytes) -> bytes:
+    """Join parts so that no two different lists of parts give the same bytes."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,0 +1,130 @@
+"""One strategy writes, every configured one reads."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied
+from app.security.context import SecretField, TokenContext
+from app.security.shape import Family, family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed
+
+_WHY_UNREADABLE = {
+    Family.LOCAL: "no master key is configured for local ciphertexts",
+    Family.KMS: "KMS is not configured, and this ciphertext needs it",
+    Family.PULSEPLAN_LOCAL: "PulsePlan's local formats are switched off, or no master key is configured",
+    Family.PULSEPLAN_KMS: "PulsePlan's KMS packages are switched off, or KMS is not configured",
+}
+
+
+class EncryptionService:
+    """Seals with the primary strategy and opens with whichever reader owns the ciphertext's family.
+
+    Everything here is synchronous and safe from several threads. Callers on an event loop ask `may_block_to_seal` or
+    `may_block_to_open` first; `app.tokens.token_cipher` is the one place that does.
+    """
+
+    def __init__(self, *, primary: EncryptionStrategy, readers: Iterable[EncryptionReader] = ()) -> None:
+        self._primary = primary
+        self._readers: dict[Family, EncryptionReader] = {primary.family: primary}
+        for reader in readers:
+            if self._readers.setdefault(reader.family, reader) is not reader:
+                message = f"two readers for the family {reader.family}"
+                raise ValueError(message)
+
+    @property
+    def primary_scheme(self) -> str:
+        return self._primary.scheme
+
+    def is_current(self, ciphertext: str) -> bool:
+        """Whether the primary would make this ciphertext the same way today; if not, it is due for a rewrap."""
+        return self._reader(ciphertext).scheme_of(ciphertext) == self._primary.scheme
+
+    def may_block_to_seal(self, context: TokenContext) -> bool:
+        return self._primary.may_block_to_seal(context)
+
+    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:
+        return self._reader(ciphertext).may_block_to_open(ciphertext, context)
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`."""
+        _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
+        return self._primary.seal(plaintext, context)
+
+    def open(self, ciphertext: str, context: TokenContext) -> str:
+        """Decrypt, or raise an `EncryptionError`."""
+        _demand_unicode(context.user_id, context.provider, context.service_type)
+        return self._reader(ciphertext).open(ciphertext, context)
+
+    def self_test(self) -> None:
+        """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not."""
+        here = TokenContext(user_id="self-test", field=SecretField.ACCESS_TOKEN)
+        elsewhere = TokenContext(user_id="another-user", field=SecretField.ACCESS_TOKEN)
+        sealed = self.seal("self-test", here)
+        if self.open(sealed.ciphertext, here) != "self-test":
+            message = "the encryption self-test got another plaintext back"
+            raise InternalError(message)
+        try:
+            self.open(sealed.ciphertext, elsewhere)
+        except EncryptionError:
+            return
+        message = "the encryption self-test opened a ciphertext for another user"
+        raise InternalError(message)
+
+    def encrypt_token(
+        self,
+        token: str,
+        user_id: str,
+        *,
+        provider: str = "",
+        service_type: str = "",
+        field: SecretField | None = None,
+    ) -> str:
+        """Encrypt one token; the keywords bind it further. An empty token passes through, as PulsePlan expects."""
+        if not token:
+            return token
+        return self.seal(token, TokenContext(user_id, provider, service_type, field)).ciphertext
+
+    def decrypt_token(
+        self,
+        ciphertext: str,
+        user_id: str,
+        *,
+        provider: str = "",
+        service_type: str = "",
+        field: SecretField | None = None,
+    ) -> str:
+        """Decrypt what `encrypt_token` made with the same arguments; raises an `EncryptionError`."""
+        if not ciphertext:
+            return ciphertext
+        return self.open(ciphertext, TokenContext(user_id, provider, service_type, field))
+
+    def _reader(self, ciphertext: str) -> EncryptionReader:
+        family = family_of(ciphertext)
+        reader = self._readers.get(family)
+        if reader is None:
+            raise KeyDenied(_WHY_UNREADABLE[family])
+        return reader
+
+
+def _demand_unicode(*texts: str) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        message = "text with lone surrogates cannot be encrypted"
+        raise InvalidRequest(message) from None
+
+
+@cache
+def get_encryption_service() -> EncryptionService:
+    """Build the service from the environment, once. For scripts; the app itself is given one."""
+    from app.composition import build_encryption_service  # noqa: PLC0415  importing this module does nothing
+    from app.config.settings import load_settings  # noqa: PLC0415
+
+    return build_encryption_service(load_settings())

@@ -1,0 +1,53 @@
+"""Master keys by version."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.errors import KeyDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MINIMUM_KEY_BYTES = 16
+RECOMMENDED_KEY_BYTES = 32
+
+
+def decode_key_text(text: str) -> bytes:
+    """Decode a master key exactly as PulsePlan does, so that what it wrote stays readable.
+
+    That is CPython's non-validating `base64.b64decode`, which drops characters outside the alphabet, and the raw
+    UTF-8 of the text where that raises.
+    """
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError):
+        return text.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The decoded master keys, the version that writes, and the oldest version that may still read."""
+
+    primary_version: int
+    keys: Mapping[int, bytes] = field(repr=False)
+    minimum_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.primary_version not in self.keys:
+            message = f"no master key of version {self.primary_version}"
+            raise ValueError(message)
+
+    def key(self, version: int) -> bytes:
+        """Return the master key of `version`, or raise `KeyDenied` where it is too old or not configured."""
+        if version < self.minimum_version:
+            message = f"key version {version} is below MIN_KEY_VERSION"
+            raise KeyDenied(message)
+        try:
+            return self.keys[version]
+        except KeyError:
+            message = f"no master key of version {version} is configured"
+            raise KeyDenied(message) from None

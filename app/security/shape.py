@@ -1,0 +1,61 @@
+"""Which family a ciphertext belongs to, told from its shape alone.
+
+Dispatch never tries one key after another: what a text looks like decides who may open it, and a text that looks like
+nothing is refused before any key is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+
+from app.errors import MalformedCiphertext
+
+# A token has at most 16 384 characters, so 65 536 bytes of UTF-8; hex doubles them.
+MAXIMUM_CIPHERTEXT_CHARACTERS = 160 * 1024
+
+# Versions have no leading zero and hex is lower case, as every writer wrote them: one ciphertext, one spelling.
+_LOCAL = re.compile(r"v[1-9][0-9]{0,8}:[A-Za-z0-9_-]+", re.ASCII)
+_PULSEPLAN_LOCAL = re.compile(r"(?:v[1-9][0-9]{0,8}:)?[0-9a-f]+:[0-9a-f]+:[0-9a-f]+", re.ASCII)
+_KMS_PREFIX = "kms:"
+
+
+class Family(StrEnum):
+    """The ciphertext formats that the vault knows; docs/ciphertext-formats.md has their bytes."""
+
+    LOCAL = "local"
+    KMS = "kms"
+    PULSEPLAN_LOCAL = "pulseplan-local"
+    PULSEPLAN_KMS = "pulseplan-kms"
+
+
+def family_of(ciphertext: str) -> Family:
+    """Return the family, or raise `MalformedCiphertext`."""
+    if len(ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
+        message = "the ciphertext is longer than any that the vault writes"
+        raise MalformedCiphertext(message)
+    if _LOCAL.fullmatch(ciphertext):
+        return Family.LOCAL
+    if _PULSEPLAN_LOCAL.fullmatch(ciphertext):
+        return Family.PULSEPLAN_LOCAL
+    if ciphertext.startswith((_KMS_PREFIX, "{")):
+        family = _family_of_package(ciphertext.removeprefix(_KMS_PREFIX), prefixed=ciphertext.startswith(_KMS_PREFIX))
+        if family is not None:
+            return family
+    message = "the text has the shape of no known ciphertext format"
+    raise MalformedCiphertext(message)
+
+
+def _family_of_package(text: str, *, prefixed: bool) -> Family | None:
+    try:
+        package = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(package, dict):
+        return None
+    if prefixed and type(package.get("fmt")) is int and package["fmt"] == 1:
+        return Family.KMS
+    if package.get("algorithm") == "KMS":
+        return Family.PULSEPLAN_KMS
+    return None

@@ -1,0 +1,58 @@
+"""What a way of encrypting has to offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from app.security.context import TokenContext
+    from app.security.shape import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A new ciphertext and how it was made.
+
+    `scheme` goes to the column `encryption_scheme`, `method` and `key_id` to the row's metadata; `key_id` is the
+    tracking id of a KMS data key and `None` for local encryption.
+    """
+
+    ciphertext: str
+    scheme: str
+    method: str
+    key_id: str | None = None
+
+
+class EncryptionReader(Protocol):
+    """Opens the ciphertexts of one family. Calls are synchronous and safe from several threads."""
+
+    @property
+    def family(self) -> Family: ...
+
+    def scheme_of(self, ciphertext: str) -> str:
+        """Name how a ciphertext of this family was made, without opening it."""
+        ...
+
+    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:
+        """Whether `open` would fetch or derive a key, which takes milliseconds instead of microseconds."""
+        ...
+
+    def open(self, ciphertext: str, context: TokenContext) -> str:
+        """Return the plaintext, or raise an `EncryptionError`."""
+        ...
+
+
+class EncryptionStrategy(EncryptionReader, Protocol):
+    """A reader that also writes."""
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of everything that `seal` makes now."""
+        ...
+
+    def may_block_to_seal(self, context: TokenContext) -> bool: ...
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        """Encrypt for exactly this context, or raise an `EncryptionError`."""
+        ...
