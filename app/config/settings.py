@@ -1,0 +1,181 @@
+"""Every environment variable, once.
+
+Values come from the environment, else from `.env` in the working directory. A wrong one stops the start with a
+`SettingsError`, one line that names the setting and never its value.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as SettingsSourceError
+
+from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENV_FILE = Path(".env")
+KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
+
+
+class SettingsError(Exception):
+    """Names the settings that are wrong, in one line, without their values."""
+
+
+class Settings(BaseSettings):
+    """The process's configuration; README.md and .env.example describe each setting for operators."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    token_store: Literal["sqlite", "supabase"] = "sqlite"  # noqa: S105  a store's name
+    sqlite_path: Path = Path("data/vault.db")
+    supabase_url: str | None = None
+    supabase_service_key: SecretStr | None = None
+
+    token_encryption_key: SecretStr | None = None
+    encryption_key_version: KeyVersion = 1
+    token_encryption_previous_keys: Annotated[dict[KeyVersion, SecretStr], NoDecode] = {}
+    min_key_version: KeyVersion = 1
+    allow_legacy_formats: bool = True
+    use_kms: bool = False
+
+    service_keys_file: Path | None = None
+    service_keys: SecretStr | None = None
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "console"] = "json"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper_case(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("supabase_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("https://", "http://")):
+            kind, message = "url", "must start with https:// (or http:// for a local stand-in)"
+            raise PydanticCustomError(kind, message)
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("token_encryption_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _demand_length(value)
+        return value
+
+    @field_validator("token_encryption_previous_keys", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        kind = "previous_keys"
+        if isinstance(value, str):
+            try:
+                value = json.loads(value, object_pairs_hook=_refuse_duplicates)
+            except (ValueError, RecursionError):
+                message = 'must be a JSON object of key version to key, like {"1": "…"}, each version once'
+                raise PydanticCustomError(kind, message) from None
+        return value
+
+    @field_validator("token_encryption_previous_keys")
+    @classmethod
+    def _each_long_enough(cls, value: dict[int, SecretStr]) -> dict[int, SecretStr]:
+        for key in value.values():
+            _demand_length(key)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in self._inconsistencies():
+            kind = "inconsistent"
+            raise PydanticCustomError(kind, problem)
+        return self
+
+    def _inconsistencies(self) -> Iterator[str]:
+        if self.token_store == "supabase":  # noqa: S105  a store's name
+            if self.supabase_url is None:
+                yield "SUPABASE_URL is needed because TOKEN_STORE is supabase"
+            if self.supabase_service_key is None:
+                yield "SUPABASE_SERVICE_KEY is needed because TOKEN_STORE is supabase"
+        if self.use_kms:
+            yield "USE_KMS is not supported by this version; leave it false"
+        if self.token_encryption_key is None:
+            yield "TOKEN_ENCRYPTION_KEY is needed: 32 random bytes in base64, see `token-vault keys generate`"
+        if self.encryption_key_version in self.token_encryption_previous_keys:
+            yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS holds ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
+        if self.min_key_version > self.encryption_key_version:
+            yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so nothing new could be read"
+
+    def keyring(self) -> Keyring | None:
+        """Return the decoded master keys, or `None` where none is set."""
+        if self.token_encryption_key is None:
+            return None
+        keys = {version: _decode(key) for version, key in self.token_encryption_previous_keys.items()}
+        keys[self.encryption_key_version] = _decode(self.token_encryption_key)
+        return Keyring(self.encryption_key_version, keys, self.min_key_version)
+
+    def warnings(self) -> Iterator[str]:
+        """Say what is allowed and yet not wise, a line each."""
+        keys = {"TOKEN_ENCRYPTION_KEY": self.token_encryption_key}
+        for version, key in self.token_encryption_previous_keys.items():
+            keys[f"TOKEN_ENCRYPTION_PREVIOUS_KEYS, version {version}"] = key
+        for name, secret in keys.items():
+            if secret is not None and len(_decode(secret)) < RECOMMENDED_KEY_BYTES:
+                yield f"{name} has less than {RECOMMENDED_KEY_BYTES} bytes after decoding; use 32 random ones"
+        if self.service_keys_file is None and self.service_keys is None:
+            yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
+        if self.supabase_url is not None and self.supabase_url.startswith("http://"):
+            yield "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`, or raise `SettingsError`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(_describe(problem) for problem in error.errors(include_input=False))) from None
+    except SettingsSourceError:
+        message = "a setting could not be parsed"
+        raise SettingsError(message) from None
+    except (OSError, UnicodeDecodeError):
+        message = f"{ENV_FILE} cannot be read as UTF-8 text"
+        raise SettingsError(message) from None
+
+
+def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+    if not problem["loc"]:
+        return str(problem["msg"])
+    reason = str(problem["msg"])
+    return f"{str(problem['loc'][0]).upper()}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _decode(key: SecretStr) -> bytes:
+    return decode_key_text(key.get_secret_value())
+
+
+def _demand_length(key: SecretStr) -> None:
+    if len(_decode(key)) < MINIMUM_KEY_BYTES:
+        kind, message = "key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding"
+        raise PydanticCustomError(kind, message)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members

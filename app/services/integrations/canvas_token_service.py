@@ -1,0 +1,87 @@
+"""Canvas's own rules on top of the vault.
+
+Canvas users paste an access token that they made by hand; it has no refresh token, and Canvas ends it after 120 days
+at the latest. <https://developerdocs.instructure.com/services/canvas/oauth2/file.oauth#manual-token-generation>
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import SecretStr
+
+from app.errors import TokenInactive, TokenNotFound
+from app.tokens.models import UNSET, Caller, TokenId, TokenInput, parse_base_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.tokens.vault import TokenVault
+
+PROVIDER: Final = "canvas"
+MANUAL_TOKEN_LIFETIME: Final = timedelta(days=120)
+
+
+def canvas_rule(given: TokenInput, now: datetime) -> TokenInput:
+    """Let a manual token, one without a refresh token, expire 120 days from now unless the caller says otherwise."""
+    manual = given.refresh_token is UNSET or given.refresh_token is None
+    if manual and given.expires_at is UNSET:
+        return replace(given, expires_at=now + MANUAL_TOKEN_LIFETIME)
+    return given
+
+
+class CanvasTokenService:
+    """Stores and retrieves Canvas tokens for PulsePlan's scripts.
+
+    `open_vault` is entered once for each call, so that a script may run each call in an event loop of its own.
+    """
+
+    def __init__(self, *, open_vault: Callable[[], AbstractAsyncContextManager[TokenVault]], caller: Caller) -> None:
+        self._open_vault = open_vault
+        self._caller = caller
+
+    async def store_canvas_token(self, user_id: str, canvas_url: str, api_token: str) -> dict[str, Any]:
+        """Store a manual token; return the token's mapping without its secret.
+
+        Raises `InvalidRequest` where the URL is not https or the token empty, and what `TokenVault.store` raises.
+        """
+        token_id = TokenId.parse(user_id, PROVIDER)
+        given = TokenInput(access_token=SecretStr(api_token), base_url=parse_base_url(canvas_url))
+        async with self._open_vault() as vault:
+            result = await vault.store(token_id, given, caller=self._caller)
+        return {"user_id": user_id, "base_url": result.token.base_url, "status": result.token.status.value}
+
+    async def retrieve_canvas_token(self, user_id: str) -> dict[str, Any] | None:
+        """Return `api_token`, `base_url`, `status` and `user_id`, or `None` where the user has no token.
+
+        `api_token` is `None` where `status` is not `ok`. Raises what `TokenVault.reveal` raises.
+        """
+        token_id = TokenId.parse(user_id, PROVIDER)
+        async with self._open_vault() as vault:
+            try:
+                revealed = await vault.reveal(token_id, caller=self._caller)
+            except TokenNotFound:
+                return None
+            except TokenInactive:
+                tokens = await vault.list_for_user(user_id, caller=self._caller)
+                token = next((one for one in tokens if one.token_id == token_id), None)
+                if token is None:
+                    return None
+                secret = None
+            else:
+                token, secret = revealed.token, revealed.access_token.get_secret_value()
+        return {"api_token": secret, "base_url": token.base_url, "status": token.status.value, "user_id": user_id}
+
+
+@cache
+def get_canvas_token_service() -> CanvasTokenService:
+    """Build the service from the environment, once. For scripts; the app itself applies `canvas_rule`."""
+    from app.composition import open_vault  # noqa: PLC0415  importing this module does nothing
+    from app.config.settings import load_settings  # noqa: PLC0415
+
+    settings = load_settings()
+    return CanvasTokenService(open_vault=lambda: open_vault(settings), caller=Caller(service="script"))

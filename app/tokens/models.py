@@ -1,0 +1,193 @@
+"""The words of the domain: a token, who asks for it, and under which condition it may change."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any
+
+from app.errors import InvalidRequest, VersionConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from pydantic import SecretStr
+
+SLUG_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
+UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+DEFAULT_SERVICE_TYPE = "default"
+MAXIMUM_TOKEN_CHARACTERS = 16_384
+MAXIMUM_URL_CHARACTERS = 2_048
+
+_SLUG = re.compile(SLUG_PATTERN)
+_HTTPS_URL = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
+_UUID = re.compile(UUID_PATTERN)
+
+# What the vault itself keeps in the row's `metadata`; a caller cannot set these.
+RESERVED_METADATA = frozenset(
+    {"base_url", "status", "status_reason", "encryption_method", "kms_key_id", "encryption_fallback"}
+)
+
+
+class TokenStatus(StrEnum):
+    OK = "ok"
+    NEEDS_REAUTH = "needs_reauth"
+    REVOKED = "revoked"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TokenId:
+    """Names one token. `parse` checks what a caller gives; rows are trusted to hold what they hold."""
+
+    user_id: str
+    provider: str
+    service_type: str = DEFAULT_SERVICE_TYPE
+
+    @classmethod
+    def parse(cls, user_id: str, provider: str, service_type: str = DEFAULT_SERVICE_TYPE) -> TokenId:
+        """Return the id in canonical spelling, or raise `InvalidRequest`."""
+        return cls(parse_user_id(user_id), _parse_slug("provider", provider), _parse_slug("service_type", service_type))
+
+
+def parse_user_id(user_id: str) -> str:
+    """Return the UUID in lower case, the one spelling that ciphertexts are bound to."""
+    if not _UUID.fullmatch(user_id):
+        message = "user_id must be a UUID"
+        raise InvalidRequest(message, problems=(("user_id", message),))
+    return user_id.lower()
+
+
+def _parse_slug(name: str, slug: str) -> str:
+    if not _SLUG.fullmatch(slug):
+        message = f"{name} must match {SLUG_PATTERN}"
+        raise InvalidRequest(message, problems=((name, message),))
+    return slug
+
+
+def parse_base_url(url: str) -> str:
+    """Return the https URL of a provider's installation, or raise `InvalidRequest`."""
+    if not _HTTPS_URL.fullmatch(url) or len(url) > MAXIMUM_URL_CHARACTERS:
+        message = "base_url must be an https URL without user information, query or fragment"
+        raise InvalidRequest(message, problems=(("base_url", message),))
+    return url
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredToken:
+    """One row, with its secrets still encrypted.
+
+    `metadata` is the caller's own; what the vault keeps beside it in the same column are fields here.
+    `encryption_scheme` is `None` where something other than the vault wrote the row.
+    """
+
+    id: str
+    token_id: TokenId
+    access_ciphertext: str = field(repr=False)
+    refresh_ciphertext: str | None = field(repr=False)
+    encryption_scheme: str | None
+    encryption_method: str | None
+    kms_key_id: str | None
+    encryption_fallback: bool
+    status: TokenStatus
+    status_reason: str | None
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+    email: str | None
+    base_url: str | None
+    metadata: Mapping[str, Any]
+    version: int
+    created_at: datetime | None
+    updated_at: datetime | None
+    last_refreshed: datetime | None
+
+
+class Unset(Enum):
+    """The caller did not say; `None` means that the caller said there is none."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenInput:
+    """What a caller hands in to store or rotate. A store takes UNSET as empty, a rotation as unchanged."""
+
+    access_token: SecretStr
+    refresh_token: SecretStr | Unset | None = UNSET
+    expires_at: datetime | Unset | None = UNSET
+    scopes: tuple[str, ...] | Unset = UNSET
+    email: str | Unset | None = UNSET
+    base_url: str | Unset | None = UNSET
+    metadata: Mapping[str, Any] | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidRequest` for a secret that is empty or too long."""
+        for name, secret in (("access_token", self.access_token), ("refresh_token", self.refresh_token)):
+            if isinstance(secret, Unset) or secret is None:
+                continue
+            if not 1 <= len(secret.get_secret_value()) <= MAXIMUM_TOKEN_CHARACTERS:
+                message = f"{name} must have 1 to {MAXIMUM_TOKEN_CHARACTERS} characters"
+                raise InvalidRequest(message, problems=((name, message),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPatch:
+    """Changes without a secret. In `metadata` a value of `None` removes its key, RFC 7396."""
+
+    status: TokenStatus | Unset = UNSET
+    status_reason: str | None = None
+    metadata: Mapping[str, Any] | Unset = UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevealedToken:
+    """A token with its secrets in the clear. `refresh_token` is `None` where there is none or none was asked for."""
+
+    token: StoredToken
+    access_token: SecretStr
+    refresh_token: SecretStr | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreResult:
+    token: StoredToken
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, for the record that every operation leaves."""
+
+    service: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precondition:
+    """When a write may happen: only onto one of `versions`, only where a token exists, only where none does."""
+
+    versions: frozenset[int] | None = None
+    must_exist: bool = False
+    must_not_exist: bool = False
+
+    def check(self, current: StoredToken | None) -> None:
+        """Raise `VersionConflict` where the condition does not hold."""
+        if current is None:
+            if self.must_exist or self.versions is not None:
+                message = "no token exists, so it has none of the versions that the call demands"
+                raise VersionConflict(message)
+            return
+        if self.must_not_exist:
+            message = "the token exists already"
+            raise VersionConflict(message)
+        if self.versions is not None and current.version not in self.versions:
+            message = "the token has another version than the call demands"
+            raise VersionConflict(message)
+
+
+NO_PRECONDITION = Precondition()

@@ -1,0 +1,205 @@
+"""The embedded store: one SQLite file, created on first start."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.tokens.rows import COLUMNS, changed_columns, from_columns, to_columns
+from app.tokens.sqlite_writer import GroupCommitWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from app.tokens.models import StoredToken, TokenId
+
+BUSY_TIMEOUT_MILLISECONDS = 3_000
+
+# The columns of migrations/ in SQLite's types: scopes and metadata are JSON, times RFC 3339 in UTC.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS oauth_tokens (
+    id                TEXT PRIMARY KEY NOT NULL,
+    user_id           TEXT NOT NULL,
+    provider          TEXT NOT NULL,
+    service_type      TEXT NOT NULL DEFAULT 'default',
+    access_token      TEXT NOT NULL,
+    refresh_token     TEXT,
+    expires_at        TEXT,
+    scopes            TEXT,
+    email             TEXT,
+    provider_url      TEXT,
+    is_active         INTEGER,
+    metadata          TEXT NOT NULL DEFAULT '{}',
+    version           INTEGER NOT NULL DEFAULT 1,
+    encryption_scheme TEXT,
+    created_at        TEXT,
+    updated_at        TEXT,
+    last_refreshed    TEXT NOT NULL,
+    UNIQUE (user_id, provider, service_type)
+) STRICT;
+CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id);
+"""
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
+_INSERT = (
+    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
+    "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
+)
+_JSON_COLUMNS = frozenset({"scopes", "metadata"})
+
+
+def prepare_database(path: Path) -> None:
+    """Create the file and its table where they are missing; raises a `StoreError` where that cannot be done."""
+    with _translated():
+        _create_private(path)
+        _connect(path).close()
+
+
+class SqliteRepository:
+    """`TokenRepository` on one file that several processes of one machine may share.
+
+    WAL with `synchronous=FULL`: a write that returns survives power loss. Writes go through a thread that groups
+    them; reads run on the event loop's thread, because under WAL they wait for no writer and a point read takes a
+    few microseconds, far less than the hop to a thread would.
+    """
+
+    def __init__(self, *, path: Path) -> None:
+        """Open or create the file; raises a `StoreError`."""
+        self._path = path
+        with _translated():
+            _create_private(path)
+            self._writer = GroupCommitWriter(connect=lambda: _connect(path))
+            self._reader = _connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
+        self._inode = path.stat().st_ino
+
+    async def check(self) -> None:
+        with _translated():
+            present = {row[1] for row in self._reader.execute("PRAGMA table_info(oauth_tokens)")}
+            self._reader.execute("SELECT 1 FROM oauth_tokens LIMIT 1").fetchall()
+        missing = [column for column in COLUMNS if column not in present]
+        if missing:
+            message = f"oauth_tokens lacks the columns {', '.join(missing)}"
+            raise StoreMisconfigured(message)
+        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+            message = "the database file was moved or replaced while it was open"
+            raise StoreMisconfigured(message)
+
+    async def get(self, token_id: TokenId) -> StoredToken | None:
+        rows = self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
+        return rows[0] if rows else None
+
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+        values = ", ".join(["(?, ?, ?)"] * len(token_ids))
+        parameters = [part for token_id in token_ids for part in _key(token_id)]
+        rows = self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
+        return {token.token_id: token for token in rows}
+
+    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+        return self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
+
+    async def insert(self, token: StoredToken) -> StoredToken | None:
+        columns = _encode(to_columns(token))
+        written = await self._write(_INSERT, [columns[name] for name in COLUMNS])
+        return token if written else None
+
+    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+        columns = _encode(changed_columns(before, after))
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        written = await self._write(
+            f"UPDATE oauth_tokens SET {assignments} WHERE id = ? AND version = ? RETURNING version",  # noqa: S608
+            [*columns.values(), before.id, before.version],
+        )
+        return after if written else None
+
+    async def delete(self, token: StoredToken) -> bool:
+        sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING id"
+        return bool(await self._write(sql, (token.id, token.version)))
+
+    async def delete_for_user(self, user_id: str) -> int:
+        return len(await self._write("DELETE FROM oauth_tokens WHERE user_id = ? RETURNING id", (user_id,)))
+
+    async def close(self) -> None:
+        self._reader.close()
+        await self._writer.close()
+
+    def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
+        with _translated():
+            rows = self._reader.execute(f"{_SELECT} {where}", parameters).fetchall()
+        return [_decode(row) for row in rows]
+
+    async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with _translated():
+            return await self._writer.execute(sql, parameters)
+
+
+def _connect(path: Path) -> apsw.Connection:
+    connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(_SCHEMA)
+    return connection
+
+
+def _key(token_id: TokenId) -> tuple[str, str, str]:
+    return token_id.user_id, token_id.provider, token_id.service_type
+
+
+def _encode(columns: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.dumps(value, ensure_ascii=False) if name in _JSON_COLUMNS else value
+        for name, value in columns.items()
+    }
+
+
+def _decode(row: tuple[Any, ...]) -> StoredToken:
+    columns = dict(zip(COLUMNS, row, strict=True))
+    try:
+        for name in _JSON_COLUMNS:
+            columns[name] = json.loads(columns[name]) if columns[name] is not None else None
+    except ValueError:
+        message = "a row of oauth_tokens holds JSON that does not parse"
+        raise StoreMisconfigured(message) from None
+    columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
+    return from_columns(columns)
+
+
+def _create_private(path: Path) -> None:
+    """Create the file readable by its owner alone; SQLite gives its companions the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError:
+        message = "the file that SQLITE_PATH names cannot be created or written"
+        raise StoreMisconfigured(message) from None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn apsw's errors into the vault's. Their text is dropped: it may quote SQL or a path."""
+    try:
+        yield
+    except (apsw.BusyError, apsw.LockedError):
+        message = "the database stayed locked by another process; nothing was written"
+        raise StoreTimeout(message) from None
+    except apsw.FullError:
+        message = "the disk is full; nothing was written"
+        raise StoreUnavailable(message) from None
+    except (apsw.ReadOnlyError, apsw.PermissionsError):
+        message = "the database file is read-only"
+        raise StoreMisconfigured(message) from None
+    except (apsw.NotADBError, apsw.CorruptError):
+        message = "the file is not an intact SQLite database"
+        raise StoreMisconfigured(message) from None
+    except (apsw.SQLError, apsw.ConstraintError, apsw.SchemaChangeError):
+        message = "oauth_tokens does not have the columns that the vault needs"
+        raise StoreMisconfigured(message) from None
+    except apsw.Error:
+        message = "the database cannot be reached; the write is not known to have happened"
+        raise StoreUnavailable(message) from None

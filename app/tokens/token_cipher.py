@@ -1,0 +1,82 @@
+"""A token's two secrets, sealed and opened together, without ever blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import SecretStr
+
+from app.security.context import SecretField, TokenContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.security.encryption import EncryptionService
+    from app.security.strategy import Sealed
+    from app.tokens.models import StoredToken, TokenId
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecrets:
+    """`access` also tells how both were made: one row has one scheme."""
+
+    access: Sealed
+    refresh: Sealed | None
+
+
+class TokenCipher:
+    """Binds each secret to its token id and column.
+
+    Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived does the call
+    hop to a thread, and this class is where that is decided.
+    """
+
+    def __init__(self, *, encryption: EncryptionService) -> None:
+        self._encryption = encryption
+
+    async def seal(self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
+        """Encrypt both under the primary; raises an `EncryptionError`."""
+        access_context = _context(token_id, SecretField.ACCESS_TOKEN)
+        refresh_context = _context(token_id, SecretField.REFRESH_TOKEN)
+
+        def seal() -> SealedSecrets:
+            sealed = self._encryption.seal(access.get_secret_value(), access_context)
+            if refresh is None:
+                return SealedSecrets(sealed, None)
+            return SealedSecrets(sealed, self._encryption.seal(refresh.get_secret_value(), refresh_context))
+
+        return await _run(seal, may_block=self._encryption.may_block_to_seal(access_context))
+
+    async def open_access(self, token: StoredToken) -> SecretStr:
+        """Decrypt the access token; raises an `EncryptionError`."""
+        return await self._open(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN)
+
+    async def open_refresh(self, token: StoredToken) -> SecretStr | None:
+        """Decrypt the refresh token, `None` where there is none; raises an `EncryptionError`."""
+        if token.refresh_ciphertext is None:
+            return None
+        return await self._open(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN)
+
+    def is_current(self, ciphertext: str) -> bool:
+        """Whether the primary would seal it the same way today."""
+        return self._encryption.is_current(ciphertext)
+
+    async def _open(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
+        context = _context(token_id, field)
+        return await _run(
+            lambda: SecretStr(self._encryption.open(ciphertext, context)),
+            may_block=self._encryption.may_block_to_open(ciphertext, context),
+        )
+
+
+def _context(token_id: TokenId, field: SecretField) -> TokenContext:
+    return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field)
+
+
+async def _run(call: Callable[[], T], *, may_block: bool) -> T:
+    return await asyncio.to_thread(call) if may_block else call()

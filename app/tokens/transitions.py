@@ -1,0 +1,117 @@
+"""How a token's row follows from the row before and what a caller gave. Pure: no clock, no store, no key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from app.errors import InvalidRequest
+from app.tokens.models import RESERVED_METADATA, UNSET, StoredToken, TokenStatus, Unset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from app.tokens.models import TokenId, TokenInput, TokenPatch
+    from app.tokens.token_cipher import SealedSecrets
+
+T = TypeVar("T")
+MAXIMUM_METADATA_BYTES = 8 * 1024
+
+
+def stored(
+    current: StoredToken | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
+) -> StoredToken:
+    """Return the row of a stored token: nothing of the token that it replaces stays but its id and its birth."""
+    return StoredToken(
+        id=str(uuid4()) if current is None else current.id,
+        token_id=token_id,
+        access_ciphertext=sealed.access.ciphertext,
+        refresh_ciphertext=None if sealed.refresh is None else sealed.refresh.ciphertext,
+        encryption_scheme=sealed.access.scheme,
+        encryption_method=sealed.access.method,
+        kms_key_id=sealed.access.key_id,
+        encryption_fallback=False,
+        status=TokenStatus.OK,
+        status_reason=None,
+        expires_at=given_or(given.expires_at, None),
+        scopes=given_or(given.scopes, ()),
+        email=given_or(given.email, None),
+        base_url=given_or(given.base_url, None),
+        metadata=_checked(given_or(given.metadata, {})),
+        version=1 if current is None else current.version + 1,
+        created_at=now if current is None else current.created_at,
+        updated_at=now,
+        last_refreshed=now,
+    )
+
+
+def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, now: datetime) -> StoredToken:
+    """Return the row with new secrets; what was not given stays.
+
+    `sealed.refresh` is `None` where the refresh token's ciphertext stays as it is, or where none is left.
+    """
+    refresh_ciphertext = sealed.refresh.ciphertext if sealed.refresh else None
+    if given.refresh_token is UNSET and sealed.refresh is None:
+        refresh_ciphertext = current.refresh_ciphertext
+    return replace(
+        current,
+        access_ciphertext=sealed.access.ciphertext,
+        refresh_ciphertext=refresh_ciphertext,
+        encryption_scheme=sealed.access.scheme,
+        encryption_method=sealed.access.method,
+        kms_key_id=sealed.access.key_id,
+        encryption_fallback=False,
+        expires_at=given_or(given.expires_at, current.expires_at),
+        scopes=given_or(given.scopes, current.scopes),
+        email=given_or(given.email, current.email),
+        base_url=given_or(given.base_url, current.base_url),
+        metadata=_checked(given_or(given.metadata, current.metadata)),
+        version=current.version + 1,
+        updated_at=now,
+        last_refreshed=now,
+    )
+
+
+def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> StoredToken:
+    """Return the row with another status or metadata. A new status replaces the reason of the old one."""
+    status, reason = current.status, current.status_reason
+    if not isinstance(changes.status, Unset):
+        status, reason = changes.status, changes.status_reason
+    return replace(
+        current,
+        status=status,
+        status_reason=reason,
+        metadata=_merged(current.metadata, changes.metadata),
+        version=current.version + 1,
+        updated_at=now,
+    )
+
+
+def given_or(value: T | Unset, otherwise: T) -> T:
+    """Return what the caller gave, else `otherwise`."""
+    return otherwise if isinstance(value, Unset) else value
+
+
+def _merged(current: Mapping[str, Any], changes: Mapping[str, Any] | Unset) -> Mapping[str, Any]:
+    if isinstance(changes, Unset):
+        return current
+    _refuse_reserved(changes)
+    merged = {**current, **changes}
+    return _checked({key: value for key, value in merged.items() if value is not None})
+
+
+def _checked(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    _refuse_reserved(metadata)
+    if len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode()) > MAXIMUM_METADATA_BYTES:
+        message = "metadata is over 8 KiB as compact JSON"
+        raise InvalidRequest(message, problems=(("metadata", message),))
+    return metadata
+
+
+def _refuse_reserved(metadata: Mapping[str, Any]) -> None:
+    if not RESERVED_METADATA.isdisjoint(metadata):
+        message = f"the vault sets these keys itself: {', '.join(sorted(RESERVED_METADATA))}"
+        raise InvalidRequest(message, problems=(("metadata", message),))

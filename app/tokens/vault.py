@@ -1,0 +1,261 @@
+"""The operations on a token. Everything that a caller may rely on is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from app.errors import InternalError, StoreError, StoreTimeout, TokenInactive, TokenNotFound, VaultError
+from app.tokens import transitions
+from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
+from app.tokens.models import (
+    NO_PRECONDITION,
+    UNSET,
+    RevealedToken,
+    StoreResult,
+    TokenStatus,
+    parse_user_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from app.tokens.events import TokenEvents
+    from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, TokenPatch
+    from app.tokens.repository import TokenRepository
+    from app.tokens.token_cipher import SealedSecrets, TokenCipher
+
+    ProviderRule = Callable[[TokenInput, datetime], TokenInput]
+
+T = TypeVar("T")
+DEADLINE_SECONDS = 4.5
+_ATTEMPTS = 20
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What the record of an operation learns while the operation runs."""
+
+    method: str | None = None
+
+
+class TokenVault:
+    """Stores, reveals, rotates, patches and deletes tokens.
+
+    A write without a precondition that meets a concurrent write starts over on the newer row; one with a precondition
+    loses and says so. Every call ends within `deadline_seconds`. `rules` are what single providers ask of a new
+    token, by provider. Every method may raise a `StoreError` or an `EncryptionError` besides what it names.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        rules: Mapping[str, ProviderRule] | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        self._tokens = tokens
+        self._cipher = cipher
+        self._events = events
+        self._rules = rules or {}
+        self._now = now
+        self._deadline_seconds = deadline_seconds
+
+    async def store(
+        self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
+    ) -> StoreResult:
+        """Create the token or replace it whole; what is not given is empty afterwards, and the status is ok.
+
+        Raises `VersionConflict` where the precondition does not hold.
+        """
+        async with self._recorded(Operation.STORE, caller, token_id.user_id, token_id) as attempt:
+            rule = self._rules.get(token_id.provider)
+            if rule is not None:
+                given = rule(given, self._now())
+            refresh = transitions.given_or(given.refresh_token, None)
+            sealed = await self._cipher.seal(token_id, given.access_token, refresh)
+            attempt.method = sealed.access.method
+
+            async def write(current: StoredToken | None) -> StoreResult | None:
+                precondition.check(current)
+                after = transitions.stored(current, token_id, given, sealed, now=self._now())
+                if current is None:
+                    written = await self._tokens.insert(after)
+                else:
+                    written = await self._tokens.replace(current, after)
+                return None if written is None else StoreResult(token=written, created=current is None)
+
+            return await self._until_settled(token_id, write)
+
+    async def reveal(self, token_id: TokenId, *, caller: Caller, include_refresh: bool = False) -> RevealedToken:
+        """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` where its status is not ok."""
+        async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id) as attempt:
+            token = await self._tokens.get(token_id)
+            return await self._open(token, attempt, include_refresh=include_refresh)
+
+    async def reveal_many(
+        self, token_ids: Sequence[TokenId], *, caller: Caller, include_refresh: bool = False
+    ) -> list[RevealedToken | VaultError]:
+        """Decrypt several tokens: for each, in order, the token or what is wrong with it.
+
+        Where the store fails, that is what is wrong with each.
+        """
+        found: Mapping[TokenId, StoredToken] | StoreError
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                found = await self._tokens.get_many(token_ids)
+        except StoreError as error:
+            found = error
+        except TimeoutError:
+            found = _too_slow()
+
+        async def reveal(token_id: TokenId) -> RevealedToken | VaultError:
+            try:
+                async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id) as attempt:
+                    if isinstance(found, StoreError):
+                        raise found
+                    return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
+            except VaultError as error:
+                return error
+
+        return [await reveal(token_id) for token_id in token_ids]
+
+    async def list_for_user(self, user_id: str, *, caller: Caller) -> list[StoredToken]:
+        """Return all of a user's tokens, their secrets still encrypted."""
+        user_id = parse_user_id(user_id)
+        async with self._recorded(Operation.LIST, caller, user_id):
+            return await self._tokens.list_for_user(user_id)
+
+    async def rotate(
+        self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
+    ) -> StoredToken:
+        """Replace the secret of an existing token; what is not given stays, its status included.
+
+        Raises `TokenNotFound`, or `VersionConflict` where the precondition does not hold.
+        """
+        async with self._recorded(Operation.ROTATE, caller, token_id.user_id, token_id) as attempt:
+
+            async def write(found: StoredToken | None) -> StoredToken | None:
+                current = _existing(found, precondition)
+                sealed = await self._seal_rotation(current, given)
+                attempt.method = sealed.access.method
+                return await self._tokens.replace(current, transitions.rotated(current, given, sealed, now=self._now()))
+
+            return await self._until_settled(token_id, write)
+
+    async def patch(
+        self, token_id: TokenId, changes: TokenPatch, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
+    ) -> StoredToken:
+        """Change status or metadata. Raises as `rotate` does."""
+        async with self._recorded(Operation.PATCH, caller, token_id.user_id, token_id) as attempt:
+
+            async def write(found: StoredToken | None) -> StoredToken | None:
+                current = _existing(found, precondition)
+                attempt.method = current.encryption_method
+                return await self._tokens.replace(current, transitions.patched(current, changes, now=self._now()))
+
+            return await self._until_settled(token_id, write)
+
+    async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
+        """Delete the token. Raises as `rotate` does."""
+        async with self._recorded(Operation.DELETE, caller, token_id.user_id, token_id) as attempt:
+
+            async def write(found: StoredToken | None) -> bool | None:
+                current = _existing(found, precondition)
+                attempt.method = current.encryption_method
+                return await self._tokens.delete(current) or None
+
+            await self._until_settled(token_id, write)
+
+    async def delete_for_user(self, user_id: str, *, caller: Caller) -> int:
+        """Delete everything the vault holds of a user; return how many tokens that was."""
+        user_id = parse_user_id(user_id)
+        async with self._recorded(Operation.ERASE_USER, caller, user_id):
+            return await self._tokens.delete_for_user(user_id)
+
+    async def _until_settled(self, token_id: TokenId, write: Callable[[StoredToken | None], Awaitable[T | None]]) -> T:
+        """Read, decide, write conditionally; start over where someone else wrote in between."""
+        for attempt in range(_ATTEMPTS):
+            written = await write(await self._tokens.get(token_id))
+            if written is not None:
+                return written
+            await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311  spreads writers out
+        message = "other writers kept changing this token; nothing was written"
+        raise StoreTimeout(message)
+
+    async def _open(self, token: StoredToken | None, attempt: _Attempt, *, include_refresh: bool) -> RevealedToken:
+        if token is None:
+            raise _not_found()
+        attempt.method = token.encryption_method
+        if token.status is not TokenStatus.OK:
+            message = f"the token's status is {token.status.value}"
+            raise TokenInactive(message)
+        return RevealedToken(
+            token=token,
+            access_token=await self._cipher.open_access(token),
+            refresh_token=await self._cipher.open_refresh(token) if include_refresh else None,
+        )
+
+    async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
+        """Seal what was given, and a refresh token that stays where the primary has changed: a row has one scheme."""
+        refresh = transitions.given_or(given.refresh_token, None)
+        stays = given.refresh_token is UNSET and current.refresh_ciphertext is not None
+        if stays and not self._cipher.is_current(current.refresh_ciphertext or ""):
+            refresh = await self._cipher.open_refresh(current)
+        return await self._cipher.seal(current.token_id, given.access_token, refresh)
+
+    @asynccontextmanager
+    async def _recorded(
+        self, operation: Operation, caller: Caller, user_id: str, token_id: TokenId | None = None
+    ) -> AsyncIterator[_Attempt]:
+        """Bound the operation in time, and leave one record of it whatever happens."""
+        attempt = _Attempt()
+        outcome, detail = InternalError.code, None
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                yield attempt
+            outcome = SUCCESS
+        except TimeoutError:
+            error = _too_slow()
+            outcome, detail = error.code, error.detail
+            raise error from None
+        except VaultError as error:
+            outcome, detail = error.code, error.detail
+            raise
+        except asyncio.CancelledError:
+            outcome = CANCELLED
+            raise
+        finally:
+            self._events.record(
+                TokenEvent(
+                    operation=operation,
+                    user_id=user_id,
+                    token_id=token_id,
+                    encryption_method=attempt.method,
+                    outcome=outcome,
+                    detail=detail,
+                    caller=caller,
+                )
+            )
+
+
+def _existing(found: StoredToken | None, precondition: Precondition) -> StoredToken:
+    if found is None:
+        raise _not_found()
+    precondition.check(found)
+    return found
+
+
+def _not_found() -> TokenNotFound:
+    return TokenNotFound("the user has no such token")
+
+
+def _too_slow() -> StoreTimeout:
+    return StoreTimeout("the store did not answer in time; a write may or may not have happened")
