@@ -1,0 +1,67 @@
+"""Clients for Supabase: the tuned asynchronous one of the service, and the plain synchronous one of scripts.
+
+Importing `supabase` takes seconds, so nothing imports this module unless that store is chosen.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from supabase import AsyncClient, AsyncClientOptions, Client, create_client
+
+from app.config.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pydantic import SecretStr
+
+CONNECT_SECONDS: Final = 1.0
+READ_SECONDS: Final = 2.0
+MAXIMUM_CONNECTIONS: Final = 64
+_KEEP_ALIVE_SECONDS: Final = 50.0  # below the 60 s after which gateways cut idle connections
+
+
+async def open_supabase_client(
+    *, url: str, service_key: SecretStr, on_response: Callable[[httpx.Response], Awaitable[None]]
+) -> tuple[AsyncClient, httpx.AsyncClient]:
+    """Return a client for the table API and the HTTP client below it, which the caller closes.
+
+    What differs from the library's defaults, and why:
+
+    - aiohttp carries the requests: httpx's own pool leaks a slot for each request that is cancelled while it waits,
+      until none is left (encode/httpcore#1093), and takes more than twice the time.
+    - No redirects: the library would send the service key and the body to whatever host one names.
+    - No retries, neither the library's (four, over seven seconds) nor aiohttp's (a DELETE whose answer was cut is sent
+      again, and then finds nothing): whether to repeat is for those to decide who know what is at stake.
+    - Time-outs of seconds instead of two minutes.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=httpx.create_ssl_context()
+    )
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the DELETEs
+    http = httpx.AsyncClient(
+        transport=AiohttpTransport(client=session),
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
+        follow_redirects=False,
+        event_hooks={"response": [on_response]},
+    )
+    options = AsyncClientOptions(
+        httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
+    )
+    return AsyncClient(url, service_key.get_secret_value(), options), http
+
+
+@cache
+def get_supabase_client() -> Client:
+    """Build the synchronous client from the environment, once. For scripts; raises `SettingsError`."""
+    settings = load_settings()
+    if settings.supabase_url is None or settings.supabase_service_key is None:
+        message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed"
+        raise SettingsError(message)
+    return create_client(settings.supabase_url, settings.supabase_service_key.get_secret_value())
