@@ -1,0 +1,52 @@
+"""Many tokens in one call."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.responses import Response
+
+from app.api.answers import json_answer
+from app.api.authentication import AuthenticatedCaller, Revealer
+from app.api.body import strict_body
+from app.api.dependencies import Vault
+from app.api.openapi import BODY, answers, request_body
+from app.api.problems import Problem, problem_of
+from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, revealed_body
+from app.callers.service_key import Scope
+from app.errors import Forbidden, VaultError
+from app.tokens.models import RevealedToken, TokenId
+
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+
+Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
+
+
+@router.post(
+    "/batch-get",
+    summary="Reveal up to 100 tokens",
+    response_model=BatchGetResponse,
+    responses=answers(*BODY),
+    openapi_extra=request_body(BatchGetRequest),
+)
+async def batch_get(caller: Revealer, body: Body, vault: Vault) -> Response:
+    """Answer with a token or a problem for each token id, in order. Needs `tokens:reveal`."""
+    include_refresh = body.include is not None
+    if include_refresh:
+        caller.require_scope(Scope.REVEAL_REFRESH)
+    asked = [one.to_token_id() for one in body.tokens]
+    allowed = [token_id for token_id in asked if caller.key.may_use(token_id.provider)]
+    revealed = await vault.reveal_many(allowed, caller=caller.caller, include_refresh=include_refresh)
+    found = dict(zip(allowed, revealed, strict=True))
+    results = [_item(caller, token_id, found.get(token_id), include_refresh=include_refresh) for token_id in asked]
+    return json_answer(BatchGetResponse(results=results))
+
+
+def _item(
+    caller: AuthenticatedCaller, token_id: TokenId, result: RevealedToken | VaultError | None, *, include_refresh: bool
+) -> BatchItem:
+    if isinstance(result, RevealedToken):
+        return BatchItem(token=revealed_body(result, include_refresh=include_refresh))
+    error = result or Forbidden(f"the service key may not use the provider {token_id.provider}")
+    return BatchItem(problem=Problem(**problem_of(error, caller.caller.request_id)))

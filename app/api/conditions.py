@@ -1,0 +1,47 @@
+"""`If-Match` and `If-None-Match`, RFC 9110 §13, as preconditions."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import Depends, Header
+
+from app.errors import InvalidRequest
+from app.tokens.models import Precondition
+
+_ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_LIST = re.compile(rf"\s*{_ENTITY_TAG}\s*(?:,\s*{_ENTITY_TAG}\s*)*")
+_VERSION = re.compile(r'(?<!/)"([1-9][0-9]{0,18})"')
+
+IfMatch = Annotated[
+    str | None, Header(description='Write only onto this version: `"3"`. `*`: only onto an existing token.')
+]
+IfNoneMatch = Annotated[str | None, Header(description="`*`: only create.")]
+
+
+async def precondition_of_change(if_match: IfMatch = None) -> Precondition:
+    """Read the condition of a write onto an existing token."""
+    if if_match is None:
+        return Precondition()
+    if if_match.strip() == "*":
+        return Precondition(must_exist=True)
+    if not _LIST.fullmatch(if_match):
+        message = 'If-Match must be * or entity tags like "3"'
+        raise InvalidRequest(message, problems=(("if-match", message),))
+    # weak tags and tags that are no version of ours never match strongly, which is a conflict and not an error
+    return Precondition(versions=frozenset(int(tag) for tag in _VERSION.findall(if_match)))
+
+
+async def precondition_of_store(if_match: IfMatch = None, if_none_match: IfNoneMatch = None) -> Precondition:
+    """Read the condition of a write that may also create."""
+    if if_none_match is None:
+        return await precondition_of_change(if_match)
+    if if_none_match.strip() != "*" or if_match is not None:
+        message = "If-None-Match must be * and cannot stand beside If-Match"
+        raise InvalidRequest(message, problems=(("if-none-match", message),))
+    return Precondition(must_not_exist=True)
+
+
+ChangeCondition = Annotated[Precondition, Depends(precondition_of_change)]
+StoreCondition = Annotated[Precondition, Depends(precondition_of_store)]

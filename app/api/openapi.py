@@ -1,0 +1,99 @@
+"""The parts of the OpenAPI document that FastAPI cannot see: request bodies, and what each route may answer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from app import errors
+from app.api.problems import MEDIA_TYPE, STATUS, Problem
+from app.api.schemas import BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+_REF = "#/components/schemas/{model}"
+_REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, BatchGetRequest)
+
+STORE = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
+SEAL = (errors.KeyUnavailable, errors.KeyDenied)
+OPEN = (*SEAL, errors.IntegrityError, errors.MalformedCiphertext, errors.ContextMismatch)
+BODY = (errors.MalformedBody, errors.BodyTooLarge)
+_EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
+    errors.Unauthenticated,
+    errors.Forbidden,
+    errors.InvalidRequest,
+    errors.InternalError,
+)
+
+_ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
+
+
+def answers(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:
+    """Return a route's `responses`: its problems by status, and its ETag."""
+    by_status: dict[int, list[type[errors.VaultError]]] = defaultdict(list)
+    kinds: tuple[type[errors.VaultError], ...] = (*_EVERY_ROUTE, *possible)
+    for error in dict.fromkeys(kinds):
+        by_status[STATUS[error]].append(error)
+    responses: dict[int | str, Any] = {status: _problem(kinds) for status, kinds in sorted(by_status.items())}
+    if etag:
+        responses[200] = {"headers": _ETAG}
+    if created:
+        responses[201] = {
+            "description": "Created",
+            "headers": _ETAG,
+            "content": {"application/json": {"schema": {"$ref": _REF.format(model="Token")}}},
+        }
+    return responses
+
+
+def request_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a route's `openapi_extra` for a body that a dependency reads."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        )
+        _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
+        schema["components"]["schemas"] |= definitions["$defs"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _problem(kinds: list[type[errors.VaultError]]) -> dict[str, Any]:
+    codes = [kind.code for kind in kinds]
+    answer: dict[str, Any] = {
+        "description": ", ".join(f"`{code}`" for code in codes),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": _REF.format(model=Problem.__name__)},
+                "examples": {kind.code: {"value": _example(kind)} for kind in kinds},
+            }
+        },
+    }
+    if any(kind.retryable for kind in kinds):
+        answer["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+    return answer
+
+
+def _example(kind: type[errors.VaultError]) -> dict[str, Any]:
+    return {
+        "type": f"urn:pulseplan:token-vault:{kind.code}",
+        "title": kind.code.replace("_", " ").capitalize(),
+        "status": STATUS[kind],
+        "detail": (kind.__doc__ or "").strip().partition("\n")[0],
+        "code": kind.code,
+        "retryable": kind.retryable,
+        "request_id": "0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e",
+    }

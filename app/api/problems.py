@@ -1,0 +1,138 @@
+"""Errors as RFC 9457 problems: the one table of status codes, and the handlers that answer with it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
+
+from app import errors
+from app.api.validation import invalid_request
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.responses import Response
+
+_log = structlog.get_logger("app.requests")
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS: Final[dict[type[errors.VaultError], int]] = {
+    errors.InvalidRequest: 422,
+    errors.MalformedBody: 400,
+    errors.BodyTooLarge: 413,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.TokenNotFound: 404,
+    errors.TokenInactive: 409,
+    errors.VersionConflict: 412,
+    errors.StoreUnavailable: 503,
+    errors.StoreTimeout: 504,
+    errors.StoreMisconfigured: 500,
+    errors.KeyUnavailable: 503,
+    errors.KeyDenied: 500,
+    errors.IntegrityError: 500,
+    errors.MalformedCiphertext: 500,
+    errors.ContextMismatch: 500,
+    errors.InternalError: 500,
+}
+
+# Refused before the vault itself could record the attempt.
+_REFUSED_AT_THE_DOOR = (
+    errors.InvalidRequest,
+    errors.MalformedBody,
+    errors.BodyTooLarge,
+    errors.Unauthenticated,
+    errors.Forbidden,
+)
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field of the request. Never what was sent."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. Dispatch on `code`."""
+
+    type: str = Field(examples=["urn:pulseplan:token-vault:token_not_found"])
+    title: str = Field(examples=["Token not found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["the user has no such token"])
+    code: str = Field(examples=["token_not_found"])
+    retryable: bool = Field(examples=[False], description="Whether the same request may succeed later.")
+    request_id: str = Field(examples=["0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e"])
+    errors: list[FieldProblem] | None = Field(default=None, description="For `invalid_request`: each field's problem.")
+
+
+def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
+    """Return the problem document of an error."""
+    problem = _document(error.code, STATUS[type(error)], error.detail, request_id, retryable=error.retryable)
+    if isinstance(error, errors.InvalidRequest) and error.problems:
+        problem["errors"] = [{"field": field, "message": message} for field, message in error.problems]
+    return problem
+
+
+def problem_response(error: errors.VaultError, request_id: str) -> Response:
+    """Return the answer to a call that failed with `error`."""
+    headers = {}
+    if error.retryable:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = 'Bearer realm="token-vault"'
+    return JSONResponse(problem_of(error, request_id), STATUS[type(error)], headers, media_type=MEDIA_TYPE)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer every error of a route with a problem document."""
+    from fastapi.exceptions import RequestValidationError  # noqa: PLC0415
+    from starlette.exceptions import HTTPException  # noqa: PLC0415
+
+    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]  # Starlette asks for Exception
+    app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
+
+
+async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
+    if isinstance(error, _REFUSED_AT_THE_DOOR):
+        route = request.scope.get("route")
+        _log.warning(
+            "request_refused",
+            method=request.method,
+            route=getattr(route, "path", None),
+            outcome=error.code,
+            reason=error.detail,
+            service=getattr(request.state, "service", None),
+            request_id=request.state.request_id,
+        )
+    return problem_response(error, request.state.request_id)
+
+
+async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    return await _on_vault_error(request, invalid_request(error.errors()))
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    """Answer for the router: an unknown path or method. Starlette's own text is not passed on."""
+    code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    detail = HTTPStatus(error.status_code).phrase
+    problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
+    return JSONResponse(problem, error.status_code, error.headers, media_type=MEDIA_TYPE)
+
+
+def _document(code: str, status: int, detail: str, request_id: str, *, retryable: bool) -> dict[str, Any]:
+    return {
+        "type": f"urn:pulseplan:token-vault:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request_id,
+    }

@@ -1,0 +1,289 @@
+"""What travels over HTTP."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from app.api.problems import Problem
+from app.errors import InvalidRequest
+from app.tokens.models import (
+    DEFAULT_SERVICE_TYPE,
+    MAXIMUM_TOKEN_CHARACTERS,
+    SLUG_PATTERN,
+    UNSET,
+    UUID_PATTERN,
+    RevealedToken,
+    StoredToken,
+    TokenId,
+    TokenInput,
+    TokenPatch,
+    TokenStatus,
+    parse_base_url,
+)
+
+_RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+_TEN_YEARS_SECONDS = 10 * 366 * 24 * 3600
+
+EXAMPLE_USER_ID = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+_TIME = "2027-03-23T09:00:00Z"
+_EXAMPLE_TOKEN: dict[str, JsonValue] = {
+    "user_id": EXAMPLE_USER_ID,
+    "provider": "canvas",
+    "service_type": "default",
+    "status": "ok",
+    "status_reason": None,
+    "expires_at": _TIME,
+    "scopes": [],
+    "email": None,
+    "base_url": "https://canvas.example.edu",
+    "metadata": {"course_count": 4},
+    "has_refresh_token": False,
+    "encryption_method": "aes256-gcm-v1",
+    "kms_key_id": None,
+    "version": 1,
+    "created_at": "2026-11-23T09:00:00Z",
+    "updated_at": "2026-11-23T09:00:00Z",
+    "last_refreshed": "2026-11-23T09:00:00Z",
+}
+
+
+def _rfc3339(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and _RFC3339.fullmatch(value)):
+        kind, message = "vault_time", "must be an RFC 3339 time with an offset, like 2027-03-23T09:00:00Z"
+        raise PydanticCustomError(kind, message)
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        kind, message = "vault_time", "is outside the years 1 to 9999"
+        raise PydanticCustomError(kind, message) from None
+
+
+def _base_url(value: str) -> str:
+    try:
+        return parse_base_url(value)
+    except InvalidRequest as error:
+        kind = "vault_base_url"
+        raise PydanticCustomError(kind, error.detail.removeprefix("base_url ")) from None
+
+
+UserId = Annotated[str, Field(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
+Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
+SecretText = Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_TOKEN_CHARACTERS)]
+Timestamp = Annotated[datetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
+BaseUrl = Annotated[str, AfterValidator(_base_url), Field(json_schema_extra={"format": "uri"})]
+Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$", max_length=320)]
+ProviderScope = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class StoreTokenRequest(_Request):
+    """A token to store, or the secret to rotate to. Give `expires_at` or `expires_in`, not both."""
+
+    access_token: SecretText
+    refresh_token: SecretText | None = None
+    expires_at: Timestamp | None = Field(default=None, description="RFC 3339 with an offset; null: never.")
+    expires_in: Annotated[int, Field(strict=True, ge=1, le=_TEN_YEARS_SECONDS)] | None = Field(
+        default=None, description="Seconds from now, as OAuth servers answer."
+    )
+    scopes: Annotated[list[ProviderScope], Field(max_length=200)] = []
+    email: Email | None = None
+    base_url: BaseUrl | None = Field(default=None, description="https URL of the provider's installation.")
+    metadata: dict[str, Any] = Field(default={}, description="The caller's own, at most 8 KiB as compact JSON.")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"access_token": "1234~example", "base_url": "https://canvas.example.edu", "expires_in": 3600}]
+        }
+    )
+
+    @model_validator(mode="after")
+    def _one_expiry(self) -> StoreTokenRequest:
+        if {"expires_at", "expires_in"} <= self.model_fields_set:
+            kind, message = "vault_expiry", "give expires_at or expires_in, not both"
+            raise PydanticCustomError(kind, message)
+        return self
+
+    def to_input(self) -> TokenInput:
+        """Return what was given; what was not stays unset."""
+        given = self.model_fields_set
+        expires_at = self.expires_at if "expires_at" in given else UNSET
+        if self.expires_in is not None:
+            expires_at = datetime.now(UTC) + timedelta(seconds=self.expires_in)
+        return TokenInput(
+            access_token=self.access_token,
+            refresh_token=self.refresh_token if "refresh_token" in given else UNSET,
+            expires_at=expires_at,
+            scopes=tuple(self.scopes) if "scopes" in given else UNSET,
+            email=self.email if "email" in given else UNSET,
+            base_url=self.base_url if "base_url" in given else UNSET,
+            metadata=self.metadata if "metadata" in given else UNSET,
+        )
+
+
+class PatchTokenRequest(_Request):
+    """A new status, new metadata, or both. A null in `metadata` removes its key; what is not named stays."""
+
+    status: TokenStatus | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="Why the status changes, for people; shown in answers. Only together with a status."
+    )
+    metadata: dict[str, Any] | None = None
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"status": "needs_reauth", "reason": "Canvas answered 401"}]}
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> PatchTokenRequest:
+        kind = "vault_patch"
+        if self.status is None and self.metadata is None:
+            message = "must change status or metadata"
+            raise PydanticCustomError(kind, message)
+        if self.reason is not None and self.status is None:
+            message = "a reason goes together with a status"
+            raise PydanticCustomError(kind, message)
+        return self
+
+    def to_patch(self) -> TokenPatch:
+        return TokenPatch(
+            status=UNSET if self.status is None else self.status,
+            status_reason=self.reason,
+            metadata=UNSET if self.metadata is None else self.metadata,
+        )
+
+
+class TokenIdBody(_Request):
+    user_id: UserId
+    provider: Slug
+    service_type: Slug = DEFAULT_SERVICE_TYPE
+
+    def to_token_id(self) -> TokenId:
+        return TokenId.parse(self.user_id, self.provider, self.service_type)
+
+
+class BatchGetRequest(_Request):
+    """Up to 100 tokens to reveal."""
+
+    tokens: Annotated[list[TokenIdBody], Field(min_length=1, max_length=100)]
+    include: Literal["refresh_token"] | None = None
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"tokens": [{"user_id": EXAMPLE_USER_ID, "provider": "canvas"}]}]}
+    )
+
+
+class Token(BaseModel):
+    """A token without its secrets."""
+
+    user_id: str
+    provider: str
+    service_type: str
+    status: TokenStatus
+    status_reason: str | None
+    expires_at: datetime | None
+    scopes: list[str]
+    email: str | None
+    base_url: str | None
+    metadata: dict[str, Any]
+    has_refresh_token: bool
+    encryption_method: str | None
+    kms_key_id: str | None
+    version: int
+    created_at: datetime | None
+    updated_at: datetime | None
+    last_refreshed: datetime | None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_TOKEN]})
+
+
+class Revealed(Token):
+    """A token with its secret. `refresh_token` is there only where it was asked for."""
+
+    access_token: str
+    refresh_token: str | None = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example"}]})
+
+
+class TokenList(BaseModel):
+    tokens: list[Token]
+
+
+class Erased(BaseModel):
+    deleted: int
+
+
+class BatchItem(BaseModel):
+    """Either the token or what is wrong with it."""
+
+    token: Revealed | None = None
+    problem: Problem | None = None
+
+
+class BatchGetResponse(BaseModel):
+    """One result for each token asked for, in the same order."""
+
+    results: list[BatchItem]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, Literal["up", "down"]]
+
+
+def token_fields(token: StoredToken) -> dict[str, Any]:
+    """Return what `Token` shows of a row."""
+    return {
+        "user_id": token.token_id.user_id,
+        "provider": token.token_id.provider,
+        "service_type": token.token_id.service_type,
+        "status": token.status,
+        "status_reason": token.status_reason,
+        "expires_at": token.expires_at,
+        "scopes": list(token.scopes),
+        "email": token.email,
+        "base_url": token.base_url,
+        "metadata": dict(token.metadata),
+        "has_refresh_token": token.refresh_ciphertext is not None,
+        "encryption_method": token.encryption_method,
+        "kms_key_id": token.kms_key_id,
+        "version": token.version,
+        "created_at": token.created_at,
+        "updated_at": token.updated_at,
+        "last_refreshed": token.last_refreshed,
+    }
+
+
+def revealed_body(revealed: RevealedToken, *, include_refresh: bool) -> Revealed:
+    """Return the answer that holds the secret; `refresh_token` is left unset where it was not asked for."""
+    body = Revealed(**token_fields(revealed.token), access_token=revealed.access_token.get_secret_value())
+    if include_refresh:
+        body.refresh_token = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None
+    return body
