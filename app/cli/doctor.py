@@ -1,0 +1,93 @@
+"""`token-vault doctor`: what works and what does not, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from app.cli.failure import settings_or_stop
+from app.composition import build_encryption_service, build_service_key_directory, open_repository
+from app.config.settings import ENV_FILE, Settings, SettingsError
+from app.errors import VaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Finding = tuple[str, str, str]
+
+OK, WARNING, FAILURE = "ok", "warn", "FAIL"
+_TABLE_MISSING = "Run migrations/ on the database if the table or its columns are missing."
+
+
+@click.command()
+def doctor() -> None:
+    """Check settings, service keys, encryption and the store, and say what to do about each finding.
+
+    Exit codes: 0 all is well or only warned about, 1 something failed, 2 a setting is wrong.
+    """
+    settings = settings_or_stop()
+    failed = False
+    for state, subject, words in _findings(settings):
+        colour = {OK: "green", WARNING: "yellow", FAILURE: "red"}[state]
+        click.echo(f"{click.style(state.ljust(4), fg=colour)}  {subject.ljust(12)}  {words}")
+        failed = failed or state == FAILURE
+    sys.exit(1 if failed else 0)
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    yield from _check_settings(settings)
+    yield _check_service_keys(settings)
+    yield _check_encryption(settings)
+    yield _check_store(settings)
+
+
+def _check_settings(settings: Settings) -> Iterator[Finding]:
+    yield OK, "settings", f"TOKEN_STORE={settings.token_store}, key version {settings.encryption_key_version} writes"
+    for warning in settings.warnings():
+        yield WARNING, "settings", warning
+    if ENV_FILE.exists() and ENV_FILE.stat().st_mode & 0o077:
+        yield WARNING, "settings", f"{ENV_FILE} can be read by other users of this machine: chmod 600 {ENV_FILE}"
+
+
+def _check_service_keys(settings: Settings) -> Finding:
+    try:
+        directory = build_service_key_directory(settings)
+    except SettingsError as error:
+        return FAILURE, "service keys", str(error)
+    if directory.problem is not None:
+        return FAILURE, "service keys", f"{directory.problem}; none of its keys is valid until that is mended"
+    alive = directory.alive_services()
+    if not alive:
+        return WARNING, "service keys", "none is alive; make one with `token-vault service-key create`"
+    return OK, "service keys", f"{len(alive)} alive: {', '.join(sorted(set(alive)))}"
+
+
+def _check_encryption(settings: Settings) -> Finding:
+    try:
+        encryption = build_encryption_service(settings)
+        encryption.self_test()
+    except VaultError as error:
+        return FAILURE, "encryption", f"the self-test failed: {error.detail}"
+    return OK, "encryption", f"{encryption.primary_scheme} seals and opens, and refuses another user"
+
+
+def _check_store(settings: Settings) -> Finding:
+    if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
+        return OK, "store", f"{settings.sqlite_path} does not exist yet; the first start creates it"
+    try:
+        asyncio.run(_probe(settings))
+    except VaultError as error:
+        advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105
+        return FAILURE, "store", f"{error.code}: {error.detail}.{advice}"
+    return OK, "store", "oauth_tokens is there, with every column, and its rows are visible"
+
+
+async def _probe(settings: Settings) -> None:
+    tokens = await open_repository(settings)
+    try:
+        await tokens.check()
+    finally:
+        await tokens.close()

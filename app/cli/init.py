@@ -1,0 +1,82 @@
+"""`token-vault init`: what a first start on one machine needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from app.callers.key_file import add_key
+from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.cli.failure import Wrong, settings_or_stop
+from app.cli.keys import new_master_key
+from app.config.settings import ENV_FILE, Settings
+
+_DATABASE = Path("data/vault.db")
+_SERVICE_KEYS = Path("data/service-keys.json")
+_EXAMPLE_USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+
+_ENV = """\
+# Written by `token-vault init`. TOKEN_ENCRYPTION_KEY opens every stored token: keep this file secret, and keep a copy.
+# .env.example describes every setting.
+TOKEN_STORE=sqlite
+SQLITE_PATH={database}
+TOKEN_ENCRYPTION_KEY={master_key}
+ENCRYPTION_KEY_VERSION=1
+SERVICE_KEYS_FILE={service_keys}
+LOG_FORMAT=console
+"""
+
+_CURL = """\
+curl -X PUT {url} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
+-d '{{"access_token": "1234~my-canvas-token", "base_url": "https://canvas.example.edu"}}'
+curl {url} -H 'Authorization: Bearer {key}'
+curl -X POST {url}/rotate -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
+-d '{{"access_token": "1234~my-next-canvas-token"}}'
+"""
+
+
+@click.command()
+def init() -> None:
+    """Create .env with a fresh master key and a service key for development.
+
+    Whatever exists already is kept as it is, so this is safe to run again.
+    """
+    if not ENV_FILE.exists():
+        _write_env()
+    settings = settings_or_stop()
+    if settings.service_keys_file is not None and not settings.service_keys_file.exists():
+        _write_service_keys(settings, settings.service_keys_file)
+
+
+def _write_env() -> None:
+    if _DATABASE.exists() and "TOKEN_ENCRYPTION_KEY" not in os.environ:
+        message = (
+            f"{_DATABASE} holds tokens, but {ENV_FILE} with their master key is gone. Put it back: a fresh key would "
+            f"not open them. Without it, move {_DATABASE} away to start empty."
+        )
+        raise Wrong(message)
+    text = _ENV.format(database=_DATABASE, master_key=new_master_key(), service_keys=_SERVICE_KEYS)
+    try:
+        descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+    except OSError as error:
+        message = f"{ENV_FILE} cannot be written: {error.strerror}"
+        raise Wrong(message) from None
+    click.echo(f"Created {ENV_FILE} with a fresh master key. Keep a copy: without that key no token opens again.")
+
+
+def _write_service_keys(settings: Settings, path: Path) -> None:
+    key = generate_key()
+    try:
+        add_key(path, ServiceKey(service="development", sha256=hash_key(key), scopes=frozenset(Scope)))
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise Wrong(message) from None
+    url = f"http://{settings.host}:{settings.port}/v1/users/{_EXAMPLE_USER}/tokens/canvas"
+    click.echo(f"Created {path} with a service key for development. It is shown only this once:\n")
+    click.echo(f"    {key}\n")
+    click.echo("Store a token, read it back and rotate it, from another terminal:\n")
+    click.echo(_CURL.format(url=url, key=key))

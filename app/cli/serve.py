@@ -1,0 +1,49 @@
+"""`token-vault serve`."""
+
+from __future__ import annotations
+
+import click
+import uvicorn
+
+from app.cli.failure import Wrong, settings_or_stop
+from app.config.settings import Settings
+from app.errors import StoreError
+from app.observability.logging import configure_logging
+from app.tokens.sqlite_repository import prepare_database
+
+GRACEFUL_SHUTDOWN_SECONDS = 25
+KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that it is not us who cut an idle connection
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.  [default: HOST, 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: PORT, 8080]")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+def serve(host: str | None, port: int | None, workers: int) -> None:
+    """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
+    settings = settings_or_stop()
+    _demand_store(settings)
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+        workers=workers,
+        log_config=None,
+        access_log=False,  # it would print paths and query strings
+        proxy_headers=False,  # it would believe X-Forwarded-For
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+    )
+
+
+def _demand_store(settings: Settings) -> None:
+    """Stop with one line where the embedded store cannot work; a remote store may still come up later."""
+    if settings.token_store == "sqlite":  # noqa: S105  a store's name
+        try:
+            prepare_database(settings.sqlite_path)
+        except StoreError as error:
+            message = f"SQLITE_PATH: {error.detail}"
+            raise Wrong(message) from None
