@@ -95,6 +95,8 @@ class SqliteRepository:
         return rows[0] if rows else None
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+        if not token_ids:
+            return {}
         values = ", ".join(["(?, ?, ?)"] * len(token_ids))
         parameters = [part for token_id in token_ids for part in _key(token_id)]
         rows = self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)

@@ -1,0 +1,236 @@
+"""The bound local format: what opens, and everything that must not."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
+from app.security.context import SecretField, TokenContext, length_prefixed
+from app.security.encryption import EncryptionService
+from app.security.local import LocalStrategy
+from tests.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+HERE = TokenContext(USER, "canvas", "default", SecretField.ACCESS_TOKEN)
+TOKEN = "1234~a-canvas-token"
+REFUSED = (IntegrityError, MalformedCiphertext, KeyDenied)
+NONCE = slice(33, 45)
+
+_VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "local_bound_tokens.json").read_text())
+text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def crypto() -> EncryptionService:
+    return service(keyring({1: MASTER_KEY, 2: OTHER_MASTER_KEY}))
+
+
+@pytest.fixture(scope="module")
+def sealed(crypto: EncryptionService) -> str:
+    return crypto.seal(TOKEN, HERE).ciphertext
+
+
+@pytest.mark.parametrize("vector", _VECTORS, ids=lambda vector: f"v{vector['key_version']}-{vector['field']}")
+def test_what_was_written_once_opens_for_ever(vector: dict[str, str]) -> None:
+    opened = service(keyring({int(vector["key_version"]): vector["master_key"]})).decrypt_token(
+        vector["ciphertext"],
+        vector["user_id"],
+        provider=vector["provider"],
+        service_type=vector["service_type"],
+        field=SecretField(vector["field"]) if vector["field"] else None,
+    )
+    assert opened == vector["plaintext"]
+
+
+@given(plaintext=text.filter(bool), user_id=text, provider=text, service_type=text)
+def test_what_is_sealed_opens_again(plaintext: str, user_id: str, provider: str, service_type: str) -> None:
+    context = TokenContext(user_id, provider, service_type, SecretField.REFRESH_TOKEN)
+    crypto = _SHARED
+    assert crypto.open(crypto.seal(plaintext, context).ciphertext, context) == plaintext
+
+
+_SHARED = service()
+
+
+def test_every_flipped_bit_is_refused(crypto: EncryptionService, sealed: str) -> None:
+    for position, bit in itertools.product(range(len(sealed)), range(8)):
+        flipped = sealed[:position] + chr(ord(sealed[position]) ^ (1 << bit)) + sealed[position + 1 :]
+        with pytest.raises(REFUSED):
+            crypto.open(flipped, HERE)
+
+
+def test_every_flipped_bit_of_the_payload_is_refused(crypto: EncryptionService, sealed: str) -> None:
+    name, _, encoded = sealed.partition(":")
+    payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    for position, bit in itertools.product(range(len(payload)), range(8)):
+        flipped = bytearray(payload)
+        flipped[position] ^= 1 << bit
+        changed = f"{name}:{base64.urlsafe_b64encode(flipped).rstrip(b'=').decode()}"
+        with pytest.raises(REFUSED):
+            crypto.open(changed, HERE)
+
+
+def test_every_truncation_is_refused(crypto: EncryptionService, sealed: str) -> None:
+    for length in range(len(sealed)):
+        with pytest.raises(REFUSED):
+            crypto.open(sealed[:length], HERE)
+    for start in range(len("v2:") + 1, len(sealed)):
+        with pytest.raises(REFUSED):
+            crypto.open("v2:" + sealed[start:], HERE)
+
+
+@pytest.mark.parametrize("suffix", ["=", "==", "A", "\n", " ", "v2:"])
+def test_nothing_can_be_appended(crypto: EncryptionService, sealed: str, suffix: str) -> None:
+    with pytest.raises(REFUSED):
+        crypto.open(sealed + suffix, HERE)
+
+
+def test_it_opens_in_no_other_place(crypto: EncryptionService) -> None:
+    places = [
+        TokenContext(user, provider, service_type, field)
+        for user in (USER, "1e2feb89-414c-443c-9027-c4d1c386bbc4", "")
+        for provider in ("canvas", "google", "")
+        for service_type in ("default", "calendar", "")
+        for field in (*SecretField, None)
+    ]
+    sealed = {place: crypto.seal(TOKEN, place).ciphertext for place in places}
+    for here, there in itertools.product(places, repeat=2):
+        if here == there:
+            assert crypto.open(sealed[here], there) == TOKEN
+        else:
+            with pytest.raises(IntegrityError):
+                crypto.open(sealed[here], there)
+
+
+def test_parts_of_the_context_cannot_trade_characters(crypto: EncryptionService) -> None:
+    ciphertext = crypto.seal(TOKEN, TokenContext("u", "ab", "c")).ciphertext
+    with pytest.raises(IntegrityError):
+        crypto.open(ciphertext, TokenContext("u", "a", "bc"))
+    assert length_prefixed(b"ab", b"c") != length_prefixed(b"a", b"bc")
+
+
+def test_it_opens_under_no_other_key_version(crypto: EncryptionService, sealed: str) -> None:
+    assert sealed.startswith("v2:")
+    with pytest.raises(IntegrityError):
+        crypto.open("v1:" + sealed.removeprefix("v2:"), HERE)
+    with pytest.raises(KeyDenied):
+        crypto.open("v3:" + sealed.removeprefix("v2:"), HERE)
+
+
+def test_one_master_key_under_two_versions_makes_two_keys() -> None:
+    twice = service(keyring({1: MASTER_KEY, 2: MASTER_KEY}, primary=1))
+    ciphertext = twice.seal(TOKEN, HERE).ciphertext
+    with pytest.raises(IntegrityError, match="not made with this key"):
+        twice.open("v2:" + ciphertext.removeprefix("v1:"), HERE)
+
+
+def test_it_commits_to_its_key(crypto: EncryptionService) -> None:
+    """A ciphertext that another key would open is refused for its commitment, before anything is decrypted."""
+    foreign = service(keyring({2: MASTER_KEY})).seal(TOKEN, HERE).ciphertext
+    with pytest.raises(IntegrityError, match="not made with this key"):
+        crypto.open(foreign, HERE)
+
+
+def test_previous_keys_read_and_the_current_one_writes() -> None:
+    before = service(keyring({1: MASTER_KEY}))
+    after = service(keyring({1: MASTER_KEY, 2: OTHER_MASTER_KEY}))
+    old = before.seal(TOKEN, HERE)
+    new = after.seal(TOKEN, HERE)
+    assert (old.scheme, old.method) == ("local:v1", "aes256-gcm-v1")
+    assert (new.scheme, new.method) == ("local:v2", "aes256-gcm-v2")
+    assert after.open(old.ciphertext, HERE) == TOKEN
+    assert after.is_current(new.ciphertext)
+    assert not after.is_current(old.ciphertext)
+
+
+def test_a_version_below_the_minimum_is_refused() -> None:
+    old = service(keyring({1: MASTER_KEY})).seal(TOKEN, HERE).ciphertext
+    with pytest.raises(KeyDenied, match="MIN_KEY_VERSION"):
+        service(keyring({1: MASTER_KEY, 2: OTHER_MASTER_KEY}, minimum=2)).open(old, HERE)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        *["", "x", "v1:", "v0:AAAA", "v01:AAAA", "v1:AAAA:BBBB", "v1:AA AA", "v1:AAÄA", "v9999999999:AAAA"],
+        *["kms:", "kms:{}", "{}", "null", '{"algorithm": "AES"}', 'kms:{"fmt":2}', 'kms:{"fmt":true}', "kms:[1]"],
+        pytest.param("{" * 100_000, id="100 000 brackets"),
+        pytest.param("v1:" + "A" * 500_000, id="half a megabyte"),
+    ],
+)
+def test_what_has_no_known_shape_is_malformed(crypto: EncryptionService, nonsense: str) -> None:
+    with pytest.raises(MalformedCiphertext):
+        crypto.open(nonsense, HERE)
+
+
+@pytest.mark.parametrize("package", ['kms:{"fmt":1}', '{"algorithm":"KMS"}', 'kms:{"algorithm":"KMS"}'])
+def test_a_kms_ciphertext_says_that_kms_is_missing(crypto: EncryptionService, package: str) -> None:
+    with pytest.raises(KeyDenied, match="KMS"):
+        crypto.open(package, HERE)
+
+
+def test_changing_the_family_never_opens(crypto: EncryptionService, sealed: str) -> None:
+    encoded = sealed.partition(":")[2]
+    for text in (f"kms:{encoded}", encoded, f"v2:{encoded.encode().hex()}:00:00"):
+        with pytest.raises(REFUSED):
+            crypto.open(text, HERE)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_refused_with_one_of_our_errors(ciphertext: str) -> None:
+    with pytest.raises(REFUSED):
+        _SHARED.open(ciphertext, HERE)
+
+
+@given(st.binary(max_size=120))
+def test_any_payload_is_refused_with_one_of_our_errors(payload: bytes) -> None:
+    with pytest.raises(REFUSED):
+        _SHARED.open(f"v1:{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}", HERE)
+
+
+@pytest.mark.parametrize(("token", "user"), [("\ud800", USER), ("token", "\udfff")])
+def test_lone_surrogates_are_refused(crypto: EncryptionService, token: str, user: str) -> None:
+    with pytest.raises(InvalidRequest):
+        crypto.encrypt_token(token, user)
+
+
+def test_nonces_never_repeat_in_a_million_encryptions() -> None:
+    strategy = LocalStrategy(keyring=keyring())
+    nonces = set()
+    for _ in range(1_000_000):
+        payload = strategy.seal("x", HERE).ciphertext.partition(":")[2]
+        # the nonce, bytes 33 to 45 of the payload, is exactly characters 44 to 60 of its base64
+        nonces.add(payload[44:60])
+    assert len(nonces) == 1_000_000
+
+
+def test_the_root_key_is_derived_once_for_all_threads() -> None:
+    strategy = LocalStrategy(keyring=keyring())
+    assert strategy.may_block_to_seal(HERE)
+    sealed: list[str] = []
+    threads = [threading.Thread(target=lambda: sealed.append(strategy.seal(TOKEN, HERE).ciphertext)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not strategy.may_block_to_seal(HERE)
+    assert [strategy.open(one, HERE) for one in sealed] == [TOKEN] * 8
+
+
+def test_keys_and_plaintexts_show_in_no_repr(crypto: EncryptionService, sealed: str) -> None:
+    keys = keyring()
+    shown = repr((keys, crypto, crypto.seal(TOKEN, HERE)))
+    assert TOKEN not in shown
+    assert repr(keys.key(1)) not in shown
+    with pytest.raises(IntegrityError) as caught:
+        crypto.open(sealed, TokenContext("somebody else"))
+    assert TOKEN not in repr(caught.value)
+    assert caught.value.__cause__ is None
