@@ -12,6 +12,7 @@ from app.cli.failure import settings_or_stop
 from app.composition import build_encryption_service, build_service_key_directory, open_repository
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
+from app.observability.logging import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ def doctor() -> None:
     Exit codes: 0 all is well or only warned about, 1 something failed, 2 a setting is wrong.
     """
     settings = settings_or_stop()
+    configure_logging(level="CRITICAL", log_format="console")  # the findings below say it all
     failed = False
     for state, subject, words in _findings(settings):
         colour = {OK: "green", WARNING: "yellow", FAILURE: "red"}[state]

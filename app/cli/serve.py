@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from typing import NoReturn
+
 import click
 import uvicorn
 
 from app.cli.failure import Wrong, settings_or_stop
-from app.config.settings import Settings
+from app.composition import build_service_key_directory
+from app.config.settings import Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
 from app.tokens.sqlite_repository import prepare_database
@@ -22,8 +27,10 @@ KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that it i
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
     settings = settings_or_stop()
+    _demand_service_keys(settings)
     _demand_store(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    signal.signal(signal.SIGTERM, _exit_as_done)  # uvicorn raises it again once it has shut down
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -37,6 +44,19 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
+
+
+def _exit_as_done(_signal: int, _frame: object) -> NoReturn:
+    """End with 0: being told to stop, and stopping, is no failure."""
+    sys.exit(0)
+
+
+def _demand_service_keys(settings: Settings) -> None:
+    """Stop with one line where SERVICE_KEYS is broken; a broken file may still be mended while we run."""
+    try:
+        build_service_key_directory(settings)
+    except SettingsError as error:
+        raise Wrong(str(error)) from None
 
 
 def _demand_store(settings: Settings) -> None:

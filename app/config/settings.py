@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -68,10 +69,24 @@ class Settings(BaseSettings):
     @field_validator("supabase_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("https://", "http://")):
+        if value is None:
+            return None
+        if not value.startswith(("https://", "http://")):
             kind, message = "url", "must start with https:// (or http:// for a local stand-in)"
             raise PydanticCustomError(kind, message)
-        return None if value is None else value.rstrip("/")
+        if not _names_a_host(value):
+            kind, message = "url", "must be a URL with a host, like https://abcdefgh.supabase.co"
+            raise PydanticCustomError(kind, message)
+        return value.rstrip("/")
+
+    @field_validator("supabase_service_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value()
+        if not (text.isascii() and text.isprintable() and " " not in text):
+            kind, message = "header", "holds a character that no key has, such as a space or a line break"
+            raise PydanticCustomError(kind, message)
+        return value
 
     @field_validator("token_encryption_key")
     @classmethod
@@ -166,6 +181,14 @@ def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
 
 def _decode(key: SecretStr) -> bytes:
     return decode_key_text(key.get_secret_value())
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False
 
 
 def _demand_length(key: SecretStr) -> None:

@@ -1,0 +1,114 @@
+"""The real service as a process, with a key for each kind of caller."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from app.callers.key_list import render_key_list
+from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from tests.security.keys import MASTER_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 30
+COMMAND = Path(sys.executable).with_name("token-vault")
+
+_EVERY = frozenset(Scope)
+_CALLERS: dict[str, dict[str, Any]] = {
+    "full": {"scopes": _EVERY},
+    "canvas": {"scopes": _EVERY, "providers": frozenset({"canvas"})},
+    "expired": {"scopes": _EVERY, "expires_at": datetime.now(UTC) - timedelta(seconds=1)},
+    **{scope.name.lower(): {"scopes": frozenset({scope})} for scope in Scope},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running vault. `keys` are service keys by what they may do; `log` is everything that it printed."""
+
+    url: str
+    keys: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def client(self, key: str = "full") -> httpx.Client:
+        """Return a client that presents this key."""
+        headers = {"Authorization": f"Bearer {self.keys[key]}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+
+    @contextmanager
+    def logged(self) -> Iterator[list[dict[str, Any]]]:
+        """Collect the lines that are logged inside of the block."""
+        start = self.log.stat().st_size
+        lines: list[dict[str, Any]] = []
+        yield lines
+        with self.log.open("rb") as file:
+            file.seek(start)
+            lines += [json.loads(line) for line in file.read().splitlines()]
+
+
+@contextmanager
+def running_service(folder: Path, environment: dict[str, str], *arguments: str) -> Iterator[Service]:
+    """Start `token-vault serve` in `folder`, and stop it afterwards."""
+    keys = {name: generate_key() for name in _CALLERS}
+    entries = [ServiceKey(service=name, sha256=hash_key(keys[name]), **_CALLERS[name]) for name in keys]
+    key_file = folder / "service-keys.json"
+    key_file.write_text(render_key_list(entries))
+    port = free_port()
+    log = folder / "log"
+    settings = {
+        "TOKEN_ENCRYPTION_KEY": MASTER_KEY,
+        "SERVICE_KEYS_FILE": str(key_file),
+        "PORT": str(port),
+        "LOG_LEVEL": "DEBUG",
+        **environment,
+    }
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COMMAND, "serve", *arguments], cwd=folder, env=inherited | settings, stdout=output, stderr=output
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_it_answers(url, process, log)
+        yield Service(url, keys, log, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/healthz", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    message = f"the service did not start:\n{log.read_text()}"
+    raise RuntimeError(message)

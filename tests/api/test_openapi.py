@@ -1,0 +1,136 @@
+"""The OpenAPI document says what the service does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app import errors
+from app.api.problems import STATUS
+from app.callers.service_key import Scope
+from tests.api.service import Service
+from tests.tokens.stores import SqliteStore
+
+ROUTES = {
+    ("put", "/v1/users/{user_id}/tokens/{provider}"): {200, 201, 400, 401, 403, 412, 413, 422, 500, 503, 504},
+    ("get", "/v1/users/{user_id}/tokens/{provider}"): {200, 401, 403, 404, 409, 422, 500, 503, 504},
+    ("patch", "/v1/users/{user_id}/tokens/{provider}"): {200, 400, 401, 403, 404, 412, 413, 422, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens/{provider}"): {204, 401, 403, 404, 412, 422, 500, 503, 504},
+    ("post", "/v1/users/{user_id}/tokens/{provider}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 500, 503, 504},
+    ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
+    ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 500},
+    ("get", "/healthz"): {200},
+    ("get", "/readyz"): {200, 503},
+}
+
+
+@pytest.fixture
+def document(sqlite_service: tuple[Service, SqliteStore]) -> Any:
+    return httpx.get(f"{sqlite_service[0].url}/openapi.json", trust_env=False).json()
+
+
+def _operations(document: Any) -> Iterator[tuple[str, str, Any]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield method, path, operation
+
+
+def test_every_route_and_each_of_its_answers_is_described(document: Any) -> None:
+    described = {
+        (method, path): {int(status) for status in operation["responses"]}
+        for method, path, operation in _operations(document)
+    }
+    assert described == ROUTES
+
+
+def test_every_problem_is_a_problem_document_with_examples(document: Any) -> None:
+    codes = set()
+    for _, path, operation in _operations(document):
+        for status, answer in operation["responses"].items():
+            if int(status) < 400 or path == "/readyz":
+                continue
+            content = answer["content"]["application/problem+json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, example in content["examples"].items():
+                assert example["value"]["code"] == code
+                assert example["value"]["status"] == int(status)
+                codes.add(code)
+            assert ("Retry-After" in answer.get("headers", {})) is (status in {"503", "504"})
+    assert codes == {error.code for error in STATUS}
+
+
+def test_every_token_route_names_the_security_scheme(document: Any) -> None:
+    scheme = document["components"]["securitySchemes"]["serviceKey"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for _, path, operation in _operations(document):
+        assert ("security" in operation) is path.startswith("/v1/")
+        if path.startswith("/v1/"):
+            assert operation["security"] == [{"serviceKey": []}]
+            assert any(scope.value in operation["description"] for scope in Scope)
+
+
+def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    for method, path, operation in _operations(document):
+        if "requestBody" in operation:
+            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert schemas[name]["examples"], (method, path)
+    for name in ("Token", "Revealed"):
+        assert schemas[name]["examples"]
+
+
+def test_every_reference_resolves(document: Any) -> None:
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                yield node["$ref"]
+            for child in node.values():
+                yield from references(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+def _subclasses(of: type[errors.VaultError]) -> Iterator[type[errors.VaultError]]:
+    for one in of.__subclasses__():
+        yield one
+        yield from _subclasses(one)
+
+
+def test_every_error_has_a_status() -> None:
+    bases = {errors.StoreError, errors.EncryptionError}
+    assert set(STATUS) == set(_subclasses(errors.VaultError)) - bases
+
+
+def test_every_code_and_status_is_the_contracts() -> None:
+    assert {error.code: status for error, status in STATUS.items()} == {
+        "invalid_request": 422,
+        "malformed_body": 400,
+        "body_too_large": 413,
+        "unauthenticated": 401,
+        "forbidden": 403,
+        "token_not_found": 404,
+        "token_inactive": 409,
+        "version_conflict": 412,
+        "store_unavailable": 503,
+        "store_timeout": 504,
+        "store_misconfigured": 500,
+        "key_unavailable": 503,
+        "key_denied": 500,
+        "integrity": 500,
+        "malformed_ciphertext": 500,
+        "context_mismatch": 500,
+        "internal": 500,
+    }
+    assert {error.code for error in STATUS if error.retryable} == {
+        "store_unavailable",
+        "store_timeout",
+        "key_unavailable",
+    }
