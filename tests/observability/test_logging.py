@@ -1,0 +1,155 @@
+"""What reaches the log, and what never does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.api.service import Service
+from tests.security.keys import MASTER_KEY
+from tests.stack.supabase import SupabaseStack
+from tests.tokens.stores import SupabaseStore
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+CANVAS = f"/v1/users/{USER}/tokens/canvas"
+SECRET = "CANARY-access-token"
+REFRESH = "CANARY-refresh-token"
+
+
+def test_every_operation_leaves_one_line_with_everything_but_the_secret(service: Service) -> None:
+    batch = {"tokens": [{"user_id": USER, "provider": "canvas"}, {"user_id": USER, "provider": "google"}]}
+    with service.logged() as lines, service.client() as client:
+        client.headers["X-Request-ID"] = "request-1"
+        client.put(CANVAS, json={"access_token": SECRET, "refresh_token": REFRESH})
+        client.get(CANVAS, params={"include": "refresh_token"})
+        client.post(f"{CANVAS}/rotate", json={"access_token": SECRET})
+        client.post(f"{CANVAS}/rotate", json={"access_token": SECRET}, headers={"If-Match": '"1"'})
+        client.patch(CANVAS, json={"status": "revoked", "reason": "x"})
+        client.get(CANVAS)
+        client.get(f"/v1/users/{USER}/tokens")
+        client.post("/v1/tokens/batch-get", json=batch)
+        client.delete(CANVAS)
+        client.get(CANVAS)
+        client.delete(f"/v1/users/{USER}/tokens")
+    operations = [line for line in lines if line["event"] == "token_operation"]
+    assert len(lines) == len(operations), "nothing else is logged for them"
+    assert [(line["operation"], line["outcome"]) for line in operations] == [
+        ("store", "success"),
+        ("reveal", "success"),
+        ("rotate", "success"),
+        ("rotate", "version_conflict"),
+        ("patch", "success"),
+        ("reveal", "token_inactive"),
+        ("list", "success"),
+        ("reveal", "token_inactive"),
+        ("reveal", "token_not_found"),
+        ("delete", "success"),
+        ("reveal", "token_not_found"),
+        ("erase_user", "success"),
+    ]
+    for line in operations:
+        assert (line["user_id"], line["service"], line["request_id"]) == (USER, "full", "request-1")
+    first = operations[0]
+    assert (first["provider"], first["service_type"], first["encryption_method"]) == (
+        "canvas",
+        "default",
+        "aes256-gcm-v1",
+    )
+    assert "CANARY" not in json.dumps(lines)
+
+
+def test_no_secret_is_logged_at_debug_level_while_the_store_fails(
+    supabase: SupabaseStack, supabase_service: tuple[Service, SupabaseStore]
+) -> None:
+    service = supabase_service[0]
+    body = {"access_token": SECRET, "refresh_token": REFRESH}
+    with service.logged() as lines, service.client() as client:
+        client.put(CANVAS, json=body)
+        answers = [client.get(CANVAS, params={"include": "refresh_token"}).json()]
+        row = SupabaseStore(supabase).rows()[0]
+        as_json = "application/json"
+        failures: list[Callable[[], None]] = [
+            supabase.faults.down,
+            lambda: supabase.faults.answer(500),
+            lambda: supabase.faults.answer(400, body=json.dumps({"code": "23502", "details": SECRET}).encode()),
+            lambda: supabase.faults.answer(200, body=json.dumps([{"id": SECRET}]).encode(), content_type=as_json),
+            lambda: supabase.faults.answer(200, body=SECRET.encode()),
+            supabase.faults.cut_after_commit,
+        ]
+        for fail in failures:
+            fail()
+            for answer in (client.put(CANVAS, json=body), client.get(CANVAS), client.get(f"/v1/users/{USER}/tokens")):
+                assert answer.status_code >= 500
+                answers.append(answer.json())
+            supabase.faults.clear()
+    written = json.dumps(lines)
+    for secret in (SECRET, REFRESH, row["access_token"], service.keys["full"], supabase.service_key):
+        assert secret not in written
+        assert secret not in json.dumps(answers[1:])
+    assert "supabase" not in written, "no host, no library's text"
+
+
+def test_an_exception_is_logged_by_type_and_place_and_never_by_text(tmp_path: Path) -> None:
+    program = f"""
+import logging, structlog
+from app.observability.logging import configure_logging
+configure_logging(level="DEBUG", log_format="json")
+def fail():
+    secret = {SECRET!r}
+    raise ValueError("text with " + secret)
+for log in (structlog.get_logger().error, logging.getLogger("some.library").error):
+    try:
+        fail()
+    except ValueError:
+        log("it_failed", exc_info=True)
+logging.getLogger("httpcore").debug({SECRET!r})
+logging.getLogger("httpx").info({SECRET!r})
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
+    )
+    lines = [json.loads(line) for line in output.stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["it_failed", "it_failed"]
+    for line in lines:
+        assert line["exception"] == "ValueError"
+        assert any(frame.endswith("fail") for frame in line["frames"])
+    assert "CANARY" not in output.stdout + output.stderr
+
+
+def test_a_defect_is_answered_with_internal_and_logged_without_its_text(tmp_path: Path) -> None:
+    """A route that fails in a way nobody thought of, in the real application."""
+    program = f"""
+import asyncio, httpx
+from app.config.settings import Settings
+from app.main import create_app
+
+app = create_app(Settings(token_encryption_key="{MASTER_KEY}", sqlite_path="vault.db"))
+
+@app.get("/v1/defect")
+async def defect():
+    raise RuntimeError("{SECRET}")
+
+async def main():
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://vault") as client:
+        answer = await client.get("/v1/defect", headers={{"X-Request-ID": "request-9"}})
+    print(answer.status_code, answer.headers["cache-control"], answer.text)
+
+asyncio.run(main())
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
+    )
+    line, answer = output.stdout.splitlines()
+    assert answer.startswith("500 no-store ")
+    assert '"code":"internal"' in answer
+    logged = json.loads(line)
+    assert (logged["event"], logged["exception"], logged["request_id"]) == (
+        "internal_error",
+        "RuntimeError",
+        "request-9",
+    )
+    assert "CANARY" not in output.stdout + output.stderr
