@@ -25,8 +25,8 @@ _WHY_UNREADABLE = {
 class EncryptionService:
     """Seals with the primary strategy and opens with whichever reader owns the ciphertext's family.
 
-    Everything here is synchronous and safe from several threads. Callers on an event loop ask `may_block_to_seal` or
-    `may_block_to_open` first; `app.tokens.token_cipher` is the one place that does.
+    Everything here is synchronous and safe from several threads. `app.tokens.token_cipher` calls it from an event
+    loop; scripts call it as it is.
     """
 
     def __init__(self, *, primary: EncryptionStrategy, readers: Iterable[EncryptionReader] = ()) -> None:
@@ -45,21 +45,18 @@ class EncryptionService:
         """Whether the primary would make this ciphertext the same way today; if not, it is due for a rewrap."""
         return self._reader(ciphertext).scheme_of(ciphertext) == self._primary.scheme
 
-    def may_block_to_seal(self, context: TokenContext) -> bool:
-        return self._primary.may_block_to_seal(context)
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`.
 
-    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:
-        return self._reader(ciphertext).may_block_to_open(ciphertext, context)
-
-    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
-        """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`."""
+        With `wait` false it raises `KeyNotAtHand` rather than wait for a key.
+        """
         _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
-        return self._primary.seal(plaintext, context)
+        return self._primary.seal(plaintext, context, wait=wait)
 
-    def open(self, ciphertext: str, context: TokenContext) -> str:
-        """Decrypt, or raise an `EncryptionError`."""
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
         _demand_unicode(context.user_id, context.provider, context.service_type)
-        return self._reader(ciphertext).open(ciphertext, context)
+        return self._reader(ciphertext).open(ciphertext, context, wait=wait)
 
     def self_test(self) -> None:
         """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from app.errors import IntegrityError, MalformedCiphertext
 from app.security.aead import KEY_BYTES, TAG_BYTES, open_without_commitment
 from app.security.shape import Family
+from app.security.strategy import KeyNotAtHand
 
 if TYPE_CHECKING:
     from app.security.context import TokenContext
@@ -39,10 +40,7 @@ class PulsePlanLocalReader:
     def scheme_of(self, ciphertext: str) -> str:
         return f"{self.family}:v{_split(ciphertext)[0]}"
 
-    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:
-        return (_split(ciphertext)[0], context.user_id) not in self._keys
-
-    def open(self, ciphertext: str, context: TokenContext) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         version, iv_hex, tag_hex, body_hex = _split(ciphertext)
         try:
             iv, tag, body = bytes.fromhex(iv_hex), bytes.fromhex(tag_hex), bytes.fromhex(body_hex)
@@ -52,14 +50,15 @@ class PulsePlanLocalReader:
         if len(iv) != _IV_BYTES or len(tag) != TAG_BYTES:
             message = "the ciphertext's IV and tag are not 16 bytes each"
             raise MalformedCiphertext(message)
-        plaintext = open_without_commitment(self._key(version, context.user_id), nonce=iv, ciphertext=body + tag)
+        key = self._key(version, context.user_id, wait=wait)
+        plaintext = open_without_commitment(key, nonce=iv, ciphertext=body + tag)
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
             message = "the plaintext is not text"
             raise IntegrityError(message) from None
 
-    def _key(self, version: int, user_id: str) -> bytes:
+    def _key(self, version: int, user_id: str, *, wait: bool) -> bytes:
         master_key = self._keyring.key(version)
         name = (version, user_id)
         with self._lock:
@@ -67,6 +66,8 @@ class PulsePlanLocalReader:
             if key is not None:
                 self._keys.move_to_end(name)
                 return key
+        if not wait:
+            raise KeyNotAtHand
         salt = f"pulseplan:user:{user_id}:v{version}".encode()
         key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
         with self._lock:

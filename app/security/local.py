@@ -12,7 +12,7 @@ from app.errors import IntegrityError, MalformedCiphertext
 from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box, CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.shape import Family
-from app.security.strategy import Sealed
+from app.security.strategy import KeyNotAtHand, Sealed
 
 if TYPE_CHECKING:
     from app.security.keyring import Keyring
@@ -53,20 +53,10 @@ class LocalStrategy:
     def scheme_of(self, ciphertext: str) -> str:
         return f"local:{ciphertext.partition(':')[0]}"
 
-    def may_block_to_seal(self, context: TokenContext) -> bool:  # noqa: ARG002  KMS decides by context
-        return self._keyring.primary_version not in self._roots
-
-    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:  # noqa: ARG002
-        return _version(ciphertext) not in self._roots
-
-    def warm_up(self) -> None:
-        """Derive the writing key's root now, so that the first caller does not wait for it."""
-        self._root(self._keyring.primary_version)
-
-    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         version = self._keyring.primary_version
         name = f"v{version}"
-        box = self._aead(version, context).seal(plaintext.encode(), context.aad(_FAMILY, name.encode()))
+        box = self._aead(version, context, wait=wait).seal(plaintext.encode(), context.aad(_FAMILY, name.encode()))
         payload = b"".join((_FORMAT, box.commitment, box.nonce, box.ciphertext))
         return Sealed(
             ciphertext=f"{name}:{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}",
@@ -74,7 +64,7 @@ class LocalStrategy:
             method=f"aes256-gcm-{name}",
         )
 
-    def open(self, ciphertext: str, context: TokenContext) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         name, _, encoded = ciphertext.partition(":")
         payload = _decode_canonical(encoded)
         if len(payload) < _OVERHEAD_BYTES:
@@ -85,31 +75,28 @@ class LocalStrategy:
             raise MalformedCiphertext(message)
         nonce_at = 1 + COMMITMENT_BYTES
         box = Box(payload[1:nonce_at], payload[nonce_at : nonce_at + NONCE_BYTES], payload[nonce_at + NONCE_BYTES :])
-        plaintext = self._aead(_version(ciphertext), context).open(box, context.aad(_FAMILY, name.encode()))
+        plaintext = self._aead(int(name[1:]), context, wait=wait).open(box, context.aad(_FAMILY, name.encode()))
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
             message = "the plaintext is not text"
             raise IntegrityError(message) from None
 
-    def _aead(self, version: int, context: TokenContext) -> CommittingAead:
-        return CommittingAead(self._root(version), info=length_prefixed(LABEL, _FAMILY, context.user_id.encode()))
-
-    def _root(self, version: int) -> bytes:
-        master_key = self._keyring.key(version)  # first: MIN_KEY_VERSION also refuses what is cached
+    def _aead(self, version: int, context: TokenContext, *, wait: bool) -> CommittingAead:
+        master_key = self._keyring.key(version)  # first: MIN_KEY_VERSION also refuses what is derived already
         root = self._roots.get(version)
         if root is None:
-            with self._deriving:  # concurrent first callers derive once
-                root = self._roots.get(version)
-                if root is None:
-                    salt = f"pulseplan-token-vault/root/v{version}".encode()
-                    root = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS)
-                    self._roots[version] = root
-        return root
+            if not wait:
+                raise KeyNotAtHand
+            root = self._derive_root(version, master_key)
+        return CommittingAead(root, info=length_prefixed(LABEL, _FAMILY, context.user_id.encode()))
 
-
-def _version(ciphertext: str) -> int:
-    return int(ciphertext[1 : ciphertext.index(":")])
+    def _derive_root(self, version: int, master_key: bytes) -> bytes:
+        with self._deriving:  # concurrent first callers derive once
+            if version not in self._roots:
+                salt = f"pulseplan-token-vault/root/v{version}".encode()
+                self._roots[version] = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS)
+            return self._roots[version]
 
 
 def _decode_canonical(encoded: str) -> bytes:

@@ -24,8 +24,16 @@ class Sealed:
     key_id: str | None = None
 
 
+class KeyNotAtHand(Exception):
+    """`wait` was false, and the key would have to be fetched or derived first. Says nothing about the ciphertext."""
+
+
 class EncryptionReader(Protocol):
-    """Opens the ciphertexts of one family. Calls are synchronous and safe from several threads."""
+    """Opens the ciphertexts of one family. Calls are synchronous and safe from several threads.
+
+    With a key at hand a call takes microseconds. Without one it waits for a key service or a slow derivation, unless
+    `wait` is false: then it raises `KeyNotAtHand` at once, and has done nothing.
+    """
 
     @property
     def family(self) -> Family: ...
@@ -34,11 +42,7 @@ class EncryptionReader(Protocol):
         """Name how a ciphertext of this family was made, without opening it."""
         ...
 
-    def may_block_to_open(self, ciphertext: str, context: TokenContext) -> bool:
-        """Whether `open` would fetch or derive a key, which takes milliseconds instead of microseconds."""
-        ...
-
-    def open(self, ciphertext: str, context: TokenContext) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         """Return the plaintext, or raise an `EncryptionError`."""
         ...
 
@@ -51,8 +55,6 @@ class EncryptionStrategy(EncryptionReader, Protocol):
         """The scheme of everything that `seal` makes now."""
         ...
 
-    def may_block_to_seal(self, context: TokenContext) -> bool: ...
-
-    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         """Encrypt for exactly this context, or raise an `EncryptionError`."""
         ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import SecretStr
 
 from app.security.context import SecretField, TokenContext
+from app.security.strategy import KeyNotAtHand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +33,8 @@ class SealedSecrets:
 class TokenCipher:
     """Binds each secret to its token id and column.
 
-    Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived does the call
-    hop to a thread, and this class is where that is decided.
+    Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived is the call
+    made again in a thread, and this module is where that is decided.
     """
 
     def __init__(self, *, encryption: EncryptionService) -> None:
@@ -44,13 +45,13 @@ class TokenCipher:
         access_context = _context(token_id, SecretField.ACCESS_TOKEN)
         refresh_context = _context(token_id, SecretField.REFRESH_TOKEN)
 
-        def seal() -> SealedSecrets:
-            sealed = self._encryption.seal(access.get_secret_value(), access_context)
+        def seal(*, wait: bool) -> SealedSecrets:
+            sealed = self._encryption.seal(access.get_secret_value(), access_context, wait=wait)
             if refresh is None:
                 return SealedSecrets(sealed, None)
-            return SealedSecrets(sealed, self._encryption.seal(refresh.get_secret_value(), refresh_context))
+            return SealedSecrets(sealed, self._encryption.seal(refresh.get_secret_value(), refresh_context, wait=wait))
 
-        return await _run(seal, may_block=self._encryption.may_block_to_seal(access_context))
+        return await _off_the_loop_if_needed(seal)
 
     async def open_access(self, token: StoredToken) -> SecretStr:
         """Decrypt the access token; raises an `EncryptionError`."""
@@ -68,15 +69,19 @@ class TokenCipher:
 
     async def _open(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
         context = _context(token_id, field)
-        return await _run(
-            lambda: SecretStr(self._encryption.open(ciphertext, context)),
-            may_block=self._encryption.may_block_to_open(ciphertext, context),
-        )
+
+        def open_it(*, wait: bool) -> SecretStr:
+            return SecretStr(self._encryption.open(ciphertext, context, wait=wait))
+
+        return await _off_the_loop_if_needed(open_it)
 
 
 def _context(token_id: TokenId, field: SecretField) -> TokenContext:
     return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field)
 
 
-async def _run(call: Callable[[], T], *, may_block: bool) -> T:
-    return await asyncio.to_thread(call) if may_block else call()
+async def _off_the_loop_if_needed(call: Callable[..., T]) -> T:
+    try:
+        return call(wait=False)
+    except KeyNotAtHand:
+        return await asyncio.to_thread(call, wait=True)

@@ -16,6 +16,7 @@ from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphe
 from app.security.context import SecretField, TokenContext, length_prefixed
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
+from app.security.strategy import KeyNotAtHand
 from tests.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -214,14 +215,15 @@ def test_nonces_never_repeat_in_a_million_encryptions() -> None:
 
 def test_the_root_key_is_derived_once_for_all_threads() -> None:
     strategy = LocalStrategy(keyring=keyring())
-    assert strategy.may_block_to_seal(HERE)
+    with pytest.raises(KeyNotAtHand):
+        strategy.seal(TOKEN, HERE, wait=False)
     sealed: list[str] = []
     threads = [threading.Thread(target=lambda: sealed.append(strategy.seal(TOKEN, HERE).ciphertext)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not strategy.may_block_to_seal(HERE)
+    assert strategy.open(strategy.seal(TOKEN, HERE, wait=False).ciphertext, HERE, wait=False) == TOKEN
     assert [strategy.open(one, HERE) for one in sealed] == [TOKEN] * 8
 
 
