@@ -35,14 +35,15 @@ def _wait_until_it_shuts_down(server: Server) -> None:
 
 
 def _begin_put(server: Server, path: str, body: bytes) -> socket.socket:
-    """Send a PUT up to the middle of its body."""
+    """Send a PUT up to the middle of its body, to a vault that says that it waits for the body."""
     connection = socket.create_connection((LOOPBACK, server.port), timeout=PROMPTLY_SECONDS)
     head = (
         f"PUT {path} HTTP/1.1\r\nHost: vault\r\nAuthorization: Bearer {server.home.service_key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
     )
-    connection.sendall(head.encode() + body[: len(body) // 2])
-    time.sleep(0.2)  # nothing tells us that the head was read
+    connection.sendall(head.encode())
+    assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(body[: len(body) // 2])
     return connection
 
 
