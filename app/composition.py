@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.callers.directory import ServiceKeyDirectory
 from app.callers.key_list import KeyListError, parse_key_list
 from app.config.settings import SettingsError
+from app.observability.counters import InMemoryCounters
 from app.observability.operations import OperationLog
+from app.security.breaker import CircuitBreaker
+from app.security.data_keys import DataKeyCache
 from app.security.encryption import EncryptionService
 from app.security.legacy import PulsePlanLocalReader
+from app.security.legacy_kms import PulsePlanKmsReader
 from app.security.local import LocalStrategy
 from app.services.integrations.canvas_token_service import PROVIDER as CANVAS
 from app.services.integrations.canvas_token_service import canvas_rule
@@ -22,20 +27,71 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from app.config.settings import Settings
-    from app.security.strategy import EncryptionReader
+    from app.security.kms_client import KmsClient
+    from app.security.strategy import EncryptionReader, EncryptionStrategy
     from app.tokens.repository import TokenRepository
 
 
-def build_encryption_service(settings: Settings) -> EncryptionService:
-    """Build the primary strategy and every reader that the settings allow."""
-    keyring = settings.keyring()
-    if keyring is None:
-        message = "TOKEN_ENCRYPTION_KEY is needed"
-        raise SettingsError(message)
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """The encryption service, and what of it has to be watched and closed; `kms` is `None` where none is configured."""
+
+    service: EncryptionService
+    counters: InMemoryCounters
+    kms: KmsClient | None = None
+    data_keys: DataKeyCache | None = None
+
+    def close(self) -> None:
+        if self.kms is not None:
+            self.kms.close()
+
+
+def build_encryption(settings: Settings) -> Encryption:
+    """Build the primary strategy and every reader that the settings allow; raises `SettingsError`."""
+    counters = InMemoryCounters()
+    strategies: list[EncryptionStrategy] = []
     readers: list[EncryptionReader] = []
-    if settings.allow_legacy_formats:
+    keyring = settings.keyring()
+    local = None if keyring is None else LocalStrategy(keyring=keyring)
+    if local is not None:
+        strategies.append(local)
+    if keyring is not None and settings.allow_legacy_formats:
         readers.append(PulsePlanLocalReader(keyring=keyring))
-    return EncryptionService(primary=LocalStrategy(keyring=keyring), readers=readers)
+    kms = data_keys = None
+    if settings.kms_key_id is not None:
+        from app.security.kms import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 is paid for only where it is used
+
+        kms = _build_kms_client(settings, settings.kms_key_id, counters)
+        data_keys = DataKeyCache(
+            max_age_seconds=settings.data_key_max_age_seconds,
+            max_messages=settings.data_key_max_messages,
+            size=settings.data_key_cache_size,
+            counters=counters,
+        )
+        # the primary comes first
+        strategies.insert(0 if settings.use_kms else 1, KmsEnvelopeStrategy(kms=kms, data_keys=data_keys))
+        if settings.allow_legacy_formats:
+            readers.append(PulsePlanKmsReader(kms=kms))
+    service = EncryptionService(
+        primary=strategies[0],
+        readers=[*strategies[1:], *readers],
+        fallback=local if settings.use_kms and settings.kms_fallback_to_local else None,
+        counters=counters,
+    )
+    return Encryption(service, counters, kms, data_keys)
+
+
+def _build_kms_client(settings: Settings, key_id: str, counters: InMemoryCounters) -> KmsClient:
+    from app.config.aws import open_kms_client  # noqa: PLC0415
+    from app.security.kms_client import KmsClient  # noqa: PLC0415
+
+    return KmsClient(
+        client=open_kms_client(settings),
+        key_id=key_id,
+        previous_key_ids=settings.kms_previous_key_ids,
+        breaker=CircuitBreaker(counters=counters),
+        counters=counters,
+    )
 
 
 async def open_repository(settings: Settings) -> TokenRepository:
@@ -75,8 +131,10 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
 @asynccontextmanager
 async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     """Open a vault for a script, and close its store afterwards."""
+    encryption = build_encryption(settings)
     tokens = await open_repository(settings)
     try:
-        yield build_vault(tokens=tokens, encryption=build_encryption_service(settings))
+        yield build_vault(tokens=tokens, encryption=encryption.service)
     finally:
         await tokens.close()
+        encryption.close()

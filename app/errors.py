@@ -19,11 +19,11 @@ class VaultError(Exception):
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
-    retry_after_seconds: ClassVar[int] = 1
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
 
 
 class InternalError(VaultError):

@@ -16,21 +16,25 @@ from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
 from app.callers.directory import ServiceKeyDirectory
 from app.composition import (
-    build_encryption_service,
+    Encryption,
+    build_encryption,
     build_service_key_directory,
     build_vault,
     open_repository,
 )
 from app.config.settings import Settings, load_settings
-from app.errors import StoreMisconfigured
+from app.observability.checks import KmsCheck, encryption_check, service_keys_check
 from app.observability.logging import configure_logging
 from app.observability.readiness import Readiness
 from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from app.tokens.repository import TokenRepository
 
 _log = structlog.get_logger()
+_SWEEP_SECONDS = 1.0
 _DESCRIPTION = """
 Stores, reveals and rotates users' OAuth and API tokens. Secrets are encrypted before they reach the store.
 
@@ -54,37 +58,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        for warning in settings.warnings():
-            _log.warning("setting_is_weak", reason=warning)
-        encryption = build_encryption_service(settings)
-        service_keys = build_service_key_directory(settings)
-        repository = await open_repository(settings)
-        await asyncio.to_thread(encryption.self_test)  # derives the writing key, so no caller waits for it
-
-        async def check_encryption() -> None:
-            encryption.self_test()
-
-        async def check_service_keys() -> None:
-            if service_keys.problem is not None:
-                raise StoreMisconfigured(service_keys.problem)
-
-        readiness = Readiness(
-            checks={
-                "store": repository.check,
-                "encryption": check_encryption,
-                "service_keys": check_service_keys,
-            }
-        )
         try:
-            states = await readiness.states()
-            _log.info(
-                "started", store=settings.token_store, primary=encryption.primary_scheme, ready=all(states.values())
-            )
-            vault = build_vault(tokens=repository, encryption=encryption)
-            yield State(vault=vault, service_keys=service_keys, readiness=readiness)
-        finally:
-            await repository.close()
-            _log.info("stopped")
+            async with _running(settings) as state:
+                yield state
+        except Exception as error:
+            _log.critical("failed", exc_info=error)
+            raise
 
     app = FastAPI(
         title="PulsePlan token vault",
@@ -102,3 +81,49 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> AsyncIterator[State]:
+    for warning in settings.warnings():
+        _log.warning("setting_is_weak", reason=warning)
+    encryption = build_encryption(settings)
+    service_keys = build_service_key_directory(settings)
+    repository = await open_repository(settings)
+    readiness = _build_readiness(settings, encryption, service_keys, repository)
+    sweeper = asyncio.create_task(_drop_expired_keys(encryption))
+    try:
+        states = await readiness.states()  # also derives or fetches the writing key, so no caller waits for it
+        ready = "down" not in states.values()
+        _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
+        vault = build_vault(tokens=repository, encryption=encryption.service)
+        yield State(vault=vault, service_keys=service_keys, readiness=readiness)
+    finally:
+        sweeper.cancel()
+        await repository.close()
+        encryption.close()
+        _log.info("stopped")
+
+
+def _build_readiness(
+    settings: Settings, encryption: Encryption, service_keys: ServiceKeyDirectory, repository: TokenRepository
+) -> Readiness:
+    checks: dict[str, Callable[[], Awaitable[None]]] = {
+        "store": repository.check,
+        "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
+        "service_keys": service_keys_check(service_keys),
+    }
+    tolerated: set[str] = set()
+    if encryption.kms is not None:
+        checks["kms"] = KmsCheck(kms=encryption.kms)
+        # writes need KMS only where it is the primary and nothing may stand in for it
+        if not settings.use_kms or settings.kms_fallback_to_local:
+            tolerated.add("kms")
+    return Readiness(checks=checks, tolerated=frozenset(tolerated))
+
+
+async def _drop_expired_keys(encryption: Encryption) -> None:
+    """Keep an idle process from holding data keys past their age."""
+    while encryption.data_keys is not None:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        encryption.data_keys.drop_expired()

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 
 from app.callers.service_key import Scope, ServiceKey
 from app.errors import Forbidden, Unauthenticated
 from app.tokens.models import Caller
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-bearer = HTTPBearer(
-    scheme_name="serviceKey",
-    bearerFormat="ptv_ and 43 base64url characters",
-    description="A service key. Its scopes and providers decide what it may do.",
-    auto_error=False,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +36,36 @@ class AuthenticatedCaller:
             raise Forbidden(message)
 
 
-def caller_with(scope: Scope) -> Callable[..., Awaitable[AuthenticatedCaller]]:
-    """Return a dependency that demands a live key with `scope` and, where the path names one, for its provider."""
+class CallerWith(HTTPBearer):
+    """A dependency that demands a live service key with `scope`.
 
-    async def authenticate(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-    ) -> AuthenticatedCaller:
-        if credentials is None:
+    It is a security scheme of FastAPI's, so that each route that depends on it says so in the OpenAPI document.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(
+            scheme_name="serviceKey",
+            bearerFormat="ptv_ and 43 base64url characters",
+            description="A service key. Its scopes and providers decide what it may do.",
+        )
+        self._scope = scope
+
+    async def __call__(self, request: Request) -> AuthenticatedCaller:  # type: ignore[override]  # what we make of it
+        return self.authenticate(request)
+
+    def authenticate(self, request: Request) -> AuthenticatedCaller:
+        """Return the caller, or raise `Unauthenticated` or `Forbidden`."""
+        scheme, _, presented = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
             message = "a service key is needed: Authorization: Bearer ptv_…"
             raise Unauthenticated(message)
-        key = request.state.service_keys.identify(credentials.credentials)
+        key = request.state.service_keys.identify(presented)
         request.state.service = key.service
-        authenticated = AuthenticatedCaller(key, Caller(key.service, request.state.request_id))
-        authenticated.require_scope(scope)
-        provider = request.path_params.get("provider")
-        if provider is not None:
-            authenticated.require_provider(provider)
-        return authenticated
-
-    return authenticate
+        caller = AuthenticatedCaller(key, Caller(key.service, request.state.request_id))
+        caller.require_scope(self._scope)
+        return caller
 
 
-Reader = Annotated[AuthenticatedCaller, Depends(caller_with(Scope.READ))]
-Revealer = Annotated[AuthenticatedCaller, Depends(caller_with(Scope.REVEAL))]
-Writer = Annotated[AuthenticatedCaller, Depends(caller_with(Scope.WRITE))]
-Deleter = Annotated[AuthenticatedCaller, Depends(caller_with(Scope.DELETE))]
+Reader = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.READ))]
+Revealer = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.REVEAL))]
+Deleter = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.DELETE))]

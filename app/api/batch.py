@@ -11,7 +11,7 @@ from app.api.answers import json_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.body import strict_body
 from app.api.dependencies import Vault
-from app.api.openapi import BODY, answers, request_body
+from app.api.openapi import BODY, answers, extra
 from app.api.problems import Problem, problem_of
 from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, revealed_body
 from app.callers.service_key import Scope
@@ -28,7 +28,7 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     summary="Reveal up to 100 tokens",
     response_model=BatchGetResponse,
     responses=answers(*BODY),
-    openapi_extra=request_body(BatchGetRequest),
+    openapi_extra=extra(body=BatchGetRequest),
 )
 async def batch_get(caller: Revealer, body: Body, vault: Vault) -> Response:
     """Answer with a token or a problem for each token id, in order. Needs `tokens:reveal`."""

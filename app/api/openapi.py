@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from app import errors
 from app.api.problems import MEDIA_TYPE, STATUS, Problem
-from app.api.schemas import BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -30,6 +31,29 @@ _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.InternalError,
 )
 
+_SLUG = {"type": "string", "pattern": SLUG_PATTERN}
+TOKEN_ID: tuple[dict[str, Any], ...] = (
+    {
+        "name": "user_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "format": "uuid", "pattern": UUID_PATTERN},
+        "example": EXAMPLE_USER_ID,
+    },
+    {"name": "provider", "in": "path", "required": True, "schema": _SLUG, "example": "canvas"},
+    {
+        "name": "service_type",
+        "in": "query",
+        "schema": {**_SLUG, "default": DEFAULT_SERVICE_TYPE},
+        "description": "Only for providers with several services, like `calendar`.",
+    },
+)
+INCLUDE = {
+    "name": "include",
+    "in": "query",
+    "schema": {"type": "string", "enum": ["refresh_token"]},
+    "description": "Also reveal the refresh token; needs `tokens:reveal_refresh`.",
+}
 _ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
 
 
@@ -51,10 +75,13 @@ def answers(*possible: type[errors.VaultError], etag: bool = False, created: boo
     return responses
 
 
-def request_body(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a route's `openapi_extra` for a body that a dependency reads."""
-    schema = {"$ref": _REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def extra(*parameters: dict[str, Any], body: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return a route's `openapi_extra`: parameters and a body that dependencies read by themselves."""
+    described: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
+    if body is not None:
+        schema = {"$ref": _REF.format(model=body.__name__)}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return described
 
 
 def document(app: FastAPI) -> dict[str, Any]:

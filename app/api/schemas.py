@@ -255,7 +255,7 @@ class Health(BaseModel):
 
 class Ready(BaseModel):
     status: Literal["ready", "not_ready"]
-    checks: dict[str, Literal["up", "down"]]
+    checks: dict[str, Literal["up", "degraded", "down"]]
 
 
 def token_fields(token: StoredToken) -> dict[str, Any]:

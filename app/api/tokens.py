@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import errors
 from app.api.answers import json_answer
-from app.api.authentication import Deleter, Revealer, Writer
 from app.api.body import strict_body
 from app.api.conditions import ChangeCondition, StoreCondition
-from app.api.dependencies import TokenIdPath, Vault
-from app.api.openapi import BODY, OPEN, SEAL, STORE, answers, request_body
+from app.api.dependencies import DeleteCall, RevealCall, WriteCall
+from app.api.openapi import BODY, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
 from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, revealed_body, token_fields
 from app.callers.service_key import Scope
 from app.tokens.models import StoredToken
@@ -22,9 +21,6 @@ router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens
 
 StoreBody = Annotated[StoreTokenRequest, Depends(strict_body(StoreTokenRequest))]
 PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))]
-Include = Annotated[
-    Literal["refresh_token"] | None, Query(description="Also reveal the refresh token; needs tokens:reveal_refresh.")
-]
 
 
 @router.put(
@@ -32,13 +28,11 @@ Include = Annotated[
     summary="Store a token",
     response_model=Token,
     responses=answers(*BODY, *STORE, *SEAL, errors.VersionConflict, etag=True, created=True),
-    openapi_extra=request_body(StoreTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, body=StoreTokenRequest),
 )
-async def store(
-    caller: Writer, token_id: TokenIdPath, condition: StoreCondition, body: StoreBody, vault: Vault
-) -> Response:
+async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
     """Create the token, or replace it whole: what is not given is empty afterwards. Needs `tokens:write`."""
-    result = await vault.store(token_id, body.to_input(), caller=caller.caller, precondition=condition)
+    result = await call.vault.store(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
     return _answer(result.token, status=201 if result.created else 200)
 
 
@@ -47,14 +41,15 @@ async def store(
     summary="Reveal a token",
     response_model=Revealed,
     responses=answers(*STORE, *OPEN, errors.TokenNotFound, errors.TokenInactive, etag=True),
+    openapi_extra=extra(*TOKEN_ID, INCLUDE),
 )
-async def reveal(caller: Revealer, token_id: TokenIdPath, vault: Vault, include: Include = None) -> Response:
+async def reveal(call: RevealCall, request: Request) -> Response:
     """Decrypt the access token. Needs `tokens:reveal`."""
-    if include is not None:
-        caller.require_scope(Scope.REVEAL_REFRESH)
-    revealed = await vault.reveal(token_id, caller=caller.caller, include_refresh=include is not None)
-    body = revealed_body(revealed, include_refresh=include is not None)
-    return json_answer(body, version=revealed.token.version)
+    include_refresh = _wants_refresh(request)
+    if include_refresh:
+        call.authenticated.require_scope(Scope.REVEAL_REFRESH)
+    revealed = await call.vault.reveal(call.token_id, caller=call.caller, include_refresh=include_refresh)
+    return json_answer(revealed_body(revealed, include_refresh=include_refresh), version=revealed.token.version)
 
 
 @router.patch(
@@ -62,13 +57,11 @@ async def reveal(caller: Revealer, token_id: TokenIdPath, vault: Vault, include:
     summary="Change a token's status or metadata",
     response_model=Token,
     responses=answers(*BODY, *STORE, errors.TokenNotFound, errors.VersionConflict, etag=True),
-    openapi_extra=request_body(PatchTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, body=PatchTokenRequest),
 )
-async def patch(
-    caller: Writer, token_id: TokenIdPath, condition: ChangeCondition, body: PatchBody, vault: Vault
-) -> Response:
+async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
     """Change what is no secret. Needs `tokens:write`."""
-    token = await vault.patch(token_id, body.to_patch(), caller=caller.caller, precondition=condition)
+    token = await call.vault.patch(call.token_id, body.to_patch(), caller=call.caller, precondition=condition)
     return _answer(token)
 
 
@@ -77,13 +70,11 @@ async def patch(
     summary="Rotate a token",
     response_model=Token,
     responses=answers(*BODY, *STORE, *OPEN, errors.TokenNotFound, errors.VersionConflict, etag=True),
-    openapi_extra=request_body(StoreTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, body=StoreTokenRequest),
 )
-async def rotate(
-    caller: Writer, token_id: TokenIdPath, condition: ChangeCondition, body: StoreBody, vault: Vault
-) -> Response:
+async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
     """Replace the secret of an existing token; what is not given stays, the status too. Needs `tokens:write`."""
-    token = await vault.rotate(token_id, body.to_input(), caller=caller.caller, precondition=condition)
+    token = await call.vault.rotate(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
     return _answer(token)
 
 
@@ -92,11 +83,20 @@ async def rotate(
     summary="Delete a token",
     status_code=204,
     responses=answers(*STORE, errors.TokenNotFound, errors.VersionConflict),
+    openapi_extra=extra(*TOKEN_ID),
 )
-async def delete(caller: Deleter, token_id: TokenIdPath, condition: ChangeCondition, vault: Vault) -> Response:
+async def delete(call: DeleteCall, condition: ChangeCondition) -> Response:
     """Delete the token for good. Needs `tokens:delete`."""
-    await vault.delete(token_id, caller=caller.caller, precondition=condition)
+    await call.vault.delete(call.token_id, caller=call.caller, precondition=condition)
     return Response(status_code=204)
+
+
+def _wants_refresh(request: Request) -> bool:
+    include = request.query_params.get("include") if request.scope["query_string"] else None
+    if include not in {None, "refresh_token"}:
+        message = "include can only be refresh_token"
+        raise errors.InvalidRequest(message, problems=(("include", message),))
+    return include is not None
 
 
 def _answer(token: StoredToken, *, status: int = 200) -> Response:

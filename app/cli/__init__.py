@@ -7,6 +7,7 @@ import click
 from app.cli.doctor import doctor
 from app.cli.init import init
 from app.cli.keys import keys
+from app.cli.kms import kms
 from app.cli.serve import serve
 from app.cli.service_key import service_key
 
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (init, serve, keys, service_key, doctor):
+for command in (init, serve, keys, service_key, kms, doctor):
     main.add_command(command)

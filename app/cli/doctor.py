@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
 from app.cli.failure import settings_or_stop
-from app.composition import build_encryption_service, build_service_key_directory, open_repository
+from app.composition import build_encryption, build_service_key_directory, open_repository
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_logging
@@ -43,11 +44,16 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield from _check_settings(settings)
     yield _check_service_keys(settings)
     yield _check_encryption(settings)
+    if settings.kms_key_id is not None:
+        from app.cli.doctor_kms import kms_findings  # noqa: PLC0415  boto3 is paid for only where it is used
+
+        yield from kms_findings(settings)
     yield _check_store(settings)
 
 
 def _check_settings(settings: Settings) -> Iterator[Finding]:
-    yield OK, "settings", f"TOKEN_STORE={settings.token_store}, key version {settings.encryption_key_version} writes"
+    writer = "KMS" if settings.use_kms else f"key version {settings.encryption_key_version}"
+    yield OK, "settings", f"TOKEN_STORE={settings.token_store}, {writer} writes"
     for warning in settings.warnings():
         yield WARNING, "settings", warning
     if ENV_FILE.exists() and ENV_FILE.stat().st_mode & 0o077:
@@ -69,11 +75,15 @@ def _check_service_keys(settings: Settings) -> Finding:
 
 def _check_encryption(settings: Settings) -> Finding:
     try:
-        encryption = build_encryption_service(settings)
-        encryption.self_test()
-    except VaultError as error:
-        return FAILURE, "encryption", f"the self-test failed: {error.detail}"
-    return OK, "encryption", f"{encryption.primary_scheme} seals and opens, and refuses another user"
+        encryption = build_encryption(settings)
+    except SettingsError as error:
+        return FAILURE, "encryption", str(error)
+    with closing(encryption):
+        try:
+            encryption.service.self_test()
+        except VaultError as error:
+            return FAILURE, "encryption", f"the self-test failed: {error.detail}"
+        return OK, "encryption", f"{encryption.service.primary_scheme} seals and opens, and refuses another user"
 
 
 def _check_store(settings: Settings) -> Finding:

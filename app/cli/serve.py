@@ -10,7 +10,7 @@ import click
 import uvicorn
 
 from app.cli.failure import Wrong, settings_or_stop
-from app.composition import build_service_key_directory
+from app.composition import build_encryption, build_service_key_directory
 from app.config.settings import Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
@@ -27,23 +27,28 @@ KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that it i
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
     settings = settings_or_stop()
-    _demand_service_keys(settings)
+    _demand_collaborators(settings)
     _demand_store(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     signal.signal(signal.SIGTERM, _exit_as_done)  # uvicorn raises it again once it has shut down
-    uvicorn.run(
-        "app.main:create_app",
-        factory=True,
-        host=host or settings.host,
-        port=settings.port if port is None else port,
-        workers=workers,
-        log_config=None,
-        access_log=False,  # it would print paths and query strings
-        proxy_headers=False,  # it would believe X-Forwarded-For
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-    )
+    try:
+        uvicorn.run(
+            "app.main:create_app",
+            factory=True,
+            host=host or settings.host,
+            port=settings.port if port is None else port,
+            workers=workers,
+            log_config=None,
+            access_log=False,  # it would print paths and query strings
+            proxy_headers=False,  # it would believe X-Forwarded-For
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        )
+    except SystemExit as end:
+        if end.code:  # uvicorn has its own numbers for a taken port and a failed start; its log line says which
+            sys.exit(1)
+        raise
 
 
 def _exit_as_done(_signal: int, _frame: object) -> NoReturn:
@@ -51,10 +56,11 @@ def _exit_as_done(_signal: int, _frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def _demand_service_keys(settings: Settings) -> None:
-    """Stop with one line where SERVICE_KEYS is broken; a broken file may still be mended while we run."""
+def _demand_collaborators(settings: Settings) -> None:
+    """Stop with one line where SERVICE_KEYS or an AWS setting is broken; a broken file may be mended while we run."""
     try:
         build_service_key_directory(settings)
+        build_encryption(settings).close()
     except SettingsError as error:
         raise Wrong(str(error)) from None
 

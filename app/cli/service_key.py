@@ -152,13 +152,14 @@ def _expiry(text: str) -> datetime:
     if days:
         return datetime.now(UTC).replace(microsecond=0) + timedelta(days=int(days[1]))
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        parsed = datetime.fromisoformat(text)
+        moment = parsed.astimezone(UTC) if parsed.tzinfo else None
+    except (ValueError, OverflowError):
         moment = None
-    if moment is None or moment.tzinfo is None:
+    if moment is None:
         message = "--expires takes days like 90d, or a time with an offset like 2027-03-01T00:00:00Z"
         raise Wrong(message)
     if moment <= datetime.now(UTC):
         message = "--expires lies in the past"
         raise Wrong(message)
-    return moment.astimezone(UTC)
+    return moment

@@ -51,7 +51,19 @@ class Settings(BaseSettings):
     token_encryption_previous_keys: Annotated[dict[KeyVersion, SecretStr], NoDecode] = {}
     min_key_version: KeyVersion = 1
     allow_legacy_formats: bool = True
+
     use_kms: bool = False
+    kms_key_id: str | None = None
+    kms_previous_key_ids: Annotated[tuple[str, ...], NoDecode] = ()
+    aws_region: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_endpoint_url_kms: str | None = None
+    data_key_max_age_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
+    data_key_max_messages: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    data_key_cache_size: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    kms_fallback_to_local: bool = False
 
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
@@ -66,7 +78,7 @@ class Settings(BaseSettings):
     def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("supabase_url")
+    @field_validator("supabase_url", "aws_endpoint_url_kms")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
         if value is None:
@@ -107,6 +119,17 @@ class Settings(BaseSettings):
                 raise PydanticCustomError(kind, message) from None
         return value
 
+    @field_validator("kms_previous_key_ids", mode="before")
+    @classmethod
+    def _list_from_json(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                kind, message = "previous_key_ids", "must be a JSON list of key ids, ARNs or aliases"
+                raise PydanticCustomError(kind, message) from None
+        return value
+
     @field_validator("token_encryption_previous_keys")
     @classmethod
     def _each_long_enough(cls, value: dict[int, SecretStr]) -> dict[int, SecretStr]:
@@ -122,15 +145,32 @@ class Settings(BaseSettings):
         return self
 
     def _inconsistencies(self) -> Iterator[str]:
-        if self.token_store == "supabase":  # noqa: S105  a store's name
-            if self.supabase_url is None:
-                yield "SUPABASE_URL is needed because TOKEN_STORE is supabase"
-            if self.supabase_service_key is None:
-                yield "SUPABASE_SERVICE_KEY is needed because TOKEN_STORE is supabase"
-        if self.use_kms:
-            yield "USE_KMS is not supported by this version; leave it false"
+        yield from self._wrong_store()
+        yield from self._wrong_kms()
+        yield from self._wrong_master_keys()
+
+    def _wrong_store(self) -> Iterator[str]:
+        if self.token_store != "supabase":  # noqa: S105  a store's name
+            return
+        if self.supabase_url is None:
+            yield "SUPABASE_URL is needed because TOKEN_STORE is supabase"
+        if self.supabase_service_key is None:
+            yield "SUPABASE_SERVICE_KEY is needed because TOKEN_STORE is supabase"
+
+    def _wrong_kms(self) -> Iterator[str]:
+        if self.use_kms and self.kms_key_id is None:
+            yield "KMS_KEY_ID is needed because USE_KMS is true: the id, ARN or alias of a symmetric key"
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            yield "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are needed together, or neither"
+
+    def _wrong_master_keys(self) -> Iterator[str]:
         if self.token_encryption_key is None:
-            yield "TOKEN_ENCRYPTION_KEY is needed: 32 random bytes in base64, see `token-vault keys generate`"
+            if self.kms_fallback_to_local:
+                yield "TOKEN_ENCRYPTION_KEY is needed because KMS_FALLBACK_TO_LOCAL is true"
+            if self.token_encryption_previous_keys:
+                yield "TOKEN_ENCRYPTION_KEY is needed because TOKEN_ENCRYPTION_PREVIOUS_KEYS is set"
+            if not self.use_kms:
+                yield "TOKEN_ENCRYPTION_KEY is needed: 32 random bytes in base64, see `token-vault keys generate`"
         if self.encryption_key_version in self.token_encryption_previous_keys:
             yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS holds ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
         if self.min_key_version > self.encryption_key_version:
@@ -154,6 +194,8 @@ class Settings(BaseSettings):
                 yield f"{name} has less than {RECOMMENDED_KEY_BYTES} bytes after decoding; use 32 random ones"
         if self.service_keys_file is None and self.service_keys is None:
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
+        if self.kms_fallback_to_local and not self.use_kms:
+            yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
         if self.supabase_url is not None and self.supabase_url.startswith("http://"):
             yield "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
 

@@ -43,7 +43,7 @@ def configure_logging(*, level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _withhold_traceback],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -67,4 +67,12 @@ def _name_exception(_logger: object, _method: str, event: MutableMapping[str, An
             f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)
         ]
+    return event
+
+
+def _withhold_traceback(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cut what Starlette and uvicorn log as a message when the start fails: a formatted traceback, text and all."""
+    head, found, _ = str(event["event"]).partition("Traceback (most recent call last)")
+    if found:
+        event["event"] = f"{head}traceback withheld".strip()
     return event

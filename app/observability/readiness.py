@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -18,29 +18,44 @@ CACHE_SECONDS = 1.0
 CHECK_TIMEOUT_SECONDS = 3.0
 
 
+State = Literal["up", "degraded", "down"]
+
+
 class Readiness:
     """Runs every check at once and remembers the answers for `cache_seconds`.
+
+    A check that fails is `down`, or `degraded` where it is among `tolerated`: the replica can do its work without it.
 
     The probe needs no key, so however often it is called each check runs at most once in that time. What is wrong is
     logged when it changes and is not part of the answer.
     """
 
     def __init__(
-        self, *, checks: Mapping[str, Callable[[], Awaitable[None]]], cache_seconds: float = CACHE_SECONDS
+        self,
+        *,
+        checks: Mapping[str, Callable[[], Awaitable[None]]],
+        tolerated: frozenset[str] = frozenset(),
+        cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self._checks = checks
+        self._tolerated = tolerated
         self._cache_seconds = cache_seconds
         self._problems: dict[str, str | None] = {}
         self._fresh_until = float("-inf")
         self._checking = asyncio.Lock()
 
-    async def states(self) -> dict[str, bool]:
-        """Return for each check whether it passed."""
+    async def states(self) -> dict[str, State]:
+        """Return the state of each check; the replica is ready where none is `down`."""
         async with self._checking:
             if time.monotonic() >= self._fresh_until:
                 await self._check_all()
                 self._fresh_until = time.monotonic() + self._cache_seconds
-            return {name: problem is None for name, problem in self._problems.items()}
+            return {name: self._state(name) for name in self._checks}
+
+    def _state(self, name: str) -> State:
+        if self._problems[name] is None:
+            return "up"
+        return "degraded" if name in self._tolerated else "down"
 
     async def _check_all(self) -> None:
         problems = await asyncio.gather(*(_problem_of(check) for check in self._checks.values()))

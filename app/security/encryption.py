@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied
+import structlog
+
+from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.shape import Family, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from app.security.counters import EncryptionCounters
     from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed
 
+_log = structlog.get_logger()
 _WHY_UNREADABLE = {
     Family.LOCAL: "no master key is configured for local ciphertexts",
     Family.KMS: "KMS is not configured, and this ciphertext needs it",
@@ -29,8 +34,17 @@ class EncryptionService:
     loop; scripts call it as it is.
     """
 
-    def __init__(self, *, primary: EncryptionStrategy, readers: Iterable[EncryptionReader] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        primary: EncryptionStrategy,
+        readers: Iterable[EncryptionReader] = (),
+        fallback: EncryptionStrategy | None = None,
+        counters: EncryptionCounters,
+    ) -> None:
         self._primary = primary
+        self._fallback = fallback
+        self._counters = counters
         self._readers: dict[Family, EncryptionReader] = {primary.family: primary}
         for reader in readers:
             if self._readers.setdefault(reader.family, reader) is not reader:
@@ -48,15 +62,28 @@ class EncryptionService:
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`.
 
-        With `wait` false it raises `KeyNotAtHand` rather than wait for a key.
+        With `wait` false it raises `KeyNotAtHand` rather than wait for a key. Where a fallback is configured and the
+        primary's key service is unavailable, the fallback seals, and the result says so.
         """
         _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
-        return self._primary.seal(plaintext, context, wait=wait)
+        try:
+            return self._primary.seal(plaintext, context, wait=wait)
+        except KeyUnavailable as error:
+            if self._fallback is None:
+                raise
+            sealed = replace(self._fallback.seal(plaintext, context, wait=wait), fallback=True)
+            self._counters.fallback_write()
+            _log.warning("sealed_by_fallback", scheme=sealed.scheme, reason=error.detail)
+            return sealed
 
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
         _demand_unicode(context.user_id, context.provider, context.service_type)
-        return self._reader(ciphertext).open(ciphertext, context, wait=wait)
+        try:
+            return self._reader(ciphertext).open(ciphertext, context, wait=wait)
+        except EncryptionError as error:
+            self._counters.decryption_failure(error.code)
+            raise
 
     def self_test(self) -> None:
         """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not."""
@@ -121,7 +148,7 @@ def _demand_unicode(*texts: str) -> None:
 @cache
 def get_encryption_service() -> EncryptionService:
     """Build the service from the environment, once. For scripts; the app itself is given one."""
-    from app.composition import build_encryption_service  # noqa: PLC0415  importing this module does nothing
+    from app.composition import build_encryption  # noqa: PLC0415  importing this module does nothing
     from app.config.settings import load_settings  # noqa: PLC0415
 
-    return build_encryption_service(load_settings())
+    return build_encryption(load_settings()).service

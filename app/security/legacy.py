@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,8 @@ class PulsePlanLocalReader:
         self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
+        # a flood of old tokens must leave a processor to everybody else
+        self._derivations = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) - 1))
 
     def scheme_of(self, ciphertext: str) -> str:
         return f"{self.family}:v{_split(ciphertext)[0]}"
@@ -69,7 +72,8 @@ class PulsePlanLocalReader:
         if not wait:
             raise KeyNotAtHand
         salt = f"pulseplan:user:{user_id}:v{version}".encode()
-        key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
+        with self._derivations:
+            key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
         with self._lock:
             self._keys[name] = key
             while len(self._keys) > self._cached_keys:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import threading
 from typing import TYPE_CHECKING, Final
 
 from app.errors import IntegrityError, MalformedCiphertext
+from app.security import base64url
 from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box, CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.shape import Family
@@ -59,14 +58,14 @@ class LocalStrategy:
         box = self._aead(version, context, wait=wait).seal(plaintext.encode(), context.aad(_FAMILY, name.encode()))
         payload = b"".join((_FORMAT, box.commitment, box.nonce, box.ciphertext))
         return Sealed(
-            ciphertext=f"{name}:{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}",
+            ciphertext=f"{name}:{base64url.encode(payload)}",
             scheme=self.scheme,
             method=f"aes256-gcm-{name}",
         )
 
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         name, _, encoded = ciphertext.partition(":")
-        payload = _decode_canonical(encoded)
+        payload = base64url.decode(encoded)
         if len(payload) < _OVERHEAD_BYTES:
             message = "the ciphertext is shorter than its fixed parts"
             raise MalformedCiphertext(message)
@@ -97,19 +96,3 @@ class LocalStrategy:
                 salt = f"pulseplan-token-vault/root/v{version}".encode()
                 self._roots[version] = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS)
             return self._roots[version]
-
-
-def _decode_canonical(encoded: str) -> bytes:
-    """Decode unpadded base64url and refuse every second spelling of the same bytes.
-
-    Python's decoder skips foreign characters and ignores the last character's spare bits; a ciphertext with such a
-    flipped bit would still open.
-    """
-    try:
-        payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
-    except (binascii.Error, ValueError):
-        payload = b""
-    if base64.urlsafe_b64encode(payload).rstrip(b"=") != encoded.encode():
-        message = "the ciphertext is not canonical base64url"
-        raise MalformedCiphertext(message)
-    return payload

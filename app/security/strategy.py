@@ -15,13 +15,15 @@ class Sealed:
     """A new ciphertext and how it was made.
 
     `scheme` goes to the column `encryption_scheme`, `method` and `key_id` to the row's metadata; `key_id` is the
-    tracking id of a KMS data key and `None` for local encryption.
+    tracking id of a KMS data key and `None` for local encryption. `fallback` marks what was sealed locally only because
+    KMS was unavailable.
     """
 
     ciphertext: str
     scheme: str
     method: str
     key_id: str | None = None
+    fallback: bool = False
 
 
 class KeyNotAtHand(Exception):

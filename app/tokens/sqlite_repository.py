@@ -81,7 +81,7 @@ class SqliteRepository:
     async def check(self) -> None:
         with _translated():
             present = {row[1] for row in self._reader.execute("PRAGMA table_info(oauth_tokens)")}
-            self._reader.execute("SELECT 1 FROM oauth_tokens LIMIT 1").fetchall()
+            self._reader.execute("SELECT * FROM oauth_tokens LIMIT 1").fetchall()  # SELECT 1 reads an index
         missing = [column for column in COLUMNS if column not in present]
         if missing:
             message = f"oauth_tokens lacks the columns {', '.join(missing)}"

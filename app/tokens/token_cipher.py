@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import SecretStr
 
+from app.errors import KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_ROUNDS = 3
+WAITING_CALLS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class TokenCipher:
 
     def __init__(self, *, encryption: EncryptionService) -> None:
         self._encryption = encryption
+        # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
+        self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
     async def seal(self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
         """Encrypt both under the primary; raises an `EncryptionError`."""
@@ -46,12 +53,17 @@ class TokenCipher:
         refresh_context = _context(token_id, SecretField.REFRESH_TOKEN)
 
         def seal(*, wait: bool) -> SealedSecrets:
-            sealed = self._encryption.seal(access.get_secret_value(), access_context, wait=wait)
-            if refresh is None:
-                return SealedSecrets(sealed, None)
-            return SealedSecrets(sealed, self._encryption.seal(refresh.get_secret_value(), refresh_context, wait=wait))
+            for _ in range(_ROUNDS):
+                sealed = self._encryption.seal(access.get_secret_value(), access_context, wait=wait)
+                if refresh is None:
+                    return SealedSecrets(sealed, None)
+                other = self._encryption.seal(refresh.get_secret_value(), refresh_context, wait=wait)
+                if other.scheme == sealed.scheme:  # the key or the strategy may have changed between the two
+                    return SealedSecrets(sealed, other)
+            message = "the encryption key keeps changing; nothing was written"
+            raise KeyUnavailable(message)
 
-        return await _off_the_loop_if_needed(seal)
+        return await self._off_the_loop_if_needed(seal)
 
     async def open_access(self, token: StoredToken) -> SecretStr:
         """Decrypt the access token; raises an `EncryptionError`."""
@@ -73,15 +85,14 @@ class TokenCipher:
         def open_it(*, wait: bool) -> SecretStr:
             return SecretStr(self._encryption.open(ciphertext, context, wait=wait))
 
-        return await _off_the_loop_if_needed(open_it)
+        return await self._off_the_loop_if_needed(open_it)
+
+    async def _off_the_loop_if_needed(self, call: Callable[..., T]) -> T:
+        try:
+            return call(wait=False)
+        except KeyNotAtHand:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
 
 
 def _context(token_id: TokenId, field: SecretField) -> TokenContext:
     return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field)
-
-
-async def _off_the_loop_if_needed(call: Callable[..., T]) -> T:
-    try:
-        return call(wait=False)
-    except KeyNotAtHand:
-        return await asyncio.to_thread(call, wait=True)

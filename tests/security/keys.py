@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.observability.counters import InMemoryCounters
 from app.security.encryption import EncryptionService
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy import PulsePlanLocalReader
@@ -22,4 +23,4 @@ def service(keys: Keyring | None = None, *, legacy: bool = True) -> EncryptionSe
     """Return a service that writes locally and reads PulsePlan's local formats where `legacy` says so."""
     keys = keys or keyring()
     readers = [PulsePlanLocalReader(keyring=keys)] if legacy else []
-    return EncryptionService(primary=LocalStrategy(keyring=keys), readers=readers)
+    return EncryptionService(primary=LocalStrategy(keyring=keys), readers=readers, counters=InMemoryCounters())

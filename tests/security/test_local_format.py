@@ -1,4 +1,4 @@
-"""The bound local format: what opens, and everything that must not."""
+"""The bound local format: what is its own, beside the contract of every strategy."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
-from app.security.context import SecretField, TokenContext, length_prefixed
+from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
+from app.security.context import SecretField, TokenContext
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
 from app.security.strategy import KeyNotAtHand
@@ -23,10 +23,8 @@ USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 HERE = TokenContext(USER, "canvas", "default", SecretField.ACCESS_TOKEN)
 TOKEN = "1234~a-canvas-token"
 REFUSED = (IntegrityError, MalformedCiphertext, KeyDenied)
-NONCE = slice(33, 45)
 
 _VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "local_bound_tokens.json").read_text())
-text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +49,6 @@ def test_what_was_written_once_opens_for_ever(vector: dict[str, str]) -> None:
     assert opened == vector["plaintext"]
 
 
-@given(plaintext=text.filter(bool), user_id=text, provider=text, service_type=text)
-def test_what_is_sealed_opens_again(plaintext: str, user_id: str, provider: str, service_type: str) -> None:
-    context = TokenContext(user_id, provider, service_type, SecretField.REFRESH_TOKEN)
-    crypto = _SHARED
-    assert crypto.open(crypto.seal(plaintext, context).ciphertext, context) == plaintext
-
-
-_SHARED = service()
-
-
-def test_every_flipped_bit_is_refused(crypto: EncryptionService, sealed: str) -> None:
-    for position, bit in itertools.product(range(len(sealed)), range(8)):
-        flipped = sealed[:position] + chr(ord(sealed[position]) ^ (1 << bit)) + sealed[position + 1 :]
-        with pytest.raises(REFUSED):
-            crypto.open(flipped, HERE)
-
-
 def test_every_flipped_bit_of_the_payload_is_refused(crypto: EncryptionService, sealed: str) -> None:
     name, _, encoded = sealed.partition(":")
     payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
@@ -79,43 +60,10 @@ def test_every_flipped_bit_of_the_payload_is_refused(crypto: EncryptionService, 
             crypto.open(changed, HERE)
 
 
-def test_every_truncation_is_refused(crypto: EncryptionService, sealed: str) -> None:
-    for length in range(len(sealed)):
-        with pytest.raises(REFUSED):
-            crypto.open(sealed[:length], HERE)
-    for start in range(len("v2:") + 1, len(sealed)):
-        with pytest.raises(REFUSED):
-            crypto.open("v2:" + sealed[start:], HERE)
-
-
-@pytest.mark.parametrize("suffix", ["=", "==", "A", "\n", " ", "v2:"])
+@pytest.mark.parametrize("suffix", ["\n", " ", "==", "v2:"])
 def test_nothing_can_be_appended(crypto: EncryptionService, sealed: str, suffix: str) -> None:
     with pytest.raises(REFUSED):
         crypto.open(sealed + suffix, HERE)
-
-
-def test_it_opens_in_no_other_place(crypto: EncryptionService) -> None:
-    places = [
-        TokenContext(user, provider, service_type, field)
-        for user in (USER, "1e2feb89-414c-443c-9027-c4d1c386bbc4", "")
-        for provider in ("canvas", "google", "")
-        for service_type in ("default", "calendar", "")
-        for field in (*SecretField, None)
-    ]
-    sealed = {place: crypto.seal(TOKEN, place).ciphertext for place in places}
-    for here, there in itertools.product(places, repeat=2):
-        if here == there:
-            assert crypto.open(sealed[here], there) == TOKEN
-        else:
-            with pytest.raises(IntegrityError):
-                crypto.open(sealed[here], there)
-
-
-def test_parts_of_the_context_cannot_trade_characters(crypto: EncryptionService) -> None:
-    ciphertext = crypto.seal(TOKEN, TokenContext("u", "ab", "c")).ciphertext
-    with pytest.raises(IntegrityError):
-        crypto.open(ciphertext, TokenContext("u", "a", "bc"))
-    assert length_prefixed(b"ab", b"c") != length_prefixed(b"a", b"bc")
 
 
 def test_it_opens_under_no_other_key_version(crypto: EncryptionService, sealed: str) -> None:
@@ -185,22 +133,13 @@ def test_changing_the_family_never_opens(crypto: EncryptionService, sealed: str)
             crypto.open(text, HERE)
 
 
-@given(st.text(max_size=300))
-def test_any_text_is_refused_with_one_of_our_errors(ciphertext: str) -> None:
-    with pytest.raises(REFUSED):
-        _SHARED.open(ciphertext, HERE)
+_SHARED = service()
 
 
 @given(st.binary(max_size=120))
 def test_any_payload_is_refused_with_one_of_our_errors(payload: bytes) -> None:
     with pytest.raises(REFUSED):
         _SHARED.open(f"v1:{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}", HERE)
-
-
-@pytest.mark.parametrize(("token", "user"), [("\ud800", USER), ("token", "\udfff")])
-def test_lone_surrogates_are_refused(crypto: EncryptionService, token: str, user: str) -> None:
-    with pytest.raises(InvalidRequest):
-        crypto.encrypt_token(token, user)
 
 
 def test_nonces_never_repeat_in_a_million_encryptions() -> None:

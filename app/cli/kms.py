@@ -1,0 +1,133 @@
+"""`token-vault kms`: the key in AWS KMS and its price."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from app.cli.failure import Wrong
+from app.config.settings import Settings, SettingsError
+from app.errors import KeyDenied
+from app.observability.checks import PROBE_SECONDS
+from app.security.kms_cost import (
+    DOLLARS_PER_10_000_REQUESTS,
+    DOLLARS_PER_KEY,
+    FREE_REQUESTS,
+    Usage,
+    monthly_bill,
+    price_of,
+    requests_of_checks,
+)
+
+if TYPE_CHECKING:
+    from app.security.kms_setup import Step
+
+_ALIAS = re.compile(r"alias/(?!aws/)[A-Za-z0-9/_-]{1,250}")
+_PRINCIPAL = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=,.@_/-]{1,576}")
+_ASSUMED = """\
+Prices: ${key} for the key, ${request} per 10,000 requests after {free:,} free ones in the account (US East,
+N. Virginia; other Regions may differ). Each of the first two yearly rotations of a key adds $1.00 a month.
+Visits: a user's operations come {visit:,} at a time within {age:,} seconds, and the first at each replica asks KMS; a
+visit that both reads an older token and stores one asks once more. At the very most: each replica asks once to
+read and once to store for each user every {age:,} seconds, which is what operations far apart lead to. Both take a
+month for 30 days, and DATA_KEY_CACHE_SIZE for large enough for all who are active within {age:,} seconds."""
+_MAX_AGE_SECONDS: int = Settings.model_fields["data_key_max_age_seconds"].default
+
+
+@click.group()
+def kms() -> None:
+    """Set up the key in AWS KMS, and see what it costs."""
+
+
+@kms.command()
+@click.option("--alias", default="alias/pulseplan-token-vault", show_default=True, help="Alias of the key.")
+@click.option("--role-arn", help="Role of the service; it gets a grant. Without it only the policy is printed.")
+@click.option("--region", help="AWS Region.  [default: AWS_REGION, or the profile's]")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
+    """Create the key, its alias, yearly rotation and the role's grant, each only where it is missing.
+
+    It needs an administrator's AWS credentials where boto3 finds them; those in .env are the service's and are not
+    used. AWS_REGION and AWS_ENDPOINT_URL_KMS count, from the environment or .env. Safe to run again.
+    """
+    from app.config.aws import open_kms_admin_client  # noqa: PLC0415  boto3 takes a while to import
+    from app.security.kms_setup import KmsSetup, least_privilege_policy  # noqa: PLC0415
+
+    _demand_names(alias, role_arn)
+    try:
+        client = open_kms_admin_client(region=region)
+    except SettingsError as error:
+        raise Wrong(str(error)) from None
+    work = KmsSetup(client=client, alias=alias, role_arn=role_arn, dry_run=dry_run)
+    try:
+        for step in work.steps():
+            _print_step(step, dry_run=dry_run)
+    except KeyDenied as error:
+        raise click.ClickException(error.detail) from None
+    key_arn = work.key_arn or f"arn:aws:kms:{client.meta.region_name}:ACCOUNT:key/ID"
+    click.echo("\nThe policy for the service's role; it needs nothing else:\n")
+    click.echo(json.dumps(least_privilege_policy(key_arn), indent=2))
+    click.echo(f"\nFor .env:\n\nUSE_KMS=true\nKMS_KEY_ID={key_arn}\nAWS_REGION={client.meta.region_name}")
+
+
+def _demand_names(alias: str, role_arn: str | None) -> None:
+    if not _ALIAS.fullmatch(alias):
+        message = "--alias takes alias/ and a name of letters, digits, /, _ and -, which is not AWS's own alias/aws/"
+        raise Wrong(message)
+    if role_arn is not None and not _PRINCIPAL.fullmatch(role_arn):
+        message = "--role-arn takes the ARN of a role, like arn:aws:iam::123456789012:role/token-vault (or of a user)"
+        raise Wrong(message)
+
+
+def _print_step(step: Step, *, dry_run: bool) -> None:
+    state = "would" if dry_run and step.state == "done" else step.state.value
+    click.echo(f"{state.ljust(5)}  {step.what}")
+
+
+@kms.command()
+@click.option("--users", type=click.IntRange(1), required=True, help="Users with tokens.")
+@click.option("--operations-per-user", type=click.IntRange(1), required=True, help="Operations of one user a month.")
+@click.option(
+    "--operations-per-visit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="How many of them come together, within the cache age.",
+)
+@click.option("--replicas", type=click.IntRange(1, 1000), default=1, show_default=True, help="Processes that serve.")
+@click.option(
+    "--max-age",
+    "max_age_seconds",
+    type=click.IntRange(1, 86_400),
+    default=_MAX_AGE_SECONDS,
+    show_default=True,
+    help="DATA_KEY_MAX_AGE_SECONDS.",
+)
+def cost(users: int, operations_per_user: int, operations_per_visit: int, replicas: int, max_age_seconds: int) -> None:
+    """Print the monthly bill with one request per operation and with the data-key cache."""
+    usage = Usage(users, operations_per_user, max_age_seconds, replicas)
+    click.echo(
+        f"{users:,} users with one token and {operations_per_user:,} operations each a month; replicas: {replicas}\n"
+    )
+    _print_bill("one request per operation", usage.operations)
+    _print_bill(f"cache, visits of {operations_per_visit:,}", usage.requests_in_visits(operations_per_visit))
+    _print_bill("cache, at the very most", usage.requests_at_most())
+    checks = requests_of_checks(replicas=replicas, probe_seconds=int(PROBE_SECONDS), max_age_seconds=max_age_seconds)
+    click.echo(f"  on top, /readyz polled always   {checks:>16,} requests  ${price_of(checks):>14,.2f}\n")
+    click.echo(
+        _ASSUMED.format(
+            key=DOLLARS_PER_KEY,
+            request=DOLLARS_PER_10_000_REQUESTS,
+            free=FREE_REQUESTS,
+            visit=operations_per_visit,
+            age=max_age_seconds,
+        )
+    )
+
+
+def _print_bill(name: str, requests: int) -> None:
+    bill = monthly_bill(requests)
+    click.echo(f"  {name:<30}  {bill.requests:>17,} requests  ${bill.dollars:>14,.2f}")

@@ -1,0 +1,131 @@
+"""Clients for AWS KMS: the service's, bounded in time, and an administrator's for setting things up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.config.settings import ENV_FILE, SettingsError
+from app.security.kms_client import CONCURRENT_REQUESTS
+
+if TYPE_CHECKING:
+    from app.config.settings import Settings
+
+CONNECT_SECONDS: Final = 1
+READ_SECONDS: Final = 2
+ADMIN_CONNECT_SECONDS: Final = 5
+ADMIN_READ_SECONDS: Final = 20
+_ARN_PARTS: Final = 6
+
+
+def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients have no static type
+    """Return boto3's KMS client for the service; raises `SettingsError` where the Region is missing.
+
+    Keys from the settings are used where they are set; otherwise boto3's own chain finds a profile, a web identity or
+    an instance role. Retries are off: `app.security.kms_client` knows which errors deserve one.
+    """
+    try:
+        return _session(settings).client(
+            "kms",
+            endpoint_url=settings.aws_endpoint_url_kms,
+            config=Config(
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                max_pool_connections=CONCURRENT_REQUESTS,
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        message = f"the AWS settings do not make a KMS client: {type(error).__name__}"
+        raise SettingsError(message) from None
+
+
+def open_sts_client(settings: Settings) -> Any:  # noqa: ANN401
+    """Return a client that can tell whose credentials these are; beside a stand-in for KMS it asks that one."""
+    return _session(settings).client(
+        "sts",
+        endpoint_url=settings.aws_endpoint_url_kms if is_stand_in(settings.aws_endpoint_url_kms) else None,
+        config=Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        ),
+    )
+
+
+def is_stand_in(endpoint_url: str | None) -> bool:
+    """Whether this is none of AWS's own endpoints; a VPC has such too."""
+    host = urlsplit(endpoint_url or "").hostname
+    return host is not None and not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
+
+
+def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401
+    """Return a client for an administrator who sets up KMS; raises `SettingsError`.
+
+    It asks the KMS that the service will ask: AWS_REGION and AWS_ENDPOINT_URL_KMS count from the environment and from
+    `.env`. The credentials are those that boto3 finds, and never the service's in `.env`, which should not suffice.
+    Retries are off, for CreateKey repeated is two keys.
+    """
+    try:
+        place = _Place()
+    except (OSError, UnicodeDecodeError):
+        message = f"{ENV_FILE} cannot be read as UTF-8 text"
+        raise SettingsError(message) from None
+    try:
+        region = region or place.aws_region or boto3.Session().region_name
+        if region is None:
+            message = "no Region: give --region, or set AWS_REGION"
+            raise SettingsError(message)
+        return boto3.Session(region_name=region).client(
+            "kms",
+            endpoint_url=place.aws_endpoint_url_kms,
+            config=Config(
+                connect_timeout=ADMIN_CONNECT_SECONDS,
+                read_timeout=ADMIN_READ_SECONDS,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        message = f"no KMS client: {type(error).__name__}; check --region or AWS_REGION, and AWS_ENDPOINT_URL_KMS"
+        raise SettingsError(message) from None
+
+
+class _Place(BaseSettings):
+    """Where KMS is. The other settings need not be there yet when it is set up."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    aws_region: str | None = None
+    aws_endpoint_url_kms: str | None = None
+
+
+def _session(settings: Settings) -> boto3.Session:
+    chosen: dict[str, str | None] = {}
+    if settings.aws_access_key_id is not None:  # a session token alone would cut boto3's chain short
+        chosen = {
+            "aws_access_key_id": _text(settings.aws_access_key_id),
+            "aws_secret_access_key": _text(settings.aws_secret_access_key),
+            "aws_session_token": _text(settings.aws_session_token),
+        }
+    region = settings.aws_region or boto3.Session().region_name or _region_of(settings.kms_key_id or "")
+    if region is None:
+        message = "AWS_REGION is needed: neither it, nor a profile, nor KMS_KEY_ID names a Region"
+        raise SettingsError(message)
+    return boto3.Session(region_name=region, **chosen)
+
+
+def _region_of(key_id: str) -> str | None:
+    """Return the Region that an ARN names: `arn:aws:kms:REGION:ACCOUNT:key/ID`."""
+    parts = key_id.split(":")
+    return parts[3] if len(parts) == _ARN_PARTS and parts[3] else None
+
+
+def _text(secret: Any) -> str | None:  # noqa: ANN401
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,76 @@
+"""A circuit breaker: after repeated failures, answer at once instead of waiting for the next one.
+
+The libraries for this let every caller through as soon as the cool-down is over; under load that is the stampede that
+a breaker is there to prevent. This one lets a single probe through.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from app.errors import KeyUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.security.counters import EncryptionCounters
+
+FAILURES = 5
+COOL_DOWN_SECONDS = 5.0
+
+
+class CircuitBreaker:
+    """Closed until `failures` calls in a row have failed; then open, with one probe in each cool-down."""
+
+    def __init__(
+        self,
+        *,
+        counters: EncryptionCounters,
+        failures: int = FAILURES,
+        cool_down_seconds: float = COOL_DOWN_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._counters = counters
+        self._limit = failures
+        self._cool_down_seconds = cool_down_seconds
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._open_until: float | None = None
+        self._probing = False
+
+    def admit(self) -> None:
+        """Let a call pass, or raise `KeyUnavailable` with the seconds until the next probe."""
+        with self._lock:
+            if self._open_until is None:
+                return
+            left = self._open_until - self._monotonic()
+            if left > 0:
+                message = "the key service has failed repeatedly and is given time to recover"
+                raise KeyUnavailable(message, retry_after_seconds=math.ceil(left))
+            # this caller is the probe; should it never report back, the next one follows after another cool-down
+            self._open_until = self._monotonic() + self._cool_down_seconds
+            self._probing = True
+            self._counters.breaker_state("half_open")
+
+    def succeeded(self) -> None:
+        """Report that the key service answered, whatever it said."""
+        with self._lock:
+            was_open = self._open_until is not None
+            self._failures, self._open_until, self._probing = 0, None, False
+            if was_open:
+                self._counters.breaker_state("closed")
+
+    def failed(self) -> None:
+        """Report that the key service was unavailable."""
+        with self._lock:
+            self._failures += 1
+            if self._failures < self._limit:
+                return
+            opens = self._open_until is None or self._probing
+            self._open_until, self._probing = self._monotonic() + self._cool_down_seconds, False
+            if opens:
+                self._counters.breaker_state("open")

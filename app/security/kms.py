@@ -1,0 +1,144 @@
+"""KMS envelope encryption: AES-256-GCM under data keys that AWS KMS generates and wraps."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from app.errors import IntegrityError
+from app.security.aead import CommittingAead
+from app.security.context import LABEL, TokenContext, length_prefixed
+from app.security.data_keys import DataKey, DataKeyCache, SingleFlight, fingerprint
+from app.security.kms_package import Package
+from app.security.shape import Family
+from app.security.strategy import KeyNotAtHand, Sealed
+
+if TYPE_CHECKING:
+    from app.security.kms_client import KmsClient
+
+_FAMILY: Final = b"kms/1"
+_INFO: Final = length_prefixed(LABEL, _FAMILY)
+_TRACKING_BYTES: Final = 8
+_ROUNDS: Final = 8
+
+
+class KmsEnvelopeStrategy:
+    """The KMS envelope format; `app.security.kms_package` has its text.
+
+    A data key belongs to one user, one provider and one KMS key. It seals until `data_keys`' limits and is unwrapped
+    once for reading within them, so that KMS is asked about once for hundreds of operations. What KMS binds (user,
+    service, data type) and what the AAD binds (those, provider, service type, column, key ARN, tracking id) holds
+    for each single ciphertext all the same.
+    """
+
+    family: Final = Family.KMS
+
+    def __init__(self, *, kms: KmsClient, data_keys: DataKeyCache) -> None:
+        self._kms = kms
+        self._data_keys = data_keys
+        self._generating: SingleFlight[None] = SingleFlight()
+        self._unwrapping: SingleFlight[CommittingAead] = SingleFlight()
+
+    @property
+    def scheme(self) -> str:
+        return f"kms:{self._kms.key_arn or 'unknown'}"
+
+    def scheme_of(self, ciphertext: str) -> str:
+        return f"kms:{Package.decode(ciphertext).key_arn}"
+
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        key = self._sealing_key(context, wait=wait)
+        box = key.aead.seal(plaintext.encode(), _aad(context, key.key_arn, key.tracking_id))
+        return Sealed(
+            ciphertext=Package(key.key_arn, key.tracking_id, key.wrapped, box).encode(),
+            scheme=f"kms:{key.key_arn}",
+            method="kms",
+            key_id=key.tracking_id,
+        )
+
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        package = Package.decode(ciphertext)
+        if not _is_tracking_id(package.tracking_id, context):
+            # it could not authenticate, so KMS need not be asked
+            message = "the KMS package was made for another user or provider"
+            raise IntegrityError(message)
+        name = fingerprint(package.wrapped, context.encryption_context())
+        aead = self._data_keys.for_opening(name, counts_miss=wait)
+        if aead is not None:
+            return _text(_open(aead, package, context))
+        if not wait:
+            raise KeyNotAtHand
+        aead = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
+        plaintext = _open(aead, package, context)
+        # again, for whoever made the request may have had a broken package to try the key on
+        self._data_keys.keep_for_opening(name, aead)
+        return _text(plaintext)
+
+    def _sealing_key(self, context: TokenContext, *, wait: bool) -> DataKey:
+        owner = (context.user_id, context.provider)
+        made: DataKey | None = None
+
+        def make() -> None:
+            nonlocal made
+            # another caller's request may have ended since we looked
+            made = self._data_keys.for_sealing(owner, counts_miss=False) or self._generate(owner, context)
+
+        for _ in range(_ROUNDS):
+            key = self._data_keys.for_sealing(owner, counts_miss=wait)
+            if key is not None:
+                return key
+            if not wait:
+                raise KeyNotAtHand
+            self._generating.run(owner, make)
+            if made is not None:
+                return made
+        # a crowd uses up each key before we get our turn
+        return self._generate(owner, context)
+
+    def _generate(self, owner: tuple[str, str], context: TokenContext) -> DataKey:
+        """Return a new data key that has counted its caller's message."""
+        generated = self._kms.generate_data_key(context.encryption_context())
+        aead = CommittingAead(generated.plaintext, info=_INFO)
+        tracking_id = _tracking_prefix(context) + secrets.token_hex(_TRACKING_BYTES)
+        key = DataKey(owner, aead, generated.wrapped, generated.key_arn, tracking_id, messages=1)
+        self._data_keys.keep_for_sealing(key)
+        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context.encryption_context()), aead)
+        return key
+
+    def _unwrap(self, name: bytes, package: Package, context: TokenContext) -> CommittingAead:
+        kept = self._data_keys.for_opening(name, counts_miss=False)
+        if kept is not None:  # another caller's request has ended since we looked
+            return kept
+        secret = self._kms.unwrap_data_key(package.wrapped, context.encryption_context())
+        aead = CommittingAead(secret, info=_INFO)
+        try:
+            _open(aead, package, context)
+        except IntegrityError:
+            return aead  # a key that has authenticated nothing has no place in the cache
+        self._data_keys.keep_for_opening(name, aead)
+        return aead
+
+
+def _tracking_prefix(context: TokenContext) -> str:
+    return f"{context.provider}_kms_{context.user_id}_"
+
+
+def _is_tracking_id(tracking_id: str, context: TokenContext) -> bool:
+    prefix = _tracking_prefix(context)
+    return len(tracking_id) == len(prefix) + 2 * _TRACKING_BYTES and tracking_id.startswith(prefix)
+
+
+def _open(aead: CommittingAead, package: Package, context: TokenContext) -> bytes:
+    return aead.open(package.box, _aad(context, package.key_arn, package.tracking_id))
+
+
+def _aad(context: TokenContext, key_arn: str, tracking_id: str) -> bytes:
+    return context.aad(_FAMILY, key_arn.encode(), tracking_id.encode())
+
+
+def _text(plaintext: bytes) -> str:
+    try:
+        return plaintext.decode()
+    except UnicodeDecodeError:
+        message = "the plaintext is not text"
+        raise IntegrityError(message) from None

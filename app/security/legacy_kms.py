@@ -1,0 +1,61 @@
+"""The KMS packages that PulsePlan wrote before the vault. They are read, and never written again."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import TYPE_CHECKING, Final
+
+from app.errors import ContextMismatch, IntegrityError, MalformedCiphertext
+from app.security.shape import Family
+from app.security.strategy import KeyNotAtHand
+
+if TYPE_CHECKING:
+    from app.security.context import TokenContext
+    from app.security.kms_client import KmsClient
+
+_MAXIMUM_BLOB_BYTES: Final = 6144  # what KMS Decrypt accepts
+
+
+class PulsePlanKmsReader:
+    """JSON with `ciphertext` (base64 of a KMS Encrypt blob), `encryption_context` and `algorithm` `KMS`.
+
+    KMS holds the token itself and not a data key, so each read is a request. The stored context must be the one that
+    is expected here, and it is the expected one that KMS gets.
+    """
+
+    family: Final = Family.PULSEPLAN_KMS
+
+    def __init__(self, *, kms: KmsClient) -> None:
+        self._kms = kms
+
+    def scheme_of(self, ciphertext: str) -> str:  # noqa: ARG002  the package names its key only in passing
+        return str(self.family)
+
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        try:
+            package = json.loads(ciphertext.removeprefix("kms:"))
+        except (ValueError, RecursionError):
+            package = None
+        if not isinstance(package, dict):
+            message = "the KMS package is not a JSON object"
+            raise MalformedCiphertext(message)
+        blob = package.get("ciphertext")
+        try:
+            decoded = base64.b64decode(blob, validate=True) if isinstance(blob, str) else b""
+        except (binascii.Error, ValueError):
+            decoded = b""
+        if not 1 <= len(decoded) <= _MAXIMUM_BLOB_BYTES:
+            message = "the KMS package holds no ciphertext"
+            raise MalformedCiphertext(message)
+        if package.get("encryption_context") != context.encryption_context():
+            message = "the KMS package was made for another user or purpose"
+            raise ContextMismatch(message)
+        if not wait:
+            raise KeyNotAtHand
+        try:
+            return self._kms.decrypt(decoded, context.encryption_context()).decode()
+        except UnicodeDecodeError:
+            message = "the plaintext is not text"
+            raise IntegrityError(message) from None
