@@ -15,7 +15,7 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
 	@$(BIN)/python -m tests.stack.install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev ## check style and types
 	@$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -131,10 +131,9 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
 @asynccontextmanager
 async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     """Open a vault for a script, and close its store afterwards."""
-    encryption = build_encryption(settings)
-    tokens = await open_repository(settings)
-    try:
-        yield build_vault(tokens=tokens, encryption=encryption.service)
-    finally:
-        await tokens.close()
-        encryption.close()
+    with closing(build_encryption(settings)) as encryption:
+        tokens = await open_repository(settings)
+        try:
+            yield build_vault(tokens=tokens, encryption=encryption.service)
+        finally:
+            await tokens.close()

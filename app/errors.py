@@ -23,6 +23,7 @@ class VaultError(Exception):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.recorded = False  # whether the vault has left a record of it
         self.retry_after_seconds = retry_after_seconds
 
 

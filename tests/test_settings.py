@@ -66,7 +66,11 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", json.dumps({"1": CANARY * 2})),
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", f'{{"2": "{CANARY}{CANARY}", "2": "{CANARY}{CANARY}x"}}'),
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", "[" * 100_000),
+        ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", f'{{"2": "{CANARY}", "02": "{CANARY}{CANARY}"}}'),
         ("SUPABASE_URL", CANARY),
+        ("SUPABASE_URL", f"https://user:{CANARY}@abcdefgh.supabase.co"),
+        ("SUPABASE_URL", f"https://abcdefgh.supabase.co/rest/v1?{CANARY}"),
+        ("SUPABASE_URL", "https://abcdefgh.supabase.co/rest/v1"),
     ],
 )
 def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -55,7 +55,8 @@ class CallerWith(HTTPBearer):
 
     def authenticate(self, request: Request) -> AuthenticatedCaller:
         """Return the caller, or raise `Unauthenticated` or `Forbidden`."""
-        scheme, _, presented = request.headers.get("authorization", "").partition(" ")
+        presented_keys = request.headers.getlist("authorization")
+        scheme, _, presented = (presented_keys[0] if len(presented_keys) == 1 else "").partition(" ")
         if scheme.lower() != "bearer":
             message = "a service key is needed: Authorization: Bearer ptv_…"
             raise Unauthenticated(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
@@ -11,13 +12,14 @@ from app.api.answers import json_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.body import strict_body
 from app.api.dependencies import Vault
-from app.api.openapi import BODY, answers, extra
+from app.api.openapi import BODY, STORE, answers, extra
 from app.api.problems import Problem, problem_of
 from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, revealed_body
 from app.callers.service_key import Scope
 from app.errors import Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId
 
+_log = structlog.get_logger("app.requests")
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
 
 Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
@@ -27,7 +29,7 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     "/batch-get",
     summary="Reveal up to 100 tokens",
     response_model=BatchGetResponse,
-    responses=answers(*BODY),
+    responses=answers(*BODY, *STORE),
     openapi_extra=extra(body=BatchGetRequest),
 )
 async def batch_get(caller: Revealer, body: Body, vault: Vault) -> Response:
@@ -48,5 +50,20 @@ def _item(
 ) -> BatchItem:
     if isinstance(result, RevealedToken):
         return BatchItem(token=revealed_body(result, include_refresh=include_refresh))
-    error = result or Forbidden(f"the service key may not use the provider {token_id.provider}")
+    error = result or _refused(caller, token_id)
     return BatchItem(problem=Problem(**problem_of(error, caller.caller.request_id)))
+
+
+def _refused(caller: AuthenticatedCaller, token_id: TokenId) -> Forbidden:
+    error = Forbidden(f"the service key may not use the provider {token_id.provider}")
+    _log.warning(
+        "request_refused",
+        route="/v1/tokens/batch-get",
+        user_id=token_id.user_id,
+        provider=token_id.provider,
+        outcome=error.code,
+        reason=error.detail,
+        service=caller.key.service,
+        request_id=caller.caller.request_id,
+    )
+    return error

@@ -6,6 +6,7 @@ without a key could make the vault read and parse.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 MAXIMUM_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 10
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -56,10 +58,14 @@ async def _read(request: Request) -> bytes:
         raise _too_large()
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAXIMUM_BODY_BYTES:
-                raise _too_large()
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAXIMUM_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_SECONDS} seconds"
+        raise MalformedBody(message) from None
     except ClientDisconnect:
         message = "the caller went away in the middle of the body"
         raise MalformedBody(message) from None

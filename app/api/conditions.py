@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 
 from app.errors import InvalidRequest
 from app.tokens.models import Precondition
@@ -20,9 +20,17 @@ IfMatch = Annotated[
 IfNoneMatch = Annotated[str | None, Header(description="`*`: only create.")]
 
 
-async def precondition_of_change(if_match: IfMatch = None) -> Precondition:
+async def precondition_of_change(request: Request, _: IfMatch = None) -> Precondition:
     """Read the condition of a write onto an existing token."""
-    if if_match is None:
+    if "if-none-match" in request.headers:
+        message = "If-None-Match is for PUT alone"
+        raise InvalidRequest(message, problems=(("if-none-match", message),))
+    return _if_match(request)
+
+
+def _if_match(request: Request) -> Precondition:
+    if_match = ", ".join(request.headers.getlist("if-match"))  # a repeated header is one list, RFC 9110 §5.2
+    if "if-match" not in request.headers:
         return Precondition()
     if if_match.strip() == "*":
         return Precondition(must_exist=True)
@@ -33,11 +41,11 @@ async def precondition_of_change(if_match: IfMatch = None) -> Precondition:
     return Precondition(versions=frozenset(int(tag) for tag in _VERSION.findall(if_match)))
 
 
-async def precondition_of_store(if_match: IfMatch = None, if_none_match: IfNoneMatch = None) -> Precondition:
+async def precondition_of_store(request: Request, _: IfMatch = None, __: IfNoneMatch = None) -> Precondition:
     """Read the condition of a write that may also create."""
-    if if_none_match is None:
-        return await precondition_of_change(if_match)
-    if if_none_match.strip() != "*" or if_match is not None:
+    if "if-none-match" not in request.headers:
+        return _if_match(request)
+    if request.headers.getlist("if-none-match") != ["*"] or "if-match" in request.headers:
         message = "If-None-Match must be * and cannot stand beside If-Match"
         raise InvalidRequest(message, problems=(("if-none-match", message),))
     return Precondition(must_not_exist=True)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from starlette.datastructures import QueryParams
 
 from app.api.authentication import AuthenticatedCaller, CallerWith
 from app.callers.service_key import Scope
+from app.errors import InvalidRequest
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
 from app.tokens.vault import TokenVault
 
+_PARAMETERS = frozenset({"service_type", "include"})
 UserIdPath = Annotated[str, Path(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
 
 
@@ -49,9 +52,18 @@ class TokenCallWith(CallerWith):
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE
         if request.scope["query_string"]:
-            service_type = request.query_params.get("service_type", DEFAULT_SERVICE_TYPE)
+            service_type = _only_known(request).get("service_type", DEFAULT_SERVICE_TYPE)
         token_id = TokenId.parse(path["user_id"], path["provider"], service_type)
         return TokenCall(authenticated, token_id, request.state.vault)
+
+
+def _only_known(request: Request) -> QueryParams:
+    """Refuse a parameter that would be ignored: a misspelt service_type would delete another token."""
+    parameters = request.query_params
+    if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _PARAMETERS:
+        message = "the query holds an unknown or a repeated parameter"
+        raise InvalidRequest(message, problems=(("query", message),))
+    return parameters
 
 
 RevealCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.REVEAL))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from app import errors
 from app.api.validation import invalid_request
+from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -100,18 +102,30 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
-    if isinstance(error, _REFUSED_AT_THE_DOOR):
+    if isinstance(error, _REFUSED_AT_THE_DOOR) and not error.recorded:
         route = request.scope.get("route")
         _log.warning(
             "request_refused",
             method=request.method,
             route=getattr(route, "path", None),
+            **_token_named_by(request),
             outcome=error.code,
             reason=error.detail,
             service=getattr(request.state, "service", None),
             request_id=request.state.request_id,
         )
     return problem_response(error, request.state.request_id)
+
+
+def _token_named_by(request: Request) -> dict[str, str]:
+    """Return user and provider of the path where they have their form; what has not may be anything, a secret too."""
+    path = request.path_params
+    named = {}
+    if re.fullmatch(UUID_PATTERN, path.get("user_id", "")):
+        named["user_id"] = path["user_id"].lower()
+    if re.fullmatch(SLUG_PATTERN, path.get("provider", "")):
+        named["provider"] = path["provider"]
+    return named
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -222,8 +222,8 @@ class Token(BaseModel):
 class Revealed(Token):
     """A token with its secret. `refresh_token` is there only where it was asked for."""
 
-    access_token: str
-    refresh_token: str | None = None
+    access_token: str = Field(repr=False)
+    refresh_token: str | None = Field(default=None, repr=False)
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example"}]})
 

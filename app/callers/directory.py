@@ -79,7 +79,7 @@ class ServiceKeyDirectory:
         self._look_again_at = now + self._reload_seconds
         try:
             status = self._file.stat()
-            state = (status.st_mtime_ns, status.st_size, status.st_ino)
+            state = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
             if state == self._state:
                 return
             self._state = None

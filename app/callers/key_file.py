@@ -58,11 +58,16 @@ def _edited(path: Path) -> Iterator[Callable[[Callable[[list[ServiceKey]], list[
 
 def _write_atomically(path: Path, text: str) -> None:
     """Replace the file whole, so that a reader sees the old list or the new one and never half of one."""
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    path = path.resolve()  # a link stays a link
+    before = path.stat() if path.exists() else None
+    mode = before.st_mode & 0o777 if before else 0o600
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "w") as file:
+            if before is not None:  # an administrator's edit must not take the file from the vault's user
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -33,18 +33,29 @@ _LIST = TypeAdapter(list[KeyEntry])
 def parse_key_list(text: str | bytes) -> list[ServiceKey]:
     """Read the list, or raise `KeyListError`."""
     try:
-        entries = _LIST.validate_json(text)
-    except ValidationError as error:
+        entries = _LIST.validate_python(json.loads(text, object_pairs_hook=_unique))
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            message = "the list of service keys is not valid JSON"
+            raise KeyListError(message) from None
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:2])
-        what = "is not known" if first["type"] == "extra_forbidden" else first["msg"].partition(",")[0]
-        message = f"entry {where}: {what}" if where else "the list of service keys is not valid JSON"
+        unknown = first["type"] == "extra_forbidden"  # the member's name is then whatever was written
+        where = ".".join(str(part) for part in first["loc"][: 1 if unknown else 2])
+        what = "has a member that is not known" if unknown else first["msg"].partition(",")[0]
+        message = f"entry {where}: {what}" if where else "the list of service keys is not a list"
         raise KeyListError(message) from None
     keys = [ServiceKey(**dict(entry)) for entry in entries]
     if len({key.sha256 for key in keys}) != len(keys):
         message = "the same key stands in the list twice"
         raise KeyListError(message)
     return keys
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members
 
 
 def render_key_list(keys: list[ServiceKey]) -> str:

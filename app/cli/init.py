@@ -58,11 +58,17 @@ def _write_env() -> None:
         )
         raise Wrong(message)
     text = _ENV.format(database=_DATABASE, master_key=new_master_key(), service_keys=_SERVICE_KEYS)
+    draft = ENV_FILE.with_name(f"{ENV_FILE.name}.{os.getpid()}.new")
     try:
-        descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
+            file.flush()
+            os.fsync(descriptor)  # the only copy of the key must be on disk before the first token is
+        os.link(draft, ENV_FILE)  # whole or not at all, and never over a file that exists
+        draft.unlink()
     except OSError as error:
+        draft.unlink(missing_ok=True)
         message = f"{ENV_FILE} cannot be written: {error.strerror}"
         raise Wrong(message) from None
     click.echo(f"Created {ENV_FILE} with a fresh master key. Keep a copy: without that key no token opens again.")

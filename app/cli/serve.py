@@ -42,6 +42,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             access_log=False,  # it would print paths and query strings
             proxy_headers=False,  # it would believe X-Forwarded-For
             server_header=False,
+            ws="none",
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         )

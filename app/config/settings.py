@@ -7,6 +7,7 @@ Values come from the environment, else from `.env` in the working directory. A w
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV_FILE = Path(".env")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
 
 
@@ -87,7 +89,7 @@ class Settings(BaseSettings):
             kind, message = "url", "must start with https:// (or http:// for a local stand-in)"
             raise PydanticCustomError(kind, message)
         if not _names_a_host(value):
-            kind, message = "url", "must be a URL with a host, like https://abcdefgh.supabase.co"
+            kind, message = "url", "must be a URL with a host and nothing behind it, like https://abcdefgh.supabase.co"
             raise PydanticCustomError(kind, message)
         return value.rstrip("/")
 
@@ -117,6 +119,9 @@ class Settings(BaseSettings):
             except (ValueError, RecursionError):
                 message = 'must be a JSON object of key version to key, like {"1": "…"}, each version once'
                 raise PydanticCustomError(kind, message) from None
+            if isinstance(value, dict) and not all(_VERSION.fullmatch(version) for version in value):
+                message = "must have key versions like 1 or 2 as its names"
+                raise PydanticCustomError(kind, message)
         return value
 
     @field_validator("kms_previous_key_ids", mode="before")
@@ -228,7 +233,8 @@ def _decode(key: SecretStr) -> bytes:
 def _names_a_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+        bare = not (parts.username or parts.password or parts.query or parts.fragment or parts.path.strip("/"))
+        return bool(parts.hostname) and bare and parts.port != 0 and url.isprintable() and " " not in url
     except ValueError:
         return False
 

@@ -76,4 +76,6 @@ async def _problem_of(check: Callable[[], Awaitable[None]]) -> str | None:
         return "no answer in time"
     except VaultError as error:
         return f"{error.code}: {error.detail}"
+    except Exception as error:  # noqa: BLE001  a check that breaks has not passed; its text may be anybody's
+        return f"internal: {type(error).__name__}"
     return None

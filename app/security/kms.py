@@ -81,10 +81,10 @@ class KmsEnvelopeStrategy:
         def make() -> None:
             nonlocal made
             # another caller's request may have ended since we looked
-            made = self._data_keys.for_sealing(owner, counts_miss=False) or self._generate(owner, context)
+            made = self._kept_sealing_key(owner, counts_miss=False) or self._generate(owner, context)
 
         for _ in range(_ROUNDS):
-            key = self._data_keys.for_sealing(owner, counts_miss=wait)
+            key = self._kept_sealing_key(owner, counts_miss=wait)
             if key is not None:
                 return key
             if not wait:
@@ -94,6 +94,11 @@ class KmsEnvelopeStrategy:
                 return made
         # a crowd uses up each key before we get our turn
         return self._generate(owner, context)
+
+    def _kept_sealing_key(self, owner: tuple[str, str], *, counts_miss: bool) -> DataKey | None:
+        key = self._data_keys.for_sealing(owner, counts_miss=counts_miss)
+        # where an alias has moved, what the last key seals would be due for a rewrap at once
+        return key if key is not None and key.key_arn == self._kms.key_arn else None
 
     def _generate(self, owner: tuple[str, str], context: TokenContext) -> DataKey:
         """Return a new data key that has counted its caller's message."""

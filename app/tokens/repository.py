@@ -44,8 +44,8 @@ class TokenRepository(Protocol):
         """Delete the row where it still has this version."""
         ...
 
-    async def delete_for_user(self, user_id: str) -> int:
-        """Delete every row of the user; return how many there were."""
+    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+        """Delete those rows that still have these versions; return how many that was."""
         ...
 
     async def close(self) -> None: ...

@@ -6,6 +6,7 @@ A row here is a mapping of column names to JSON-like values, as PostgREST speaks
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from app.tokens.models import RESERVED_METADATA, StoredToken, TokenId, TokenStat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_BEYOND_PYTHON = re.compile(r"[0-9]{5,6}-")
 COLUMNS = (
     "id",
     "user_id",
@@ -76,7 +78,7 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
     `metadata` without the vault's keys.
     """
     try:
-        metadata = dict(row["metadata"] or {})
+        metadata = dict(row["metadata"]) if isinstance(row["metadata"], dict) else {}
         vaults = {key: metadata.pop(key, None) for key in RESERVED_METADATA}
         return StoredToken(
             id=row["id"],
@@ -136,5 +138,14 @@ def _to_text(time: datetime | None) -> str | None:
 
 
 def _to_time(text: str | None) -> datetime | None:
-    # PostgreSQL's `infinity` is a token that never expires
-    return None if text is None or text == "infinity" else datetime.fromisoformat(text)
+    """Read a time. PostgreSQL's reach beyond Python's years 1 to 9999, and one such row must not hide the others."""
+    if text is None or text == "infinity":
+        return None
+    if text == "-infinity" or text.endswith("BC"):
+        return datetime.min.replace(tzinfo=UTC)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        if _BEYOND_PYTHON.match(text):
+            return None
+        raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from app.tokens.models import StoredToken, TokenId
 
 BUSY_TIMEOUT_MILLISECONDS = 3_000
+CHUNK_ROWS = 500
 
 # The columns of migrations/ in SQLite's types: scopes and metadata are JSON, times RFC 3339 in UTC.
-_SCHEMA = """
+_TABLE = """
 CREATE TABLE IF NOT EXISTS oauth_tokens (
     id                TEXT PRIMARY KEY NOT NULL,
     user_id           TEXT NOT NULL,
@@ -42,9 +44,9 @@ CREATE TABLE IF NOT EXISTS oauth_tokens (
     updated_at        TEXT,
     last_refreshed    TEXT NOT NULL,
     UNIQUE (user_id, provider, service_type)
-) STRICT;
-CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id);
+) STRICT
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id)"
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
     f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
@@ -73,25 +75,21 @@ class SqliteRepository:
         self._path = path
         with _translated():
             _create_private(path)
-            self._writer = GroupCommitWriter(connect=lambda: _connect(path))
+            self._inode = path.stat().st_ino
+            self._writer = GroupCommitWriter(connect=lambda: _connect(path), guard=self._demand_same_file)
             self._reader = _connect(path)
             self._reader.execute("PRAGMA query_only = ON")
-        self._inode = path.stat().st_ino
+            self._reader.set_busy_timeout(0)  # it reads on the event loop, which must not wait
 
     async def check(self) -> None:
         with _translated():
-            present = {row[1] for row in self._reader.execute("PRAGMA table_info(oauth_tokens)")}
+            missing = _missing_columns(self._reader)
             self._reader.execute("SELECT * FROM oauth_tokens LIMIT 1").fetchall()  # SELECT 1 reads an index
-        missing = [column for column in COLUMNS if column not in present]
-        if missing:
-            message = f"oauth_tokens lacks the columns {', '.join(missing)}"
-            raise StoreMisconfigured(message)
-        if not self._path.exists() or self._path.stat().st_ino != self._inode:
-            message = "the database file was moved or replaced while it was open"
-            raise StoreMisconfigured(message)
+        _demand_columns(missing)
+        self._demand_same_file()
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
-        rows = self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
+        rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
         return rows[0] if rows else None
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
@@ -99,11 +97,11 @@ class SqliteRepository:
             return {}
         values = ", ".join(["(?, ?, ?)"] * len(token_ids))
         parameters = [part for token_id in token_ids for part in _key(token_id)]
-        rows = self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
+        rows = await self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
         return {token.token_id: token for token in rows}
 
     async def list_for_user(self, user_id: str) -> list[StoredToken]:
-        return self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
+        return await self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         columns = _encode(to_columns(token))
@@ -123,17 +121,41 @@ class SqliteRepository:
         sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING id"
         return bool(await self._write(sql, (token.id, token.version)))
 
-    async def delete_for_user(self, user_id: str) -> int:
-        return len(await self._write("DELETE FROM oauth_tokens WHERE user_id = ? RETURNING id", (user_id,)))
+    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+        deleted = 0
+        for chunk in (tokens[at : at + CHUNK_ROWS] for at in range(0, len(tokens), CHUNK_ROWS)):
+            values = ", ".join(["(?, ?)"] * len(chunk))
+            parameters = [part for token in chunk for part in (token.id, token.version)]
+            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608
+            deleted += len(await self._write(sql, parameters))
+        return deleted
 
     async def close(self) -> None:
         self._reader.close()
         await self._writer.close()
 
-    def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
+    async def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
+        sql = f"{_SELECT} {where}"
         with _translated():
-            rows = self._reader.execute(f"{_SELECT} {where}", parameters).fetchall()
+            try:
+                rows = self._reader.execute(sql, parameters).fetchall()
+            except apsw.BusyError:  # another process recovers the database after a crash
+                rows = await asyncio.to_thread(self._read_patiently, sql, parameters)
         return [_decode(row) for row in rows]
+
+    def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with closing(_connect(self._path)) as connection:
+            return list(connection.execute(sql, parameters))
+
+    def _demand_same_file(self) -> None:
+        """Raise where writes would go into a file that nobody can open any more."""
+        try:
+            inode = self._path.stat().st_ino
+        except OSError:
+            inode = None
+        if inode != self._inode:
+            message = "the database file was moved or replaced while it was open; nothing was written"
+            raise StoreMisconfigured(message)
 
     async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with _translated():
@@ -141,12 +163,26 @@ class SqliteRepository:
 
 
 def _connect(path: Path) -> apsw.Connection:
-    connection = apsw.Connection(str(path))
+    # absolute, so that no name is taken for SQLite's own, like :memory:
+    connection = apsw.Connection(str(path.absolute()))
     connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(_SCHEMA)
+    connection.execute(_TABLE)
+    _demand_columns(_missing_columns(connection))
+    connection.execute(_INDEX)
     return connection
+
+
+def _missing_columns(connection: apsw.Connection) -> list[str]:
+    present = {row[1] for row in connection.execute("PRAGMA table_info(oauth_tokens)")}
+    return [column for column in COLUMNS if column not in present]
+
+
+def _demand_columns(missing: list[str]) -> None:
+    if missing:
+        message = f"oauth_tokens lacks the columns {', '.join(missing)}"
+        raise StoreMisconfigured(message)
 
 
 def _key(token_id: TokenId) -> tuple[str, str, str]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from app.errors import StoreUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAXIMUM_BATCH = 256
+MAXIMUM_WAITING = 10_000
 Rows = list[tuple[Any, ...]]
 
 
@@ -35,8 +38,10 @@ class GroupCommitWriter:
     after the commit that holds it; where that fails, every statement of the commit fails. The errors are apsw's.
     """
 
-    def __init__(self, *, connect: Callable[[], apsw.Connection]) -> None:
+    def __init__(self, *, connect: Callable[[], apsw.Connection], guard: Callable[[], None]) -> None:
+        """`guard` runs in each transaction before its first statement; what it raises fails them all."""
         self._connection = connect()
+        self._guard = guard
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
@@ -45,11 +50,15 @@ class GroupCommitWriter:
     async def execute(self, sql: str, parameters: Sequence[Any]) -> Rows:
         """Run one statement and return its rows once it is durable.
 
-        A caller that is cancelled while it waits learns nothing: the statement may still be committed.
+        A statement whose caller has gone away before its turn is not run. One whose caller goes away later may still
+        be committed.
         """
         if self._closed:
             message = "the writer is closed"
             raise apsw.CantOpenError(message)
+        if self._queue.qsize() >= MAXIMUM_WAITING:
+            message = "too many writes are waiting; this one was not written"
+            raise StoreUnavailable(message)
         loop = asyncio.get_running_loop()
         write = _Write(sql, parameters, loop.create_future(), loop)
         self._queue.put(write)
@@ -86,6 +95,7 @@ class GroupCommitWriter:
     def _commit(self, batch: list[_Write]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            self._guard()
             for write in batch:
                 self._attempt(write)
             self._connection.execute("COMMIT")
@@ -98,6 +108,8 @@ class GroupCommitWriter:
 
     def _attempt(self, write: _Write) -> None:
         """Run one statement; a broken constraint undoes that statement alone, anything else the whole commit."""
+        if write.future.done():  # its caller was told that it failed, so it must not happen behind their back
+            return
         try:
             write.rows = list(self._connection.execute(write.sql, write.parameters))
         except apsw.ConstraintError as error:

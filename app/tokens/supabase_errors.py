@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DOWN = "the token store is down or cannot be reached"
 _SLOW = "the token store did not answer in time"
 _KEY = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong, expired or not the service role's"
+_URL = "SUPABASE_URL does not lead to a project's table API"
 _SCHEMA = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
 _READ_ONLY = "the token store is read-only at the moment"
 
@@ -32,6 +33,8 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "PGRST001": (StoreUnavailable, _DOWN),
     "PGRST002": (StoreUnavailable, _DOWN),
     "PGRST003": (StoreTimeout, _SLOW),
+    "PGRST106": (StoreMisconfigured, _URL),
+    "PGRST125": (StoreMisconfigured, _URL),
     "PGRST202": (StoreMisconfigured, _SCHEMA),
     "PGRST204": (StoreMisconfigured, _SCHEMA),
     "PGRST205": (StoreMisconfigured, _SCHEMA),
@@ -70,6 +73,8 @@ async def demand_postgrest_answer(response: httpx.Response) -> None:
         return
     if response.status_code in {401, 403}:
         raise StoreMisconfigured(_KEY)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        raise StoreMisconfigured(_URL)
     if response.status_code == httpx.codes.GATEWAY_TIMEOUT:
         raise UnknownOutcomeError(StoreTimeout(_SLOW))
     raise UnknownOutcomeError(StoreUnavailable(_DOWN))
@@ -82,9 +87,9 @@ def translated() -> Iterator[None]:
         yield
     except APIError as error:
         raise _meaning(str(error.code)) from None
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _meaning_of_transport(error) from None
-    except (aiohttp.ClientError, OSError):  # what the adapter between the two does not map
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError):  # what the client makes of nonsense answers
         raise UnknownOutcomeError(StoreUnavailable(_DOWN)) from None
 
 
@@ -96,7 +101,7 @@ def _meaning(code: str) -> Exception:
     return UnknownOutcomeError(StoreUnavailable(_DOWN)) if kind is None else kind(message)
 
 
-def _meaning_of_transport(error: httpx.TransportError) -> Exception:
+def _meaning_of_transport(error: httpx.RequestError) -> Exception:
     cause = error.__cause__  # the adapter calls several of aiohttp's errors a time-out that are none
     if isinstance(cause, aiohttp.ClientConnectorError):
         return StoreUnavailable(_DOWN)  # nothing was sent

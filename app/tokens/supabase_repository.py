@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from postgrest.types import CountMethod
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from app.tokens.models import TokenId
 from app.tokens.rows import COLUMNS, changed_columns, from_columns, to_columns
 from app.tokens.supabase_errors import UnknownOutcomeError, demand_postgrest_answer, translated
 
@@ -21,10 +24,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from supabase import AsyncClient
 
-    from app.tokens.models import StoredToken, TokenId
+    from app.tokens.models import StoredToken
 
 TABLE: Final = "oauth_tokens"
 PAGE_ROWS: Final = 1_000
+CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways take
 _COLUMNS: Final = ",".join(COLUMNS)
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -48,7 +52,10 @@ class SupabaseRepository:
         return cls(client=client, http=http)
 
     async def check(self) -> None:
-        await self._read(self._table().select(_COLUMNS).limit(1))
+        try:
+            await self._read(self._table().select(_COLUMNS).limit(1))
+        except StoreMisconfigured as error:
+            raise await self._named(error) from None
         # row-level security hides rows without a word, so an empty answer alone proves nothing
         with _outcome_does_not_matter(), translated():
             answer = await self._client.rpc("token_vault_sees_every_row", get=True).execute()
@@ -69,14 +76,14 @@ class SupabaseRepository:
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
         if not token_ids:
             return {}
-        wanted = set(token_ids)
-        users = sorted({token_id.user_id for token_id in wanted})
-        providers = sorted({token_id.provider for token_id in wanted})
-        found = await self._read_pages({"user_id": users, "provider": providers})
-        return {token.token_id: token for token in found if token.token_id in wanted}
+        wanted = sorted(set(token_ids))
+        chunks = [wanted[at : at + CHUNK_IDS] for at in range(0, len(wanted), CHUNK_IDS)]
+        found = await asyncio.gather(*(self._read_chunk(chunk) for chunk in chunks))
+        return {token.token_id: token for tokens in found for token in tokens}
 
     async def list_for_user(self, user_id: str) -> list[StoredToken]:
-        return sorted(await self._read_pages({"user_id": [user_id]}), key=lambda token: token.token_id)
+        rows = await self._read_pages({"user_id": [user_id]})
+        return sorted(map(from_columns, rows), key=lambda token: token.token_id)
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         # an upsert that ignores duplicates is one conditional INSERT, and does not fill the database's error log
@@ -108,10 +115,14 @@ class SupabaseRepository:
             raise unknown.store_error from None
         return bool(rows)
 
-    async def delete_for_user(self, user_id: str) -> int:
-        query = self._table().delete(count=CountMethod.exact).eq("user_id", user_id)
-        rows, count = await self._read(query)  # after a lost answer nobody can tell how many there were
-        return len(rows) if count is None else count
+    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+        deleted = 0
+        for chunk in (tokens[at : at + CHUNK_IDS] for at in range(0, len(tokens), CHUNK_IDS)):
+            # raw filter text, and all of it ours: ids as the database gave them, and numbers
+            conditions = ",".join(f"and(id.eq.{UUID(token.id)},version.eq.{int(token.version)})" for token in chunk)
+            rows, _ = await self._read(self._table().delete().or_(conditions))  # how many, a lost answer takes along
+            deleted += len(rows)
+        return deleted
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -126,26 +137,52 @@ class SupabaseRepository:
         with _outcome_does_not_matter():
             return await _execute(query)
 
-    async def _read_pages(self, members: Mapping[str, list[str]]) -> list[StoredToken]:
+    async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
+        members = {
+            "user_id": sorted({token_id.user_id for token_id in wanted}),
+            "provider": sorted({token_id.provider for token_id in wanted}),
+            "service_type": sorted({token_id.service_type for token_id in wanted}),
+        }
+        rows = await self._read_pages(members)
+        # the lists also match combinations that nobody asked for
+        return [
+            from_columns(row)
+            for row in rows
+            if TokenId(row["user_id"], row["provider"], row["service_type"]) in set(wanted)
+        ]
+
+    async def _named(self, error: StoreMisconfigured) -> StoreMisconfigured:
+        """Find out which columns the table lacks, where that is what is wrong."""
+        missing = []
+        for column in COLUMNS:
+            try:
+                await self._read(self._table().select(column).limit(1))
+            except StoreMisconfigured:
+                missing.append(column)
+        if 0 < len(missing) < len(COLUMNS):
+            return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run migrations/")
+        return error
+
+    async def _read_pages(self, members: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         """Read every row whose columns are among `members`.
 
         PostgREST caps an answer at some number of rows, usually 1 000, without a word. Only a count proves that
         nothing is missing; where something is, the next page starts behind the last id.
         """
-        tokens: list[StoredToken] = []
+        found: list[dict[str, Any]] = []
         while True:
             query = self._table().select(_COLUMNS, count=CountMethod.exact)
             for column, values in members.items():
                 query = query.in_(column, values)
-            if tokens:
-                query = query.gt("id", tokens[-1].id)
+            if found:
+                query = query.gt("id", found[-1]["id"])
             rows, count = await self._read(query.order("id").limit(PAGE_ROWS))
             if count is None or (count > 0 and not rows):
                 message = "the token store did not say how many rows there are"
                 raise StoreUnavailable(message)
-            tokens += [from_columns(row) for row in rows]
+            found += rows
             if len(rows) == count:
-                return tokens
+                return found
 
     async def _confirmed(self, written: StoredToken, columns: set[str], unknown: UnknownOutcomeError) -> StoredToken:
         """Read a row back after a write whose answer was lost; raise where it does not hold what was written.

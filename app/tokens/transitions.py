@@ -68,7 +68,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         scopes=given_or(given.scopes, current.scopes),
         email=given_or(given.email, current.email),
         base_url=given_or(given.base_url, current.base_url),
-        metadata=_checked(given_or(given.metadata, current.metadata)),
+        metadata=current.metadata if isinstance(given.metadata, Unset) else _checked(given.metadata),
         version=current.version + 1,
         updated_at=now,
         last_refreshed=now,
@@ -99,16 +99,21 @@ def _merged(current: Mapping[str, Any], changes: Mapping[str, Any] | Unset) -> M
     if isinstance(changes, Unset):
         return current
     _refuse_reserved(changes)
-    merged = {**current, **changes}
-    return _checked({key: value for key, value in merged.items() if value is not None})
+    merged = {key: value for key, value in {**current, **changes}.items() if value is not None}
+    # PulsePlan's own may be larger; making it smaller is always allowed
+    return merged if _size(merged) <= _size(current) else _checked(merged)
 
 
 def _checked(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     _refuse_reserved(metadata)
-    if len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode()) > MAXIMUM_METADATA_BYTES:
+    if _size(metadata) > MAXIMUM_METADATA_BYTES:
         message = "metadata is over 8 KiB as compact JSON"
         raise InvalidRequest(message, problems=(("metadata", message),))
     return metadata
+
+
+def _size(metadata: Mapping[str, Any]) -> int:
+    return len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def _refuse_reserved(metadata: Mapping[str, Any]) -> None:

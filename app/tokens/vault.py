@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from app.errors import InternalError, StoreError, StoreTimeout, TokenInactive, TokenNotFound, VaultError
+from app.errors import (
+    InternalError,
+    StoreError,
+    StoreMisconfigured,
+    StoreTimeout,
+    TokenInactive,
+    TokenNotFound,
+    VaultError,
+)
 from app.tokens import transitions
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
 from app.tokens.models import (
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEADLINE_SECONDS = 4.5
 _ATTEMPTS = 20
+_CONCURRENT_REVEALS = 16
 
 
 @dataclass(slots=True)
@@ -97,7 +106,7 @@ class TokenVault:
     async def reveal(self, token_id: TokenId, *, caller: Caller, include_refresh: bool = False) -> RevealedToken:
         """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` where its status is not ok."""
         async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id) as attempt:
-            token = await self._tokens.get(token_id)
+            token = await self._find(token_id)
             return await self._open(token, attempt, include_refresh=include_refresh)
 
     async def reveal_many(
@@ -105,11 +114,13 @@ class TokenVault:
     ) -> list[RevealedToken | VaultError]:
         """Decrypt several tokens: for each, in order, the token or what is wrong with it.
 
-        Where the store fails, that is what is wrong with each.
+        One deadline holds for all of them. Raises the `StoreError` where the store fails.
         """
+        until = asyncio.get_running_loop().time() + self._deadline_seconds
+        at_once = asyncio.Semaphore(_CONCURRENT_REVEALS)
         found: Mapping[TokenId, StoredToken] | StoreError
         try:
-            async with asyncio.timeout(self._deadline_seconds):
+            async with asyncio.timeout_at(until):
                 found = await self._tokens.get_many(token_ids)
         except StoreError as error:
             found = error
@@ -118,14 +129,18 @@ class TokenVault:
 
         async def reveal(token_id: TokenId) -> RevealedToken | VaultError:
             try:
-                async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id) as attempt:
+                async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id, until=until) as attempt:
                     if isinstance(found, StoreError):
                         raise found
-                    return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
+                    async with at_once:
+                        return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
             except VaultError as error:
                 return error
 
-        return [await reveal(token_id) for token_id in token_ids]
+        results = await asyncio.gather(*map(reveal, token_ids))
+        if isinstance(found, StoreError):
+            raise found
+        return results
 
     async def list_for_user(self, user_id: str, *, caller: Caller) -> list[StoredToken]:
         """Return all of a user's tokens, their secrets still encrypted."""
@@ -178,12 +193,24 @@ class TokenVault:
         """Delete everything the vault holds of a user; return how many tokens that was."""
         user_id = parse_user_id(user_id)
         async with self._recorded(Operation.ERASE_USER, caller, user_id):
-            return await self._tokens.delete_for_user(user_id)
+            deleted = 0
+            # version by version, so that an erasure that arrives late takes no token that was stored after it
+            while tokens := await self._tokens.list_for_user(user_id):
+                deleted += await self._tokens.delete_many(tokens)
+            return deleted
+
+    async def _find(self, token_id: TokenId) -> StoredToken | None:
+        """Read the row, and believe its name no more than its contents: it decides what a ciphertext opens for."""
+        token = await self._tokens.get(token_id)
+        if token is not None and token.token_id != token_id:
+            message = "the store answered with another token than the one asked for"
+            raise StoreMisconfigured(message)
+        return token
 
     async def _until_settled(self, token_id: TokenId, write: Callable[[StoredToken | None], Awaitable[T | None]]) -> T:
         """Read, decide, write conditionally; start over where someone else wrote in between."""
         for attempt in range(_ATTEMPTS):
-            written = await write(await self._tokens.get(token_id))
+            written = await write(await self._find(token_id))
             if written is not None:
                 return written
             await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311  spreads writers out
@@ -213,21 +240,31 @@ class TokenVault:
 
     @asynccontextmanager
     async def _recorded(
-        self, operation: Operation, caller: Caller, user_id: str, token_id: TokenId | None = None
+        self,
+        operation: Operation,
+        caller: Caller,
+        user_id: str,
+        token_id: TokenId | None = None,
+        *,
+        until: float | None = None,
     ) -> AsyncIterator[_Attempt]:
-        """Bound the operation in time, and leave one record of it whatever happens."""
+        """Bound the operation in time, and leave one record of it whatever happens.
+
+        `until` is a time of the event loop's clock; by default the deadline counts from now.
+        """
+        until = until or asyncio.get_running_loop().time() + self._deadline_seconds
         attempt = _Attempt()
         outcome, detail = InternalError.code, None
         try:
-            async with asyncio.timeout(self._deadline_seconds):
+            async with asyncio.timeout_at(until):
                 yield attempt
             outcome = SUCCESS
         except TimeoutError:
             error = _too_slow()
-            outcome, detail = error.code, error.detail
+            outcome, detail, error.recorded = error.code, error.detail, True
             raise error from None
         except VaultError as error:
-            outcome, detail = error.code, error.detail
+            outcome, detail, error.recorded = error.code, error.detail, True
             raise
         except asyncio.CancelledError:
             outcome = CANCELLED

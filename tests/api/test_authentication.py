@@ -49,7 +49,7 @@ def service(sqlite_service: tuple[Service, Store]) -> Service:
     return service
 
 
-def _headers(service: Service) -> dict[str, dict[str, str]]:
+def _headers(service: Service) -> dict[str, dict[str, str] | list[tuple[str, str]]]:
     full = service.keys["full"]
     return {
         "no key": {},
@@ -66,11 +66,12 @@ def _headers(service: Service) -> dict[str, dict[str, str]]:
         },
         "an expired key": {"Authorization": f"Bearer {service.keys['expired']}"},
         "another header": {"X-Api-Key": full},
+        "the key twice": [("Authorization", f"Bearer {full}"), ("Authorization", f"Bearer {full}")],
     }
 
 
 @every_route
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(13))
 def test_without_a_live_key_nothing_is_answered(service: Service, route: str, case: int) -> None:
     name, headers = list(_headers(service).items())[case]
     with service.logged() as lines, httpx.Client(base_url=service.url, headers=headers, trust_env=False) as client:

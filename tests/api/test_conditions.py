@@ -68,6 +68,20 @@ def test_a_star_demands_that_the_token_exists(client: httpx.Client, how: str) ->
     assert _write(client, how, {"If-Match": "*"}).status_code in {200, 204}
 
 
+def test_a_repeated_condition_is_one_list(client: httpx.Client) -> None:
+    client.put(CANVAS, json=BODY)
+    headers = [("If-Match", '"7"'), ("If-Match", '"1"')]
+    assert client.patch(CANVAS, json={"metadata": {}}, headers=headers).status_code == 200
+    headers = [("If-Match", "*"), ("If-Match", '"1"')]
+    problem(client.patch(CANVAS, json={"metadata": {}}, headers=headers), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("how", ["rotate", "patch", "delete"])
+def test_if_none_match_is_for_put_alone(client: httpx.Client, how: str) -> None:
+    client.put(CANVAS, json=BODY)
+    problem(_write(client, how, {"If-None-Match": "*"}), 422, "invalid_request")
+
+
 def test_if_none_match_creates_only(client: httpx.Client) -> None:
     only_create = {"If-None-Match": "*"}
     assert client.put(CANVAS, json=BODY, headers=only_create).status_code == 201

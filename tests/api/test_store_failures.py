@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,9 @@ CALLS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "patch": lambda client: client.patch(CANVAS, json={"status": "error", "reason": "x"}),
     "reveal": lambda client: client.get(CANVAS),
     "list": lambda client: client.get(TOKENS),
+    "batch": lambda client: client.post(
+        "/v1/tokens/batch-get", json={"tokens": [{"user_id": USER, "provider": "canvas"}] * 3}
+    ),
     "delete": lambda client: client.delete(CANVAS),
     "erase": lambda client: client.delete(TOKENS),
 }
@@ -78,6 +82,59 @@ def test_a_gateway_that_speaks_for_the_store_is_503(
     problem(CALLS[call](client), 503, "store_unavailable")
     project.faults.clear()
     assert client.get(CANVAS).json()["access_token"] == "one"
+
+
+@every_call
+@pytest.mark.parametrize("nonsense", [b"[" * 100_000, b'[{"id":', b"[1]", b'{"a": 1}'])
+def test_an_answer_that_is_nonsense_is_503(
+    client: httpx.Client, project: SupabaseStack, call: str, nonsense: bytes
+) -> None:
+    project.faults.answer(200, body=nonsense, content_type="application/json")
+    problem(CALLS[call](client), 503, "store_unavailable")
+    time.sleep(0.01)
+    assert client.get("/readyz").status_code in {200, 503}
+
+
+def test_a_store_that_answers_with_anothers_row_reveals_nothing(client: httpx.Client, project: SupabaseStack) -> None:
+    victim = "/v1/users/00000000-0000-4000-8000-000000000002/tokens/canvas"
+    client.put(victim, json={"access_token": "the victim's"})
+    row = project.sql("select to_jsonb(t) as row from public.oauth_tokens t where user_id::text like '0000%'")
+    body = json.dumps([one["row"] for one in row]).encode()
+    project.faults.answer(200, body=body, content_type="application/json", when=reads)
+    for answer in (client.get(CANVAS), client.post(f"{CANVAS}/rotate", json={"access_token": "x"})):
+        problem(answer, 500, "store_misconfigured")
+        assert "victim" not in answer.text
+
+
+def test_an_erasure_that_arrives_late_takes_no_newer_token(client: httpx.Client, project: SupabaseStack) -> None:
+    project.faults.delay(before=5, when=lambda request: request.method == "DELETE", times=1)
+    problem(client.delete(TOKENS), 504, "store_timeout")
+    assert client.put(CANVAS, json={"access_token": "newer"}).status_code == 200
+    time.sleep(3.5)
+    assert client.get(CANVAS).json()["access_token"] == "newer"
+
+
+def test_a_missing_column_is_named(project: SupabaseStack, tmp_path_factory: pytest.TempPathFactory) -> None:
+    project.sql("alter table public.oauth_tokens rename column version to renamed")
+    try:
+        project.sql("notify pgrst, 'reload schema'")
+        time.sleep(1)
+        environment = SupabaseStore(project).environment()
+        with running_service(tmp_path_factory.mktemp("column"), environment) as service:
+            assert "lacks the columns version" in service.log.read_text()
+    finally:
+        project.sql("alter table public.oauth_tokens rename column renamed to version")
+        project.sql("notify pgrst, 'reload schema'")
+        _wait_for_column(project, "version")
+
+
+def _wait_for_column(project: SupabaseStack, column: str) -> None:
+    headers = {"apikey": project.service_key, "Authorization": f"Bearer {project.service_key}"}
+    url = f"{project.url}/rest/v1/oauth_tokens?select={column}&limit=1"
+    deadline = time.monotonic() + 10
+    while httpx.get(url, headers=headers, trust_env=False).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_an_empty_answer_is_not_an_empty_table(client: httpx.Client, project: SupabaseStack) -> None:

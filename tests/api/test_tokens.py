@@ -167,6 +167,26 @@ def test_patching_metadata_merges_and_null_removes(client: httpx.Client) -> None
     assert client.get(CANVAS).json()["access_token"] == "x"
 
 
+def test_larger_metadata_of_pulseplans_own_is_in_nobodys_way(client: httpx.Client, served_store: Store) -> None:
+    vector = _VECTORS[0]["vectors"][0]
+    large = {"a": "x" * 9000, "b": 1}
+    row = raw_row(user_id=vector["user_id"], access_token=vector["ciphertext"], metadata=large)
+    served_store.insert_raw(**row)
+    path = f"/v1/users/{vector['user_id']}/tokens/canvas"
+    assert client.post(f"{path}/rotate", json={"access_token": "new"}).json()["metadata"] == large
+    assert client.patch(path, json={"status": "error"}).status_code == 200
+    problem(client.patch(path, json={"metadata": {"c": 2}}), 422, "invalid_request")
+    assert client.patch(path, json={"metadata": {"b": None}}).json()["metadata"] == {"a": "x" * 9000}
+    problem(client.post(f"{path}/rotate", json={"access_token": "x", "metadata": large}), 422, "invalid_request")
+
+
+def test_a_misspelt_parameter_deletes_nothing(client: httpx.Client, served_store: Store) -> None:
+    client.put(CANVAS, json={"access_token": "x"})
+    for query in ("servicetype=calendar", "service_type=a&service_type=b", "include=refresh_token&x"):
+        problem(client.delete(f"{CANVAS}?{query}"), 422, "invalid_request")
+    assert len(served_store.rows()) == 1
+
+
 def test_deleting_forgets_the_token(client: httpx.Client, served_store: Store) -> None:
     client.put(CANVAS, json={"access_token": "x"})
     client.put(GOOGLE, json={"access_token": "y"})

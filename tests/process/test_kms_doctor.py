@@ -136,7 +136,6 @@ def test_previous_keys_are_tried_too(kms: Kms, tmp_path: Path) -> None:
     ("code", "words"),
     [
         ("ThrottlingException", ("throttles", "try again")),
-        ("ExpiredTokenException", ("expired",)),
         ("UnrecognizedClientException", ("credentials",)),
     ],
 )
@@ -154,7 +153,7 @@ def test_what_answers_in_place_of_kms_is_not_believed_nor_quoted(kms: Kms, tmp_p
 
 
 def test_kms_that_cannot_be_reached_fails(kms: Kms, tmp_path: Path) -> None:
-    endpoint = f"http://user:{CANARY}@{LOOPBACK}:{free_port()}"
+    endpoint = f"http://{LOOPBACK}:{free_port()}"
     _demand(_doctor(kms, tmp_path, AWS_ENDPOINT_URL_KMS=endpoint), 1, "FAIL", "cannot be reached")
 
 

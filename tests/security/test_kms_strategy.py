@@ -394,6 +394,20 @@ def test_an_alias_that_moves_leaves_old_rows_readable_and_new_ones_under_the_new
         envelope(kms, key_id=kms.alias).open(before.ciphertext)
 
 
+def test_a_cached_data_key_of_the_key_before_seals_no_more_once_the_new_one_is_known(kms: Kms) -> None:
+    """Or what it seals would be due for a rewrap at once, and again after each."""
+    new = kms.create_key()
+    writer = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn])
+    before = writer.seal()
+    kms.move_alias(kms.alias, new)
+    assert members_of(writer.seal())["kid"] == kms.key_arn, "nothing has told it yet"
+    writer.seal(ELSEWHERE["user"])
+    after = writer.seal()
+    assert members_of(after)["kid"] == new
+    assert writer.service.is_current(after)
+    assert [writer.open(before), writer.open(after)] == [TOKEN, TOKEN]
+
+
 def test_a_process_that_has_only_read_knows_what_is_current(kms: Kms) -> None:
     ciphertext = envelope(kms, key_id=kms.alias).seal()
     by_arn, by_alias = envelope(kms), envelope(kms, key_id=kms.alias)

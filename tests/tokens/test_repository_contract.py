@@ -109,14 +109,44 @@ async def test_delete_is_conditional_on_the_version(tokens: TokenRepository) -> 
     assert await tokens.get(CANVAS) is None
 
 
-async def test_a_user_is_erased_whole_and_alone(tokens: TokenRepository) -> None:
-    other = token(TokenId(str(uuid4()), "canvas"))
-    for row in (token(CANVAS), token(TokenId(USER, "google", "calendar")), other):
-        await tokens.insert(row)
-    assert await tokens.delete_for_user(USER) == 2
-    assert await tokens.delete_for_user(USER) == 0
-    assert await tokens.list_for_user(USER) == []
+async def test_many_are_deleted_each_at_its_version(tokens: TokenRepository) -> None:
+    """A deletion that arrives late must not take a token that was stored after it was sent."""
+    rows = [token(TokenId(USER, "google", f"s{number}")) for number in range(60)]
+    changed, other = token(CANVAS), token(TokenId(str(uuid4()), "canvas"))
+    await asyncio.gather(*(tokens.insert(row) for row in (*rows, changed, other)))
+    newer = replace(changed, access_ciphertext="v1:newer", version=2)
+    await tokens.replace(changed, newer)
+    assert await tokens.delete_many([*rows, changed]) == 60
+    assert await tokens.delete_many(rows) == 0
+    assert await tokens.delete_many([]) == 0
+    assert await tokens.list_for_user(USER) == [newer]
     assert await tokens.get(other.token_id) == other
+
+
+async def test_times_beyond_pythons_hide_no_row(store: Store, tokens: TokenRepository) -> None:
+    """PostgreSQL's timestamps reach further than Python's, and one such row must not take the others along."""
+    for number, (text, moment) in enumerate(
+        [
+            ("infinity", None),
+            ("-infinity", datetime.min.replace(tzinfo=UTC)),
+            ("10000-01-01T00:00:00+00:00", None),
+            ("0044-03-15T00:00:00+00:00 BC", datetime.min.replace(tzinfo=UTC)),
+        ]
+    ):
+        token_id = TokenId(USER, "google", f"s{number}")
+        store.insert_raw(**raw_row(user_id=USER, provider="google", service_type=f"s{number}", expires_at=text))
+        row = await tokens.get(token_id)
+        assert row is not None
+        assert row.expires_at == moment
+    assert len(await tokens.list_for_user(USER)) == 4
+    assert len(await tokens.get_many([TokenId(USER, "google", f"s{number}") for number in range(4)])) == 4
+
+
+async def test_metadata_that_is_no_object_hides_no_row(store: Store, tokens: TokenRepository) -> None:
+    store.insert_raw(**raw_row(user_id=USER, metadata=[1]))
+    row = await tokens.get(CANVAS)
+    assert row is not None
+    assert row.metadata == {}
 
 
 async def test_many_are_read_at_once(tokens: TokenRepository) -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from supabase import AsyncClient, AsyncClientOptions, Client, create_client
+from supabase.lib.client_options import SyncClientOptions
 
 from app.config.settings import SettingsError, load_settings
 
@@ -59,9 +60,16 @@ async def open_supabase_client(
 
 @cache
 def get_supabase_client() -> Client:
-    """Build the synchronous client from the environment, once. For scripts; raises `SettingsError`."""
+    """Build the synchronous client from the environment, once. For scripts; raises `SettingsError`.
+
+    As with the service's, redirects and retries are off, and time-outs are seconds.
+    """
     settings = load_settings()
     if settings.supabase_url is None or settings.supabase_service_key is None:
         message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed"
         raise SettingsError(message)
-    return create_client(settings.supabase_url, settings.supabase_service_key.get_secret_value())
+    http = httpx.Client(timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), follow_redirects=False)
+    options = SyncClientOptions(
+        httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
+    )
+    return create_client(settings.supabase_url, settings.supabase_service_key.get_secret_value(), options)

@@ -1,0 +1,31 @@
+# The vault as a container. Build: docker build --tag token-vault .
+# Both stages are the same image, so that the virtual environment finds its Python in the second one too.
+FROM python:3.13-slim-bookworm AS build
+WORKDIR /source
+COPY requirements.lock pyproject.toml README.md ./
+RUN python -m venv /opt/vault \
+ && /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
+    -r requirements.lock
+COPY app app
+RUN /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
+ && /opt/vault/bin/pip uninstall --yes setuptools pip
+
+FROM python:3.13-slim-bookworm
+# A fixed uid, so that the owner of a volume stays the same from one image to the next.
+RUN pip uninstall --yes --root-user-action ignore pip \
+ && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin vault \
+ && install --directory --owner vault --group vault --mode 0700 /data
+COPY --from=build /opt/vault /opt/vault
+ENV PATH=/opt/vault/bin:$PATH \
+    SQLITE_PATH=/data/vault.db \
+    SERVICE_KEYS_FILE=/data/service-keys.json
+USER 10001:10001
+# Also where `token-vault` looks for .env, which a container does not need: it has its environment.
+WORKDIR /data
+VOLUME /data
+EXPOSE 8080
+# /healthz and not /readyz: a store that is down must not restart the process.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8080), timeout=2); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
+# SIGTERM finishes what is in flight, for up to 25 seconds: give `docker stop` more than its 10.
+CMD ["token-vault", "serve", "--host", "0.0.0.0"]

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Every migration, in order. They may run again: on a database that exists already, run this file by hand.
+set -eu
+for file in "${MIGRATIONS:-/migrations}"/*.sql; do
+    echo "Running $file"
+    psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" \
+        --dbname "${POSTGRES_DB:-postgres}" --file "$file"
+done
