@@ -1,11 +1,11 @@
-"""`If-Match` and `If-None-Match`, RFC 9110 §13, as preconditions."""
+"""`If-Match` and `If-None-Match`, RFC 9110 §13, as preconditions; `app.api.openapi` documents the headers."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 
 from app.errors import InvalidRequest
 from app.tokens.models import Precondition
@@ -14,13 +14,8 @@ _ENTITY_TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 _LIST = re.compile(rf"\s*{_ENTITY_TAG}\s*(?:,\s*{_ENTITY_TAG}\s*)*")
 _VERSION = re.compile(r'(?<!/)"([1-9][0-9]{0,18})"')
 
-IfMatch = Annotated[
-    str | None, Header(description='Write only onto this version: `"3"`. `*`: only onto an existing token.')
-]
-IfNoneMatch = Annotated[str | None, Header(description="`*`: only create.")]
 
-
-async def precondition_of_change(request: Request, _: IfMatch = None) -> Precondition:
+async def precondition_of_change(request: Request) -> Precondition:
     """Read the condition of a write onto an existing token."""
     if "if-none-match" in request.headers:
         message = "If-None-Match is for PUT alone"
@@ -41,7 +36,7 @@ def _if_match(request: Request) -> Precondition:
     return Precondition(versions=frozenset(int(tag) for tag in _VERSION.findall(if_match)))
 
 
-async def precondition_of_store(request: Request, _: IfMatch = None, __: IfNoneMatch = None) -> Precondition:
+async def precondition_of_store(request: Request) -> Precondition:
     """Read the condition of a write that may also create."""
     if "if-none-match" not in request.headers:
         return _if_match(request)

@@ -54,6 +54,18 @@ INCLUDE = {
     "schema": {"type": "string", "enum": ["refresh_token"]},
     "description": "Also reveal the refresh token; needs `tokens:reveal_refresh`.",
 }
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "schema": {"type": "string", "examples": ['"3"']},
+    "description": "Write only onto this version. `*`: only onto an existing token.",
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string", "enum": ["*"]},
+    "description": "Only create.",
+}
 _ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
 
 

@@ -12,7 +12,7 @@ from app.api.answers import json_answer
 from app.api.body import strict_body
 from app.api.conditions import ChangeCondition, StoreCondition
 from app.api.dependencies import DeleteCall, RevealCall, WriteCall
-from app.api.openapi import BODY, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
+from app.api.openapi import BODY, IF_MATCH, IF_NONE_MATCH, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
 from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, revealed_body, token_fields
 from app.callers.service_key import Scope
 from app.tokens.models import StoredToken
@@ -28,7 +28,7 @@ PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))
     summary="Store a token",
     response_model=Token,
     responses=answers(*BODY, *STORE, *SEAL, errors.VersionConflict, etag=True, created=True),
-    openapi_extra=extra(*TOKEN_ID, body=StoreTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH, IF_NONE_MATCH, body=StoreTokenRequest),
 )
 async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
     """Create the token, or replace it whole: what is not given is empty afterwards. Needs `tokens:write`."""
@@ -57,7 +57,7 @@ async def reveal(call: RevealCall, request: Request) -> Response:
     summary="Change a token's status or metadata",
     response_model=Token,
     responses=answers(*BODY, *STORE, errors.TokenNotFound, errors.VersionConflict, etag=True),
-    openapi_extra=extra(*TOKEN_ID, body=PatchTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=PatchTokenRequest),
 )
 async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
     """Change what is no secret. Needs `tokens:write`."""
@@ -70,7 +70,7 @@ async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) ->
     summary="Rotate a token",
     response_model=Token,
     responses=answers(*BODY, *STORE, *OPEN, errors.TokenNotFound, errors.VersionConflict, etag=True),
-    openapi_extra=extra(*TOKEN_ID, body=StoreTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=StoreTokenRequest),
 )
 async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
     """Replace the secret of an existing token; what is not given stays, the status too. Needs `tokens:write`."""
@@ -83,7 +83,7 @@ async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -
     summary="Delete a token",
     status_code=204,
     responses=answers(*STORE, errors.TokenNotFound, errors.VersionConflict),
-    openapi_extra=extra(*TOKEN_ID),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH),
 )
 async def delete(call: DeleteCall, condition: ChangeCondition) -> Response:
     """Delete the token for good. Needs `tokens:delete`."""

@@ -7,6 +7,7 @@ as its text.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
@@ -33,7 +34,8 @@ def configure_logging(*, level: str, log_format: str) -> None:
     if log_format == "console":
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     else:
-        renderer = structlog.processors.JSONRenderer()
+        # one encoder for all lines; json.dumps would make one for each
+        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -53,6 +55,13 @@ def configure_logging(*, level: str, log_format: str) -> None:
     for name in list(logging.root.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger(_UVICORN).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
+
+
+_encoder = json.JSONEncoder(default=repr, ensure_ascii=False)
+
+
+def _to_json(event: object, **_: object) -> str:
+    return _encoder.encode(event)
 
 
 def _name_exception(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from app.errors import (
     InternalError,
@@ -30,7 +29,8 @@ from app.tokens.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from types import TracebackType
 
     from app.tokens.events import TokenEvents
     from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, TokenPatch
@@ -47,9 +47,46 @@ _CONCURRENT_REVEALS = 16
 
 @dataclass(slots=True)
 class _Attempt:
-    """What the record of an operation learns while the operation runs."""
+    """Bounds an operation in time, and leaves one record of it whatever happens; `method` is what it learns."""
 
+    events: TokenEvents
+    operation: Operation
+    caller: Caller
+    user_id: str
+    token_id: TokenId | None
+    deadline: asyncio.Timeout
     method: str | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.deadline.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome, detail = SUCCESS if error is None else InternalError.code, None
+        try:
+            await self.deadline.__aexit__(kind, error, trace)
+            if isinstance(error, VaultError):
+                outcome, detail, error.recorded = error.code, error.detail, True
+            elif isinstance(error, asyncio.CancelledError):
+                outcome = CANCELLED
+        except TimeoutError:
+            late = _too_slow()
+            outcome, detail, late.recorded = late.code, late.detail, True
+            raise late from None
+        finally:
+            self.events.record(
+                TokenEvent(
+                    operation=self.operation,
+                    user_id=self.user_id,
+                    token_id=self.token_id,
+                    encryption_method=self.method,
+                    outcome=outcome,
+                    detail=detail,
+                    caller=self.caller,
+                )
+            )
 
 
 class TokenVault:
@@ -238,8 +275,7 @@ class TokenVault:
             refresh = await self._cipher.open_refresh(current)
         return await self._cipher.seal(current.token_id, given.access_token, refresh)
 
-    @asynccontextmanager
-    async def _recorded(
+    def _recorded(
         self,
         operation: Operation,
         caller: Caller,
@@ -247,40 +283,9 @@ class TokenVault:
         token_id: TokenId | None = None,
         *,
         until: float | None = None,
-    ) -> AsyncIterator[_Attempt]:
-        """Bound the operation in time, and leave one record of it whatever happens.
-
-        `until` is a time of the event loop's clock; by default the deadline counts from now.
-        """
+    ) -> _Attempt:
         until = until or asyncio.get_running_loop().time() + self._deadline_seconds
-        attempt = _Attempt()
-        outcome, detail = InternalError.code, None
-        try:
-            async with asyncio.timeout_at(until):
-                yield attempt
-            outcome = SUCCESS
-        except TimeoutError:
-            error = _too_slow()
-            outcome, detail, error.recorded = error.code, error.detail, True
-            raise error from None
-        except VaultError as error:
-            outcome, detail, error.recorded = error.code, error.detail, True
-            raise
-        except asyncio.CancelledError:
-            outcome = CANCELLED
-            raise
-        finally:
-            self._events.record(
-                TokenEvent(
-                    operation=operation,
-                    user_id=user_id,
-                    token_id=token_id,
-                    encryption_method=attempt.method,
-                    outcome=outcome,
-                    detail=detail,
-                    caller=caller,
-                )
-            )
+        return _Attempt(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
 
 
 def _existing(found: StoredToken | None, precondition: Precondition) -> StoredToken:

@@ -1,0 +1,98 @@
+"""What every measurement gets: where to start servers, how long to look, and the client."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from app.callers.key_file import add_key
+from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.cli.keys import new_master_key
+from benchmarks.load import Load, Plan, drive
+from benchmarks.requests import Requests
+from benchmarks.servers import Servers
+from tests.stack.reaper import Reaper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.rounds import Contestant
+    from benchmarks.servers import Server
+
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One run."""
+
+    quick: bool
+    folder: Path
+    servers: Servers
+    requests: Requests
+    reaper: Reaper
+    client: ProcessPoolExecutor
+    loads: list[Load] = field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        return 2 if self.quick else 5
+
+    @property
+    def turn_seconds(self) -> float:
+        return 0.8 if self.quick else 2.0
+
+    def drive(self, plan: Plan) -> Load:
+        load = self.client.submit(drive, plan).result()
+        self.loads.append(load)
+        return load
+
+    def over_and_over(
+        self, server: Server, requests: tuple[bytes, ...], *, connections: int = CONNECTIONS
+    ) -> Contestant:
+        """Return a contestant that sends these requests for a turn."""
+        plan = Plan(
+            port=server.port,
+            requests=requests,
+            connections=connections,
+            seconds=self.turn_seconds,
+            over_and_over=True,
+        )
+        return lambda: self.drive(plan)
+
+    def stored(self, server: Server, user_ids: list[str]) -> None:
+        """Store a token for each user, through the vault."""
+        requests = tuple(self.requests.store(user_id) for user_id in user_ids)
+        self.drive(Plan(port=server.port, requests=requests, connections=CONNECTIONS, seconds=60.0))
+
+
+@contextmanager
+def opened(*, quick: bool) -> Iterator[Bench]:
+    """Set up a run, and leave nothing of it behind."""
+    with (
+        closing(Reaper()) as reaper,
+        TemporaryDirectory(prefix="vault-benchmarks-") as name,
+        ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as client,
+    ):
+        folder = Path(name)
+        reaper.remove_folder(folder)
+        reaper.watch(client.submit(os.getpid).result(), signal.SIGTERM)  # it would wait for work that never comes
+        key = generate_key()
+        service_keys = folder / "service-keys.json"
+        add_key(service_keys, ServiceKey(service="benchmarks", sha256=hash_key(key), scopes=frozenset(Scope)))
+        settings = {"TOKEN_ENCRYPTION_KEY": new_master_key(), "SERVICE_KEYS_FILE": str(service_keys)}
+        yield Bench(
+            quick=quick,
+            folder=folder,
+            servers=Servers(folder, reaper, settings),
+            requests=Requests(key),
+            reaper=reaper,
+            client=client,
+        )

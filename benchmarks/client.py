@@ -1,0 +1,23 @@
+"""What the client could send if a server cost nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.bench import CONNECTIONS
+from benchmarks.load import Plan, drive
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+
+def client_rate(bench: Bench) -> float:
+    with bench.servers.program("canned", "benchmarks.canned_server") as canned:
+        plan = Plan(
+            port=canned.port,
+            requests=(bench.requests.get("/"),),
+            connections=CONNECTIONS,
+            seconds=1.0,
+            over_and_over=True,
+        )
+        return bench.client.submit(drive, plan).result().rate

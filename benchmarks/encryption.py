@@ -1,0 +1,84 @@
+"""Opening a legacy token, and sealing and opening the bound format, beside the bare primitive that each rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from app.observability.counters import InMemoryCounters
+from app.security.context import SecretField, TokenContext
+from app.security.encryption import EncryptionService
+from app.security.keyring import Keyring, decode_key_text
+from app.security.legacy import PBKDF2_ITERATIONS, PulsePlanLocalReader
+from app.security.local import LocalStrategy
+from benchmarks.requests import ACCESS_TOKEN
+from benchmarks.table import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.bench import Bench
+
+_VECTORS = Path(__file__).parents[1] / "tests" / "vectors" / "pulseplan_local_tokens.json"
+
+
+def measure(bench: Bench) -> list[Line]:
+    keyring, legacy, context = _legacy_token()
+    service = EncryptionService(
+        primary=LocalStrategy(keyring=keyring),
+        readers=[PulsePlanLocalReader(keyring=keyring)],
+        counters=InMemoryCounters(),
+    )
+    sealed = service.seal(ACCESS_TOKEN, context).ciphertext
+    aead, plaintext, aad = AESGCM(os.urandom(32)), ACCESS_TOKEN.encode(), os.urandom(100)
+    nonce = os.urandom(12)
+    bare = aead.encrypt(nonce, plaintext, aad)
+    few, many = (5, 500) if bench.quick else (25, 2_000)
+
+    cold, pbkdf2 = seconds(
+        few, lambda: PulsePlanLocalReader(keyring=keyring).open(legacy, context), lambda: _derived(context.user_id)
+    )
+    warm, seal, open_, bare_seal, bare_open = seconds(
+        many,
+        lambda: service.open(legacy, context),
+        lambda: service.seal(ACCESS_TOKEN, context),
+        lambda: service.open(sealed, context),
+        lambda: aead.encrypt(os.urandom(12), plaintext, aad),
+        lambda: aead.decrypt(nonce, bare, aad),
+    )
+    return [
+        Line("open a legacy token, cold", cold * 1e3, "ms", cold / pbkdf2, "bare PBKDF2, 100 000 rounds"),
+        Line("open a legacy token, its key cached", warm * 1e6, "us", warm / bare_open, "bare AES-256-GCM"),
+        Line("seal, bound format", seal * 1e6, "us", seal / bare_seal, "bare AES-256-GCM"),
+        Line("open, bound format", open_ * 1e6, "us", open_ / bare_open, "bare AES-256-GCM"),
+    ]
+
+
+def _legacy_token() -> tuple[Keyring, str, TokenContext]:
+    group = json.loads(_VECTORS.read_text())[0]
+    vector = group["vectors"][0]
+    keyring = Keyring(group["key_version"], {group["key_version"]: decode_key_text(group["master_key"])})
+    context = TokenContext(vector["user_id"], "canvas", "default", SecretField.ACCESS_TOKEN)
+    return keyring, vector["ciphertext"], context
+
+
+def _derived(user_id: str) -> bytes:
+    return hashlib.pbkdf2_hmac("sha256", b"." * 32, user_id.encode(), PBKDF2_ITERATIONS)
+
+
+def seconds(times: int, *calls: Callable[[], object]) -> list[float]:
+    """Let the calls take turns, and return the median duration of each."""
+    durations: list[list[float]] = [[] for _ in calls]
+    for _ in range(times):
+        for call, taken in zip(calls, durations, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return [median(taken) for taken in durations]

@@ -1,0 +1,49 @@
+"""The requests that are sent, as bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+# as long as Canvas's own
+ACCESS_TOKEN = "1234~TmG6vNQAyIsNfZAzheilKivu74uLX-URSFLu-nCmqxznsTP-y8RAu7SzXummb6tQ"
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests of one caller to any port: no server looks at `Host`."""
+
+    service_key: str
+
+    def store(self, user_id: str) -> bytes:
+        body = json.dumps(
+            {
+                "access_token": ACCESS_TOKEN,
+                "expires_at": (datetime.now(UTC) + timedelta(days=90)).isoformat(),
+                "base_url": "https://canvas.example.edu",
+                "metadata": {"course_count": 4},
+            }
+        ).encode()
+        head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return self._request("PUT", _token(user_id), head) + body
+
+    def reveal(self, user_id: str) -> bytes:
+        return self._request("GET", _token(user_id))
+
+    def get(self, path: str) -> bytes:
+        return self._request("GET", path)
+
+    def _request(self, method: str, path: str, headers: str = "") -> bytes:
+        return (
+            f"{method} {path} HTTP/1.1\r\nHost: vault\r\nAuthorization: Bearer {self.service_key}\r\n{headers}\r\n"
+        ).encode()
+
+
+def new_user_ids(count: int) -> list[str]:
+    return [str(uuid4()) for _ in range(count)]
+
+
+def _token(user_id: str) -> str:
+    return f"/v1/users/{user_id}/tokens/canvas"

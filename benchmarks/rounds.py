@@ -1,0 +1,35 @@
+"""Contestants that take turns, so that whatever else the machine does meets all of them."""
+
+from __future__ import annotations
+
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.load import Load
+
+    Contestant = Callable[[], Load]
+
+
+def take_turns(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:
+    """Let each have its turn, `rounds` times after one that does not count; return what each measured."""
+    for contestant in contestants:
+        contestant()
+    turns = [[contestant() for contestant in contestants] for _ in range(rounds)]
+    return [list(one) for one in zip(*turns, strict=True)]
+
+
+def median_rate(loads: Sequence[Load]) -> float:
+    return median(load.rate for load in loads)
+
+
+def median_ratio(loads: Sequence[Load], baseline: Sequence[Load]) -> float:
+    """Return the median of the ratios of turns that stood side by side."""
+    return median(load.rate / other.rate for load, other in zip(loads, baseline, strict=True))
+
+
+def percentile(loads: Sequence[Load], percent: int) -> float:
+    """Return the latency, in seconds, over all turns."""
+    return quantiles([latency for load in loads for latency in load.latencies], n=100)[percent - 1]

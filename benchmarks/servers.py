@@ -1,0 +1,149 @@
+"""Servers as processes of their own, stopped whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.load import LOOPBACK
+from tests.stack.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.stack.reaper import Reaper
+
+_ROOT = Path(__file__).parents[1]
+_TOKEN_VAULT = Path(sys.executable).with_name("token-vault")
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A process that answers. `start_seconds` is how long its first answer took, from its very start."""
+
+    port: int
+    pid: int
+    start_seconds: float
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the process has in use, as Linux counts it."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        kilobytes = status.partition("VmRSS:")[2].split()[0]
+        return int(kilobytes) * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Starts servers that see the given settings and nothing else of our environment.
+
+    Each runs in a folder of its own, for its database and its log.
+    """
+
+    folder: Path
+    reaper: Reaper
+    settings: Mapping[str, str]
+
+    @contextmanager
+    def vault(self, folder: str, settings: Mapping[str, str] | None = None, *, workers: int = 1) -> Iterator[Server]:
+        """Serve as in production: the same command, its log in a file."""
+        port = free_port()
+        command = [str(_TOKEN_VAULT), "serve", "--port", str(port), "--workers", str(workers)]
+        with self._serving(folder, command, port, settings or {}) as server:
+            yield server
+
+    @contextmanager
+    def program(self, folder: str, module: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+        """Serve with one of our own modules, which takes the port as its argument."""
+        port = free_port()
+        with self._serving(folder, [sys.executable, "-m", module, str(port)], port, settings or {}) as server:
+            yield server
+
+    @contextmanager
+    def _serving(self, name: str, command: Sequence[str], port: int, settings: Mapping[str, str]) -> Iterator[Server]:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(_ROOT), **self.settings, **settings}
+        started = time.perf_counter()
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us: we stop it
+            )
+        self.reaper.watch(process.pid, signal.SIGTERM)
+        try:
+            _wait_until_healthy(process, port, folder / "log")
+            yield Server(port, process.pid, time.perf_counter() - started)
+        finally:
+            stop(process)
+            self.reaper.forget(process.pid)
+
+
+@contextmanager
+def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
+    """Start PostgreSQL, PostgREST and the gateway; give the settings that lead there."""
+    with (folder / "supabase.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.stack", "--durable"],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    reaper.watch(process.pid, signal.SIGTERM)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            message = f"the Supabase project does not start: {(folder / 'supabase.log').read_text()[-2000:]}"
+            raise RuntimeError(message)
+        project = json.loads(line)
+        yield {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY")}
+    finally:
+        stop(process)
+        reaper.forget(process.pid)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and make it if it does not."""
+    process.terminate()
+    try:
+        process.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not _is_healthy(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            message = f"the server does not answer: {log.read_text()[-2000:]}"
+            raise RuntimeError(message)
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=_START_SECONDS) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: vault\r\nConnection: close\r\n\r\n")
+            return connection.recv(64).startswith(b"HTTP/1.1 200 ")
+    except OSError:
+        return False

@@ -1,0 +1,25 @@
+"""From the start of the process to its first answer."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from benchmarks.table import Line, Target
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+
+def measure(bench: Bench) -> list[Line]:
+    firsts: list[float] = []
+    agains: list[float] = []
+    for turn in range(3 if bench.quick else 5):
+        for times in (firsts, agains):
+            with bench.servers.vault(f"start-{turn}") as vault:
+                times.append(vault.start_seconds)
+    first, again = median(firsts), median(agains)
+    return [
+        Line("start to first answer, new database", first, "s", target=Target(at_most=1.5)),
+        Line("start to first answer, existing database", again, "s", again / first, "a new database"),
+    ]

@@ -1,0 +1,74 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HEADINGS = ("measured", "figure", "ratio", "to", "target", "met")
+_RIGHT_ALIGNED = frozenset({1, 2})
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure, or with `of_ratio` its ratio, has to reach."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    of_ratio: bool = False
+
+    def is_met(self, line: Line) -> bool:
+        value = line.ratio if self.of_ratio else line.figure
+        if value is None:
+            return False
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+    def words(self, unit: str) -> str:
+        sign, bound = (">=", self.at_least) if self.at_least is not None else ("<=", self.at_most)
+        return f"{sign} {_number(bound or 0.0)}{'x' if self.of_ratio else f' {unit}'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure, the ratio to its baseline, and what it should be."""
+
+    name: str
+    figure: float
+    unit: str
+    ratio: float | None = None
+    baseline: str = ""
+    target: Target | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        return (
+            self.name,
+            f"{_number(self.figure)} {self.unit}",
+            "" if self.ratio is None else f"{self.ratio:.2f}x",
+            self.baseline,
+            "no target" if self.target is None else self.target.words(self.unit),
+            "no target" if self.target is None else "yes" if self.target.is_met(self) else "NO",
+        )
+
+
+def render(lines: Sequence[Line]) -> str:
+    """Align the lines in columns."""
+    rows = [_HEADINGS, *(line.cells() for line in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and thousands apart."""
+    if value >= 1_000:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
