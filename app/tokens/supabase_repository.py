@@ -11,6 +11,7 @@ from postgrest.types import CountMethod
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from app.tokens.lookup_queue import LookupQueue
 from app.tokens.models import TokenId
 from app.tokens.rows import COLUMNS, changed_columns, from_columns, to_columns
 from app.tokens.supabase_errors import UnknownOutcomeError, demand_postgrest_answer, translated
@@ -44,6 +45,7 @@ class SupabaseRepository:
     def __init__(self, *, client: AsyncClient, http: httpx.AsyncClient) -> None:
         self._client = client
         self._http = http
+        self._lookups = LookupQueue(fetch=self._read_chunk)
 
     @classmethod
     async def connect(cls, *, url: str, service_key: SecretStr) -> SupabaseRepository:
@@ -64,14 +66,7 @@ class SupabaseRepository:
             raise StoreMisconfigured(message)
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
-        query = (
-            self._select()
-            .eq("user_id", token_id.user_id)
-            .eq("provider", token_id.provider)
-            .eq("service_type", token_id.service_type)
-        )
-        rows, _ = await self._read(query)
-        return from_columns(rows[0]) if rows else None
+        return await self._lookups.get(token_id)
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
         if not token_ids:
@@ -125,6 +120,7 @@ class SupabaseRepository:
         return deleted
 
     async def close(self) -> None:
+        await self._lookups.close()
         await self._http.aclose()
 
     def _table(self) -> AsyncRequestBuilder:
@@ -138,18 +134,25 @@ class SupabaseRepository:
             return await _execute(query)
 
     async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
+        """Read those of up to 25 tokens that exist."""
         members = {
             "user_id": sorted({token_id.user_id for token_id in wanted}),
             "provider": sorted({token_id.provider for token_id in wanted}),
             "service_type": sorted({token_id.service_type for token_id in wanted}),
         }
-        rows = await self._read_pages(members)
-        # the lists also match combinations that nobody asked for
-        return [
-            from_columns(row)
-            for row in rows
-            if TokenId(row["user_id"], row["provider"], row["service_type"]) in set(wanted)
-        ]
+        if len(wanted) == 1:  # its token id is unique, so no count is needed
+            query = self._select()
+            for column, [value] in members.items():
+                query = query.eq(column, value)
+            rows, _ = await self._read(query)
+        else:
+            rows = await self._read_pages(members)
+        if any(row[column] not in values for row in rows for column, values in members.items()):
+            message = "the token store answered with rows that were not asked for"
+            raise StoreMisconfigured(message)
+        names = set(wanted)  # the lists also match combinations that nobody asked for
+        tokens = (row for row in rows if TokenId(row["user_id"], row["provider"], row["service_type"]) in names)
+        return [from_columns(row) for row in tokens]
 
     async def _named(self, error: StoreMisconfigured) -> StoreMisconfigured:
         """Find out which columns the table lacks, where that is what is wrong."""
