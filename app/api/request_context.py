@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import structlog
-from starlette.datastructures import MutableHeaders
 
 from app.api.problems import problem_response
 from app.errors import InternalError
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _log = structlog.get_logger("app.requests")
+_COMMON = ((b"x-content-type-options", b"nosniff"),)
+_NEVER_STORED = (*_COMMON, (b"cache-control", b"no-store"))
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,18 +36,15 @@ class RequestContext:
             return
         request_id = _request_id(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
-        no_store = scope["path"].startswith("/v1")
+        common = _NEVER_STORED if scope["path"].startswith("/v1") else _COMMON
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                if no_store:
-                    headers["Cache-Control"] = "no-store"
+                # appended: no route of ours sets any of these
+                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:

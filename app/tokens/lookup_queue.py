@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from app.errors import StoreTimeout, VaultError
+from app.errors import InternalError, StoreTimeout, VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -67,11 +67,14 @@ class LookupQueue:
 
     async def _run(self, batch: list[Waiter]) -> None:
         found: dict[TokenId, StoredToken] | None = None
-        failure: VaultError = StoreTimeout("the lookup was given up")
+        failure: VaultError = InternalError("the vault made a mistake; its log has more")
         try:
             found = {token.token_id: token for token in await self._fetch([token_id for token_id, _ in batch])}
         except VaultError as error:
             failure = error
+        except asyncio.CancelledError:
+            failure = StoreTimeout("the lookup was given up")
+            raise
         finally:
             for token_id, future in batch:
                 if future.done():

@@ -147,7 +147,7 @@ class SupabaseRepository:
             rows, _ = await self._read(query)
         else:
             rows = await self._read_pages(members)
-        if any(row[column] not in values for row in rows for column, values in members.items()):
+        if any(row.get(column) not in values for row in rows for column, values in members.items()):
             message = "the token store answered with rows that were not asked for"
             raise StoreMisconfigured(message)
         names = set(wanted)  # the lists also match combinations that nobody asked for

@@ -244,7 +244,7 @@ def crowd(size: int, call: Callable[[int], Any]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("delay", [0, 0.5])
+@pytest.mark.parametrize("delay", [0, 0.3])
 def test_a_thousand_cold_reads_of_one_user_are_one_request(kms: Kms, sealed: str, delay: float) -> None:
     process = envelope(kms)
     if delay:
@@ -253,7 +253,7 @@ def test_a_thousand_cold_reads_of_one_user_are_one_request(kms: Kms, sealed: str
     assert kms.operations() == [DECRYPT]
 
 
-@pytest.mark.parametrize("delay", [0, 0.5])
+@pytest.mark.parametrize("delay", [0, 0.3])
 def test_a_thousand_cold_seals_of_one_user_and_provider_are_one_request(kms: Kms, delay: float) -> None:
     process = envelope(kms, max_messages=CROWD)
     if delay:
@@ -267,7 +267,7 @@ def test_a_thousand_cold_seals_of_one_user_and_provider_are_one_request(kms: Kms
 
 def test_different_users_do_not_wait_for_each_other(kms: Kms) -> None:
     process = envelope(kms)
-    kms.faults.delay(0.5)
+    kms.faults.delay(0.2)
     contexts = [TokenContext(f"user-{number}", "canvas") for number in range(20)]
     ciphertexts = crowd(20, lambda number: process.seal(contexts[number]))
     assert kms.operations() == [GENERATE] * 20
@@ -278,7 +278,7 @@ def test_different_users_do_not_wait_for_each_other(kms: Kms) -> None:
 def test_an_error_is_shared_by_the_crowd_and_not_remembered(kms: Kms, sealed: str, act: str) -> None:
     process = envelope(kms)
     use: Callable[[], object] = (lambda: process.open(sealed)) if act == "open" else process.seal
-    kms.faults.inject(KmsFault(delay_seconds=0.5, reply=Reply.of_error("ThrottlingException")))
+    kms.faults.inject(KmsFault(delay_seconds=0.2, reply=Reply.of_error("ThrottlingException")))
     errors = crowd(100, lambda _: use())
     assert len(kms.requests) == 2, "one call of two attempts"
     assert {type(error) for error in errors} == {KeyUnavailable}
@@ -292,7 +292,7 @@ def test_an_error_is_shared_by_the_crowd_and_not_remembered(kms: Kms, sealed: st
 
 def test_a_broken_package_that_comes_first_costs_the_others_nothing(kms: Kms, sealed: str) -> None:
     process = envelope(kms)
-    kms.faults.delay(0.5)
+    kms.faults.delay(0.2)
     with ThreadPoolExecutor(1) as threads:
         broken = threads.submit(process.open, flipped(sealed))
         while not kms.requests:

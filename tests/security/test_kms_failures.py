@@ -318,7 +318,7 @@ def test_two_hundred_calls_on_a_kms_that_hangs_are_all_answered_in_time(kms: Kms
 
 
 def test_closing_answers_whoever_waits(kms: Kms) -> None:
-    process = envelope(kms, boto_client=_own_client(kms), deadline_seconds=1.0)
+    process = envelope(kms, boto_client=_own_client(kms), deadline_seconds=0.6)
     kms.faults.delay(30)
     errors: list[BaseException] = []
 

@@ -216,8 +216,11 @@ def test_a_package_with_an_unknown_member_is_refused(shared: Envelope, sealed: s
 
 @pytest.mark.parametrize("fmt", ["2", "0", "true", '"1"', "1.0", "1e0", "01", "+1", "null", "[1]", "-1", "1" * 5000])
 def test_format_1_is_the_integer_1(shared: Envelope, sealed: str, fmt: str) -> None:
+    text = sealed.replace('"fmt":1,', f'"fmt":{fmt},')
     with pytest.raises(MalformedCiphertext):
-        shared.open(sealed.replace('"fmt":1,', f'"fmt":{fmt},'))
+        shared.open(text)
+    with pytest.raises(MalformedCiphertext):
+        shared.strategy.open(text, HERE)
 
 
 @pytest.mark.parametrize(
