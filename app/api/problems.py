@@ -7,7 +7,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from app import errors
@@ -16,8 +18,6 @@ from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
-    from starlette.exceptions import HTTPException
     from starlette.responses import Response
 
 _log = structlog.get_logger("app.requests")
@@ -93,10 +93,8 @@ def problem_response(error: errors.VaultError, request_id: str) -> Response:
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of a route with a problem document."""
-    from fastapi.exceptions import RequestValidationError  # noqa: PLC0415
-    from starlette.exceptions import HTTPException  # noqa: PLC0415
-
-    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]  # Starlette asks for Exception
+    # Starlette's signature asks for handlers of Exception; each of these gets the class that it is registered for
+    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
+from app.observability.counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
@@ -175,3 +176,9 @@ def test_keys_and_plaintexts_show_in_no_repr(crypto: EncryptionService, sealed: 
         crypto.open(sealed, TokenContext("somebody else"))
     assert TOKEN not in repr(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_the_self_test_counts_as_no_failure() -> None:
+    counters = InMemoryCounters()
+    EncryptionService(primary=LocalStrategy(keyring=keyring()), counters=counters).self_test()
+    assert counters.counts == {}
