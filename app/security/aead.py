@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -24,8 +24,7 @@ NONCE_BYTES = 12
 TAG_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """What `seal` gives and `open` takes. `ciphertext` ends with the 16-byte tag."""
 
     commitment: bytes
@@ -48,6 +47,11 @@ class CommittingAead:
         derived = HKDF(hashes.SHA256(), KEY_BYTES + COMMITMENT_BYTES, salt=None, info=info).derive(secret)
         self._aead = AESGCM(derived[:KEY_BYTES])
         self._commitment = derived[KEY_BYTES:]
+
+    @property
+    def commitment(self) -> bytes:
+        """What each box of this key begins with."""
+        return self._commitment
 
     def seal(self, plaintext: bytes, aad: bytes) -> Box:
         """Encrypt under a fresh random nonce.

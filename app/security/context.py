@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 LABEL = b"pulseplan-token-vault"
+_SAME_FOR_ALL: Final = {"data_type": "auth_token", "service": "pulseplan"}
 
 
 class SecretField(StrEnum):
@@ -46,9 +48,16 @@ class TokenContext:
 
     def encryption_context(self) -> dict[str, str]:
         """Return the three pairs that AWS KMS authenticates, logs and matches in IAM conditions."""
-        return {"user_id": self.user_id, "service": "pulseplan", "data_type": "auth_token"}
+        return {"user_id": self.user_id, **_SAME_FOR_ALL}
+
+    def encryption_context_bytes(self) -> bytes:
+        """`encryption_context` as bytes: equal for equal pairs, different for any others."""
+        return _BYTES_FOR_ALL + length_prefixed(b"user_id", self.user_id.encode())
 
 
 def length_prefixed(*parts: bytes) -> bytes:
     """Join parts so that no two different lists of parts give the same bytes."""
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+
+
+_BYTES_FOR_ALL: Final = length_prefixed(*(part.encode() for pair in sorted(_SAME_FOR_ALL.items()) for part in pair))

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from app.security.context import length_prefixed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable
 
     from app.security.aead import CommittingAead
+    from app.security.context import TokenContext
     from app.security.counters import EncryptionCounters
 
 K = TypeVar("K", bound="Hashable")
@@ -29,11 +30,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class DataKey:
-    """A data key that may still seal. `owner` is the user and provider that it belongs to."""
+    """A data key that may still seal.
+
+    `owner` is the user and provider that it belongs to, `head` what its packages have in common.
+    """
 
     owner: tuple[str, str]
     aead: CommittingAead = field(repr=False)
-    wrapped: bytes = field(repr=False)
+    head: str = field(repr=False)
     key_arn: str
     tracking_id: str
     messages: int = 0
@@ -45,10 +49,9 @@ class _Kept(Generic[T]):
     expires_at: float
 
 
-def fingerprint(wrapped: bytes, encryption_context: Mapping[str, str]) -> bytes:
+def fingerprint(wrapped: bytes, context: TokenContext) -> bytes:
     """Name an unwrapped key by what KMS would be asked, context included, so a hit can never skip the context."""
-    pairs = [part.encode() for pair in sorted(encryption_context.items()) for part in pair]
-    return hashlib.sha256(length_prefixed(wrapped, *pairs)).digest()
+    return hashlib.sha256(length_prefixed(wrapped) + context.encryption_context_bytes()).digest()
 
 
 class DataKeyCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -71,7 +70,7 @@ class EncryptionService:
         except KeyUnavailable as error:
             if self._fallback is None:
                 raise
-            sealed = replace(self._fallback.seal(plaintext, context, wait=wait), fallback=True)
+            sealed = self._fallback.seal(plaintext, context, wait=wait)._replace(fallback=True)
             self._counters.fallback_write()
             _log.warning("sealed_by_fallback", scheme=sealed.scheme, reason=error.detail)
             return sealed

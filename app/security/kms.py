@@ -9,7 +9,7 @@ from app.errors import IntegrityError
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.data_keys import DataKey, DataKeyCache, SingleFlight, fingerprint
-from app.security.kms_package import Package
+from app.security.kms_package import Package, complete, head
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand, Sealed
 
@@ -50,7 +50,7 @@ class KmsEnvelopeStrategy:
         key = self._sealing_key(context, wait=wait)
         box = key.aead.seal(plaintext.encode(), _aad(context, key.key_arn, key.tracking_id))
         return Sealed(
-            ciphertext=Package(key.key_arn, key.tracking_id, key.wrapped, box).encode(),
+            ciphertext=complete(key.head, box),
             scheme=f"kms:{key.key_arn}",
             method="kms",
             key_id=key.tracking_id,
@@ -62,7 +62,7 @@ class KmsEnvelopeStrategy:
             # it could not authenticate, so KMS need not be asked
             message = "the KMS package was made for another user or provider"
             raise IntegrityError(message)
-        name = fingerprint(package.wrapped, context.encryption_context())
+        name = fingerprint(package.wrapped, context)
         aead = self._data_keys.for_opening(name, counts_miss=wait)
         if aead is not None:
             return _text(_open(aead, package, context))
@@ -105,9 +105,10 @@ class KmsEnvelopeStrategy:
         generated = self._kms.generate_data_key(context.encryption_context())
         aead = CommittingAead(generated.plaintext, info=_INFO)
         tracking_id = _tracking_prefix(context) + secrets.token_hex(_TRACKING_BYTES)
-        key = DataKey(owner, aead, generated.wrapped, generated.key_arn, tracking_id, messages=1)
+        common = head(generated.key_arn, tracking_id, generated.wrapped, aead.commitment)
+        key = DataKey(owner, aead, common, generated.key_arn, tracking_id, messages=1)
         self._data_keys.keep_for_sealing(key)
-        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context.encryption_context()), aead)
+        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context), aead)
         return key
 
     def _unwrap(self, name: bytes, package: Package, context: TokenContext) -> CommittingAead:

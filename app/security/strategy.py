@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from app.security.context import TokenContext
     from app.security.shape import Family
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(NamedTuple):
     """A new ciphertext and how it was made.
 
     `scheme` goes to the column `encryption_scheme`, `method` and `key_id` to the row's metadata; `key_id` is the

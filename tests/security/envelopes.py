@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hypothesis import strategies as st
+
 from app.observability.counters import InMemoryCounters
 from app.security.breaker import CircuitBreaker
 from app.security.context import SecretField, TokenContext
@@ -25,6 +27,11 @@ USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 OTHER_USER = "1e2feb89-414c-443c-9027-c4d1c386bbc4"
 HERE = TokenContext(USER, "canvas", "default", SecretField.ACCESS_TOKEN)
 TOKEN = "1234~a-canvas-token"
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=50),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
 MEMBERS = ("fmt", "kid", "id", "dk", "cm", "n", "ct")
 
 
@@ -118,3 +125,8 @@ def direct_package(kms: Kms, plaintext: str = TOKEN, user_id: str = USER, **chan
         "encrypted_at": "2025-06-01T12:00:00.000000",
         **changes,
     }
+
+
+def package_text(members: dict[str, Any], *, prefix: str = "kms:") -> str:
+    """Return a direct package's text, with the prefix that PulsePlan wrote before most of them."""
+    return prefix + json.dumps(members)

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyUnavailable
 from app.observability.counters import InMemoryCounters
 from app.security.aead import CommittingAead
-from app.security.context import SecretField, TokenContext
+from app.security.context import SecretField, TokenContext, length_prefixed
 from app.security.data_keys import DataKey, DataKeyCache, SingleFlight, fingerprint
 from app.security.strategy import KeyNotAtHand
 from app.tokens.models import TokenId
@@ -195,27 +195,32 @@ def test_a_broken_package_does_not_disturb_a_key_that_is_kept(kms: Kms, sealed: 
 
 
 def test_a_hit_cannot_skip_the_context() -> None:
-    context = {"user_id": USER, "service": "pulseplan", "data_type": "auth_token"}
+    wrapped = b"wrapped"
     names = [
-        fingerprint(b"wrapped", context),
-        fingerprint(b"wrapped2", context),
-        fingerprint(b"wrapped", {**context, "user_id": OTHER_USER}),
-        fingerprint(b"wrapped", {**context, "service": "other"}),
-        fingerprint(b"wrapped", {"user_id": USER}),
-        fingerprint(b"wrapped", {}),
-        fingerprint(b"wrappeduser_id", {USER: "service"}),
+        fingerprint(wrapped, TokenContext(USER)),
+        fingerprint(wrapped + b"2", TokenContext(USER)),
+        fingerprint(wrapped, TokenContext(OTHER_USER)),
+        fingerprint(wrapped, TokenContext("")),
+        fingerprint(b"", TokenContext(USER)),
+        fingerprint(TokenContext(USER).encryption_context_bytes(), TokenContext("")),
     ]
     assert len(set(names)) == len(names)
-    assert fingerprint(b"wrapped", dict(reversed(context.items()))) == names[0]
+    assert fingerprint(wrapped, TokenContext(USER, "canvas", "default")) == names[0], "these are not KMS's to check"
+
+
+def test_the_context_in_a_fingerprint_is_the_one_that_kms_gets() -> None:
+    context = TokenContext(USER)
+    pairs = [part.encode() for pair in sorted(context.encryption_context().items()) for part in pair]
+    assert context.encryption_context_bytes() == length_prefixed(*pairs)
 
 
 def test_keys_show_in_no_repr(kms: Kms) -> None:
     process = envelope(kms)
-    wrapped = decode(members_of(process.seal())["dk"])
+    wrapped = members_of(process.seal())["dk"]
     key = process.data_keys.for_sealing((USER, "canvas"))
     assert key is not None
-    assert key.wrapped == wrapped
-    assert str(wrapped) not in repr(key)
+    assert wrapped in key.head
+    assert wrapped not in repr(key)
     assert repr(key.aead) not in repr(key)
 
 
@@ -474,7 +479,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def keep_for_sealing(self, owner: tuple[str, str]) -> None:
-        key = DataKey(owner, self.aead(), b"wrapped", "arn", "id")
+        key = DataKey(owner, self.aead(), "head", "arn", "id")
         self.cache.keep_for_sealing(key)
         self.sealing = [kept for kept in self.sealing if kept[0] != owner]
         self.sealing.append((owner, key, self.clock.now, 0))
