@@ -24,11 +24,12 @@ from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from app.config.settings import Settings
     from app.security.kms_client import KmsClient
     from app.security.strategy import EncryptionReader, EncryptionStrategy
+    from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
 
@@ -107,13 +108,12 @@ async def open_repository(settings: Settings) -> TokenRepository:
     return await SupabaseRepository.connect(url=settings.supabase_url, service_key=settings.supabase_service_key)
 
 
-def build_vault(*, tokens: TokenRepository, encryption: EncryptionService) -> TokenVault:
+def build_vault(
+    *, tokens: TokenRepository, cipher: TokenCipher, on_reveal: Callable[[StoredToken], None] | None = None
+) -> TokenVault:
     """Put the vault together."""
     return TokenVault(
-        tokens=tokens,
-        cipher=TokenCipher(encryption=encryption),
-        events=OperationLog(),
-        rules={CANVAS: canvas_rule},
+        tokens=tokens, cipher=cipher, events=OperationLog(), rules={CANVAS: canvas_rule}, on_reveal=on_reveal
     )
 
 
@@ -134,6 +134,6 @@ async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     with closing(build_encryption(settings)) as encryption:
         tokens = await open_repository(settings)
         try:
-            yield build_vault(tokens=tokens, encryption=encryption.service)
+            yield build_vault(tokens=tokens, cipher=TokenCipher(encryption=encryption.service))
         finally:
             await tokens.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import structlog
 from fastapi import FastAPI
 
-from app.api import batch, health, tokens, user_tokens
+from app.api import batch, encryption_status, health, tokens, user_tokens
 from app.api.openapi import document
 from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
@@ -25,12 +25,17 @@ from app.composition import (
 from app.config.settings import Settings, load_settings
 from app.observability.checks import KmsCheck, encryption_check, service_keys_check
 from app.observability.logging import configure_logging
+from app.observability.operations import OperationLog
 from app.observability.readiness import Readiness
+from app.tokens.background_sweep import BackgroundSweep
+from app.tokens.rewrap_on_read import RewrapOnRead
+from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
 _log = structlog.get_logger()
@@ -79,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     install_problem_handlers(app)
     app.add_middleware(RequestContext)
-    for router in (tokens.router, user_tokens.router, batch.router, health.router):
+    for router in (tokens.router, user_tokens.router, batch.router, encryption_status.router, health.router):
         app.router.routes.extend(router.routes)  # include_router would match each path twice, once for the router
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
@@ -93,18 +98,38 @@ async def _running(settings: Settings) -> AsyncIterator[State]:
     service_keys = build_service_key_directory(settings)
     repository = await open_repository(settings)
     readiness = _build_readiness(settings, encryption, service_keys, repository)
+    cipher = TokenCipher(encryption=encryption.service)
     sweeper = asyncio.create_task(_drop_expired_keys(encryption))
     try:
         states = await readiness.states()  # also derives or fetches the writing key, so no caller waits for it
         ready = "down" not in states.values()
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
-        vault = build_vault(tokens=repository, encryption=encryption.service)
-        yield State(vault=vault, service_keys=service_keys, readiness=readiness)
+        async with _rewrapping(settings, repository, cipher) as on_reveal:
+            vault = build_vault(tokens=repository, cipher=cipher, on_reveal=on_reveal)
+            yield State(vault=vault, service_keys=service_keys, readiness=readiness)
     finally:
         sweeper.cancel()
         await repository.close()
         encryption.close()
         _log.info("stopped")
+
+
+@asynccontextmanager
+async def _rewrapping(
+    settings: Settings, repository: TokenRepository, cipher: TokenCipher
+) -> AsyncIterator[Callable[[StoredToken], None] | None]:
+    """Move tokens to the current key while the service runs; yields what wants to see each token that is read."""
+    on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=OperationLog())
+    sweeps = BackgroundSweep(
+        tokens=repository, cipher=cipher, events=OperationLog(), interval_seconds=settings.rewrap_interval_seconds
+    )
+    if settings.rewrap_interval_seconds > 0:
+        sweeps.start()
+    try:
+        yield on_read.offer if settings.rewrap_on_read else None
+    finally:
+        await sweeps.close()
+        await on_read.close()
 
 
 def _build_readiness(

@@ -110,6 +110,12 @@ def policies(database: Database) -> list[dict[str, Any]]:
     return database.sql("select policyname from pg_policies where tablename = 'oauth_tokens'")
 
 
+def triggers(database: Database) -> set[str]:
+    """Return the names of the table's triggers."""
+    found = database.sql("select tgname from pg_trigger where not tgisinternal")
+    return {str(one["tgname"]) for one in found}
+
+
 def shape(database: Database) -> dict[str, object]:
     """Return everything about the table but its rows."""
     return {
@@ -119,7 +125,7 @@ def shape(database: Database) -> dict[str, object]:
         "uniques": constraints(database, "u"),
         "indexes": indexes(database),
         "policies": policies(database),
-        "triggers": database.sql("select tgname from pg_trigger where not tgisinternal"),
+        "triggers": triggers(database),
         "table": database.sql(
             "select relrowsecurity, relacl::text, relfilenode from pg_class where oid = 'public.oauth_tokens'::regclass"
         ),

@@ -69,4 +69,5 @@ class CallerWith(HTTPBearer):
 
 Reader = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.READ))]
 Revealer = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.REVEAL))]
+Admin = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.ADMIN))]
 Deleter = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.DELETE))]

@@ -68,4 +68,5 @@ def _only_known(request: Request) -> QueryParams:
 
 RevealCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.REVEAL))]
 WriteCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.WRITE))]
+RewrapCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.ADMIN))]
 DeleteCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.DELETE))]

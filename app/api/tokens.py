@@ -11,7 +11,7 @@ from app import errors
 from app.api.answers import json_answer
 from app.api.body import strict_body
 from app.api.conditions import ChangeCondition, StoreCondition
-from app.api.dependencies import DeleteCall, RevealCall, WriteCall
+from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
 from app.api.openapi import BODY, IF_MATCH, IF_NONE_MATCH, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
 from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, revealed_body, token_fields
 from app.callers.service_key import Scope
@@ -76,6 +76,20 @@ async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -
     """Replace the secret of an existing token; what is not given stays, the status too. Needs `tokens:write`."""
     token = await call.vault.rotate(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
     return _answer(token)
+
+
+@router.post(
+    "/rewrap",
+    summary="Rewrap a token",
+    response_model=Token,
+    responses=answers(*STORE, *OPEN, errors.TokenNotFound, errors.VersionConflict, etag=True),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH),
+)
+async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
+    """Encrypt the token under the current key, where it is under another one. The token itself, its version and its
+    times stay, and its status does not matter. Needs `tokens:admin`.
+    """
+    return _answer(await call.vault.rewrap(call.token_id, caller=call.caller, precondition=condition))
 
 
 @router.delete(

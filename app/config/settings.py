@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     data_key_cache_size: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     kms_fallback_to_local: bool = False
 
+    rewrap_on_read: bool = True
+    rewrap_interval_seconds: Annotated[float, Field(ge=0, le=31 * 86_400)] = 0
+
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
 

@@ -75,6 +75,11 @@ class EncryptionService:
             _log.warning("sealed_by_fallback", scheme=sealed.scheme, reason=error.detail)
             return sealed
 
+    def seal_as_primary(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        """Encrypt as `seal` does, but never with the fallback: what has to move to the primary must get there."""
+        _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
+        return self._primary.seal(plaintext, context, wait=wait)
+
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
         _demand_unicode(context.user_id, context.provider, context.service_type)

@@ -31,6 +31,24 @@ class Family(StrEnum):
     PULSEPLAN_KMS = "pulseplan-kms"
 
 
+def material_of(ciphertext: str) -> str:
+    """Name the key material that a ciphertext looks to need: `local:v2`, `pulseplan-local:v1`, `kms`, `pulseplan-kms`.
+
+    For counting rows, so a look must do: what it calls `pulseplan-kms` may be any JSON. Migration 0003 has the same in
+    SQL. What has the shape of no format is `unknown`.
+    """
+    version = ciphertext.partition(":")[0]
+    if _LOCAL.fullmatch(ciphertext):
+        return f"{Family.LOCAL}:{version}"
+    if _PULSEPLAN_LOCAL.fullmatch(ciphertext):
+        return f"{Family.PULSEPLAN_LOCAL}:{version if version.startswith('v') else 'v1'}"
+    if ciphertext.startswith(_KMS_AS_WRITTEN):
+        return Family.KMS
+    if ciphertext.removeprefix(_KMS_PREFIX).startswith("{"):
+        return Family.PULSEPLAN_KMS
+    return "unknown"
+
+
 def family_of(ciphertext: str) -> Family:
     """Return the family, or raise `MalformedCiphertext`."""
     if len(ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:

@@ -18,6 +18,7 @@ class Operation(StrEnum):
     REVEAL = "reveal"
     LIST = "list"
     ROTATE = "rotate"
+    REWRAP = "rewrap"
     PATCH = "patch"
     DELETE = "delete"
     ERASE_USER = "erase_user"

@@ -104,6 +104,22 @@ class StoredToken:
     last_refreshed: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row whose columns are not what they must be; `detail` quotes nothing of it."""
+
+    id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrap:
+    """A row as it was read, and with its secrets under another key; nothing else differs."""
+
+    before: StoredToken
+    after: StoredToken
+
+
 class Unset(Enum):
     """The caller did not say; `None` means that the caller said there is none."""
 

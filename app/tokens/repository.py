@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from app.tokens.models import StoredToken, TokenId
+    from app.tokens.census import CensusLine
+    from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 
 
 class TokenRepository(Protocol):
@@ -37,7 +38,10 @@ class TokenRepository(Protocol):
         ...
 
     async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
-        """Write what differs between the two, where the row still has `before`'s version; return it as stored."""
+        """Write what differs between the two, where the row still has `before`'s version and scheme.
+
+        Returns it as stored. The scheme is part of the condition because a rewrap changes it and not the version.
+        """
         ...
 
     async def delete(self, token: StoredToken) -> bool:
@@ -46,6 +50,32 @@ class TokenRepository(Protocol):
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
         """Delete those rows that still have these versions; return how many that was."""
+        ...
+
+    async def census(self, *, provider: str | None = None) -> list[CensusLine]:
+        """Count the rows by how they are encrypted."""
+        ...
+
+    async def page(
+        self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
+    ) -> list[StoredToken | UnreadableRow]:
+        """Return some of the rows with exactly this scheme whose id is above `after`, by id.
+
+        There may be fewer than `limit`, for stores cap their answers; only an empty page is the end.
+        """
+        ...
+
+    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
+        """Return those rows that exist, by id."""
+        ...
+
+    async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
+        """Write the new ciphertexts of rows that are still what was decrypted; return the ids of those written.
+
+        A row must still have the version, the scheme and both ciphertexts of `before`. Nothing changes but the secrets,
+        the scheme, and what metadata says about the encryption. After a `StoreError` some may have been written, and
+        sending the same again is safe.
+        """
         ...
 
     async def close(self) -> None: ...

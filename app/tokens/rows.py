@@ -71,6 +71,15 @@ def changed_columns(before: StoredToken, after: StoredToken) -> dict[str, Any]:
     return {name: value for name, value in to_columns(after).items() if value != old[name]}
 
 
+def encryption_metadata(token: StoredToken) -> dict[str, Any]:
+    """Return what metadata says about the encryption, `None` for what it then does not hold."""
+    return {
+        "encryption_method": token.encryption_method,
+        "kms_key_id": token.kms_key_id,
+        "encryption_fallback": token.encryption_fallback or None,
+    }
+
+
 def from_columns(row: Mapping[str, Any]) -> StoredToken:
     """Read a row that the vault or PulsePlan wrote; raise `StoreMisconfigured` where a column is not what it must be.
 
@@ -111,9 +120,7 @@ def _to_metadata(token: StoredToken) -> dict[str, Any]:
         "base_url": token.base_url,
         "status": token.status.value,
         "status_reason": token.status_reason,
-        "encryption_method": token.encryption_method,
-        "kms_key_id": token.kms_key_id,
-        "encryption_fallback": token.encryption_fallback or None,
+        **encryption_metadata(token),
     }
     return {**token.metadata, **{key: value for key, value in vaults.items() if value is not None}}
 

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
-from app.tokens.rows import COLUMNS, changed_columns, from_columns, to_columns
+from app.security.shape import material_of
+from app.tokens.census import CensusLine
+from app.tokens.models import UnreadableRow
+from app.tokens.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
 from app.tokens.sqlite_writer import GroupCommitWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from app.tokens.models import StoredToken, TokenId
+    from app.tokens.models import Rewrap, StoredToken, TokenId
 
 BUSY_TIMEOUT_MILLISECONDS = 3_000
 CHUNK_ROWS = 500
@@ -52,6 +55,24 @@ _INSERT = (
     f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
     "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
 )
+# The metadata is merged as RFC 7396 says; a null takes its key away.
+_REWRAP = """
+UPDATE oauth_tokens
+SET access_token = ?, refresh_token = coalesce(?, refresh_token), encryption_scheme = ?,
+    metadata = json_patch(metadata, ?)
+WHERE id = ? AND version = ? AND encryption_scheme IS ?
+  AND access_token = ? AND coalesce(refresh_token, '') = ?
+RETURNING id
+"""
+_CENSUS = """
+SELECT encryption_scheme, NULL, NULL, count(*) FROM oauth_tokens
+WHERE encryption_scheme IS NOT NULL AND (:provider IS NULL OR provider = :provider)
+GROUP BY encryption_scheme
+UNION ALL
+SELECT NULL, material_of(access_token), material_of(nullif(refresh_token, '')), count(*) FROM oauth_tokens
+WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
+GROUP BY 2, 3
+"""
 _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
@@ -112,8 +133,9 @@ class SqliteRepository:
         columns = _encode(changed_columns(before, after))
         assignments = ", ".join(f"{name} = ?" for name in columns)
         written = await self._write(
-            f"UPDATE oauth_tokens SET {assignments} WHERE id = ? AND version = ? RETURNING version",  # noqa: S608
-            [*columns.values(), before.id, before.version],
+            f"UPDATE oauth_tokens SET {assignments} "  # noqa: S608  names of columns only
+            "WHERE id = ? AND version = ? AND encryption_scheme IS ? RETURNING version",
+            [*columns.values(), before.id, before.version, before.encryption_scheme],
         )
         return after if written else None
 
@@ -129,6 +151,35 @@ class SqliteRepository:
             sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608
             deleted += len(await self._write(sql, parameters))
         return deleted
+
+    async def census(self, *, provider: str | None = None) -> list[CensusLine]:
+        return await asyncio.to_thread(self._count, provider)  # reads a whole index
+
+    async def page(
+        self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
+    ) -> list[StoredToken | UnreadableRow]:
+        where, parameters = "encryption_scheme IS ?", [scheme]
+        for condition, value in (("id > ?", after), ("provider = ?", provider)):
+            if value is not None:
+                where, parameters = f"{where} AND {condition}", [*parameters, value]
+        sql = f"{_SELECT} WHERE {where} ORDER BY id LIMIT ?"
+        with _translated():
+            rows = await asyncio.to_thread(self._read_patiently, sql, [*parameters, limit])
+        return [_decode_or_report(row) for row in rows]
+
+    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
+        found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
+        return {token.id: token for tokens in found for token in tokens}
+
+    async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
+        # each a statement, all of them in one commit or a few
+        writes = (self._write(_REWRAP, _rewrap_parameters(rewrap)) for rewrap in rewraps)
+        written: set[str] = set()
+        for rows in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(rows, BaseException):
+                raise rows
+            written.update(row[0] for row in rows)
+        return written
 
     async def close(self) -> None:
         self._reader.close()
@@ -146,6 +197,14 @@ class SqliteRepository:
     def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with closing(_connect(self._path)) as connection:
             return list(connection.execute(sql, parameters))
+
+    def _count(self, provider: str | None) -> list[CensusLine]:
+        with _translated(), closing(_connect(self._path)) as connection:
+            connection.create_scalar_function("material_of", _material_of, 1)
+            return [
+                CensusLine(scheme, tuple(sorted({name for name in materials if name})), count)
+                for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
+            ]
 
     def _demand_same_file(self) -> None:
         """Raise where writes would go into a file that nobody can open any more."""
@@ -206,6 +265,28 @@ def _decode(row: tuple[Any, ...]) -> StoredToken:
         raise StoreMisconfigured(message) from None
     columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
     return from_columns(columns)
+
+
+def _material_of(*arguments: Any) -> str | None:  # noqa: ANN401  SQLite's values
+    [ciphertext] = arguments
+    return material_of(ciphertext) if ciphertext else None
+
+
+def _decode_or_report(row: tuple[Any, ...]) -> StoredToken | UnreadableRow:
+    try:
+        return _decode(row)
+    except StoreMisconfigured as error:
+        return UnreadableRow(row[0], error.detail)
+
+
+def _rewrap_parameters(rewrap: Rewrap) -> list[Any]:
+    before, after = rewrap.before, rewrap.after
+    return [
+        *(after.access_ciphertext, after.refresh_ciphertext, after.encryption_scheme),
+        json.dumps(encryption_metadata(after)),
+        *(before.id, before.version, before.encryption_scheme),
+        *(before.access_ciphertext, before.refresh_ciphertext or ""),
+    ]
 
 
 def _create_private(path: Path) -> None:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
 from postgrest.types import CountMethod
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from app.tokens.census import CensusLine
 from app.tokens.lookup_queue import LookupQueue
-from app.tokens.models import TokenId
-from app.tokens.rows import COLUMNS, changed_columns, from_columns, to_columns
+from app.tokens.models import TokenId, UnreadableRow
+from app.tokens.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
 from app.tokens.supabase_errors import UnknownOutcomeError, demand_postgrest_answer, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import httpx
-    from postgrest import AsyncRequestBuilder, AsyncSelectRequestBuilder
+    from postgrest import AsyncFilterRequestBuilder, AsyncRequestBuilder, AsyncSelectRequestBuilder
     from postgrest._async.request_builder import AsyncQueryRequestBuilder as _Query
     from pydantic import SecretStr
     from supabase import AsyncClient
 
-    from app.tokens.models import StoredToken
+    from app.tokens.models import Rewrap, StoredToken
 
+_Filterable = TypeVar("_Filterable", bound="AsyncSelectRequestBuilder | AsyncFilterRequestBuilder")
 TABLE: Final = "oauth_tokens"
 PAGE_ROWS: Final = 1_000
 CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways take
+_STRANGE: Final = "the token store answered with something that is not rows"
 _COLUMNS: Final = ",".join(COLUMNS)
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -94,6 +97,7 @@ class SupabaseRepository:
     async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
         columns = changed_columns(before, after)
         query = self._table().update(columns).eq("id", before.id).eq("version", before.version)
+        query = _under_scheme(query, before.encryption_scheme)
         try:
             rows, _ = await _execute(query)
         except UnknownOutcomeError as unknown:
@@ -119,6 +123,38 @@ class SupabaseRepository:
             deleted += len(rows)
         return deleted
 
+    async def census(self, *, provider: str | None = None) -> list[CensusLine]:
+        lines = await self._call("token_vault_census", {"only_provider": provider})
+        try:
+            return [
+                CensusLine(line["scheme"], tuple(sorted({line["access"], line["refresh"]} - {None})), int(line["rows"]))
+                for line in lines
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise StoreMisconfigured(_STRANGE) from None
+
+    async def page(
+        self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
+    ) -> list[StoredToken | UnreadableRow]:
+        query = _under_scheme(self._select(), scheme)
+        if after is not None:
+            query = query.gt("id", after)
+        if provider is not None:
+            query = query.eq("provider", provider)
+        rows, _ = await self._read(query.order("id").limit(limit))
+        return [_decode_or_report(row) for row in rows]
+
+    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
+        found: dict[str, StoredToken] = {}
+        for chunk in (row_ids[at : at + CHUNK_IDS] for at in range(0, len(row_ids), CHUNK_IDS)):
+            rows, _ = await self._read(self._select().in_("id", chunk))
+            found |= {row["id"]: from_columns(row) for row in rows}
+        return found
+
+    async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
+        changes = [_rewrap_columns(rewrap) for rewrap in rewraps]
+        return set(await self._call("token_vault_replace_ciphertexts", {"changes": changes}))
+
     async def close(self) -> None:
         await self._lookups.close()
         await self._http.aclose()
@@ -132,6 +168,14 @@ class SupabaseRepository:
     async def _read(self, query: _Query) -> tuple[list[dict[str, Any]], int | None]:
         with _outcome_does_not_matter():
             return await _execute(query)
+
+    async def _call(self, function: str, arguments: dict[str, Any]) -> list[Any]:
+        """Call one of the migrations' functions; each returns a JSON array, which no cap on rows cuts."""
+        with _outcome_does_not_matter(), translated():
+            answer = await self._client.rpc(function, arguments).execute()
+        if not isinstance(answer.data, list):
+            raise StoreUnavailable(_STRANGE)
+        return answer.data
 
     async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
         """Read those of up to 25 tokens that exist."""
@@ -215,8 +259,35 @@ async def _execute(query: _Query) -> tuple[list[dict[str, Any]], int | None]:
     rows: Any = answer.data
     # the client hands on whatever JSON came
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UnknownOutcomeError(StoreUnavailable("the token store answered with something that is not rows"))
+        raise UnknownOutcomeError(StoreUnavailable(_STRANGE))
     return rows, answer.count
+
+
+def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:
+    filtered = query.is_("encryption_scheme", "null") if scheme is None else query.eq("encryption_scheme", scheme)
+    return cast("_Filterable", filtered)
+
+
+def _decode_or_report(row: Mapping[str, Any]) -> StoredToken | UnreadableRow:
+    try:
+        return from_columns(row)
+    except StoreMisconfigured as error:
+        return UnreadableRow(str(row.get("id")), error.detail)
+
+
+def _rewrap_columns(rewrap: Rewrap) -> dict[str, Any]:
+    before, after = rewrap.before, rewrap.after
+    return {
+        "id": before.id,
+        "version": before.version,
+        "old_scheme": before.encryption_scheme,
+        "old_access_token": before.access_ciphertext,
+        "old_refresh_token": before.refresh_ciphertext,
+        "access_token": after.access_ciphertext,
+        "refresh_token": after.refresh_ciphertext,
+        "encryption_scheme": after.encryption_scheme,
+        "metadata": {name: value for name, value in encryption_metadata(after).items() if value is not None},
+    }
 
 
 @contextmanager

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import SecretStr
 
-from app.errors import KeyUnavailable
+from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
+from app.tokens.models import TokenId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.security.encryption import EncryptionService
     from app.security.strategy import Sealed
-    from app.tokens.models import StoredToken, TokenId
+    from app.tokens.models import StoredToken
 
 
 T = TypeVar("T")
@@ -35,6 +36,14 @@ class SealedSecrets:
     refresh: Sealed | None
 
 
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """A token's two secrets in the clear."""
+
+    access: SecretStr
+    refresh: SecretStr | None
+
+
 class TokenCipher:
     """Binds each secret to its token id and column.
 
@@ -47,51 +56,90 @@ class TokenCipher:
         # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
+    @property
+    def primary_scheme(self) -> str:
+        """The scheme of what `seal` makes now, unless the fallback makes it."""
+        return self._encryption.primary_scheme
+
     async def seal(self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
         """Encrypt both under the primary; raises an `EncryptionError`."""
-        access_context = _context(token_id, SecretField.ACCESS_TOKEN)
-        refresh_context = _context(token_id, SecretField.REFRESH_TOKEN)
+        secrets = Secrets(access, refresh)
 
         def seal(*, wait: bool) -> SealedSecrets:
-            for _ in range(_ROUNDS):
-                sealed = self._encryption.seal(access.get_secret_value(), access_context, wait=wait)
-                if refresh is None:
-                    return SealedSecrets(sealed, None)
-                other = self._encryption.seal(refresh.get_secret_value(), refresh_context, wait=wait)
-                if other.scheme == sealed.scheme:  # the key or the strategy may have changed between the two
-                    return SealedSecrets(sealed, other)
-            message = "the encryption key keeps changing; nothing was written"
-            raise KeyUnavailable(message)
+            return _seal_both(partial(self._encryption.seal, wait=wait), token_id, secrets)
 
         return await self._off_the_loop_if_needed(seal)
 
+    async def open(self, token: StoredToken) -> Secrets:
+        """Decrypt both; raises an `EncryptionError`."""
+
+        def open_both(*, wait: bool) -> Secrets:
+            access = self._open(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN, wait=wait)
+            refresh = None
+            if token.refresh_ciphertext is not None:
+                refresh = self._open(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN, wait=wait)
+            return Secrets(access, refresh)
+
+        return await self._off_the_loop_if_needed(open_both)
+
+    async def reseal(self, token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+        """Encrypt both under the primary and no other, and prove that they open again; raises an `EncryptionError`."""
+
+        def seal(*, wait: bool) -> SealedSecrets:
+            sealed = _seal_both(partial(self._encryption.seal_as_primary, wait=wait), token_id, secrets)
+            access = self._open(sealed.access.ciphertext, token_id, SecretField.ACCESS_TOKEN, wait=wait)
+            refresh = None
+            if sealed.refresh is not None:
+                refresh = self._open(sealed.refresh.ciphertext, token_id, SecretField.REFRESH_TOKEN, wait=wait)
+            if Secrets(access, refresh) != secrets:
+                message = "a new ciphertext does not give its plaintext back; nothing was written"
+                raise IntegrityError(message)
+            return sealed
+
+        return await self._off_the_loop_if_needed(seal)
+
+    async def prove_primary(self) -> None:
+        """Prove that the primary seals and opens; afterwards its scheme is known. Raises an `EncryptionError`."""
+        nobody = TokenId("self-test", "self-test")
+        await self.reseal(nobody, Secrets(SecretStr("self-test"), None))
+
     async def open_access(self, token: StoredToken) -> SecretStr:
         """Decrypt the access token; raises an `EncryptionError`."""
-        return await self._open(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN)
+        return await self._open_one(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN)
 
     async def open_refresh(self, token: StoredToken) -> SecretStr | None:
         """Decrypt the refresh token, `None` where there is none; raises an `EncryptionError`."""
         if token.refresh_ciphertext is None:
             return None
-        return await self._open(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN)
+        return await self._open_one(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN)
 
     def is_current(self, ciphertext: str) -> bool:
         """Whether the primary would seal it the same way today."""
         return self._encryption.is_current(ciphertext)
 
-    async def _open(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
-        context = _context(token_id, field)
+    async def _open_one(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
+        return await self._off_the_loop_if_needed(partial(self._open, ciphertext, token_id, field))
 
-        def open_it(*, wait: bool) -> SecretStr:
-            return SecretStr(self._encryption.open(ciphertext, context, wait=wait))
-
-        return await self._off_the_loop_if_needed(open_it)
+    def _open(self, ciphertext: str, token_id: TokenId, field: SecretField, *, wait: bool) -> SecretStr:
+        return SecretStr(self._encryption.open(ciphertext, _context(token_id, field), wait=wait))
 
     async def _off_the_loop_if_needed(self, call: Callable[..., T]) -> T:
         try:
             return call(wait=False)
         except KeyNotAtHand:
             return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
+
+
+def _seal_both(seal: Callable[[str, TokenContext], Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+    for _ in range(_ROUNDS):
+        access = seal(secrets.access.get_secret_value(), _context(token_id, SecretField.ACCESS_TOKEN))
+        if secrets.refresh is None:
+            return SealedSecrets(access, None)
+        refresh = seal(secrets.refresh.get_secret_value(), _context(token_id, SecretField.REFRESH_TOKEN))
+        if refresh.scheme == access.scheme:  # the key or the strategy may have changed between the two
+            return SealedSecrets(access, refresh)
+    message = "the encryption key keeps changing; nothing was written"
+    raise KeyUnavailable(message)
 
 
 def _context(token_id: TokenId, field: SecretField) -> TokenContext:

@@ -75,6 +75,19 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
     )
 
 
+def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:
+    """Return the row with the same secrets under another key; the token itself has not changed, nor its version."""
+    return replace(
+        current,
+        access_ciphertext=sealed.access.ciphertext,
+        refresh_ciphertext=None if sealed.refresh is None else sealed.refresh.ciphertext,
+        encryption_scheme=sealed.access.scheme,
+        encryption_method=sealed.access.method,
+        kms_key_id=sealed.access.key_id,
+        encryption_fallback=sealed.access.fallback,
+    )
+
+
 def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> StoredToken:
     """Return the row with another status or metadata. A new status replaces the reason of the old one."""
     status, reason = current.status, current.status_reason

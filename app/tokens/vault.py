@@ -18,6 +18,7 @@ from app.errors import (
     VaultError,
 )
 from app.tokens import transitions
+from app.tokens.census import Census
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
 from app.tokens.models import (
     NO_PRECONDITION,
@@ -27,6 +28,7 @@ from app.tokens.models import (
     TokenStatus,
     parse_user_id,
 )
+from app.tokens.reencryption import rewrapped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -94,7 +96,8 @@ class TokenVault:
 
     A write without a precondition that meets a concurrent write starts over on the newer row; one with a precondition
     loses and says so. Every call ends within `deadline_seconds`. `rules` are what single providers ask of a new
-    token, by provider. Every method may raise a `StoreError` or an `EncryptionError` besides what it names.
+    token, by provider; `on_reveal` gets each row that was revealed, and must neither wait nor raise. Every method may
+    raise a `StoreError` or an `EncryptionError` besides what it names.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class TokenVault:
         cipher: TokenCipher,
         events: TokenEvents,
         rules: Mapping[str, ProviderRule] | None = None,
+        on_reveal: Callable[[StoredToken], None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
@@ -111,6 +115,7 @@ class TokenVault:
         self._cipher = cipher
         self._events = events
         self._rules = rules or {}
+        self._on_reveal = on_reveal
         self._now = now
         self._deadline_seconds = deadline_seconds
 
@@ -215,6 +220,26 @@ class TokenVault:
 
             return await self._until_settled(token_id, write)
 
+    async def rewrap(
+        self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
+    ) -> StoredToken:
+        """Encrypt the token again under the primary; its version and all that is not about encryption stay.
+
+        One that is there already is left alone. Raises as `rotate` does.
+        """
+        async with self._recorded(Operation.REWRAP, caller, token_id.user_id, token_id) as attempt:
+
+            async def write(found: StoredToken | None) -> StoredToken | None:
+                current = _existing(found, precondition)
+                attempt.method = current.encryption_method
+                rewrap = await rewrapped(self._cipher, current)
+                if rewrap is None:
+                    return current
+                attempt.method = rewrap.after.encryption_method
+                return rewrap.after if await self._tokens.replace_ciphertexts([rewrap]) else None
+
+            return await self._until_settled(token_id, write)
+
     async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
         """Delete the token. Raises as `rotate` does."""
         async with self._recorded(Operation.DELETE, caller, token_id.user_id, token_id) as attempt:
@@ -235,6 +260,10 @@ class TokenVault:
             while tokens := await self._tokens.list_for_user(user_id):
                 deleted += await self._tokens.delete_many(tokens)
             return deleted
+
+    async def census(self) -> Census:
+        """Count the tokens by how they are encrypted; reads no secret and leaves no record."""
+        return Census.of(await self._tokens.census(), primary_scheme=self._cipher.primary_scheme)
 
     async def _find(self, token_id: TokenId) -> StoredToken | None:
         """Read the row, and believe its name no more than its contents: it decides what a ciphertext opens for."""
@@ -261,11 +290,14 @@ class TokenVault:
         if token.status is not TokenStatus.OK:
             message = f"the token's status is {token.status.value}"
             raise TokenInactive(message)
-        return RevealedToken(
+        revealed = RevealedToken(
             token=token,
             access_token=await self._cipher.open_access(token),
             refresh_token=await self._cipher.open_refresh(token) if include_refresh else None,
         )
+        if self._on_reveal is not None:
+            self._on_reveal(token)
+        return revealed
 
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
         """Seal what was given, and a refresh token that stays where the primary has changed: a row has one scheme."""

@@ -23,6 +23,8 @@ ROUTES = {
     ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
     ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
     ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 500, 503, 504},
+    ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 500, 503, 504},
+    ("get", "/v1/encryption"): {200, 401, 403, 422, 500, 503, 504},
     ("get", "/healthz"): {200},
     ("get", "/readyz"): {200, 503},
 }

@@ -1,0 +1,87 @@
+"""How many rows are encrypted in which way, and what that means for the keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
+_PULSEPLAN = "pulseplan-"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CensusLine:
+    """`rows` rows with this scheme. Where there is none, `materials` tells what their ciphertexts look like.
+
+    Each material is as `app.security.shape.material_of` names it; a row with a refresh token has two.
+    """
+
+    scheme: str | None
+    materials: tuple[str, ...]
+    rows: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The schemes or materials that must stay readable for these rows."""
+        return self.materials if self.scheme is None else (self.scheme,)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The whole table, counted at one moment, and the scheme that its rows should have."""
+
+    primary_scheme: str
+    lines: tuple[CensusLine, ...]
+
+    @classmethod
+    def of(cls, lines: Iterable[CensusLine], *, primary_scheme: str) -> Census:
+        return cls(primary_scheme, tuple(sorted(lines, key=lambda line: (line.scheme or "", line.materials))))
+
+    @property
+    def rows(self) -> int:
+        return sum(line.rows for line in self.lines)
+
+    @property
+    def due(self) -> int:
+        """How many rows are not under the primary scheme; a sweep would move them."""
+        return sum(line.rows for line in self.lines if line.scheme != self.primary_scheme)
+
+    @property
+    def due_schemes(self) -> list[str | None]:
+        return list(dict.fromkeys(line.scheme for line in self.lines if line.scheme != self.primary_scheme))
+
+    def needing_version(self, version: int) -> int:
+        """Count the rows of which a secret needs this version of the master key."""
+        return self._count(lambda need: _version(need) == version)
+
+    def below_version(self, version: int) -> int:
+        """Count the rows that `MIN_KEY_VERSION` at this version would refuse."""
+        return self._count(lambda need: (found := _version(need)) is not None and found < version)
+
+    @property
+    def versions(self) -> dict[int, int]:
+        """The rows by the versions of the master key that they need."""
+        found = {version for line in self.lines for need in line.needs if (version := _version(need)) is not None}
+        return {version: self.needing_version(version) for version in sorted(found)}
+
+    @property
+    def legacy(self) -> int:
+        """How many rows `ALLOW_LEGACY_FORMATS=false` would refuse."""
+        return self._count(lambda need: need.startswith(_PULSEPLAN))
+
+    @property
+    def unknown(self) -> int:
+        """How many rows have the shape of no format."""
+        return self._count(lambda need: need == "unknown")
+
+    def _count(self, applies: Callable[[str], bool]) -> int:
+        return sum(line.rows for line in self.lines if any(map(applies, line.needs)))
+
+
+def _version(need: str) -> int | None:
+    found = _LOCAL.fullmatch(need)
+    return int(found[1]) if found else None

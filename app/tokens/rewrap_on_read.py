@@ -1,0 +1,99 @@
+"""Rewraps tokens that were just read under an old key, behind the reader's back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final
+
+from app.errors import StoreTimeout, VaultError
+from app.tokens.events import SUCCESS, Operation, TokenEvent
+from app.tokens.models import Caller
+from app.tokens.reencryption import rewrapped
+
+if TYPE_CHECKING:
+    from app.tokens.events import TokenEvents
+    from app.tokens.models import StoredToken
+    from app.tokens.repository import TokenRepository
+    from app.tokens.token_cipher import TokenCipher
+
+MAXIMUM_WAITING: Final = 1_000
+WORKERS: Final = 2
+DELAY_SECONDS: Final = 0.05
+DEADLINE_SECONDS: Final = 5.0
+AGAIN_AFTER_SECONDS: Final = 300.0
+_REMEMBERED: Final = 10_000
+CALLER: Final = Caller("rewrap-on-read")
+
+
+class RewrapOnRead:
+    """Takes tokens whose scheme is not the primary's and moves each once, a moment later.
+
+    A reader never waits for it: `offer` only puts the row into a queue, and where that is full it forgets the row,
+    since the next read or a sweep will come by. The write holds only for the row that was read, so a concurrent write
+    wins. What did not work is not tried again for five minutes.
+    """
+
+    def __init__(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> None:
+        self._tokens = tokens
+        self._cipher = cipher
+        self._events = events
+        self._waiting: deque[StoredToken] = deque()
+        self._offered: OrderedDict[str, float] = OrderedDict()
+        self._workers: set[asyncio.Task[None]] = set()
+
+    def offer(self, token: StoredToken) -> None:
+        """Note a token that was just read; returns at once and raises nothing."""
+        if token.encryption_scheme == self._cipher.primary_scheme or not self._remember(token.id):
+            return
+        self._waiting.append(token)
+        if len(self._workers) < WORKERS:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+    async def close(self) -> None:
+        """Finish the write that is under way, and forget the rest."""
+        self._waiting.clear()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def _remember(self, row_id: str) -> bool:
+        """Return whether the row is new to us and there is room for it."""
+        now = time.monotonic()
+        last = self._offered.get(row_id)
+        if len(self._waiting) >= MAXIMUM_WAITING or (last is not None and now - last < AGAIN_AFTER_SECONDS):
+            return False
+        self._offered[row_id] = now
+        self._offered.move_to_end(row_id)
+        if len(self._offered) > _REMEMBERED:
+            self._offered.popitem(last=False)
+        return True
+
+    async def _work(self) -> None:
+        await asyncio.sleep(DELAY_SECONDS)  # the reader's answer goes out first
+        while self._waiting:
+            await self._rewrap(self._waiting.popleft())
+
+    async def _rewrap(self, token: StoredToken) -> None:
+        outcome, detail = SUCCESS, None
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                rewrap = await rewrapped(self._cipher, token)
+                if rewrap is None or not await self._tokens.replace_ciphertexts([rewrap]):
+                    return  # it is under the primary already, or somebody else has written it meanwhile
+        except VaultError as error:
+            outcome, detail = error.code, error.detail
+        except TimeoutError:
+            outcome, detail = StoreTimeout.code, "the rewrap took too long; it may or may not have happened"
+        self._events.record(
+            TokenEvent(
+                operation=Operation.REWRAP,
+                user_id=token.token_id.user_id,
+                token_id=token.token_id,
+                encryption_method=token.encryption_method,
+                outcome=outcome,
+                detail=detail,
+                caller=CALLER,
+            )
+        )
