@@ -88,6 +88,7 @@ def _build_kms_client(settings: Settings, key_id: str, counters: InMemoryCounter
 
     return KmsClient(
         client=open_kms_client(settings),
+        reconnect=lambda: open_kms_client(settings),
         key_id=key_id,
         previous_key_ids=settings.kms_previous_key_ids,
         breaker=CircuitBreaker(counters=counters),

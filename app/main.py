@@ -23,7 +23,8 @@ from app.composition import (
     open_repository,
 )
 from app.config.settings import Settings, load_settings
-from app.observability.checks import KmsCheck, encryption_check, service_keys_check
+from app.errors import KeyDenied, KeyUnavailable
+from app.observability.checks import encryption_check, kms_check, service_keys_check
 from app.observability.logging import configure_logging
 from app.observability.operations import OperationLog
 from app.observability.readiness import Readiness
@@ -140,13 +141,15 @@ def _build_readiness(
         "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
         "service_keys": service_keys_check(service_keys),
     }
-    tolerated: set[str] = set()
+    tolerated: dict[str, frozenset[str]] = {}
     if encryption.kms is not None:
-        checks["kms"] = KmsCheck(kms=encryption.kms)
-        # writes need KMS only where it is the primary and nothing may stand in for it
-        if not settings.use_kms or settings.kms_fallback_to_local:
-            tolerated.add("kms")
-    return Readiness(checks=checks, tolerated=frozenset(tolerated))
+        checks["kms"] = kms_check(encryption.kms)
+        # writes need KMS only where it is the primary, and an outage may be bridged, but not a denial
+        if not settings.use_kms:
+            tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code})
+        elif settings.kms_fallback_to_local:
+            tolerated["kms"] = frozenset({KeyUnavailable.code})
+    return Readiness(checks=checks, tolerated=tolerated)
 
 
 async def _drop_expired_keys(encryption: Encryption) -> None:

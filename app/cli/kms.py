@@ -31,9 +31,10 @@ _ASSUMED = """\
 Prices: ${key} for the key, ${request} per 10,000 requests after {free:,} free ones in the account (US East,
 N. Virginia; other Regions may differ). Each of the first two yearly rotations of a key adds $1.00 a month.
 Visits: a user's operations come {visit:,} at a time within {age:,} seconds, and the first at each replica asks KMS; a
-visit that both reads an older token and stores one asks once more. At the very most: each replica asks once to
-read and once to store for each user every {age:,} seconds, which is what operations far apart lead to. Both take a
-month for 30 days, and DATA_KEY_CACHE_SIZE for large enough for all who are active within {age:,} seconds."""
+visit that both reads an older token and stores one asks once more. Far apart: each replica asks once to read and once
+to store for each user every {age:,} seconds. Reads of what other replicas have just stored, retries and keys in
+KMS_PREVIOUS_KEY_IDS add to both. A month has 30 days, and DATA_KEY_CACHE_SIZE is large enough for all who are active
+within {age:,} seconds."""
 _MAX_AGE_SECONDS: int = Settings.model_fields["data_key_max_age_seconds"].default
 
 
@@ -114,7 +115,7 @@ def cost(users: int, operations_per_user: int, operations_per_visit: int, replic
     )
     _print_bill("one request per operation", usage.operations)
     _print_bill(f"cache, visits of {operations_per_visit:,}", usage.requests_in_visits(operations_per_visit))
-    _print_bill("cache, at the very most", usage.requests_at_most())
+    _print_bill("cache, operations far apart", usage.requests_far_apart())
     checks = requests_of_checks(replicas=replicas, probe_seconds=int(PROBE_SECONDS), max_age_seconds=max_age_seconds)
     click.echo(f"  on top, /readyz polled always   {checks:>16,} requests  ${price_of(checks):>14,.2f}\n")
     click.echo(

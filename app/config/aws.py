@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +23,7 @@ READ_SECONDS: Final = 2
 ADMIN_CONNECT_SECONDS: Final = 5
 ADMIN_READ_SECONDS: Final = 20
 _ARN_PARTS: Final = 6
+_THEY_LOG_WHAT_THEY_RECEIVE: Final = ("botocore.parsers", "botocore.endpoint")
 
 
 def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients have no static type
@@ -29,16 +32,13 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
     Keys from the settings are used where they are set; otherwise boto3's own chain finds a profile, a web identity or
     an instance role. Retries are off: `app.security.kms_client` knows which errors deserve one.
     """
+    for name in _THEY_LOG_WHAT_THEY_RECEIVE:  # in a script that logs everything, data keys in the clear
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         return _session(settings).client(
             "kms",
             endpoint_url=settings.aws_endpoint_url_kms,
-            config=Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                max_pool_connections=CONCURRENT_REQUESTS,
-            ),
+            config=Config(max_pool_connections=CONCURRENT_REQUESTS),
         )
     except (BotoCoreError, ValueError) as error:
         message = f"the AWS settings do not make a KMS client: {type(error).__name__}"
@@ -50,11 +50,6 @@ def open_sts_client(settings: Settings) -> Any:  # noqa: ANN401
     return _session(settings).client(
         "sts",
         endpoint_url=settings.aws_endpoint_url_kms if is_stand_in(settings.aws_endpoint_url_kms) else None,
-        config=Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-        ),
     )
 
 
@@ -118,7 +113,16 @@ def _session(settings: Settings) -> boto3.Session:
     if region is None:
         message = "AWS_REGION is needed: neither it, nor a profile, nor KMS_KEY_ID names a Region"
         raise SettingsError(message)
-    return boto3.Session(region_name=region, **chosen)
+    botocore_session = botocore.session.Session()
+    # for every client of the session, so also for the one that botocore makes to ask STS for a role
+    botocore_session.set_default_client_config(
+        Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )
+    )
+    return boto3.Session(region_name=region, botocore_session=botocore_session, **chosen)
 
 
 def _region_of(key_id: str) -> str | None:

@@ -136,6 +136,9 @@ class Settings(BaseSettings):
             except (ValueError, RecursionError):
                 kind, message = "previous_key_ids", "must be a JSON list of key ids, ARNs or aliases"
                 raise PydanticCustomError(kind, message) from None
+        if isinstance(value, list) and not all(value):
+            kind, message = "previous_key_ids", "holds an empty name"
+            raise PydanticCustomError(kind, message)
         return value
 
     @field_validator("token_encryption_previous_keys")
@@ -204,6 +207,10 @@ class Settings(BaseSettings):
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
         if self.kms_fallback_to_local and not self.use_kms:
             yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
+        if self.kms_previous_key_ids and self.kms_key_id is None:
+            yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
+        if self.aws_endpoint_url_kms is not None and _crosses_a_network(self.aws_endpoint_url_kms):
+            yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network in the clear"
         if self.supabase_url is not None and self.supabase_url.startswith("http://"):
             yield "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
 
@@ -240,6 +247,10 @@ def _names_a_host(url: str) -> bool:
         return bool(parts.hostname) and bare and parts.port != 0 and url.isprintable() and " " not in url
     except ValueError:
         return False
+
+
+def _crosses_a_network(url: str) -> bool:
+    return url.startswith("http://") and urlsplit(url).hostname not in {"127.0.0.1", "::1", "localhost"}
 
 
 def _demand_length(key: SecretStr) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from app.errors import EncryptionError, KeyDenied, KeyUnavailable, StoreMisconfigured
+from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 10.0
 PROBE_SECONDS_WHILE_DOWN = 2.0
+BELIEVED_FAILURES = 2
 _PROBE_CONTEXT = {"user_id": "readiness", "service": "pulseplan", "data_type": "auth_token"}
 
 
@@ -30,7 +31,39 @@ def encryption_check(encryption: EncryptionService, *, keys_are_remote: bool) ->
             if not keys_are_remote:
                 raise
 
-    return check
+    return _LastOutcome(check) if keys_are_remote else check
+
+
+class _LastOutcome:
+    """Answers with a check's last outcome and runs it again behind the caller's back; only the first caller waits.
+
+    A key service that hangs must not make the probe of a replica hang that does without it.
+    """
+
+    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+        self._check = check
+        self._running: asyncio.Task[None] | None = None
+        self._error: VaultError | None = None
+        self._answered = False
+
+    async def __call__(self) -> None:
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        if not self._answered:
+            await asyncio.shield(self._running)
+        if self._error is not None:
+            raise type(self._error)(self._error.detail)
+
+    async def _run(self) -> None:
+        try:
+            await self._check()
+            self._error = None
+        except VaultError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001  a check that breaks has not passed; its text may be anybody's
+            self._error = InternalError(type(error).__name__)
+        finally:
+            self._answered, self._running = True, None
 
 
 def service_keys_check(directory: ServiceKeyDirectory) -> Callable[[], Awaitable[None]]:
@@ -44,7 +77,10 @@ def service_keys_check(directory: ServiceKeyDirectory) -> Callable[[], Awaitable
 
 
 class KmsCheck:
-    """Asks KMS for a data key, which is what a write needs: every ten seconds at most, every two while it is down."""
+    """Asks KMS for a data key, which is what a write needs: every ten seconds at most, every two while it is down.
+
+    `_LastOutcome` keeps its callers from waiting. A single failure that may pass is not believed after a success.
+    """
 
     def __init__(
         self,
@@ -56,15 +92,28 @@ class KmsCheck:
         self._monotonic = monotonic
         self._probe_again_at = float("-inf")
         self._problem: EncryptionError | None = None
+        self._failures = 0
+        self._succeeded = False
 
     async def __call__(self) -> None:
         if self._monotonic() >= self._probe_again_at:
-            try:
-                await asyncio.to_thread(self._kms.generate_data_key, _PROBE_CONTEXT)
-                self._problem = None
-            except EncryptionError as error:
-                self._problem = error
-            pause = PROBE_SECONDS if self._problem is None else PROBE_SECONDS_WHILE_DOWN
-            self._probe_again_at = self._monotonic() + pause
+            await self._ask()
         if self._problem is not None:
             raise type(self._problem)(self._problem.detail)
+
+    async def _ask(self) -> None:
+        try:
+            await asyncio.to_thread(self._kms.generate_data_key, _PROBE_CONTEXT)
+        except EncryptionError as error:
+            self._failures += 1
+            if not self._succeeded or not error.retryable or self._failures >= BELIEVED_FAILURES:
+                self._problem = error
+        else:
+            self._failures, self._problem, self._succeeded = 0, None, True
+        pause = PROBE_SECONDS_WHILE_DOWN if self._failures else PROBE_SECONDS
+        self._probe_again_at = self._monotonic() + pause
+
+
+def kms_check(kms: KmsClient) -> Callable[[], Awaitable[None]]:
+    """Return a check of KMS that never makes a second caller wait."""
+    return _LastOutcome(KmsCheck(kms=kms))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import structlog
 
@@ -21,10 +21,18 @@ CHECK_TIMEOUT_SECONDS = 3.0
 State = Literal["up", "degraded", "down"]
 
 
+class Problem(NamedTuple):
+    """Why a check failed, for the log."""
+
+    code: str
+    detail: str
+
+
 class Readiness:
     """Runs every check at once and remembers the answers for `cache_seconds`.
 
-    A check that fails is `down`, or `degraded` where it is among `tolerated`: the replica can do its work without it.
+    A check that fails is `down`, or `degraded` where `tolerated` has the error's code for it: the replica can do its
+    work all the same.
 
     The probe needs no key, so however often it is called each check runs at most once in that time. What is wrong is
     logged when it changes and is not part of the answer.
@@ -34,13 +42,13 @@ class Readiness:
         self,
         *,
         checks: Mapping[str, Callable[[], Awaitable[None]]],
-        tolerated: frozenset[str] = frozenset(),
+        tolerated: Mapping[str, frozenset[str]] | None = None,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self._checks = checks
-        self._tolerated = tolerated
+        self._tolerated = tolerated or {}
         self._cache_seconds = cache_seconds
-        self._problems: dict[str, str | None] = {}
+        self._problems: dict[str, Problem | None] = {}
         self._fresh_until = float("-inf")
         self._checking = asyncio.Lock()
 
@@ -53,9 +61,10 @@ class Readiness:
             return {name: self._state(name) for name in self._checks}
 
     def _state(self, name: str) -> State:
-        if self._problems[name] is None:
+        problem = self._problems[name]
+        if problem is None:
             return "up"
-        return "degraded" if name in self._tolerated else "down"
+        return "degraded" if problem.code in self._tolerated.get(name, ()) else "down"
 
     async def _check_all(self) -> None:
         problems = await asyncio.gather(*(_problem_of(check) for check in self._checks.values()))
@@ -64,18 +73,18 @@ class Readiness:
                 if problem is None:
                     _log.info("check_recovered", check=name)
                 else:
-                    _log.error("check_failed", check=name, reason=problem)
+                    _log.error("check_failed", check=name, code=problem.code, reason=problem.detail)
             self._problems[name] = problem
 
 
-async def _problem_of(check: Callable[[], Awaitable[None]]) -> str | None:
+async def _problem_of(check: Callable[[], Awaitable[None]]) -> Problem | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             await check()
     except TimeoutError:
-        return "no answer in time"
+        return Problem("timeout", "no answer in time")
     except VaultError as error:
-        return f"{error.code}: {error.detail}"
+        return Problem(error.code, error.detail)
     except Exception as error:  # noqa: BLE001  a check that breaks has not passed; its text may be anybody's
-        return f"internal: {type(error).__name__}"
+        return Problem("internal", type(error).__name__)
     return None

@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import structlog
+
 from app.errors import KeyUnavailable
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from app.security.counters import EncryptionCounters
 
+_log = structlog.get_logger()
 FAILURES = 5
 COOL_DOWN_SECONDS = 5.0
 
@@ -62,7 +65,7 @@ class CircuitBreaker:
             was_open = self._open_until is not None
             self._failures, self._open_until, self._probing = 0, None, False
             if was_open:
-                self._counters.breaker_state("closed")
+                self._changed("closed")
 
     def failed(self) -> None:
         """Report that the key service was unavailable."""
@@ -73,4 +76,8 @@ class CircuitBreaker:
             opens = self._open_until is None or self._probing
             self._open_until, self._probing = self._monotonic() + self._cool_down_seconds, False
             if opens:
-                self._counters.breaker_state("open")
+                self._changed("open")
+
+    def _changed(self, state: str) -> None:
+        self._counters.breaker_state(state)
+        _log.warning("kms_breaker", state=state)

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -79,6 +79,9 @@ class DataKeyCache:
         self._lock = threading.Lock()
         self._opening: OrderedDict[bytes, _Kept[CommittingAead]] = OrderedDict()
         self._sealing: OrderedDict[tuple[str, str], _Kept[DataKey]] = OrderedDict()
+        # in the order in which they expire, for all live equally long; one that is gone by then is passed over
+        self._opening_ends: deque[tuple[float, bytes]] = deque()
+        self._sealing_ends: deque[tuple[float, tuple[str, str]]] = deque()
 
     def __len__(self) -> int:
         return len(self._opening) + len(self._sealing)
@@ -111,21 +114,19 @@ class DataKeyCache:
         """Keep a key that has authenticated a ciphertext. One that is kept already grows no younger."""
         with self._lock:
             if self._live(self._opening, name) is None:
-                self._keep(self._opening, name, aead)
+                self._keep(self._opening, self._opening_ends, name, aead)
 
     def keep_for_sealing(self, key: DataKey) -> None:
         """Keep a key that KMS has just generated, in the place of the owner's last one."""
         with self._lock:
-            self._keep(self._sealing, key.owner, key)
+            self._keep(self._sealing, self._sealing_ends, key.owner, key)
 
     def drop_expired(self) -> None:
         """Drop what has expired; called now and then, so that an idle process keeps no old keys."""
         now = self._monotonic()
         with self._lock:
-            for name in [name for name, kept in self._opening.items() if kept.expires_at <= now]:
-                del self._opening[name]
-            for owner in [owner for owner, kept in self._sealing.items() if kept.expires_at <= now]:
-                del self._sealing[owner]
+            _drop_expired(self._opening, self._opening_ends, now)
+            _drop_expired(self._sealing, self._sealing_ends, now)
 
     def _live(self, keys: OrderedDict[K, _Kept[T]], name: K) -> T | None:
         kept = keys.get(name)
@@ -137,11 +138,23 @@ class DataKeyCache:
         keys.move_to_end(name)
         return kept.value
 
-    def _keep(self, keys: OrderedDict[K, _Kept[T]], name: K, value: T) -> None:
-        keys[name] = _Kept(value, self._monotonic() + self._max_age_seconds)
+    def _keep(self, keys: OrderedDict[K, _Kept[T]], ends: deque[tuple[float, K]], name: K, value: T) -> None:
+        now = self._monotonic()
+        _drop_expired(keys, ends, now)
+        expires_at = now + self._max_age_seconds
+        keys[name] = _Kept(value, expires_at)
         keys.move_to_end(name)
+        ends.append((expires_at, name))
         while len(keys) > self._size:
             keys.popitem(last=False)
+
+
+def _drop_expired(keys: OrderedDict[K, _Kept[T]], ends: deque[tuple[float, K]], now: float) -> None:
+    while ends and ends[0][0] <= now:
+        _, name = ends.popleft()
+        kept = keys.get(name)
+        if kept is not None and kept.expires_at <= now:
+            del keys[name]
 
 
 class SingleFlight(Generic[T]):

@@ -9,7 +9,7 @@ import structlog
 
 from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
-from app.security.shape import Family, family_of
+from app.security.shape import MAXIMUM_CIPHERTEXT_CHARACTERS, Family, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,31 +54,53 @@ class EncryptionService:
     def primary_scheme(self) -> str:
         return self._primary.scheme
 
-    def is_current(self, ciphertext: str) -> bool:
-        """Whether the primary would make this ciphertext the same way today; if not, it is due for a rewrap."""
-        return self._reader(ciphertext).scheme_of(ciphertext) == self._primary.scheme
+    def scheme_of(self, ciphertext: str) -> str:
+        """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
+        return self._reader(ciphertext).scheme_of(ciphertext)
 
-    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+    @property
+    def has_fallback(self) -> bool:
+        """Whether new secrets may be sealed locally while the primary's key service is unavailable."""
+        return self._fallback is not None
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
         """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`.
 
-        With `wait` false it raises `KeyNotAtHand` rather than wait for a key. Where a fallback is configured and the
-        primary's key service is unavailable, the fallback seals, and the result says so.
+        Where a fallback is configured and the primary's key service is unavailable, the fallback seals, and the result
+        says so.
         """
-        _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
         try:
-            return self._primary.seal(plaintext, context, wait=wait)
+            return self.seal_as_primary(plaintext, context)
         except KeyUnavailable as error:
-            if self._fallback is None:
+            if not self.has_fallback:
                 raise
-            sealed = self._fallback.seal(plaintext, context, wait=wait)._replace(fallback=True)
-            self._counters.fallback_write()
-            _log.warning("sealed_by_fallback", scheme=sealed.scheme, reason=error.detail)
+            sealed = self.seal_as_fallback(plaintext, context)
+            self.note_fallback(error)
             return sealed
 
     def seal_as_primary(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        """Encrypt as `seal` does, but never with the fallback: what has to move to the primary must get there."""
+        """Encrypt under the primary and nothing else; with `wait` false raise `KeyNotAtHand` rather than wait."""
+        return self._seal(self._primary, plaintext, context, wait=wait)
+
+    def seal_as_fallback(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        """Encrypt under the fallback, which must be configured; `note_fallback` has to follow for each token."""
+        if self._fallback is None:
+            message = "no fallback is configured"
+            raise InternalError(message)
+        return self._seal(self._fallback, plaintext, context, wait=wait)._replace(fallback=True)
+
+    def note_fallback(self, reason: KeyUnavailable) -> None:
+        """Count and log that one token was sealed by the fallback: it is never silent."""
+        self._counters.fallback_write()
+        _log.warning("sealed_by_fallback", reason=reason.detail)
+
+    def _seal(self, strategy: EncryptionStrategy, plaintext: str, context: TokenContext, *, wait: bool) -> Sealed:
         _demand_unicode(plaintext, context.user_id, context.provider, context.service_type)
-        return self._primary.seal(plaintext, context, wait=wait)
+        sealed = strategy.seal(plaintext, context, wait=wait)
+        if len(sealed.ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
+            message = "the text is too long: its ciphertext could not be read back"
+            raise InvalidRequest(message)
+        return sealed
 
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
@@ -90,15 +112,23 @@ class EncryptionService:
             raise
 
     def self_test(self) -> None:
-        """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not."""
+        """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not.
+
+        The fallback first, so that its key is derived before it is needed.
+        """
+        if self._fallback is not None:
+            self._test(self._fallback)
+        self._test(self._primary)
+
+    def _test(self, strategy: EncryptionStrategy) -> None:
         here = TokenContext(user_id="self-test", field=SecretField.ACCESS_TOKEN)
         elsewhere = TokenContext(user_id="another-user", field=SecretField.ACCESS_TOKEN)
-        sealed = self.seal("self-test", here)
-        if self.open(sealed.ciphertext, here) != "self-test":
+        ciphertext = strategy.seal("self-test", here).ciphertext
+        if self.open(ciphertext, here) != "self-test":
             message = "the encryption self-test got another plaintext back"
             raise InternalError(message)
         try:
-            self._reader(sealed.ciphertext).open(sealed.ciphertext, elsewhere)  # past the counters: this must fail
+            self._reader(ciphertext).open(ciphertext, elsewhere)  # past the counters: this must fail
         except EncryptionError:
             return
         message = "the encryption self-test opened a ciphertext for another user"

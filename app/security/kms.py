@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING, Final
 
-from app.errors import IntegrityError
+from app.errors import IntegrityError, KeyUnavailable
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.data_keys import DataKey, DataKeyCache, SingleFlight, fingerprint
+from app.security.kms_client import DEADLINE_SECONDS
 from app.security.kms_package import Package, complete, head
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand, Sealed
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 _FAMILY: Final = b"kms/1"
 _INFO: Final = length_prefixed(LABEL, _FAMILY)
 _TRACKING_BYTES: Final = 8
-_ROUNDS: Final = 8
 
 
 class KmsEnvelopeStrategy:
@@ -67,7 +68,7 @@ class KmsEnvelopeStrategy:
         if aead is not None:
             return _text(_open(aead, package, context))
         if not wait:
-            raise KeyNotAtHand
+            raise KeyNotAtHand(name)
         aead = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
         plaintext = _open(aead, package, context)
         # again, for whoever made the request may have had a broken package to try the key on
@@ -83,17 +84,18 @@ class KmsEnvelopeStrategy:
             # another caller's request may have ended since we looked
             made = self._kept_sealing_key(owner, counts_miss=False) or self._generate(owner, context)
 
-        for _ in range(_ROUNDS):
+        give_up_at = time.monotonic() + DEADLINE_SECONDS
+        while time.monotonic() < give_up_at:
             key = self._kept_sealing_key(owner, counts_miss=wait)
             if key is not None:
                 return key
             if not wait:
-                raise KeyNotAtHand
+                raise KeyNotAtHand(owner)
             self._generating.run(owner, make)
             if made is not None:
                 return made
-        # a crowd uses up each key before we get our turn
-        return self._generate(owner, context)
+        message = "others used up each new data key first"
+        raise KeyUnavailable(message)
 
     def _kept_sealing_key(self, owner: tuple[str, str], *, counts_miss: bool) -> DataKey | None:
         key = self._data_keys.for_sealing(owner, counts_miss=counts_miss)

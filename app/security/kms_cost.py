@@ -56,10 +56,10 @@ class Usage:
         full, rest = divmod(self.operations_per_user, operations_per_visit)
         return self.users * (full * min(self.replicas, operations_per_visit) + min(self.replicas, rest))
 
-    def requests_at_most(self) -> int:
-        """Return what no month exceeds, however the operations come.
+    def requests_far_apart(self) -> int:
+        """Return what remains where operations spread evenly: a replica asks once to open and once to seal in each age.
 
-        A replica asks for a user once to open and once to seal within the cache age, and an operation asks once.
+        An estimate: several replicas that store for one user also unwrap each other's data keys.
         """
         ages = _rounded_up(MONTH_SECONDS, self.max_age_seconds)
         return self.users * min(self.operations_per_user, 2 * self.replicas * ages)

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from app.errors import ContextMismatch, IntegrityError, MalformedCiphertext
+from app.security.data_keys import SingleFlight, fingerprint
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand
 
@@ -29,6 +30,7 @@ class PulsePlanKmsReader:
 
     def __init__(self, *, kms: KmsClient) -> None:
         self._kms = kms
+        self._decrypting: SingleFlight[bytes] = SingleFlight()
 
     def scheme_of(self, ciphertext: str) -> str:  # noqa: ARG002  the package names its key only in passing
         return str(self.family)
@@ -53,9 +55,14 @@ class PulsePlanKmsReader:
             message = "the KMS package was made for another user or purpose"
             raise ContextMismatch(message)
         if not wait:
-            raise KeyNotAtHand
+            raise KeyNotAtHand(None)
+        name = fingerprint(decoded, context)
         try:
-            return self._kms.decrypt(decoded, context.encryption_context()).decode()
+            # readers of one token ask KMS together; nothing is kept, for here KMS gives the token itself
+            return self._decrypting.run(name, lambda: self._decrypt(decoded, context)).decode()
         except UnicodeDecodeError:
             message = "the plaintext is not text"
             raise IntegrityError(message) from None
+
+    def _decrypt(self, blob: bytes, context: TokenContext) -> bytes:
+        return self._kms.decrypt(blob, context.encryption_context())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from app.security.context import TokenContext
     from app.security.shape import Family
 
@@ -25,7 +27,15 @@ class Sealed(NamedTuple):
 
 
 class KeyNotAtHand(Exception):
-    """`wait` was false, and the key would have to be fetched or derived first. Says nothing about the ciphertext."""
+    """`wait` was false, and a key would have to be fetched or derived first. Says nothing about the ciphertext.
+
+    `key` names the key, equal for every call that lacks the same one, so that one of them can wait for all. It is
+    `None` where nothing will be at hand afterwards either.
+    """
+
+    def __init__(self, key: Hashable | None) -> None:
+        super().__init__()
+        self.key = key
 
 
 class EncryptionReader(Protocol):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
-from app.errors import IntegrityError, KeyUnavailable
+from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
 from app.tokens.models import TokenId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from app.security.encryption import EncryptionService
     from app.security.strategy import Sealed
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _ROUNDS = 3
 WAITING_CALLS = 64
+KEY_SECONDS = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,13 @@ class TokenCipher:
     """Binds each secret to its token id and column.
 
     Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived is the call
-    made again in a thread, and this module is where that is decided.
+    made again in a thread, one for each key that is missing, and this module is where that is decided. Whoever waits
+    for a key waits for `KEY_SECONDS` at most.
     """
 
     def __init__(self, *, encryption: EncryptionService) -> None:
         self._encryption = encryption
+        self._waiting: dict[Hashable, asyncio.Future[Any]] = {}
         # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
@@ -62,13 +66,19 @@ class TokenCipher:
         return self._encryption.primary_scheme
 
     async def seal(self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
-        """Encrypt both under the primary; raises an `EncryptionError`."""
+        """Encrypt both under the primary, or, where it is configured and KMS is unavailable, both under the fallback.
+
+        Raises an `EncryptionError`.
+        """
         secrets = Secrets(access, refresh)
-
-        def seal(*, wait: bool) -> SealedSecrets:
-            return _seal_both(partial(self._encryption.seal, wait=wait), token_id, secrets)
-
-        return await self._off_the_loop_if_needed(seal)
+        try:
+            return await self._seal(self._encryption.seal_as_primary, token_id, secrets)
+        except KeyUnavailable as error:
+            if not self._encryption.has_fallback:
+                raise
+            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)
+            self._encryption.note_fallback(error)
+            return sealed
 
     async def open(self, token: StoredToken) -> Secrets:
         """Decrypt both; raises an `EncryptionError`."""
@@ -113,9 +123,15 @@ class TokenCipher:
             return None
         return await self._open_one(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN)
 
-    def is_current(self, ciphertext: str) -> bool:
-        """Whether the primary would seal it the same way today."""
-        return self._encryption.is_current(ciphertext)
+    def scheme_of(self, ciphertext: str) -> str:
+        """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
+        return self._encryption.scheme_of(ciphertext)
+
+    async def _seal(self, seal: Callable[..., Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+        def seal_both(*, wait: bool) -> SealedSecrets:
+            return _seal_both(partial(seal, wait=wait), token_id, secrets)
+
+        return await self._off_the_loop_if_needed(seal_both)
 
     async def _open_one(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
         return await self._off_the_loop_if_needed(partial(self._open, ciphertext, token_id, field))
@@ -126,8 +142,42 @@ class TokenCipher:
     async def _off_the_loop_if_needed(self, call: Callable[..., T]) -> T:
         try:
             return call(wait=False)
-        except KeyNotAtHand:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
+        except KeyNotAtHand as missing:
+            key = missing.key
+        try:
+            async with asyncio.timeout(KEY_SECONDS):
+                return await self._as_soon_as_at_hand(call, key)
+        except TimeoutError:
+            message = "the key was not there in time"
+            raise KeyUnavailable(message) from None
+
+    async def _as_soon_as_at_hand(self, call: Callable[..., T], key: Hashable | None) -> T:
+        """Wait for a key in a thread, or beside a call that is waiting for it already.
+
+        A thread goes on when its caller has gone away, for others may wait beside it.
+        """
+        while True:
+            flight = self._waiting.get(key) if key is not None else None
+            if flight is None:
+                flight = asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
+                if key is not None:
+                    self._waiting[key] = flight
+                    flight.add_done_callback(partial(self._landed, key))
+                return await asyncio.shield(flight)
+            await asyncio.wait([flight])
+            try:
+                return call(wait=False)
+            except KeyNotAtHand as missing:
+                error = None if flight.cancelled() else flight.exception()
+                if missing.key == key and isinstance(error, KeyUnavailable | KeyDenied):
+                    # a copy: as one object it would gather the traceback of everyone who raises it
+                    raise copy.copy(error) from None
+                key = missing.key
+
+    def _landed(self, key: Hashable, flight: asyncio.Future[Any]) -> None:
+        del self._waiting[key]
+        if not flight.cancelled():
+            flight.exception()  # seen, though its caller may be gone
 
 
 def _seal_both(seal: Callable[[str, TokenContext], Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEADLINE_SECONDS = 4.5
 _ATTEMPTS = 20
-_CONCURRENT_REVEALS = 16
 
 
 @dataclass(slots=True)
@@ -159,7 +158,6 @@ class TokenVault:
         One deadline holds for all of them. Raises the `StoreError` where the store fails.
         """
         until = asyncio.get_running_loop().time() + self._deadline_seconds
-        at_once = asyncio.Semaphore(_CONCURRENT_REVEALS)
         found: Mapping[TokenId, StoredToken] | StoreError
         try:
             async with asyncio.timeout_at(until):
@@ -174,8 +172,7 @@ class TokenVault:
                 async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id, until=until) as attempt:
                     if isinstance(found, StoreError):
                         raise found
-                    async with at_once:
-                        return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
+                    return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
             except VaultError as error:
                 return error
 
@@ -300,12 +297,14 @@ class TokenVault:
         return revealed
 
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
-        """Seal what was given, and a refresh token that stays where the primary has changed: a row has one scheme."""
+        """Seal what was given, and a refresh token that stays where the key has changed: a row has one scheme."""
         refresh = transitions.given_or(given.refresh_token, None)
-        stays = given.refresh_token is UNSET and current.refresh_ciphertext is not None
-        if stays and not self._cipher.is_current(current.refresh_ciphertext or ""):
+        sealed = await self._cipher.seal(current.token_id, given.access_token, refresh)
+        stays = current.refresh_ciphertext if given.refresh_token is UNSET else None
+        if stays is not None and self._cipher.scheme_of(stays) != sealed.access.scheme:
             refresh = await self._cipher.open_refresh(current)
-        return await self._cipher.seal(current.token_id, given.access_token, refresh)
+            sealed = await self._cipher.seal(current.token_id, given.access_token, refresh)
+        return sealed
 
     def _recorded(
         self,

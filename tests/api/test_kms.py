@@ -68,7 +68,7 @@ def test_switching_kms_on_and_off_and_on_keeps_every_token_readable(kms: Kms, st
     users = [str(uuid4()) for _ in range(6)]
     modes = ["false", "true", "false", "true"]
     for step, use_kms in enumerate(modes):
-        environment = {**store.environment(), **kms.environment(), "USE_KMS": use_kms}
+        environment = {**store.environment(), **kms.environment(), "USE_KMS": use_kms, "REWRAP_ON_READ": "false"}
         with running_service(tmp_path, environment) as service, service.client() as client:
             path = f"/v1/users/{users[step]}/tokens/canvas"
             client.put(path, json={"access_token": f"of step {step}", "refresh_token": "r"})
@@ -140,6 +140,31 @@ def test_denied_is_no_reason_to_fall_back(kms: Kms, tmp_path: Path) -> None:
         kms.faults.error("AccessDeniedException")
         problem(client.put(CANVAS, json=BODY), 500, "key_denied")
         assert store.rows() == []
+        _eventually(lambda: client.get("/readyz").status_code == 503, within_seconds=20)
+        assert client.get("/readyz").json()["checks"]["kms"] == "down", "no write succeeds, fallback or not"
+
+
+def test_a_probe_never_waits_for_a_hung_kms_and_never_falls_back(kms: Kms, tmp_path: Path) -> None:
+    environment = {**kms.environment(), "KMS_FALLBACK_TO_LOCAL": "true"}
+    environment |= SqliteStore(tmp_path / "vault.db").environment()
+    with running_service(tmp_path, environment) as service, service.client() as client:
+        assert client.get("/readyz").json()["checks"]["kms"] == "up"
+        kms.faults.delay(20)
+        slowest = 0.0
+
+        def degraded() -> bool:
+            nonlocal slowest
+            started = time.monotonic()
+            answer = client.get("/readyz")
+            slowest = max(slowest, time.monotonic() - started)
+            assert answer.status_code == 200
+            return bool(answer.json()["checks"]["kms"] == "degraded")
+
+        with service.logged() as lines:
+            _eventually(degraded, within_seconds=30)
+        assert slowest < 1.5, "orchestrators give a probe a second"
+        assert "sealed_by_fallback" not in {line["event"] for line in lines}
+        kms.faults.clear()
 
 
 def test_a_hung_kms_is_answered_for_within_its_deadline(kms: Kms, tmp_path: Path) -> None:

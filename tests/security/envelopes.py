@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ def envelope(
     deadline_seconds: float = DEADLINE_SECONDS,
     counters: InMemoryCounters | None = None,
     boto_client: Any = None,
+    reconnect: Callable[[], Any] | None = None,
 ) -> Envelope:
     """Return a strategy of its own: nothing cached, the breaker closed."""
     clock, counters = Clock(), counters or InMemoryCounters()
@@ -74,6 +75,7 @@ def envelope(
         breaker=CircuitBreaker(counters=counters, monotonic=clock),
         counters=counters,
         deadline_seconds=deadline_seconds,
+        reconnect=reconnect,
     )
     data_keys = DataKeyCache(
         max_age_seconds=max_age_seconds,

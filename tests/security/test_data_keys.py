@@ -462,8 +462,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.keep_for_opening(name, aead)
         known = [kept for kept in self.opening if kept[0] == name]
         self.opening = [kept for kept in self.opening if kept[0] != name]
-        fresh = (name, aead, self.clock.now)
-        self.opening.append(known[0] if known and self.alive(known[0][2]) else fresh)
+        if known and self.alive(known[0][2]):
+            self.opening.append(known[0])
+        else:  # what is new comes in the place of what has expired
+            self.opening = [kept for kept in self.opening if self.alive(kept[2])]
+            self.opening.append((name, aead, self.clock.now))
         self.opening = self.opening[-self.SIZE :]
 
     @rule(name=names)
@@ -481,7 +484,7 @@ class CacheMachine(RuleBasedStateMachine):
     def keep_for_sealing(self, owner: tuple[str, str]) -> None:
         key = DataKey(owner, self.aead(), "head", "arn", "id")
         self.cache.keep_for_sealing(key)
-        self.sealing = [kept for kept in self.sealing if kept[0] != owner]
+        self.sealing = [kept for kept in self.sealing if kept[0] != owner and self.alive(kept[2])]
         self.sealing.append((owner, key, self.clock.now, 0))
         self.sealing = self.sealing[-self.SIZE :]
 

@@ -22,7 +22,7 @@ from tests.stack.kms import REGION, Kms
 from tests.stack.kms_faults import JSON_TYPE, Cut, KmsFault, Policy, Reply
 
 # 2.5, and what a busy machine adds
-PATIENCE_SECONDS = 4.0
+PATIENCE_SECONDS = 3.2
 GENERATE, DECRYPT = "GenerateDataKey", "Decrypt"
 
 UNAVAILABLE = [

@@ -1,0 +1,80 @@
+"""A row has one scheme: what its column says holds for both of its secrets, whatever happens between two writes."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from app.errors import KeyUnavailable
+from app.observability.operations import OperationLog
+from app.security.encryption import EncryptionService
+from app.security.local import LocalStrategy
+from app.tokens.models import Caller, TokenId, TokenInput
+from app.tokens.token_cipher import TokenCipher
+from app.tokens.vault import TokenVault
+from tests.security.envelopes import USER, Envelope, envelope
+from tests.security.keys import keyring
+from tests.stack.kms import Kms
+from tests.tokens.stores import Store
+
+HERE = TokenId(USER, "google")
+CALLER = Caller("tests")
+STORED = TokenInput(access_token=SecretStr("access"), refresh_token=SecretStr("refresh"))
+ROTATED = TokenInput(access_token=SecretStr("newer access"))
+
+
+def _encryption(process: Envelope) -> EncryptionService:
+    local = LocalStrategy(keyring=keyring())
+    return EncryptionService(primary=process.strategy, readers=[local], fallback=local, counters=process.counters)
+
+
+def _schemes(encryption: EncryptionService, store: Store) -> set[str]:
+    [row] = store.rows()
+    secrets = {encryption.scheme_of(row[column]) for column in ("access_token", "refresh_token")}
+    return secrets | {row["encryption_scheme"]}
+
+
+async def test_a_rotation_that_falls_back_takes_the_refresh_token_along(kms: Kms, store: Store) -> None:
+    encryption = _encryption(envelope(kms, max_messages=2))  # it seals these two, and opens them from the cache
+    async with store.open() as tokens:
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=OperationLog())
+        await vault.store(HERE, STORED, caller=CALLER)
+        assert _schemes(encryption, store) == {f"kms:{kms.key_arn}"}
+        kms.faults.down()
+        await vault.rotate(HERE, ROTATED, caller=CALLER)
+        assert _schemes(encryption, store) == {"local:v1"}
+        revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
+        assert revealed.access_token.get_secret_value() == "newer access"
+        assert revealed.refresh_token is not None
+        assert revealed.refresh_token.get_secret_value() == "refresh"
+
+
+async def test_where_the_refresh_token_cannot_be_opened_nothing_is_written(kms: Kms, store: Store) -> None:
+    writer = _encryption(envelope(kms))
+    async with store.open() as tokens:
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=writer), events=OperationLog())
+        await vault.store(HERE, STORED, caller=CALLER)
+        before = store.rows()
+        cold = TokenVault(
+            tokens=tokens, cipher=TokenCipher(encryption=_encryption(envelope(kms))), events=OperationLog()
+        )
+        kms.faults.down()
+        with pytest.raises(KeyUnavailable):
+            await cold.rotate(HERE, ROTATED, caller=CALLER)
+        assert store.rows() == before
+
+
+async def test_a_rotation_after_the_alias_moved_takes_the_refresh_token_along(kms: Kms, store: Store) -> None:
+    newer = kms.create_key()
+    process = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn, newer], max_age_seconds=300)
+    encryption = EncryptionService(primary=process.strategy, counters=process.counters)
+    async with store.open() as tokens:
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=OperationLog())
+        await vault.store(HERE, STORED, caller=CALLER)
+        kms.move_alias(kms.alias, newer)
+        process.clock.advance(301)
+        await vault.rotate(HERE, ROTATED, caller=CALLER)
+        assert _schemes(encryption, store) == {f"kms:{newer}"}
+        revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
+        assert revealed.refresh_token is not None
+        assert revealed.refresh_token.get_secret_value() == "refresh"

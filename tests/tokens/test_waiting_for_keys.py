@@ -1,0 +1,133 @@
+"""Many callers wait for KMS at once: how long, at whose expense, and what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from app.errors import KeyUnavailable
+from app.security.context import SecretField, TokenContext
+from app.security.encryption import EncryptionService
+from app.security.local import LocalStrategy
+from app.tokens.models import TokenId
+from app.tokens.token_cipher import TokenCipher
+from tests.security.envelopes import OTHER_USER, TOKEN, USER, Envelope, direct_package, envelope, package_text
+from tests.security.keys import keyring
+from tests.stack.kms import Kms
+from tests.tokens.stores import token
+
+# 2.5 for the key, and what a busy machine adds
+PATIENCE_SECONDS = 3.4
+HERE = TokenId(USER, "canvas")
+
+
+def _cipher(process: Envelope, *, fallback: bool = False) -> TokenCipher:
+    local = LocalStrategy(keyring=keyring()) if fallback else None
+    return TokenCipher(
+        encryption=EncryptionService(
+            primary=process.strategy,
+            readers=[] if local is None else [local],
+            fallback=local,
+            counters=process.counters,
+        )
+    )
+
+
+async def _timed(call: Awaitable[Any]) -> tuple[float, Any]:
+    started = time.monotonic()
+    try:
+        result: Any = await call
+    except KeyUnavailable as error:
+        result = error
+    return time.monotonic() - started, result
+
+
+async def test_a_crowd_of_cold_reads_in_an_outage_is_answered_in_time_and_told_the_truth(kms: Kms) -> None:
+    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    cipher = _cipher(envelope(kms))
+    kms.faults.delay(30)
+    answers = await asyncio.gather(*(_timed(cipher.open_access(row)) for _ in range(300)))
+    assert all(isinstance(answer, KeyUnavailable) for _, answer in answers), "never a store error: it is the key"
+    assert max(seconds for seconds, _ in answers) < PATIENCE_SECONDS
+
+
+async def test_a_crowd_that_waits_for_one_key_holds_up_nobody_else(kms: Kms) -> None:
+    theirs = token(TokenId(OTHER_USER, "canvas"), access_ciphertext=envelope(kms).seal(_context(OTHER_USER)))
+    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    cipher = _cipher(envelope(kms))
+    kms.faults.delay(1.5, times=1)  # the crowd's one request
+    crowd = [asyncio.create_task(_timed(cipher.open_access(row))) for _ in range(300)]
+    await asyncio.sleep(0.2)
+    assert (await cipher.open_access(theirs)).get_secret_value()
+    assert not any(task.done() for task in crowd)
+    assert {secret.get_secret_value() for _, secret in await asyncio.gather(*crowd)} == {TOKEN}
+
+
+async def test_a_caller_that_goes_away_takes_the_key_from_nobody(kms: Kms) -> None:
+    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    cipher = _cipher(envelope(kms))
+    kms.forget_requests()
+    kms.faults.delay(0.5, times=1)
+    first, second = (asyncio.create_task(cipher.open_access(row)) for _ in range(2))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    assert (await second).get_secret_value()
+    assert kms.operations() == ["Decrypt"]
+
+
+async def test_a_hundred_reads_of_one_direct_package_are_a_few_requests(kms: Kms) -> None:
+    row = token(HERE, access_ciphertext=package_text(direct_package(kms)))
+    process = envelope(kms)
+    cipher = TokenCipher(encryption=process.service)
+    kms.forget_requests()
+    kms.faults.delay(0.3)
+    opened = await asyncio.gather(*(cipher.open_access(row) for _ in range(60)))
+    assert len({secret.get_secret_value() for secret in opened}) == 1
+    assert len(kms.operations()) < 10
+
+
+async def test_with_the_fallback_a_hung_kms_delays_a_write_once_and_one_row_has_one_scheme(kms: Kms) -> None:
+    process = envelope(kms)
+    cipher = _cipher(process, fallback=True)
+    kms.faults.delay(30)
+    taken, sealed = await _timed(cipher.seal(HERE, SecretStr("access"), SecretStr("refresh")))
+    assert taken < PATIENCE_SECONDS + 1, "deriving the local key included"
+    assert (sealed.access.scheme, sealed.refresh.scheme) == ("local:v1", "local:v1")
+    assert (sealed.access.fallback, sealed.refresh.fallback) == (True, True)
+    assert process.counters.counts["fallback_writes"] == 1, "counted by tokens and not by secrets"
+
+
+async def test_requests_that_hang_for_ever_hold_up_nothing_that_comes_later(kms: Kms) -> None:
+    """As a look-up of KMS's name does, which nothing bounds."""
+    released = threading.Event()
+    sound = kms.client()
+    ciphertext = envelope(kms).seal()
+
+    class Stuck:
+        hangs = True
+
+        def decrypt(self, **parameters: Any) -> Any:
+            if self.hangs:
+                released.wait(60)
+            return sound.decrypt(**parameters)
+
+    client = Stuck()
+    process = envelope(kms, boto_client=client, deadline_seconds=0.2)
+    for _ in range(5):
+        with pytest.raises(KeyUnavailable):
+            process.open(ciphertext)
+    client.hangs = False
+    process.clock.advance(10)  # the breaker's pause
+    assert process.open(ciphertext)
+    assert {thread.daemon for thread in threading.enumerate() if thread.name == "kms"} == {True}, "and no exit"
+    released.set()
+
+
+def _context(user_id: str) -> TokenContext:
+    return TokenContext(user_id, "canvas", "default", SecretField.ACCESS_TOKEN)
