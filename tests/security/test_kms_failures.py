@@ -465,11 +465,17 @@ def test_a_probe_that_is_denied_closes_the_breaker(kms: Kms, process: Envelope) 
     assert process.counters.breaker == "closed"
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("max_age_seconds", [300, 900])
-def test_whose_key_is_cached_notices_nothing_of_a_ten_minute_outage(kms: Kms, max_age_seconds: float) -> None:
-    process = envelope(kms, max_age_seconds=max_age_seconds)
+def test_whose_key_is_cached_notices_nothing_of_a_ten_minute_outage(
+    kms: Kms, max_age_seconds: float, *, hangs: bool
+) -> None:
+    process = envelope(kms, max_age_seconds=max_age_seconds, deadline_seconds=0.3 if hangs else 2.5)
     ciphertext = process.seal()
-    kms.faults.down()
+    if hangs:
+        kms.faults.delay(30)
+    else:
+        kms.faults.down()
     for minute in range(10):
         if minute * 60 >= max_age_seconds:
             with pytest.raises(KeyUnavailable):
