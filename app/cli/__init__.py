@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from app.cli.doctor import doctor
+from app.cli.encryption import encryption
 from app.cli.init import init
 from app.cli.keys import keys
 from app.cli.kms import kms
+from app.cli.rewrap import rewrap
 from app.cli.serve import serve
 from app.cli.service_key import service_key
 
@@ -22,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (init, serve, keys, service_key, kms, doctor):
+for command in (init, serve, keys, service_key, kms, encryption, rewrap, doctor):
     main.add_command(command)

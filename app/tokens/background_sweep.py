@@ -86,7 +86,7 @@ class _Quiet:
 
 
 def _log_report(report: SweepReport) -> None:
-    if report.due or report.remaining:
+    if report.due != 0 or report.remaining:
         _log.info(
             "swept",
             moved=report.moved,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
+_KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+|pulseplan-kms", re.DOTALL)
 _PULSEPLAN = "pulseplan-"
 
 
@@ -75,8 +76,8 @@ class Census:
 
     @property
     def unknown(self) -> int:
-        """How many rows have the shape of no format."""
-        return self._count(lambda need: need == "unknown")
+        """How many rows have the shape of no format, or a scheme that the vault does not write."""
+        return sum(line.rows for line in self.lines if not line.needs or not all(map(_KNOWN.fullmatch, line.needs)))
 
     def _count(self, applies: Callable[[str], bool]) -> int:
         return sum(line.rows for line in self.lines if any(map(applies, line.needs)))

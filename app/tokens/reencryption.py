@@ -54,13 +54,14 @@ async def rewrapped(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
 class SweepReport:
     """What a sweep has done so far.
 
-    `due` were not under the primary at the beginning. `moved` rows are now, or would be for all a dry run knows;
-    `overtaken` ones somebody changed or deleted meanwhile; `unreadable` ones stay as they are, by error code;
-    `in_doubt` ones were written at the very end without an answer. `remaining` is counted in the store afterwards,
-    `None` where that failed. `stopped` says why the sweep ended before it was through, `None` where it was through.
+    `due` were not under the primary at the beginning, `None` until that is counted. `moved` rows are now, or would be
+    for all a dry run knows; `overtaken` ones somebody changed or deleted meanwhile; `unreadable` ones stay as they are,
+    by error code; `in_doubt` ones were written at the very end without an answer. `remaining` is counted in the store
+    afterwards, `None` where that failed. `stopped` says why the sweep ended before it was through, `None` where it was
+    through.
     """
 
-    due: int = 0
+    due: int | None = None
     moved: int = 0
     overtaken: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -128,6 +129,8 @@ class Sweep:
         self._pages = asyncio.Semaphore(CONCURRENT_PAGES)
         self._rows = asyncio.Semaphore(CONCURRENT_ROWS)
         self._next_row_at = 0.0
+        # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
+        self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._taken = 0
         self._told: set[str] = set()
 
@@ -158,8 +161,9 @@ class Sweep:
         finally:
             if deadline is not None:
                 deadline.cancel()
-        with contextlib.suppress(VaultError):  # then nobody knows how many are left, and the report says so
-            self._report.remaining = (await self._census()).due
+        if self._report.due is not None:  # without the primary's proof its scheme may not be known
+            with contextlib.suppress(VaultError):  # then nobody knows how many are left, and the report says so
+                self._report.remaining = (await self._census()).due
         self._report.seconds = time.monotonic() - began
         self._observer.progressed(self._report)
         return self._report
@@ -169,6 +173,7 @@ class Sweep:
         await self._patiently(self._cipher.prove_primary)  # until then its scheme may not be known
         census = await self._patiently(self._census)
         report.due = census.due
+        self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
             report.unreadable.clear()
             for scheme in census.due_schemes:
@@ -198,7 +203,7 @@ class Sweep:
                 tasks.raise_first()
 
     async def _next_page(self, scheme: str | None, after: str | None) -> list[StoredToken | UnreadableRow]:
-        left = PAGE_ROWS if self._plan.limit is None else min(PAGE_ROWS, self._plan.limit - self._taken)
+        left = self._page_rows if self._plan.limit is None else min(self._page_rows, self._plan.limit - self._taken)
         if left <= 0:
             reason = f"the limit of {self._plan.limit} rows is reached"
             raise _StoppedError(reason)
@@ -383,7 +388,8 @@ class _Tasks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            self._error = self._error or task.exception()
+            error = task.exception()  # asked of each, else asyncio logs it
+            self._error = self._error or error
 
 
 async def _all_of(calls: Iterable[Awaitable[T]]) -> list[T]:

@@ -16,11 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = {
-    (): ("--version", "--help", "doctor", "init", "keys", "kms", "serve", "service-key"),
+    (): (
+        *("--version", "--help"),
+        *("doctor", "encryption", "init", "keys", "kms", "rewrap", "serve", "service-key"),
+    ),
     ("init",): ("--help",),
     ("serve",): ("--host", "--port", "--workers", "--help"),
-    ("keys",): ("generate", "--help"),
+    ("keys",): ("generate", "retire", "--help"),
     ("keys", "generate"): ("--help",),
+    ("keys", "retire"): ("VERSION", "--help"),
+    ("encryption",): ("status", "--help"),
+    ("encryption", "status"): ("--json", "--help"),
+    ("rewrap",): ("--dry-run", "--limit", "--rate", "--provider", "--timeout", "--help"),
     ("kms",): ("cost", "setup", "--help"),
     ("kms", "setup"): ("--alias", "--role-arn", "--region", "--dry-run", "--help"),
     ("kms", "cost"): (

@@ -1,0 +1,152 @@
+"""`token-vault encryption`: which keys the stored tokens need."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from app.cli.failure import Wrong, settings_or_stop
+from app.cli.master_keys import state_of, tokens, unneeded_versions
+from app.cli.store import opened_store
+from app.cli.table import print_table
+from app.composition import Encryption, build_encryption
+from app.config.settings import Settings, SettingsError
+from app.errors import EncryptionError
+from app.observability.logging import configure_logging
+from app.tokens.census import Census
+from app.tokens.token_cipher import TokenCipher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.tokens.census import CensusLine
+
+
+@click.group()
+def encryption() -> None:
+    """How the stored tokens are encrypted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is stored, and what writes. `problem` is the primary's; with one its scheme may not be known."""
+
+    settings: Settings
+    census: Census
+    primary_scheme: str | None
+    problem: str | None
+
+    @property
+    def due(self) -> int | None:
+        return None if self.primary_scheme is None else self.census.due
+
+
+@encryption.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /v1/encryption answers.")
+def status(as_json: bool) -> None:  # noqa: FBT001  click's way
+    """Count the tokens by key, and say what a stricter setting would refuse and what to do next.
+
+    Exit codes: 0 counted, 1 counted, but what new tokens are sealed with does not work, 2 nothing could be counted.
+    """
+    settings = settings_or_stop()
+    configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
+    try:
+        built = build_encryption(settings)
+    except SettingsError as error:
+        raise Wrong(str(error)) from None
+    with closing(built):
+        found = asyncio.run(_status(settings, built))
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=2))
+    else:
+        _print(found)
+    if found.problem is not None:
+        click.echo(f"Error: {found.problem}", err=True)
+        sys.exit(1)
+
+
+async def _status(settings: Settings, built: Encryption) -> Status:
+    problem = None
+    cipher = TokenCipher(encryption=built.service)
+    async with opened_store(settings) as repository:
+        try:
+            await cipher.prove_primary()
+        except EncryptionError as error:
+            problem = f"{error.code}: {error.detail}; see `token-vault doctor`"
+        # what an alias stands for only KMS can tell
+        known = not settings.use_kms or (built.kms is not None and built.kms.key_arn is not None)
+        census = Census.of(await repository.census(), primary_scheme=cipher.primary_scheme)
+    return Status(settings, census, cipher.primary_scheme if known else None, problem)
+
+
+def _as_json(found: Status) -> dict[str, object]:
+    census = found.census
+    return {
+        "primary_scheme": found.primary_scheme,
+        "tokens": census.rows,
+        "due": found.due,
+        "unknown": census.unknown,
+        "schemes": [
+            {"scheme": line.scheme, "materials": list(line.materials), "tokens": line.rows} for line in census.lines
+        ],
+        "key_versions": [
+            {"version": version, "tokens": rows, "refused_above": census.below_version(version + 1)}
+            for version, rows in census.versions.items()
+        ],
+        "refused_without_legacy_formats": census.legacy,
+    }
+
+
+def _print(found: Status) -> None:
+    census = found.census
+    click.echo(f"New tokens are sealed under {found.primary_scheme or 'a key that KMS has not named'}.\n")
+    rows = [("TOKENS", "SCHEME", "STATE")]
+    rows += [(f"{line.rows:,}", _name(line), _state(line, found)) for line in census.lines]
+    due = "" if found.due is None else f"{found.due:,} due for a rewrap"
+    print_table([*rows, (f"{census.rows:,}", "in all", due)], right=[0])
+    if census.versions:
+        click.echo("")
+        print_table([("MASTER KEY", "TOKENS", "KEY", "REFUSED BY"), *_version_rows(found)], right=[1])
+    click.echo(f"\nALLOW_LEGACY_FORMATS=false would refuse {tokens(census.legacy)}.")
+    for advice in _advice(found):
+        click.echo(f"  - {advice}")
+
+
+def _name(line: CensusLine) -> str:
+    return line.scheme or f"none; looks like {' and '.join(line.materials) or 'nothing'}"
+
+
+def _state(line: CensusLine, found: Status) -> str:
+    if found.primary_scheme is None:
+        return ""
+    return "current" if line.scheme == found.primary_scheme else "due"
+
+
+def _version_rows(found: Status) -> Iterator[tuple[str, str, str, str]]:
+    for version, rows in found.census.versions.items():
+        refused = f"MIN_KEY_VERSION={version + 1}, {found.census.below_version(version + 1):,} in all"
+        possible = version < found.settings.encryption_key_version  # the setting goes no higher
+        yield f"version {version}", f"{rows:,}", state_of(version, found.settings), refused if possible else ""
+
+
+def _advice(found: Status) -> Iterator[str]:
+    census, settings = found.census, found.settings
+    missing = [str(version) for version in census.versions if state_of(version, settings) == "missing"]
+    if missing:
+        yield f"Give back the master keys of version {', '.join(missing)}: without them tokens cannot be read."
+    if census.unknown:
+        yield f"Of no known format: {tokens(census.unknown)}. `token-vault rewrap --dry-run` names what it cannot read."
+    if found.due:
+        yield "`token-vault rewrap` moves what is due."
+    elif found.due == 0 and census.rows:
+        yield "Nothing is due."
+    for version in [] if census.unknown else unneeded_versions(settings, census):
+        yield f"No token needs master key version {version}: `token-vault keys retire {version}`."
+    if settings.allow_legacy_formats and not census.legacy and not census.unknown:
+        yield "No token needs a format of PulsePlan's: set ALLOW_LEGACY_FORMATS=false."

@@ -1,0 +1,151 @@
+"""`token-vault rewrap`: the sweep, with a person or a script in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager, closing, suppress
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from app.cli.failure import Wrong, settings_or_stop
+from app.cli.store import opened_store
+from app.cli.sweep_progress import TICK_SECONDS, SweepProgress, print_summary
+from app.composition import build_encryption
+from app.config.settings import Settings, SettingsError
+from app.errors import VaultError
+from app.observability.logging import configure_logging
+from app.tokens.models import SLUG_PATTERN
+from app.tokens.reencryption import Sweep, SweepPlan, SweepReport
+from app.tokens.token_cipher import TokenCipher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.security.encryption import EncryptionService
+    from app.tokens.events import TokenEvent
+
+NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
+_MANUAL: Final = "docs/key-rotation.md"
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Open every token that would be moved, and write nothing.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many rows.")
+@click.option(
+    "--rate", type=click.IntRange(1), metavar="N", help="Rows a second at most.  [default: as fast as it goes]"
+)
+@click.option("--provider", metavar="P", help="Only this provider's tokens, like canvas.")
+@click.option(
+    "--timeout", "timeout_seconds", type=click.IntRange(1), metavar="SECONDS", help="Stop after this many seconds."
+)
+def rewrap(
+    dry_run: bool,  # noqa: FBT001  click's way
+    limit: int | None,
+    rate: int | None,
+    provider: str | None,
+    timeout_seconds: int | None,
+) -> None:
+    """Move every token to the current key, while the service runs.
+
+    Safe at any time: it may be stopped, killed, started again and run several times at once. Progress goes to standard
+    error; unreadable rows, which stay as they are, and the summary go to standard output.
+
+    Exit codes: 0 nothing is left under another key (with --dry-run: all that is due can be read), 1 something cannot
+    be read, 2 it could not finish, or a setting is wrong.
+    """
+    if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
+        message = f"--provider must match {SLUG_PATTERN}"
+        raise Wrong(message)
+    settings = settings_or_stop()
+    configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
+    plan = SweepPlan(
+        provider=provider, limit=limit, rows_per_second=rate, dry_run=dry_run, deadline_seconds=timeout_seconds
+    )
+    try:
+        encryption = build_encryption(settings)
+    except SettingsError as error:
+        raise Wrong(str(error)) from None
+    with closing(encryption):
+        report, reason = asyncio.run(_sweep(settings, encryption.service, plan))
+    print_summary(report, plan)
+    sys.exit(_conclude(report, plan, reason))
+
+
+async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepPlan) -> tuple[SweepReport, str | None]:
+    """Run the sweep; return its report, and why it did not end by itself, if it did not."""
+    progress = SweepProgress(plan)
+    told_to_stop = _first_signal()
+    async with opened_store(settings) as tokens:
+        sweep = Sweep(
+            tokens=tokens, cipher=TokenCipher(encryption=encryption), events=_NoEvents(), observer=progress, plan=plan
+        )
+        told_to_stop.add_done_callback(lambda name: sweep.stop(f"{name.result()} told it to stop"))
+        async with _shown(progress):
+            try:
+                report = await sweep.run()
+            except VaultError as error:  # no waiting would help
+                reason = f"{error.code}: {error.detail}; see `token-vault doctor`"
+                if progress.report is None:
+                    raise Wrong(reason) from None
+                return progress.report, reason
+    return report, report.stopped
+
+
+def _first_signal() -> asyncio.Future[str]:
+    """Return what will be the name of the first SIGTERM or SIGINT, which from now on do nothing else."""
+    loop = asyncio.get_running_loop()
+    name: asyncio.Future[str] = loop.create_future()
+
+    def note(number: signal.Signals) -> None:
+        if not name.done():
+            name.set_result(number.name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, note, number)
+    return name
+
+
+@asynccontextmanager
+async def _shown(progress: SweepProgress) -> AsyncIterator[None]:
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            progress.tick()
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+        progress.close()
+
+
+def _conclude(report: SweepReport, plan: SweepPlan, reason: str | None) -> int:
+    """Say what the counts mean, and return the exit code."""
+    tried = report.moved + report.overtaken + report.unreadable.total()
+    if plan.dry_run and report.stopped is not None and report.due is not None and tried >= report.due:
+        reason = None  # stopped at the very end
+    if reason is None and plan.dry_run and not report.unreadable:
+        click.echo("\nAll that is due can be read. Nothing was written.")
+        return NOTHING_LEFT
+    if not plan.dry_run and report.remaining == 0:
+        click.echo("\nDone. Nothing is left under another key.")
+        return NOTHING_LEFT
+    if reason is None and report.unreadable:
+        click.echo(f"\nUnreadable rows stay as they are. What to do about them: {_MANUAL}")
+        return UNREADABLE
+    reason = reason or ("others wrote under another key" if report.remaining else "the rows could not be counted")
+    click.echo(f"\nNot finished: {reason}. Run it again: what is moved stays moved.")
+    return UNFINISHED
+
+
+class _NoEvents:
+    """A sweep by hand leaves no line for each token: its failures are printed anyway, and successes would bury them."""
+
+    def record(self, event: TokenEvent) -> None: ...

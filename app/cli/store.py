@@ -1,0 +1,37 @@
+"""The store as commands open it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from app.cli.failure import Wrong
+from app.composition import open_repository
+from app.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.config.settings import Settings
+    from app.tokens.repository import TokenRepository
+
+
+@asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
+    """Open the store that is there, and close it afterwards; whatever it refuses stops the command.
+
+    Unlike the service, a command does not create a missing SQLite file: in the wrong directory it would find nothing
+    under an old key, and that would look like a proof.
+    """
+    if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
+        message = f"SQLITE_PATH: {settings.sqlite_path} does not exist, so there is nothing to look at"
+        raise Wrong(message)
+    try:
+        tokens = await open_repository(settings)
+        try:
+            yield tokens
+        finally:
+            await tokens.close()
+    except StoreError as error:
+        message = f"{error.code}: {error.detail}; see `token-vault doctor`"
+        raise Wrong(message) from None

@@ -1,0 +1,22 @@
+"""Move every token to AWS KMS: `token-vault rewrap`, but only where KMS is what tokens move to."""
+
+from __future__ import annotations
+
+import click
+
+from app.cli.failure import Wrong, settings_or_stop
+from app.cli.rewrap import rewrap
+
+
+@click.command(params=rewrap.params, help=rewrap.help, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def migrate_to_kms(context: click.Context, /, **_options: object) -> None:
+    """Insist on KMS, and go on as the command does."""
+    if not settings_or_stop().use_kms:
+        message = "USE_KMS is not true, so tokens would not move to KMS. docs/key-rotation.md has the settings"
+        raise Wrong(message)
+    context.forward(rewrap)
+
+
+if __name__ == "__main__":
+    migrate_to_kms()
