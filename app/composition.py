@@ -19,6 +19,7 @@ from app.security.legacy_kms import PulsePlanKmsReader
 from app.security.local import LocalStrategy
 from app.services.integrations.canvas_token_service import PROVIDER as CANVAS
 from app.services.integrations.canvas_token_service import canvas_rule
+from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.sqlite_repository import SqliteRepository
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
@@ -109,13 +110,20 @@ async def open_repository(settings: Settings) -> TokenRepository:
     return await SupabaseRepository.connect(url=settings.supabase_url, service_key=settings.supabase_service_key)
 
 
+def build_events() -> TokenEvents:
+    """Build what is told of every attempt on a token."""
+    return TokenEvents(audit=NoAuditTrail(), observers=[OperationLog()])
+
+
 def build_vault(
-    *, tokens: TokenRepository, cipher: TokenCipher, on_reveal: Callable[[StoredToken], None] | None = None
+    *,
+    tokens: TokenRepository,
+    cipher: TokenCipher,
+    events: TokenEvents,
+    on_reveal: Callable[[StoredToken], None] | None = None,
 ) -> TokenVault:
     """Put the vault together."""
-    return TokenVault(
-        tokens=tokens, cipher=cipher, events=OperationLog(), rules={CANVAS: canvas_rule}, on_reveal=on_reveal
-    )
+    return TokenVault(tokens=tokens, cipher=cipher, events=events, rules={CANVAS: canvas_rule}, on_reveal=on_reveal)
 
 
 def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
@@ -135,6 +143,7 @@ async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     with closing(build_encryption(settings)) as encryption:
         tokens = await open_repository(settings)
         try:
-            yield build_vault(tokens=tokens, cipher=TokenCipher(encryption=encryption.service))
+            cipher = TokenCipher(encryption=encryption.service)
+            yield build_vault(tokens=tokens, cipher=cipher, events=build_events())
         finally:
             await tokens.close()

@@ -63,6 +63,13 @@ class Forbidden(VaultError):
     code = "forbidden"
 
 
+class AuditUnavailable(VaultError):
+    """The attempt could not be recorded, so no secret leaves. A write may have happened; repeating it is safe."""
+
+    code = "audit_unavailable"
+    retryable = True
+
+
 class TokenNotFound(VaultError):
     code = "token_not_found"
 

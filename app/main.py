@@ -18,6 +18,7 @@ from app.callers.directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
     build_encryption,
+    build_events,
     build_service_key_directory,
     build_vault,
     open_repository,
@@ -26,7 +27,6 @@ from app.config.settings import Settings, load_settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.observability.checks import encryption_check, kms_check, service_keys_check
 from app.observability.logging import configure_logging
-from app.observability.operations import OperationLog
 from app.observability.readiness import Readiness
 from app.tokens.background_sweep import BackgroundSweep
 from app.tokens.rewrap_on_read import RewrapOnRead
@@ -36,6 +36,7 @@ from app.tokens.vault import TokenVault
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from app.tokens.events import TokenEvents
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
@@ -100,13 +101,14 @@ async def _running(settings: Settings) -> AsyncIterator[State]:
     repository = await open_repository(settings)
     readiness = _build_readiness(settings, encryption, service_keys, repository)
     cipher = TokenCipher(encryption=encryption.service)
+    events = build_events()
     sweeper = asyncio.create_task(_drop_expired_keys(encryption))
     try:
         states = await readiness.states()  # also derives or fetches the writing key, so no caller waits for it
         ready = "down" not in states.values()
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
-        async with _rewrapping(settings, repository, cipher) as on_reveal:
-            vault = build_vault(tokens=repository, cipher=cipher, on_reveal=on_reveal)
+        async with _rewrapping(settings, repository, cipher, events) as on_reveal:
+            vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
             yield State(vault=vault, service_keys=service_keys, readiness=readiness)
     finally:
         sweeper.cancel()
@@ -117,12 +119,12 @@ async def _running(settings: Settings) -> AsyncIterator[State]:
 
 @asynccontextmanager
 async def _rewrapping(
-    settings: Settings, repository: TokenRepository, cipher: TokenCipher
+    settings: Settings, repository: TokenRepository, cipher: TokenCipher, events: TokenEvents
 ) -> AsyncIterator[Callable[[StoredToken], None] | None]:
     """Move tokens to the current key while the service runs; yields what wants to see each token that is read."""
-    on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=OperationLog())
+    on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=events)
     sweeps = BackgroundSweep(
-        tokens=repository, cipher=cipher, events=OperationLog(), interval_seconds=settings.rewrap_interval_seconds
+        tokens=repository, cipher=cipher, events=events, interval_seconds=settings.rewrap_interval_seconds
     )
     if settings.rewrap_interval_seconds > 0:
         sweeps.start()

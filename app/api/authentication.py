@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,8 +10,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app.callers.service_key import Scope, ServiceKey
-from app.errors import Forbidden, Unauthenticated
+from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
+
+PURPOSE_HEADER = "X-Purpose"
+_PURPOSE = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,22 @@ class CallerWith(HTTPBearer):
             raise Unauthenticated(message)
         key = request.state.service_keys.identify(presented)
         request.state.service = key.service
-        caller = AuthenticatedCaller(key, Caller(key.service, request.state.request_id))
+        caller = AuthenticatedCaller(key, _caller(key, request))
         caller.require_scope(self._scope)
         return caller
+
+
+def _caller(key: ServiceKey, request: Request) -> Caller:
+    address = request.client.host if request.client else None
+    return Caller(key.service, request.state.request_id, key.fingerprint, address, _purpose(request))
+
+
+def _purpose(request: Request) -> str | None:
+    purpose = request.headers.get(PURPOSE_HEADER)
+    if purpose is not None and not _PURPOSE.fullmatch(purpose):
+        message = f"{PURPOSE_HEADER} must match {_PURPOSE.pattern}"
+        raise InvalidRequest(message, problems=((PURPOSE_HEADER.lower(), message),))
+    return purpose
 
 
 Reader = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.READ))]

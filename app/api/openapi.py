@@ -27,6 +27,7 @@ BODY = (errors.MalformedBody, errors.BodyTooLarge)
 _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.Unauthenticated,
     errors.Forbidden,
+    errors.AuditUnavailable,
     errors.InvalidRequest,
     errors.InternalError,
 )

@@ -29,6 +29,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.BodyTooLarge: 413,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
+    errors.AuditUnavailable: 503,
     errors.TokenNotFound: 404,
     errors.TokenInactive: 409,
     errors.VersionConflict: 412,

@@ -18,6 +18,7 @@ from app.composition import build_encryption
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_logging
+from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.reencryption import Sweep, SweepPlan, SweepReport
 from app.tokens.token_cipher import TokenCipher
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from app.security.encryption import EncryptionService
-    from app.tokens.events import TokenEvent
 
 NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
 _MANUAL: Final = "docs/key-rotation.md"
@@ -80,8 +80,10 @@ async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepP
     progress = SweepProgress(plan)
     told_to_stop = _first_signal()
     async with opened_store(settings) as tokens:
+        # no line for each token: its failures are printed anyway, and successes would bury them
+        events = TokenEvents(audit=NoAuditTrail())
         sweep = Sweep(
-            tokens=tokens, cipher=TokenCipher(encryption=encryption), events=_NoEvents(), observer=progress, plan=plan
+            tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events, observer=progress, plan=plan
         )
         told_to_stop.add_done_callback(lambda name: sweep.stop(f"{name.result()} told it to stop"))
         async with _shown(progress):
@@ -143,9 +145,3 @@ def _conclude(report: SweepReport, plan: SweepPlan, reason: str | None) -> int:
     reason = reason or ("others wrote under another key" if report.remaining else "the rows could not be counted")
     click.echo(f"\nNot finished: {reason}. Run it again: what is moved stays moved.")
     return UNFINISHED
-
-
-class _NoEvents:
-    """A sweep by hand leaves no line for each token: its failures are printed anyway, and successes would bury them."""
-
-    def record(self, event: TokenEvent) -> None: ...

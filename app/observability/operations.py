@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class OperationLog:
-    """`TokenEvents` as log lines: never a secret, for the event holds none."""
+    """`TokenObserver` as log lines: never a secret, for the event holds none."""
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("app.operations")

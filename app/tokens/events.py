@@ -7,6 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.security.context import SecretField
     from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
@@ -29,19 +32,60 @@ class TokenEvent:
     """One attempt. `outcome` is `success`, the code of the error, or `cancelled`.
 
     `detail` is the error's, which holds no secret. `token_id` is `None` for operations on all of a user's tokens,
-    `encryption_method` until it is known.
+    `user_id` also where the attempt was refused before it could be read. `scheme` and `encryption_method` are the
+    token's, `None` until they are known; `revealed` names the secrets that leave the vault.
     """
 
     operation: Operation
-    user_id: str
+    user_id: str | None
     token_id: TokenId | None
+    revealed: tuple[SecretField, ...] = ()
+    scheme: str | None
     encryption_method: str | None
     outcome: str
     detail: str | None
     caller: Caller
 
 
-class TokenEvents(Protocol):
-    def record(self, event: TokenEvent) -> None:
-        """Keep the event; called once for each attempt, when its outcome is known."""
+class TokenObserver(Protocol):
+    """Is told of each attempt when its outcome is known; must neither wait nor raise."""
+
+    def record(self, event: TokenEvent) -> None: ...
+
+
+class AuditTrail(Protocol):
+    """Keeps each attempt for good, before its outcome leaves the vault."""
+
+    def demand_open(self) -> None:
+        """Raise `AuditUnavailable` where it is known that no event can be kept, so that nothing is begun."""
         ...
+
+    async def append(self, event: TokenEvent) -> None:
+        """Return once the event is kept, or raise `AuditUnavailable` within a bounded time."""
+        ...
+
+
+class TokenEvents:
+    """Hands each attempt to those who watch, and to the audit trail, which may refuse it."""
+
+    def __init__(self, *, audit: AuditTrail, observers: Sequence[TokenObserver] = ()) -> None:
+        self._audit = audit
+        self._observers = observers
+
+    def demand_open(self) -> None:
+        """Raise `AuditUnavailable` where an attempt could not be recorded; called before it is made."""
+        self._audit.demand_open()
+
+    async def record(self, event: TokenEvent) -> None:
+        """Keep the event; called once for each attempt, before its outcome leaves. Raises `AuditUnavailable`."""
+        for observer in self._observers:
+            observer.record(event)
+        await self._audit.append(event)
+
+
+class NoAuditTrail:
+    """`AuditTrail` where none is configured."""
+
+    def demand_open(self) -> None: ...
+
+    async def append(self, event: TokenEvent) -> None: ...

@@ -177,10 +177,16 @@ class StoreResult:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, for the record that every operation leaves."""
+    """Who asks, for the record that every operation leaves. Of a script or a sweep only `service` is known.
+
+    `key_fingerprint` names the service key, `address` is the client's, `purpose` what the caller says it is for.
+    """
 
     service: str
     request_id: str = ""
+    key_fingerprint: str | None = None
+    address: str | None = None
+    purpose: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -133,6 +133,7 @@ class Sweep:
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._taken = 0
         self._told: set[str] = set()
+        self._unrecorded: list[TokenEvent] = []
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Let what is being written finish, take no further row, and end."""
@@ -147,7 +148,8 @@ class Sweep:
     async def run(self) -> SweepReport:
         """Move every row that is due, and report; call it once.
 
-        Raises a `VaultError` where no waiting helps: the primary cannot seal, or the store refuses everything.
+        Raises a `VaultError` where no waiting helps: the primary cannot seal, the store refuses everything, or what was
+        done could not be recorded.
         """
         began = time.monotonic()
         deadline = None
@@ -213,6 +215,7 @@ class Sweep:
 
     async def _move(self, page: Sequence[StoredToken | UnreadableRow]) -> None:
         try:
+            await self._patiently(self._demand_record)
             rewraps = [rewrap for rewrap in await _all_of(map(self._prepared, page)) if rewrap is not None]
             refused = await self._write(rewraps)
             if len(refused) == len(rewraps) > 1:  # it is not about single rows
@@ -221,7 +224,15 @@ class Sweep:
                 self._unreadable(rewrap.before.id, error, rewrap.before)
         finally:
             self._pages.release()
+            await self._record_what_was_done()
         self._observer.progressed(self._report)
+
+    async def _demand_record(self) -> None:
+        self._events.demand_open()
+
+    async def _record_what_was_done(self) -> None:
+        events, self._unrecorded = self._unrecorded, []
+        await _all_of(map(self._events.record, events))
 
     async def _prepared(self, row: StoredToken | UnreadableRow) -> Rewrap | None:
         """Return the row under the new key, or `None` where there is nothing to write."""
@@ -308,11 +319,12 @@ class Sweep:
 
     def _record(self, row: StoredToken, outcome: str, detail: str | None) -> None:
         if not self._plan.dry_run:
-            self._events.record(
+            self._unrecorded.append(
                 TokenEvent(
                     operation=Operation.REWRAP,
                     user_id=row.token_id.user_id,
                     token_id=row.token_id,
+                    scheme=row.encryption_scheme,
                     encryption_method=row.encryption_method,
                     outcome=outcome,
                     detail=detail,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from app.errors import StoreTimeout, VaultError
+from app.errors import AuditUnavailable, StoreTimeout, VaultError
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller
 from app.tokens.reencryption import rewrapped
@@ -77,23 +78,27 @@ class RewrapOnRead:
 
     async def _rewrap(self, token: StoredToken) -> None:
         outcome, detail = SUCCESS, None
+        after = token
         try:
+            self._events.demand_open()
             async with asyncio.timeout(DEADLINE_SECONDS):
                 rewrap = await rewrapped(self._cipher, token)
                 if rewrap is None or not await self._tokens.replace_ciphertexts([rewrap]):
                     return  # it is under the primary already, or somebody else has written it meanwhile
+                after = rewrap.after
         except VaultError as error:
             outcome, detail = error.code, error.detail
         except TimeoutError:
             outcome, detail = StoreTimeout.code, "the rewrap took too long; it may or may not have happened"
-        self._events.record(
-            TokenEvent(
-                operation=Operation.REWRAP,
-                user_id=token.token_id.user_id,
-                token_id=token.token_id,
-                encryption_method=token.encryption_method,
-                outcome=outcome,
-                detail=detail,
-                caller=CALLER,
-            )
+        event = TokenEvent(
+            operation=Operation.REWRAP,
+            user_id=token.token_id.user_id,
+            token_id=token.token_id,
+            scheme=after.encryption_scheme,
+            encryption_method=after.encryption_method,
+            outcome=outcome,
+            detail=detail,
+            caller=CALLER,
         )
+        with suppress(AuditUnavailable):  # the trail says so itself, and nobody waits for an answer
+            await self._events.record(event)

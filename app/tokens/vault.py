@@ -17,6 +17,7 @@ from app.errors import (
     TokenNotFound,
     VaultError,
 )
+from app.security.context import SecretField
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
@@ -48,7 +49,11 @@ _ATTEMPTS = 20
 
 @dataclass(slots=True)
 class _Attempt:
-    """Bounds an operation in time, and leaves one record of it whatever happens; `method` is what it learns."""
+    """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
+
+    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three fields are what the
+    operation learns of the token and hands out.
+    """
 
     events: TokenEvents
     operation: Operation
@@ -56,9 +61,20 @@ class _Attempt:
     user_id: str
     token_id: TokenId | None
     deadline: asyncio.Timeout
+    scheme: str | None = None
     method: str | None = None
+    revealed: tuple[SecretField, ...] = ()
+
+    def of(self, token: StoredToken) -> None:
+        """Note how the token is encrypted."""
+        self.scheme, self.method = token.encryption_scheme, token.encryption_method
+
+    def of_new(self, sealed: SealedSecrets) -> None:
+        """Note how the token will be encrypted."""
+        self.scheme, self.method = sealed.access.scheme, sealed.access.method
 
     async def __aenter__(self) -> Self:
+        self.events.demand_open()
         await self.deadline.__aenter__()
         return self
 
@@ -77,11 +93,13 @@ class _Attempt:
             outcome, detail, late.recorded = late.code, late.detail, True
             raise late from None
         finally:
-            self.events.record(
+            await self.events.record(
                 TokenEvent(
                     operation=self.operation,
                     user_id=self.user_id,
                     token_id=self.token_id,
+                    revealed=self.revealed if outcome == SUCCESS else (),
+                    scheme=self.scheme,
                     encryption_method=self.method,
                     outcome=outcome,
                     detail=detail,
@@ -94,9 +112,10 @@ class TokenVault:
     """Stores, reveals, rotates, patches and deletes tokens.
 
     A write without a precondition that meets a concurrent write starts over on the newer row; one with a precondition
-    loses and says so. Every call ends within `deadline_seconds`. `rules` are what single providers ask of a new
-    token, by provider; `on_reveal` gets each row that was revealed, and must neither wait nor raise. Every method may
-    raise a `StoreError` or an `EncryptionError` besides what it names.
+    loses and says so. Every call ends within `deadline_seconds`, and the bounded time that its record takes. `rules`
+    are what single providers ask of a new token, by provider; `on_reveal` gets each row that was revealed, and must
+    neither wait nor raise. Every method may raise a `StoreError`, an `EncryptionError` or `AuditUnavailable` besides
+    what it names.
     """
 
     def __init__(
@@ -131,7 +150,7 @@ class TokenVault:
                 given = rule(given, self._now())
             refresh = transitions.given_or(given.refresh_token, None)
             sealed = await self._cipher.seal(token_id, given.access_token, refresh)
-            attempt.method = sealed.access.method
+            attempt.of_new(sealed)
 
             async def write(current: StoredToken | None) -> StoreResult | None:
                 precondition.check(current)
@@ -199,7 +218,7 @@ class TokenVault:
             async def write(found: StoredToken | None) -> StoredToken | None:
                 current = _existing(found, precondition)
                 sealed = await self._seal_rotation(current, given)
-                attempt.method = sealed.access.method
+                attempt.of_new(sealed)
                 return await self._tokens.replace(current, transitions.rotated(current, given, sealed, now=self._now()))
 
             return await self._until_settled(token_id, write)
@@ -212,7 +231,7 @@ class TokenVault:
 
             async def write(found: StoredToken | None) -> StoredToken | None:
                 current = _existing(found, precondition)
-                attempt.method = current.encryption_method
+                attempt.of(current)
                 return await self._tokens.replace(current, transitions.patched(current, changes, now=self._now()))
 
             return await self._until_settled(token_id, write)
@@ -228,11 +247,11 @@ class TokenVault:
 
             async def write(found: StoredToken | None) -> StoredToken | None:
                 current = _existing(found, precondition)
-                attempt.method = current.encryption_method
+                attempt.of(current)
                 rewrap = await rewrapped(self._cipher, current)
                 if rewrap is None:
                     return current
-                attempt.method = rewrap.after.encryption_method
+                attempt.of(rewrap.after)
                 return rewrap.after if await self._tokens.replace_ciphertexts([rewrap]) else None
 
             return await self._until_settled(token_id, write)
@@ -243,7 +262,7 @@ class TokenVault:
 
             async def write(found: StoredToken | None) -> bool | None:
                 current = _existing(found, precondition)
-                attempt.method = current.encryption_method
+                attempt.of(current)
                 return await self._tokens.delete(current) or None
 
             await self._until_settled(token_id, write)
@@ -283,7 +302,7 @@ class TokenVault:
     async def _open(self, token: StoredToken | None, attempt: _Attempt, *, include_refresh: bool) -> RevealedToken:
         if token is None:
             raise _not_found()
-        attempt.method = token.encryption_method
+        attempt.of(token)
         if token.status is not TokenStatus.OK:
             message = f"the token's status is {token.status.value}"
             raise TokenInactive(message)
@@ -292,6 +311,7 @@ class TokenVault:
             access_token=await self._cipher.open_access(token),
             refresh_token=await self._cipher.open_refresh(token) if include_refresh else None,
         )
+        attempt.revealed = _secrets_of(revealed)
         if self._on_reveal is not None:
             self._on_reveal(token)
         return revealed
@@ -324,6 +344,12 @@ def _existing(found: StoredToken | None, precondition: Precondition) -> StoredTo
         raise _not_found()
     precondition.check(found)
     return found
+
+
+def _secrets_of(revealed: RevealedToken) -> tuple[SecretField, ...]:
+    if revealed.refresh_token is None:
+        return (SecretField.ACCESS_TOKEN,)
+    return (SecretField.ACCESS_TOKEN, SecretField.REFRESH_TOKEN)
 
 
 def _not_found() -> TokenNotFound:

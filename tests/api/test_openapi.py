@@ -118,6 +118,7 @@ def test_every_code_and_status_is_the_contracts() -> None:
         "body_too_large": 413,
         "unauthenticated": 401,
         "forbidden": 403,
+        "audit_unavailable": 503,
         "token_not_found": 404,
         "token_inactive": 409,
         "version_conflict": 412,
@@ -135,4 +136,5 @@ def test_every_code_and_status_is_the_contracts() -> None:
         "store_unavailable",
         "store_timeout",
         "key_unavailable",
+        "audit_unavailable",
     }

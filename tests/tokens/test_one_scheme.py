@@ -6,9 +6,9 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import KeyUnavailable
-from app.observability.operations import OperationLog
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
+from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
@@ -19,6 +19,7 @@ from tests.tokens.stores import Store
 
 HERE = TokenId(USER, "google")
 CALLER = Caller("tests")
+EVENTS = TokenEvents(audit=NoAuditTrail())
 STORED = TokenInput(access_token=SecretStr("access"), refresh_token=SecretStr("refresh"))
 ROTATED = TokenInput(access_token=SecretStr("newer access"))
 
@@ -37,7 +38,7 @@ def _schemes(encryption: EncryptionService, store: Store) -> set[str]:
 async def test_a_rotation_that_falls_back_takes_the_refresh_token_along(kms: Kms, store: Store) -> None:
     encryption = _encryption(envelope(kms, max_messages=2))  # it seals these two, and opens them from the cache
     async with store.open() as tokens:
-        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=OperationLog())
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=EVENTS)
         await vault.store(HERE, STORED, caller=CALLER)
         assert _schemes(encryption, store) == {f"kms:{kms.key_arn}"}
         kms.faults.down()
@@ -52,11 +53,13 @@ async def test_a_rotation_that_falls_back_takes_the_refresh_token_along(kms: Kms
 async def test_where_the_refresh_token_cannot_be_opened_nothing_is_written(kms: Kms, store: Store) -> None:
     writer = _encryption(envelope(kms))
     async with store.open() as tokens:
-        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=writer), events=OperationLog())
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=writer), events=EVENTS)
         await vault.store(HERE, STORED, caller=CALLER)
         before = store.rows()
         cold = TokenVault(
-            tokens=tokens, cipher=TokenCipher(encryption=_encryption(envelope(kms))), events=OperationLog()
+            tokens=tokens,
+            cipher=TokenCipher(encryption=_encryption(envelope(kms))),
+            events=EVENTS,
         )
         kms.faults.down()
         with pytest.raises(KeyUnavailable):
@@ -69,7 +72,7 @@ async def test_a_rotation_after_the_alias_moved_takes_the_refresh_token_along(km
     process = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn, newer], max_age_seconds=300)
     encryption = EncryptionService(primary=process.strategy, counters=process.counters)
     async with store.open() as tokens:
-        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=OperationLog())
+        vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=EVENTS)
         await vault.store(HERE, STORED, caller=CALLER)
         kms.move_alias(kms.alias, newer)
         process.clock.advance(301)
