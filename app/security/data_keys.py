@@ -13,7 +13,8 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from app.security.context import length_prefixed
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from app.security.context import TokenContext
     from app.security.counters import EncryptionCounters
 
+REMEMBERED_NAMES: Final = 4_096
 K = TypeVar("K", bound="Hashable")
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class _Kept(Generic[T]):
     expires_at: float
 
 
+@lru_cache(maxsize=REMEMBERED_NAMES)  # one data key is looked up for each of its messages
 def fingerprint(wrapped: bytes, context: TokenContext) -> bytes:
     """Name an unwrapped key by what KMS would be asked, context included, so a hit can never skip the context."""
     return hashlib.sha256(length_prefixed(wrapped) + context.encryption_context_bytes()).digest()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
-from app.security.data_keys import DataKey, DataKeyCache, SingleFlight, fingerprint
+from app.security.data_keys import REMEMBERED_NAMES, DataKey, DataKeyCache, SingleFlight, fingerprint
 from app.security.kms_client import DEADLINE_SECONDS
 from app.security.kms_package import Package, complete, head
 from app.security.shape import Family
@@ -140,6 +141,7 @@ def _open(aead: CommittingAead, package: Package, context: TokenContext) -> byte
     return aead.open(package.box, _aad(context, package.key_arn, package.tracking_id))
 
 
+@lru_cache(maxsize=REMEMBERED_NAMES)  # the same for every message of one data key in one column
 def _aad(context: TokenContext, key_arn: str, tracking_id: str) -> bytes:
     return context.aad(_FAMILY, key_arn.encode(), tracking_id.encode())
 
