@@ -22,7 +22,8 @@ async def test_a_hundred_lookups_are_a_few_requests_and_each_gets_its_own(supaba
         with supabase.recording() as requests:
             found = await asyncio.gather(*(tokens.get(row.token_id) for row in rows), tokens.get(missing))
         assert found == [*rows, None]
-        assert len(requests) <= IN_FLIGHT + -(-len(rows) // BATCH_IDS) + 1
+        ours = [one for one in requests if any(row.token_id.user_id in one.target for row in rows)]
+        assert len(ours) <= IN_FLIGHT + -(-len(rows) // BATCH_IDS) + 1
 
 
 async def test_a_failed_request_fails_all_that_it_carried_and_none_after(supabase: SupabaseStack) -> None:
@@ -41,7 +42,7 @@ async def test_a_caller_that_leaves_takes_nobody_along(supabase: SupabaseStack) 
     row = token()
     async with SupabaseStore(supabase).open() as tokens:
         await tokens.insert(row)
-        supabase.faults.delay(before=0.2, times=IN_FLIGHT)
+        supabase.faults.delay(before=1.0, times=IN_FLIGHT)
         lookups = [asyncio.ensure_future(tokens.get(row.token_id)) for _ in range(40)]
         await asyncio.sleep(0.05)
         for lookup in lookups[::2]:
