@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from app.callers.directory import ServiceKeyDirectory
 from app.callers.key_list import KeyListError, parse_key_list
 from app.config.settings import SettingsError
+from app.errors import KeyDenied
 from app.observability.counters import InMemoryCounters
 from app.observability.operations import OperationLog
 from app.security.breaker import CircuitBreaker
 from app.security.data_keys import DataKeyCache
+from app.security.denials import DenialMemory
 from app.security.encryption import EncryptionService
 from app.security.legacy import PulsePlanLocalReader
 from app.security.legacy_kms import PulsePlanKmsReader
@@ -87,12 +89,17 @@ def _build_kms_client(settings: Settings, key_id: str, counters: InMemoryCounter
     from app.config.aws import open_kms_client  # noqa: PLC0415
     from app.security.kms_client import KmsClient  # noqa: PLC0415
 
+    try:
+        client = open_kms_client(settings)
+    except KeyDenied:  # its credentials may come later, and no other replica should wait for this one's
+        client = None
     return KmsClient(
-        client=open_kms_client(settings),
+        client=client,
         reconnect=lambda: open_kms_client(settings),
         key_id=key_id,
         previous_key_ids=settings.kms_previous_key_ids,
         breaker=CircuitBreaker(counters=counters),
+        denials=DenialMemory(),
         counters=counters,
     )
 

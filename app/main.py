@@ -27,7 +27,7 @@ from app.config.settings import Settings, load_settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.observability.checks import encryption_check, kms_check, service_keys_check
 from app.observability.logging import configure_logging
-from app.observability.readiness import Readiness
+from app.observability.readiness import TIMEOUT, Readiness
 from app.tokens.background_sweep import BackgroundSweep
 from app.tokens.rewrap_on_read import RewrapOnRead
 from app.tokens.token_cipher import TokenCipher
@@ -148,9 +148,9 @@ def _build_readiness(
         checks["kms"] = kms_check(encryption.kms)
         # writes need KMS only where it is the primary, and an outage may be bridged, but not a denial
         if not settings.use_kms:
-            tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code})
+            tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code, TIMEOUT})
         elif settings.kms_fallback_to_local:
-            tolerated["kms"] = frozenset({KeyUnavailable.code})
+            tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
     return Readiness(checks=checks, tolerated=tolerated)
 
 

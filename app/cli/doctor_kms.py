@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from app.config.aws import is_stand_in, open_kms_client, open_sts_client
 from app.config.settings import Settings, SettingsError
-from app.security.aws_errors import AWS_ERRORS, NOT_AWS, error_name
+from app.errors import KeyDenied
+from app.security.aws_errors import AWS_ERRORS, EXPIRED_AT_ONCE, NOT_AWS, error_name
 from app.security.kms_setup import (
     ENCRYPTION_CONTEXT_SERVICE,
     remedy_for,
@@ -32,6 +33,7 @@ _POLICY: Final = "`token-vault kms setup` prints the policy"
 _DENIED: Final = "AccessDeniedException"
 _STATES: Final = {"DisabledException": "Disabled", "KMSInvalidStateException": "PendingDeletion"}
 _ADVICE: Final = {
+    EXPIRED_AT_ONCE: "the AWS credentials expire as soon as they are renewed; check their source and the clock",
     NOT_AWS: "something else answers in KMS's place; check AWS_ENDPOINT_URL_KMS and the way there",
     "NotFoundException": "there is no such key; check KMS_KEY_ID and AWS_REGION",
     "ExpiredTokenException": "the AWS credentials have expired; renew them",
@@ -53,8 +55,8 @@ def kms_findings(settings: Settings) -> Iterator[Finding]:
     """
     try:
         client = open_kms_client(settings)
-    except SettingsError as error:
-        yield "FAIL", _SUBJECT, str(error)
+    except (SettingsError, KeyDenied) as error:
+        yield "FAIL", _SUBJECT, f"{error}: see docs/kms.md, Credentials"
         return
     with closing(client):
         yield _identity(settings)

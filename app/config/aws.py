@@ -13,7 +13,9 @@ from botocore.exceptions import BotoCoreError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.config.settings import ENV_FILE, SettingsError
+from app.security.aws_errors import AWS_ERRORS, error_name
 from app.security.kms_client import CONCURRENT_REQUESTS
+from app.security.kms_errors import CredentialsMissing, meaning_of
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
@@ -27,7 +29,10 @@ _THEY_LOG_WHAT_THEY_RECEIVE: Final = ("botocore.parsers", "botocore.endpoint")
 
 
 def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients have no static type
-    """Return boto3's KMS client for the service; raises `SettingsError` where the Region is missing.
+    """Return boto3's KMS client for the service.
+
+    Raises `SettingsError` where the Region is missing or a setting is wrong, and `KeyDenied` where credentials should
+    be there and are not: boto3 looks for some of them here already, and they may come later.
 
     Keys from the settings are used where they are set; otherwise boto3's own chain finds a profile, a web identity or
     an instance role. Retries are off: `app.security.kms_client` knows which errors deserve one.
@@ -40,8 +45,11 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
             endpoint_url=settings.aws_endpoint_url_kms,
             config=Config(max_pool_connections=CONCURRENT_REQUESTS),
         )
-    except (BotoCoreError, ValueError) as error:
-        message = f"the AWS settings do not make a KMS client: {type(error).__name__}"
+    except AWS_ERRORS as error:
+        meaning = meaning_of(error)
+        if isinstance(meaning, CredentialsMissing):
+            raise meaning from None
+        message = f"the AWS settings do not make a KMS client: {error_name(error)}"
         raise SettingsError(message) from None
 
 

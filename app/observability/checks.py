@@ -31,25 +31,29 @@ def encryption_check(encryption: EncryptionService, *, keys_are_remote: bool) ->
             if not keys_are_remote:
                 raise
 
-    return _LastOutcome(check) if keys_are_remote else check
+    return _LastOutcome(check, every_seconds=PROBE_SECONDS) if keys_are_remote else check
 
 
 class _LastOutcome:
     """Answers with a check's last outcome and runs it again behind the caller's back; only the first caller waits.
 
-    A key service that hangs must not make the probe of a replica hang that does without it.
+    A key service that hangs must not make the probe of a replica hang that does without it. It is run again
+    `every_seconds` at most, however often it is asked for.
     """
 
-    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, check: Callable[[], Awaitable[None]], *, every_seconds: float = 0.0) -> None:
         self._check = check
+        self._every_seconds = every_seconds
+        self._run_again_at = float("-inf")
         self._running: asyncio.Task[None] | None = None
         self._error: VaultError | None = None
         self._answered = False
 
     async def __call__(self) -> None:
-        if self._running is None:
+        if self._running is None and time.monotonic() >= self._run_again_at:
+            self._run_again_at = time.monotonic() + self._every_seconds
             self._running = asyncio.create_task(self._run())
-        if not self._answered:
+        if not self._answered and self._running is not None:
             await asyncio.shield(self._running)
         if self._error is not None:
             raise type(self._error)(self._error.detail)

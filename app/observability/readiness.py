@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 CACHE_SECONDS = 1.0
 CHECK_TIMEOUT_SECONDS = 3.0
-
+TIMEOUT = "timeout"
 
 State = Literal["up", "degraded", "down"]
 
@@ -82,7 +82,7 @@ async def _problem_of(check: Callable[[], Awaitable[None]]) -> Problem | None:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             await check()
     except TimeoutError:
-        return Problem("timeout", "no answer in time")
+        return Problem(TIMEOUT, "no answer in time")
     except VaultError as error:
         return Problem(error.code, error.detail)
     except Exception as error:  # noqa: BLE001  a check that breaks has not passed; its text may be anybody's

@@ -16,11 +16,12 @@ AWS_ERRORS: Final = (
     OSError,
     AttributeError,
     LookupError,
-    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
 NOT_AWS: Final = "an answer that is not AWS's"
+EXPIRED_AT_ONCE: Final = "CredentialsExpiredAtOnce"
 _CODE: Final = re.compile(r"[A-Za-z]{3,64}")
 
 
@@ -29,4 +30,6 @@ def error_name(error: Exception) -> str:
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         return code if _CODE.fullmatch(code) else NOT_AWS
+    if type(error) is RuntimeError:  # botocore's, for credentials that have expired as soon as they are renewed
+        return EXPIRED_AT_ONCE
     return type(error).__name__ if isinstance(error, BotoCoreError | OSError) else NOT_AWS

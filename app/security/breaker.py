@@ -26,7 +26,11 @@ COOL_DOWN_SECONDS = 5.0
 
 
 class CircuitBreaker:
-    """Closed until `failures` calls in a row have failed; then open, with one probe in each cool-down."""
+    """Closed until `failures` calls in a row have failed; then open, with one probe in each cool-down.
+
+    A call reports back with the number that `admit` gave it. Each change of state has a new one: what a call tells
+    that began before says nothing about now.
+    """
 
     def __init__(
         self,
@@ -41,43 +45,46 @@ class CircuitBreaker:
         self._cool_down_seconds = cool_down_seconds
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._generation = 0
         self._failures = 0
         self._open_until: float | None = None
-        self._probing = False
 
-    def admit(self) -> None:
+    def admit(self) -> int:
         """Let a call pass, or raise `KeyUnavailable` with the seconds until the next probe."""
         with self._lock:
             if self._open_until is None:
-                return
+                return self._generation
             left = self._open_until - self._monotonic()
             if left > 0:
                 message = "the key service has failed repeatedly and is given time to recover"
                 raise KeyUnavailable(message, retry_after_seconds=math.ceil(left))
             # this caller is the probe; should it never report back, the next one follows after another cool-down
             self._open_until = self._monotonic() + self._cool_down_seconds
-            self._probing = True
+            self._generation += 1
             self._counters.breaker_state("half_open")
+            return self._generation
 
-    def succeeded(self) -> None:
+    def succeeded(self, generation: int) -> None:
         """Report that the key service answered, whatever it said."""
         with self._lock:
-            was_open = self._open_until is not None
-            self._failures, self._open_until, self._probing = 0, None, False
-            if was_open:
+            if generation != self._generation:
+                return
+            self._failures = 0
+            if self._open_until is not None:
+                self._open_until = None
                 self._changed("closed")
 
-    def failed(self) -> None:
+    def failed(self, generation: int) -> None:
         """Report that the key service was unavailable."""
         with self._lock:
-            self._failures += 1
-            if self._failures < self._limit:
+            if generation != self._generation:
                 return
-            opens = self._open_until is None or self._probing
-            self._open_until, self._probing = self._monotonic() + self._cool_down_seconds, False
-            if opens:
+            self._failures += 1
+            if self._failures >= self._limit:
+                self._open_until = self._monotonic() + self._cool_down_seconds
                 self._changed("open")
 
     def _changed(self, state: str) -> None:
+        self._generation += 1
         self._counters.breaker_state(state)
         _log.warning("kms_breaker", state=state)

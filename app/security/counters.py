@@ -9,7 +9,10 @@ class EncryptionCounters(Protocol):
     """Called from any thread, after the fact; never with a secret, a user or a key in its arguments."""
 
     def kms_request(self, operation: str, outcome: str, seconds: float) -> None:
-        """Count one request to KMS. `outcome` is `success`, or the error code that KMS or the network gave."""
+        """Count one request to KMS. `outcome` is `success`, or the error code that KMS or the network gave.
+
+        What is given up after the deadline is a `Timeout`, and counts again should it end after all.
+        """
         ...
 
     def data_key_lookup(self, purpose: str, *, hit: bool) -> None:

@@ -7,12 +7,12 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from app.errors import IntegrityError, KeyUnavailable
+from app.errors import IntegrityError, InvalidRequest, KeyUnavailable
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.data_keys import REMEMBERED_NAMES, DataKey, DataKeyCache, SingleFlight, fingerprint
 from app.security.kms_client import DEADLINE_SECONDS
-from app.security.kms_package import Package, complete, head
+from app.security.kms_package import MAXIMUM_NAME_CHARACTERS, Package, complete, head
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand, Sealed
 
@@ -39,7 +39,7 @@ class KmsEnvelopeStrategy:
         self._kms = kms
         self._data_keys = data_keys
         self._generating: SingleFlight[None] = SingleFlight()
-        self._unwrapping: SingleFlight[CommittingAead] = SingleFlight()
+        self._unwrapping: SingleFlight[tuple[CommittingAead, float | None]] = SingleFlight()
 
     @property
     def scheme(self) -> str:
@@ -70,10 +70,10 @@ class KmsEnvelopeStrategy:
             return _text(_open(aead, package, context))
         if not wait:
             raise KeyNotAtHand(name)
-        aead = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
+        aead, ends_at = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
         plaintext = _open(aead, package, context)
-        # again, for whoever made the request may have had a broken package to try the key on
-        self._data_keys.keep_for_opening(name, aead)
+        if ends_at is not None:  # again, for whoever made the request may have had a broken package to try the key on
+            self._data_keys.keep_for_opening(name, aead, ends_at=ends_at)
         return _text(plaintext)
 
     def _sealing_key(self, context: TokenContext, *, wait: bool) -> DataKey:
@@ -105,27 +105,33 @@ class KmsEnvelopeStrategy:
 
     def _generate(self, owner: tuple[str, str], context: TokenContext) -> DataKey:
         """Return a new data key that has counted its caller's message."""
+        tracking_id = _tracking_prefix(context) + secrets.token_hex(_TRACKING_BYTES)
+        if len(tracking_id) > MAXIMUM_NAME_CHARACTERS:
+            message = "the user id is too long: its ciphertexts could not be read back"
+            raise InvalidRequest(message)
+        ends_at = self._data_keys.end_of_one_asked_for_now()
         generated = self._kms.generate_data_key(context.encryption_context())
         aead = CommittingAead(generated.plaintext, info=_INFO)
-        tracking_id = _tracking_prefix(context) + secrets.token_hex(_TRACKING_BYTES)
         common = head(generated.key_arn, tracking_id, generated.wrapped, aead.commitment)
         key = DataKey(owner, aead, common, generated.key_arn, tracking_id, messages=1)
-        self._data_keys.keep_for_sealing(key)
-        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context), aead)
+        self._data_keys.keep_for_sealing(key, ends_at=ends_at)
+        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context), aead, ends_at=ends_at)
         return key
 
-    def _unwrap(self, name: bytes, package: Package, context: TokenContext) -> CommittingAead:
+    def _unwrap(self, name: bytes, package: Package, context: TokenContext) -> tuple[CommittingAead, float | None]:
+        """Return the key, and when it has to be dropped, `None` where it is kept already."""
         kept = self._data_keys.for_opening(name, counts_miss=False)
         if kept is not None:  # another caller's request has ended since we looked
-            return kept
+            return kept, None
+        ends_at = self._data_keys.end_of_one_asked_for_now()
         secret = self._kms.unwrap_data_key(package.wrapped, context.encryption_context())
         aead = CommittingAead(secret, info=_INFO)
         try:
             _open(aead, package, context)
         except IntegrityError:
-            return aead  # a key that has authenticated nothing has no place in the cache
-        self._data_keys.keep_for_opening(name, aead)
-        return aead
+            return aead, ends_at  # a key that has authenticated nothing has no place in the cache
+        self._data_keys.keep_for_opening(name, aead, ends_at=ends_at)
+        return aead, ends_at
 
 
 def _tracking_prefix(context: TokenContext) -> str:

@@ -14,30 +14,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import NoCredentialsError
 
 from app.errors import EncryptionError, IntegrityError, KeyDenied, KeyUnavailable
 from app.security.aead import KEY_BYTES
-from app.security.aws_errors import error_name
+from app.security.aws_errors import AWS_ERRORS, error_name
+from app.security.kms_errors import WHY_DENIED, CredentialsMissing, IncorrectKeyError, meaning_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from app.security.breaker import CircuitBreaker
     from app.security.counters import EncryptionCounters
+    from app.security.denials import DenialMemory
 
 DEADLINE_SECONDS: Final = 2.5
 CONCURRENT_REQUESTS: Final = 64
@@ -47,53 +36,7 @@ LOG_SECONDS: Final = 10.0
 _log = structlog.get_logger()
 _ATTEMPTS: Final = 2
 _SUCCESS: Final = "success"
-
-# KMS throttles with HTTP 400, and botocore's own retries know some of these and not others, so ours decide.
-_UNAVAILABLE: Final = frozenset(
-    {
-        "DependencyTimeoutException",
-        "IDPCommunicationError",
-        "KMSInternalException",
-        "KeyUnavailableException",
-        "LimitExceededException",
-        "RequestLimitExceeded",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServiceUnavailableException",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-    }
-)
-_TOO_MANY_REQUESTS: Final = 429
-_SERVER_ERROR: Final = 500
-_CREDENTIALS = (
-    CredentialRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    TokenRetrievalError,
-)
-_UNREACHABLE: Final = "KMS cannot be reached, or something answers in its place"
-# what botocore's parser lets through where the body is not what KMS would send
-_UNPARSABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_UNKNOWN_CREDENTIALS: Final = "KMS does not know the AWS credentials"
-_WRONG_SIGNATURE: Final = "KMS refuses the signature: the AWS secret access key or this machine's clock is wrong"
-_WHY_DENIED: Final = {
-    "AccessDeniedException": "KMS denies this: check the role's policy, the key policy and the grants",
-    "DisabledException": "the KMS key is disabled",
-    "ExpiredToken": "the AWS credentials have expired",
-    "ExpiredTokenException": "the AWS credentials have expired",
-    "IncorrectKeyException": "no configured KMS key wrapped this data key; KMS_PREVIOUS_KEY_IDS may lack one",
-    "InvalidClientTokenId": _UNKNOWN_CREDENTIALS,
-    "InvalidGrantTokenException": "a grant token is not valid",
-    "InvalidSignatureException": _WRONG_SIGNATURE,
-    "KMSInvalidStateException": "the KMS key's state forbids this; it may be scheduled for deletion",
-    "NotFoundException": "KMS finds no such key; check KMS_KEY_ID and AWS_REGION",
-    "SignatureDoesNotMatch": _WRONG_SIGNATURE,
-    "UnrecognizedClientException": _UNKNOWN_CREDENTIALS,
-}
+TIMEOUT: Final = "Timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +51,19 @@ class GeneratedDataKey:
 class KmsClient:
     """Generates and unwraps data keys under `key_id`; unwraps also under `previous_key_ids`.
 
-    `client` is boto3's KMS client, with retries off; `reconnect` makes another one, for a client that found no
-    credentials when it was made never looks again. Every call ends within the deadline: it runs in a thread of its own
-    that is abandoned when time is up, for botocore's time-outs bound single reads and not the whole, and nothing bounds
-    a look-up of the host's name. Safe for concurrent use.
+    `client` is boto3's KMS client, with retries off, or `None` where none can be made yet; `reconnect` makes another
+    one, or raises `KeyDenied`. A denial is remembered for a second. Every call ends within the deadline: it runs in a
+    thread of its own that is abandoned when time is up, for botocore's time-outs bound single reads and not the whole,
+    and nothing bounds a look-up of the host's name. Safe for concurrent use.
     """
 
     def __init__(
         self,
         *,
-        client: Any,  # noqa: ANN401  boto3's clients have no static type
+        client: Any | None,  # noqa: ANN401  boto3's clients have no static type
         key_id: str,
         breaker: CircuitBreaker,
+        denials: DenialMemory,
         counters: EncryptionCounters,
         previous_key_ids: Sequence[str] = (),
         deadline_seconds: float = DEADLINE_SECONDS,
@@ -127,9 +71,11 @@ class KmsClient:
     ) -> None:
         self._client = client
         self._reconnect = reconnect
-        self._reconnect_again_at = 0.0
+        self._reconnect_again_at = float("-inf")
+        self._connecting = threading.Lock()
         self._key_ids = (key_id, *previous_key_ids)
         self._breaker = breaker
+        self._denials = denials
         self._counters = counters
         self._deadline_seconds = deadline_seconds
         self._threads = threading.BoundedSemaphore(STUCK_REQUESTS)
@@ -154,8 +100,8 @@ class KmsClient:
                 KeySpec="AES_256",
                 EncryptionContext=encryption_context,
             )
-        except _IncorrectKeyError:
-            raise KeyDenied(_WHY_DENIED["IncorrectKeyException"]) from None
+        except IncorrectKeyError:
+            raise KeyDenied(WHY_DENIED["IncorrectKeyException"]) from None
         self._key_arn = answer["KeyId"]
         return GeneratedDataKey(_data_key(answer["Plaintext"]), answer["CiphertextBlob"], answer["KeyId"])
 
@@ -176,7 +122,7 @@ class KmsClient:
                 answer = self._call(
                     "Decrypt", deadline, KeyId=key_id, CiphertextBlob=blob, EncryptionContext=encryption_context
                 )
-            except _IncorrectKeyError:
+            except IncorrectKeyError:
                 continue
             except KeyDenied as error:  # this key may be disabled, and another one be the right one
                 denied = denied or error
@@ -185,32 +131,39 @@ class KmsClient:
                 self._key_arn = answer["KeyId"]
             plaintext: bytes = answer["Plaintext"]
             return plaintext
-        raise denied or KeyDenied(_WHY_DENIED["IncorrectKeyException"])
+        raise denied or KeyDenied(WHY_DENIED["IncorrectKeyException"])
 
     def close(self) -> None:
         """Give up what is under way and close the connections."""
-        self._closed = True
-        self._client.close()
+        with self._connecting:
+            self._closed = True
+            if self._client is not None:
+                self._client.close()
 
     def _call(self, operation: str, deadline: float, **parameters: object) -> Any:  # noqa: ANN401  boto3's answers
         if self._closed:
             message = "the connection to KMS is closed"
             raise KeyUnavailable(message)
-        self._breaker.admit()
+        what = (operation, parameters["KeyId"])
+        self._denials.admit(what)
+        admitted = self._breaker.admit()
         try:
             answer = self._in_a_thread(operation, deadline, parameters).result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            self._note(operation, "Timeout")
-            self._breaker.failed()
+            self._counters.kms_request(operation, TIMEOUT, self._deadline_seconds)
+            self._note(operation, TIMEOUT)
+            self._breaker.failed(admitted)
             message = "KMS did not answer in time"
             raise KeyUnavailable(message) from None
         except KeyUnavailable:
-            self._breaker.failed()
+            self._breaker.failed(admitted)
             raise
-        except (EncryptionError, _IncorrectKeyError):
-            self._breaker.succeeded()  # it answered
+        except (EncryptionError, IncorrectKeyError) as error:
+            self._breaker.succeeded(admitted)  # it answered
+            self._denials.answered(what, error if isinstance(error, KeyDenied) else None)
             raise
-        self._breaker.succeeded()
+        self._breaker.succeeded(admitted)
+        self._denials.answered(what, None)
         return answer
 
     def _in_a_thread(self, operation: str, deadline: float, parameters: dict[str, object]) -> Future[Any]:
@@ -248,30 +201,18 @@ class KmsClient:
         raise AssertionError
 
     def _request(self, operation: str, parameters: dict[str, object]) -> Any:  # noqa: ANN401
-        send = self._client.generate_data_key if operation == "GenerateDataKey" else self._client.decrypt
         started = time.monotonic()
         outcome = "Unexpected"
         try:
-            answer = _whole(operation, send(**parameters))
-        except ClientError as error:
+            client = self._connected()
+            send = client.generate_data_key if operation == "GenerateDataKey" else client.decrypt
+            answer = whole(operation, send(**parameters))
+        except AWS_ERRORS as error:
             outcome = error_name(error)
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            raise _meaning(code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) from None
-        except _CREDENTIALS as error:
-            outcome = type(error).__name__
-            self._look_for_credentials_again()
-            message = "no usable AWS credentials were found"
-            raise KeyDenied(message) from None
-        except (BotoConnectionError, HTTPClientError, ResponseParserError, OSError) as error:
-            outcome = type(error).__name__
-            raise KeyUnavailable(_UNREACHABLE) from None
-        except BotoCoreError as error:
-            outcome = type(error).__name__
-            message = "the AWS settings do not make a valid request"
-            raise KeyDenied(message) from None
-        except _UNPARSABLE as error:
-            outcome = type(error).__name__
-            raise KeyUnavailable(_UNREACHABLE) from None
+            meaning = meaning_of(error)
+            if isinstance(meaning, CredentialsMissing):
+                self._connect_anew()
+            raise meaning from None
         else:
             outcome = _SUCCESS
             return answer
@@ -280,11 +221,32 @@ class KmsClient:
             if outcome != _SUCCESS:
                 self._note(operation, outcome)
 
-    def _look_for_credentials_again(self) -> None:
-        now = time.monotonic()
-        if self._reconnect is not None and now >= self._reconnect_again_at:
-            self._reconnect_again_at = now + RECONNECT_SECONDS
-            self._client = self._reconnect()
+    def _connected(self) -> Any:  # noqa: ANN401
+        if self._client is None:
+            raise NoCredentialsError
+        return self._client
+
+    def _connect_anew(self) -> None:
+        """Make another client, once in a while: one that found no credentials never looks for them again.
+
+        In a thread, for looking for them may take longer than any caller waits.
+        """
+        with self._connecting:
+            if self._reconnect is None or self._closed or time.monotonic() < self._reconnect_again_at:
+                return
+            self._reconnect_again_at = time.monotonic() + RECONNECT_SECONDS
+        threading.Thread(target=self._take_over, args=(self._reconnect,), name="kms", daemon=True).start()
+
+    def _take_over(self, reconnect: Callable[[], Any]) -> None:
+        try:
+            client = reconnect()
+        except KeyDenied:  # there are none still
+            return
+        with self._connecting:
+            before, self._client = self._client, client
+            unneeded = client if self._closed else before
+        if unneeded is not None:
+            unneeded.close()
 
     def _note(self, operation: str, outcome: str) -> None:
         """Log what went wrong, each kind of it once in ten seconds."""
@@ -292,34 +254,6 @@ class KmsClient:
         if outcome != "IncorrectKeyException" and now >= self._logged.get(outcome, 0.0):
             self._logged[outcome] = now + LOG_SECONDS
             _log.warning("kms_request_failed", operation=operation, outcome=outcome)
-
-
-class _IncorrectKeyError(Exception):
-    """KMS says that another key made this; the next configured one may be it."""
-
-
-def _meaning(code: str, status: int) -> Exception:
-    if code == "IncorrectKeyException":
-        return _IncorrectKeyError()
-    if code == "InvalidCiphertextException":
-        message = "KMS does not authenticate the wrapped key in this context"
-        return IntegrityError(message)
-    if code in _UNAVAILABLE or status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR:
-        message = "KMS throttles requests or is down"
-        return KeyUnavailable(message)
-    if not code or code.isdigit():  # botocore puts the status where an answer has no code, and KMS's always have one
-        return KeyUnavailable(_UNREACHABLE)
-    return KeyDenied(_WHY_DENIED.get(code, "KMS refuses the request; kms_request_failed in the log has its error code"))
-
-
-def _whole(operation: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer, or raise `ValueError`: botocore takes a body that is no JSON, or cut, for an empty one."""
-    needed = {"KeyId": str, "Plaintext": bytes}
-    if operation == "GenerateDataKey":
-        needed["CiphertextBlob"] = bytes
-    if not all(isinstance(answer.get(name), kind) and answer[name] for name, kind in needed.items()):
-        raise ValueError
-    return answer
 
 
 def _data_key(plaintext: bytes) -> bytes:

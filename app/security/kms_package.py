@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "kms:"
 FORMAT: Final = 1
 _KEYS: Final = frozenset({"fmt", "kid", "id", "dk", "cm", "n", "ct"})
-_MAXIMUM_WRAPPED_BYTES: Final = 6144  # what KMS Decrypt accepts
-_MAXIMUM_NAME_CHARACTERS: Final = 2048
+MAXIMUM_WRAPPED_BYTES: Final = 6144  # what KMS Decrypt accepts
+MAXIMUM_NAME_CHARACTERS: Final = 2048
 
 # The two halves of what the vault writes, every member of its size and no name in need of escaping. They are read in
 # a third of the time that JSON takes; what does not match is read as JSON, and refused there.
@@ -28,7 +28,7 @@ _HEAD: Final = re.compile(
     re.ASCII,
 )
 _REST: Final = re.compile(r'([\w-]{16})","ct":"([\w-]{22,})"\}', re.ASCII)
-_REMEMBERED_HEADS: Final = 4096
+_REMEMBERED_HEADS: Final = 10_000  # as many as data keys are kept by default
 
 
 class Package(NamedTuple):
@@ -60,7 +60,7 @@ class Package(NamedTuple):
             _bytes(members, "n", NONCE_BYTES, NONCE_BYTES),
             _bytes(members, "ct", TAG_BYTES, None),
         )
-        wrapped = _bytes(members, "dk", 1, _MAXIMUM_WRAPPED_BYTES)
+        wrapped = _bytes(members, "dk", 1, MAXIMUM_WRAPPED_BYTES)
         return cls(_name(members, "kid"), _name(members, "id"), wrapped, box)
 
 
@@ -96,10 +96,14 @@ def _members(text: str) -> Mapping[str, Any]:
         members = _from_json(text.removeprefix(PREFIX))
     except (ValueError, RecursionError):
         members = None
-    if not isinstance(members, dict) or members.keys() != _KEYS or members["fmt"] is not FORMAT:
+    if not isinstance(members, dict) or members.keys() != _KEYS or not _is_format(members["fmt"]):
         message = "the KMS package is not an object with exactly its members"
         raise MalformedCiphertext(message)
     return members
+
+
+def _is_format(value: object) -> bool:
+    return type(value) is int and value == FORMAT  # True and 1.0 are equal to it, too
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -116,7 +120,7 @@ _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 def _name(members: Mapping[str, Any], key: str) -> str:
     name = members[key]
-    if not isinstance(name, str) or not name or len(name) > _MAXIMUM_NAME_CHARACTERS:
+    if not isinstance(name, str) or not name or len(name) > MAXIMUM_NAME_CHARACTERS:
         message = f"the KMS package's {key} is not a name"
         raise MalformedCiphertext(message)
     try:

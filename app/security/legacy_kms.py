@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from app.errors import ContextMismatch, IntegrityError, MalformedCiphertext
 from app.security.data_keys import SingleFlight, fingerprint
+from app.security.kms_package import MAXIMUM_WRAPPED_BYTES
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand
 
 if TYPE_CHECKING:
     from app.security.context import TokenContext
     from app.security.kms_client import KmsClient
-
-_MAXIMUM_BLOB_BYTES: Final = 6144  # what KMS Decrypt accepts
 
 
 class PulsePlanKmsReader:
@@ -48,7 +47,7 @@ class PulsePlanKmsReader:
             decoded = base64.b64decode(blob, validate=True) if isinstance(blob, str) else b""
         except (binascii.Error, ValueError):
             decoded = b""
-        if not 1 <= len(decoded) <= _MAXIMUM_BLOB_BYTES:
+        if not 1 <= len(decoded) <= MAXIMUM_WRAPPED_BYTES:
             message = "the KMS package holds no ciphertext"
             raise MalformedCiphertext(message)
         if package.get("encryption_context") != context.encryption_context():

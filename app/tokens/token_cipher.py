@@ -51,7 +51,7 @@ class TokenCipher:
 
     Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived is the call
     made again in a thread, one for each key that is missing, and this module is where that is decided. Whoever waits
-    for a key waits for `KEY_SECONDS` at most.
+    for keys waits until `key_deadline`, however many of them an operation needs.
     """
 
     def __init__(self, *, encryption: EncryptionService) -> None:
@@ -65,18 +65,24 @@ class TokenCipher:
         """The scheme of what `seal` makes now, unless the fallback makes it."""
         return self._encryption.primary_scheme
 
-    async def seal(self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
+    def key_deadline(self) -> float:
+        """Return until when, on the event loop's clock, an operation that begins now may wait for keys."""
+        return asyncio.get_running_loop().time() + KEY_SECONDS
+
+    async def seal(
+        self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None, *, until: float | None = None
+    ) -> SealedSecrets:
         """Encrypt both under the primary, or, where it is configured and KMS is unavailable, both under the fallback.
 
         Raises an `EncryptionError`.
         """
         secrets = Secrets(access, refresh)
         try:
-            return await self._seal(self._encryption.seal_as_primary, token_id, secrets)
+            return await self._seal(self._encryption.seal_as_primary, token_id, secrets, until)
         except KeyUnavailable as error:
             if not self._encryption.has_fallback:
                 raise
-            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)
+            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)  # no key service is asked
             self._encryption.note_fallback(error)
             return sealed
 
@@ -115,37 +121,39 @@ class TokenCipher:
 
     async def open_access(self, token: StoredToken) -> SecretStr:
         """Decrypt the access token; raises an `EncryptionError`."""
-        return await self._open_one(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN)
+        return await self._open_one(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN, None)
 
-    async def open_refresh(self, token: StoredToken) -> SecretStr | None:
+    async def open_refresh(self, token: StoredToken, *, until: float | None = None) -> SecretStr | None:
         """Decrypt the refresh token, `None` where there is none; raises an `EncryptionError`."""
         if token.refresh_ciphertext is None:
             return None
-        return await self._open_one(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN)
+        return await self._open_one(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN, until)
 
     def scheme_of(self, ciphertext: str) -> str:
         """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
         return self._encryption.scheme_of(ciphertext)
 
-    async def _seal(self, seal: Callable[..., Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+    async def _seal(
+        self, seal: Callable[..., Sealed], token_id: TokenId, secrets: Secrets, until: float | None = None
+    ) -> SealedSecrets:
         def seal_both(*, wait: bool) -> SealedSecrets:
             return _seal_both(partial(seal, wait=wait), token_id, secrets)
 
-        return await self._off_the_loop_if_needed(seal_both)
+        return await self._off_the_loop_if_needed(seal_both, until)
 
-    async def _open_one(self, ciphertext: str, token_id: TokenId, field: SecretField) -> SecretStr:
-        return await self._off_the_loop_if_needed(partial(self._open, ciphertext, token_id, field))
+    async def _open_one(self, ciphertext: str, token_id: TokenId, field: SecretField, until: float | None) -> SecretStr:
+        return await self._off_the_loop_if_needed(partial(self._open, ciphertext, token_id, field), until)
 
     def _open(self, ciphertext: str, token_id: TokenId, field: SecretField, *, wait: bool) -> SecretStr:
         return SecretStr(self._encryption.open(ciphertext, _context(token_id, field), wait=wait))
 
-    async def _off_the_loop_if_needed(self, call: Callable[..., T]) -> T:
+    async def _off_the_loop_if_needed(self, call: Callable[..., T], until: float | None = None) -> T:
         try:
             return call(wait=False)
         except KeyNotAtHand as missing:
             key = missing.key
         try:
-            async with asyncio.timeout(KEY_SECONDS):
+            async with asyncio.timeout_at(until or self.key_deadline()):
                 return await self._as_soon_as_at_hand(call, key)
         except TimeoutError:
             message = "the key was not there in time"
@@ -156,11 +164,12 @@ class TokenCipher:
 
         A thread goes on when its caller has gone away, for others may wait beside it.
         """
+        alone = False
         while True:
-            flight = self._waiting.get(key) if key is not None else None
+            flight = self._waiting.get(key) if key is not None and not alone else None
             if flight is None:
                 flight = asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
-                if key is not None:
+                if not alone and key is not None:
                     self._waiting[key] = flight
                     flight.add_done_callback(partial(self._landed, key))
                 return await asyncio.shield(flight)
@@ -172,6 +181,9 @@ class TokenCipher:
                 if missing.key == key and isinstance(error, KeyUnavailable | KeyDenied):
                     # a copy: as one object it would gather the traceback of everyone who raises it
                     raise copy.copy(error) from None
+                # A broken ciphertext leaves no key behind. Ours may be whole; and if it is not, a crowd would wait one
+                # for the other, where threads of their own share what KMS says.
+                alone = missing.key == key and error is not None
                 key = missing.key
 
     def _landed(self, key: Hashable, flight: asyncio.Future[Any]) -> None:

@@ -306,11 +306,12 @@ class TokenVault:
         if token.status is not TokenStatus.OK:
             message = f"the token's status is {token.status.value}"
             raise TokenInactive(message)
-        revealed = RevealedToken(
-            token=token,
-            access_token=await self._cipher.open_access(token),
-            refresh_token=await self._cipher.open_refresh(token) if include_refresh else None,
-        )
+        if include_refresh:
+            secrets = await self._cipher.open(token)
+            revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
+        else:
+            access = await self._cipher.open_access(token)
+            revealed = RevealedToken(token=token, access_token=access, refresh_token=None)
         attempt.revealed = _secrets_of(revealed)
         if self._on_reveal is not None:
             self._on_reveal(token)
@@ -318,12 +319,12 @@ class TokenVault:
 
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
         """Seal what was given, and a refresh token that stays where the key has changed: a row has one scheme."""
-        refresh = transitions.given_or(given.refresh_token, None)
-        sealed = await self._cipher.seal(current.token_id, given.access_token, refresh)
+        refresh, until = transitions.given_or(given.refresh_token, None), self._cipher.key_deadline()
+        sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
         stays = current.refresh_ciphertext if given.refresh_token is UNSET else None
         if stays is not None and self._cipher.scheme_of(stays) != sealed.access.scheme:
-            refresh = await self._cipher.open_refresh(current)
-            sealed = await self._cipher.seal(current.token_id, given.access_token, refresh)
+            refresh = await self._cipher.open_refresh(current, until=until)
+            sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
         return sealed
 
     def _recorded(

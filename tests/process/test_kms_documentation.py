@@ -13,7 +13,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from app.config.settings import Settings
-from app.security import kms_client, kms_setup
+from app.security import kms_client, kms_errors, kms_setup
 from tests.process.home import run
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def test_every_setting_of_kms_is_named_with_its_default() -> None:
 
 def test_every_error_is_explained() -> None:
     """Each text with which a request to KMS can end stands in the tables."""
-    tree = ast.parse(Path(kms_client.__file__).read_text())
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (kms_client, kms_errors)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     told = set(re.findall(r"^\| `([^`]+)` \|", KMS, re.MULTILINE))
     explained = {text for text in texts if re.match(r"(KMS|the|no|a) \w+ \w+|KMS ", text) and not text.endswith(".")}
     elsewhere = {

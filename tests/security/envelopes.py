@@ -14,6 +14,7 @@ from app.observability.counters import InMemoryCounters
 from app.security.breaker import CircuitBreaker
 from app.security.context import SecretField, TokenContext
 from app.security.data_keys import DataKeyCache
+from app.security.denials import DenialMemory
 from app.security.encryption import EncryptionService
 from app.security.kms import KmsEnvelopeStrategy
 from app.security.kms_client import DEADLINE_SECONDS, KmsClient
@@ -73,6 +74,7 @@ def envelope(
         key_id=key_id or kms.key_arn,
         previous_key_ids=previous_key_ids,
         breaker=CircuitBreaker(counters=counters, monotonic=clock),
+        denials=DenialMemory(monotonic=clock),
         counters=counters,
         deadline_seconds=deadline_seconds,
         reconnect=reconnect,

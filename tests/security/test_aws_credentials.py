@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from app.composition import build_encryption
 from app.config.aws import CONNECT_SECONDS, READ_SECONDS, open_kms_client
 from app.config.settings import Settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.security import kms_client
+from app.security.aws_errors import EXPIRED_AT_ONCE
 from app.security.context import TokenContext
-from tests.security.envelopes import TOKEN, Envelope, envelope
+from tests.security.envelopes import HERE, TOKEN, Envelope, envelope
 from tests.stack.kms import Kms
 
 _ROLE = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
@@ -47,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self.server.up:
             self._send(b"", status=503)
+        elif self.path == "/role":  # a container's
+            names = {"AccessKeyId": "application", "SecretAccessKey": "x", "Token": "t"}
+            self._send(json.dumps({**names, "Expiration": _in_an_hour()}).encode())
         elif self.path.endswith("security-credentials/"):
             self._send(b"role")
         else:
@@ -136,6 +142,84 @@ def _eventually_seals(process: Envelope) -> None:
             time.sleep(0.2)
         else:
             return
+
+
+def test_a_session_token_of_the_settings_is_sent(kms: Kms) -> None:
+    given = {name.lower(): value for name, value in kms.environment().items()}
+    settings = Settings.model_validate({**given, "aws_session_token": "a-session-token"})
+    envelope(kms, boto_client=open_kms_client(settings)).seal()
+    assert [request.session_token for request in kms.requests] == ["a-session-token"]
+
+
+@pytest.mark.usefixtures("aws")
+def test_credentials_that_expire_as_soon_as_they_are_renewed_are_a_denial(
+    kms: Kms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expired = {"Version": 1, "AccessKeyId": "application", "SecretAccessKey": "x", "SessionToken": "t"}
+    (tmp_path / "credentials.json").write_text(json.dumps({**expired, "Expiration": "2020-01-01T00:00:00Z"}))
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {tmp_path / 'credentials.json'}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    process = _process(kms)
+    with pytest.raises(KeyDenied, match="no usable AWS credentials"):
+        process.seal()
+    assert process.counters.counts[f"kms_requests.GenerateDataKey.{EXPIRED_AT_ONCE}"] == 1
+    expired["Expiration"] = _in_an_hour()
+    (tmp_path / "credentials.json").write_text(json.dumps(expired))
+    _eventually_seals(process)
+
+
+def test_the_file_of_a_web_identity_that_is_missing_is_a_denial_and_no_outage(
+    kms: Kms, aws: _Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/r")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{aws.server_port}")
+    process = _process(kms)
+    for _ in range(8):
+        with pytest.raises(KeyDenied, match="no usable AWS credentials"):
+            process.seal()
+    assert process.counters.breaker == "closed"
+    (tmp_path / "token").write_text("a web identity token")
+    _eventually_seals(process)
+
+
+def test_a_containers_credentials_that_cannot_be_had_do_not_stop_the_start(
+    kms: Kms, aws: _Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{aws.server_port}/role")
+    aws.up = False
+    with closing(build_encryption(_settings(kms))) as encryption:
+        with pytest.raises(KeyDenied, match="no usable AWS credentials"):
+            encryption.service.seal(TOKEN, HERE)
+        aws.up = True
+        give_up_at = time.monotonic() + 30
+        while True:
+            try:
+                encryption.service.seal(TOKEN, HERE)
+            except (KeyDenied, KeyUnavailable):
+                assert time.monotonic() < give_up_at
+                time.sleep(0.2)
+            else:
+                break
+
+
+def test_credentials_are_looked_for_again_once_in_a_while_and_not_at_each_call(kms: Kms, aws: _Aws) -> None:
+    aws.up = False
+    settings, made = _settings(kms), []
+
+    def connect() -> Any:
+        made.append(open_kms_client(settings))
+        return made[-1]
+
+    process = envelope(kms, boto_client=connect(), reconnect=connect)
+    for _ in range(6):
+        process.clock.advance(1)  # for as long a denial is remembered
+        with pytest.raises(KeyDenied):
+            process.seal()
+        time.sleep(0.05)
+    assert len(made) == 2
 
 
 def test_every_wait_is_bounded_as_designed(kms: Kms) -> None:

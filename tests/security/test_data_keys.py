@@ -76,6 +76,31 @@ def test_use_does_not_make_a_key_younger(kms: Kms, sealed: str, act: str) -> Non
     assert len(kms.requests) == 2
 
 
+def test_age_counts_from_before_kms_is_asked(kms: Kms, sealed: str) -> None:
+    process = envelope(kms, max_age_seconds=300)
+    kms.faults.delay(0.3)
+    with ThreadPoolExecutor(1) as thread:
+        opened = thread.submit(process.open, sealed)
+        time.sleep(0.1)
+        process.clock.advance(299)  # while KMS takes its time
+        assert opened.result() == TOKEN
+    assert process.strategy.open(sealed, HERE, wait=False) == TOKEN
+    process.clock.advance(1)
+    with pytest.raises(KeyNotAtHand):
+        process.strategy.open(sealed, HERE, wait=False)
+
+
+def test_a_key_whose_time_was_over_before_it_came_is_used_once_and_not_kept(kms: Kms, sealed: str) -> None:
+    process = envelope(kms, max_age_seconds=300)
+    kms.faults.delay(0.3)
+    with ThreadPoolExecutor(1) as thread:
+        opened = thread.submit(process.open, sealed)
+        time.sleep(0.1)
+        process.clock.advance(300)
+        assert opened.result() == TOKEN
+    assert len(process.data_keys) == 0
+
+
 def test_a_key_that_is_too_old_is_not_at_hand(kms: Kms, sealed: str) -> None:
     process = envelope(kms, max_age_seconds=300)
     process.open(sealed)
@@ -459,7 +484,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(name=names)
     def keep_for_opening(self, name: bytes) -> None:
         aead = self.aead()
-        self.cache.keep_for_opening(name, aead)
+        self.cache.keep_for_opening(name, aead, ends_at=self.cache.end_of_one_asked_for_now())
         known = [kept for kept in self.opening if kept[0] == name]
         self.opening = [kept for kept in self.opening if kept[0] != name]
         if known and self.alive(known[0][2]):
@@ -483,7 +508,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(owner=owners)
     def keep_for_sealing(self, owner: tuple[str, str]) -> None:
         key = DataKey(owner, self.aead(), "head", "arn", "id")
-        self.cache.keep_for_sealing(key)
+        self.cache.keep_for_sealing(key, ends_at=self.cache.end_of_one_asked_for_now())
         self.sealing = [kept for kept in self.sealing if kept[0] != owner and self.alive(kept[2])]
         self.sealing.append((owner, key, self.clock.now, 0))
         self.sealing = self.sealing[-self.SIZE :]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
+from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, SecretField, TokenContext, length_prefixed
 from app.security.kms_package import Package
@@ -214,6 +214,18 @@ def test_a_package_with_a_doubled_member_is_refused(shared: Envelope, sealed: st
 def test_a_package_with_an_unknown_member_is_refused(shared: Envelope, sealed: str, unknown: str) -> None:
     with pytest.raises(MalformedCiphertext):
         shared.open(changed(sealed, **{unknown: "x"}))
+
+
+@pytest.mark.parametrize(("characters", "fits"), [(2026, True), (2027, False)])
+def test_a_name_is_never_written_that_could_not_be_read_back(kms: Kms, characters: int, fits: bool) -> None:
+    here = TokenContext("u" * characters)  # with "_kms_", "_" and 16 hex digits around it
+    process = envelope(kms)
+    if fits:
+        assert process.open(process.seal(here), here) == TOKEN
+        return
+    with pytest.raises(InvalidRequest, match="too long"):
+        process.seal(here)
+    assert kms.requests == []
 
 
 @pytest.mark.parametrize("fmt", ["2", "0", "true", '"1"', "1.0", "1e0", "01", "+1", "null", "[1]", "-1", "1" * 5000])

@@ -21,6 +21,7 @@ class KmsRequest:
 
     operation: str
     parameters: Mapping[str, Any]
+    session_token: str | None = None
 
     @property
     def key_id(self) -> str | None:

@@ -59,7 +59,8 @@ class KmsGate:
             return self._moto(environ, start_response)
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
-        request = KmsRequest(target.removeprefix(_TARGET), json.loads(body or b"{}"))
+        session_token = environ.get("HTTP_X_AMZ_SECURITY_TOKEN")
+        request = KmsRequest(target.removeprefix(_TARGET), json.loads(body or b"{}"), session_token)
         caller, region = _credential(environ)
         fault, policy = KmsFault(), None
         if caller != ADMINISTRATOR:

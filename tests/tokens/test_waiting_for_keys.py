@@ -11,13 +11,25 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.errors import KeyUnavailable
+from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
 from app.tokens.models import TokenId
 from app.tokens.token_cipher import TokenCipher
-from tests.security.envelopes import OTHER_USER, TOKEN, USER, Envelope, direct_package, envelope, package_text
+from tests.security.envelopes import (
+    OTHER_USER,
+    TOKEN,
+    USER,
+    Envelope,
+    changed,
+    decode,
+    direct_package,
+    encode,
+    envelope,
+    members_of,
+    package_text,
+)
 from tests.security.keys import keyring
 from tests.stack.kms import Kms
 from tests.tokens.stores import token
@@ -127,6 +139,74 @@ async def test_requests_that_hang_for_ever_hold_up_nothing_that_comes_later(kms:
     assert process.open(ciphertext)
     assert {thread.daemon for thread in threading.enumerate() if thread.name == "kms"} == {True}, "and no exit"
     released.set()
+
+
+@pytest.mark.parametrize("member", ["dk", "ct"])
+async def test_a_crowd_on_a_tampered_row_is_told_so_and_shares_the_requests(kms: Kms, member: str) -> None:
+    ciphertext = envelope(kms).seal()
+    data = bytearray(decode(members_of(ciphertext)[member]))
+    data[-1] ^= 1
+    row = token(HERE, access_ciphertext=changed(ciphertext, **{member: encode(bytes(data))}))
+    cipher = _cipher(envelope(kms))
+    kms.forget_requests()
+    kms.faults.delay(0.02)
+    answers = await asyncio.gather(*(cipher.open_access(row) for _ in range(300)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {IntegrityError}
+    assert len(kms.requests) < 30
+
+
+async def test_whoever_has_a_whole_ciphertext_is_served_from_the_midst_of_broken_ones(kms: Kms) -> None:
+    ciphertext = envelope(kms).seal()
+    data = bytearray(decode(members_of(ciphertext)["ct"]))
+    data[0] ^= 1
+    broken = token(HERE, access_ciphertext=changed(ciphertext, ct=encode(bytes(data))))
+    whole = token(HERE, access_ciphertext=ciphertext)
+    cipher = _cipher(envelope(kms))
+    kms.faults.delay(0.1)
+    rows = [broken if number % 2 == 0 else whole for number in range(100)]
+    answers = await asyncio.gather(*(cipher.open_access(row) for row in rows), return_exceptions=True)
+    assert {type(answer) for answer in answers[::2]} == {IntegrityError}
+    assert {answer.get_secret_value() for answer in answers[1::2] if isinstance(answer, SecretStr)} == {TOKEN}
+    assert not [answer for answer in answers[1::2] if isinstance(answer, Exception)]
+
+
+async def test_a_row_under_two_data_keys_is_waited_for_no_longer_than_one(kms: Kms) -> None:
+    access = envelope(kms).seal()
+    refresh = envelope(kms).seal(TokenContext(USER, "canvas", "default", SecretField.REFRESH_TOKEN))
+    row = token(HERE, access_ciphertext=access, refresh_ciphertext=refresh)
+    kms.faults.delay(1.9)
+    taken, answer = await _timed(_cipher(envelope(kms)).open(row))
+    assert isinstance(answer, KeyUnavailable)
+    assert taken < PATIENCE_SECONDS
+
+
+async def test_what_several_keys_are_needed_for_waits_until_one_deadline(kms: Kms) -> None:
+    refresh = envelope(kms).seal(TokenContext(USER, "canvas", "default", SecretField.REFRESH_TOKEN))
+    row = token(HERE, access_ciphertext=envelope(kms).seal(), refresh_ciphertext=refresh)
+    cipher = _cipher(envelope(kms, max_messages=1))
+    kms.faults.delay(1.1)
+
+    async def rotate() -> None:
+        until = cipher.key_deadline()
+        await cipher.seal(HERE, SecretStr("access"), None, until=until)
+        kept = await cipher.open_refresh(row, until=until)
+        await cipher.seal(HERE, SecretStr("access"), kept, until=until)
+
+    taken, answer = await _timed(rotate())
+    assert isinstance(answer, KeyUnavailable)
+    assert taken < PATIENCE_SECONDS
+
+
+async def test_with_its_keys_at_hand_nothing_takes_a_thread(kms: Kms) -> None:
+    process = envelope(kms)
+    row = token(HERE, access_ciphertext=process.seal())
+    process.open(row.access_ciphertext)
+    before = set(threading.enumerate())
+    cipher = _cipher(process)
+    for _ in range(20):
+        assert (await cipher.open_access(row)).get_secret_value() == TOKEN
+        await cipher.seal(HERE, SecretStr("access"), SecretStr("refresh"))
+    assert set(threading.enumerate()) <= before, "a pool starts its threads when it is first used"
 
 
 def _context(user_id: str) -> TokenContext:

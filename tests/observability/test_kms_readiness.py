@@ -1,0 +1,64 @@
+"""How often readiness asks KMS, and what it believes."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import KeyDenied, KeyUnavailable
+from app.observability.checks import (
+    PROBE_SECONDS,
+    PROBE_SECONDS_WHILE_DOWN,
+    KmsCheck,
+    encryption_check,
+)
+from tests.security.clock import Clock
+from tests.security.envelopes import envelope
+from tests.stack.kms import Kms
+
+
+async def test_kms_is_asked_once_in_ten_seconds_however_often_readiness_is(kms: Kms) -> None:
+    clock = Clock()
+    check = KmsCheck(kms=envelope(kms).client, monotonic=clock)
+    for _ in range(20):
+        await check()
+        clock.advance(PROBE_SECONDS / 20)
+    assert kms.operations() == ["GenerateDataKey"]
+    await check()
+    assert kms.operations() == ["GenerateDataKey"] * 2
+    assert kms.requests[0].context["service"] == "pulseplan"
+
+
+async def test_a_first_failure_is_believed_and_a_single_one_after_a_success_is_not(kms: Kms) -> None:
+    clock = Clock()
+    process = envelope(kms)
+    check = KmsCheck(kms=process.client, monotonic=clock)
+    kms.faults.error("KMSInternalException")
+    with pytest.raises(KeyUnavailable):
+        await check()
+    kms.faults.clear()
+    clock.advance(PROBE_SECONDS_WHILE_DOWN)
+    await check()
+    kms.faults.error("KMSInternalException")
+    clock.advance(PROBE_SECONDS)
+    await check()
+    clock.advance(PROBE_SECONDS_WHILE_DOWN)
+    with pytest.raises(KeyUnavailable):
+        await check()
+
+
+async def test_a_denial_is_believed_at_once(kms: Kms) -> None:
+    clock = Clock()
+    check = KmsCheck(kms=envelope(kms).client, monotonic=clock)
+    await check()
+    kms.faults.error("AccessDeniedException")
+    clock.advance(PROBE_SECONDS)
+    with pytest.raises(KeyDenied):
+        await check()
+
+
+async def test_the_self_test_asks_no_more_often_than_the_probe(kms: Kms) -> None:
+    check = encryption_check(envelope(kms).service, keys_are_remote=True)
+    kms.faults.error("AccessDeniedException")
+    for _ in range(50):
+        await check()
+    assert kms.operations() == ["GenerateDataKey"]
