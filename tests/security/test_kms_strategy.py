@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -317,6 +318,21 @@ def test_what_is_swapped_between_two_rows_never_opens(
     for reader in (warm, envelope(kms)):
         with pytest.raises(IntegrityError):
             reader.open(swapped)
+
+
+def test_between_all_ordered_pairs_of_places_a_swapped_data_key_never_opens(kms: Kms) -> None:
+    places = [
+        TokenContext(*names)
+        for names in itertools.product((USER, OTHER_USER), ("canvas", "google"), ("a", "b"), SecretField)
+    ]
+    # a fresh process writes each, so that no two share a data key
+    sealed = {place: members_of(envelope(kms).seal(place)) for place in places}
+    warm = envelope(kms)
+    assert [warm.open(package(sealed[place]), place) for place in places] == [TOKEN] * 16
+    for here, there in itertools.permutations(places, 2):
+        for parts in (("dk",), ("dk", "cm"), ("dk", "cm", "id")):
+            with pytest.raises(IntegrityError):
+                warm.open(package(sealed[here] | {part: sealed[there][part] for part in parts}), here)
 
 
 @every_elsewhere
