@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.config.settings import Settings
-    from app.security.kms_client import KmsClient
+    from app.observability.tracing import Tracing
+    from app.security.counters import EncryptionCounters
+    from app.security.kms_client import KmsClient, KmsWatch
     from app.security.strategy import EncryptionReader, EncryptionStrategy
+    from app.tokens.events import TokenObserver
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
@@ -41,7 +44,6 @@ class Encryption:
     """The encryption service, and what of it has to be watched and closed; `kms` is `None` where none is configured."""
 
     service: EncryptionService
-    counters: InMemoryCounters
     kms: KmsClient | None = None
     data_keys: DataKeyCache | None = None
 
@@ -50,9 +52,14 @@ class Encryption:
             self.kms.close()
 
 
-def build_encryption(settings: Settings) -> Encryption:
-    """Build the primary strategy and every reader that the settings allow; raises `SettingsError`."""
-    counters = InMemoryCounters()
+def build_encryption(
+    settings: Settings, *, counters: EncryptionCounters | None = None, watch: KmsWatch = nullcontext
+) -> Encryption:
+    """Build the primary strategy and every reader that the settings allow; raises `SettingsError`.
+
+    `watch` sees each call to KMS.
+    """
+    counters = counters or InMemoryCounters()
     strategies: list[EncryptionStrategy] = []
     readers: list[EncryptionReader] = []
     keyring = settings.keyring()
@@ -65,7 +72,7 @@ def build_encryption(settings: Settings) -> Encryption:
     if settings.kms_key_id is not None:
         from app.security.kms import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 is paid for only where it is used
 
-        kms = _build_kms_client(settings, settings.kms_key_id, counters)
+        kms = _build_kms_client(settings, settings.kms_key_id, counters, watch)
         data_keys = DataKeyCache(
             max_age_seconds=settings.data_key_max_age_seconds,
             max_messages=settings.data_key_max_messages,
@@ -82,10 +89,10 @@ def build_encryption(settings: Settings) -> Encryption:
         fallback=local if settings.use_kms and settings.kms_fallback_to_local else None,
         counters=counters,
     )
-    return Encryption(service, counters, kms, data_keys)
+    return Encryption(service, kms, data_keys)
 
 
-def _build_kms_client(settings: Settings, key_id: str, counters: InMemoryCounters) -> KmsClient:
+def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCounters, watch: KmsWatch) -> KmsClient:
     from app.config.aws import open_kms_client  # noqa: PLC0415
     from app.security.kms_client import KmsClient  # noqa: PLC0415
 
@@ -101,6 +108,7 @@ def _build_kms_client(settings: Settings, key_id: str, counters: InMemoryCounter
         breaker=CircuitBreaker(counters=counters),
         denials=DenialMemory(),
         counters=counters,
+        watch=watch,
     )
 
 
@@ -117,9 +125,26 @@ async def open_repository(settings: Settings) -> TokenRepository:
     return await SupabaseRepository.connect(url=settings.supabase_url, service_key=settings.supabase_service_key)
 
 
-def build_events() -> TokenEvents:
-    """Build what is told of every attempt on a token."""
-    return TokenEvents(audit=NoAuditTrail(), observers=[OperationLog()])
+def load_tracing() -> Tracing:
+    """Build what makes spans; raises `SettingsError` where the extra that it needs is not installed."""
+    demand_tracing()
+    from app.observability.tracing import Tracing  # noqa: PLC0415  an extra
+
+    return Tracing()
+
+
+def demand_tracing() -> None:
+    """Raise `SettingsError` where the extra that tracing needs is not installed."""
+    try:
+        import app.observability.tracing  # noqa: F401, PLC0415
+    except ImportError:
+        message = "OTEL_TRACES is true, and that needs the extra `otel`: pip install 'pulseplan-token-vault[otel]'"
+        raise SettingsError(message) from None
+
+
+def build_events(*observers: TokenObserver) -> TokenEvents:
+    """Build what is told of every attempt on a token: the log, and whoever else wants to know."""
+    return TokenEvents(audit=NoAuditTrail(), observers=[OperationLog(), *observers])
 
 
 def build_vault(

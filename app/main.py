@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import structlog
 from fastapi import FastAPI
 
-from app.api import batch, encryption_status, health, tokens, user_tokens
+from app.api import batch, encryption_status, health, metrics, tokens, user_tokens
 from app.api.openapi import document
 from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
+from app.api.request_spans import RequestSpans
 from app.callers.directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
@@ -32,10 +33,14 @@ from app.tokens.background_sweep import BackgroundSweep
 from app.tokens.rewrap_on_read import RewrapOnRead
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
+from app.watching import Watching, build_watching, counted, looked_at, looking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from app.observability.metrics.exposition import Exposition
+    from app.observability.metrics.vault_metrics import VaultMetrics
+    from app.observability.tracing import Tracing
     from app.tokens.events import TokenEvents
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
@@ -56,17 +61,22 @@ class State(TypedDict):
     vault: TokenVault
     service_keys: ServiceKeyDirectory
     readiness: Readiness
+    exposition: NotRequired[Exposition]
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application; without `settings` it reads the environment, as uvicorn's workers need."""
+def create_app(settings: Settings | None = None, *, tracing: Tracing | None = None) -> FastAPI:
+    """Build the application; without `settings` it reads the environment, as uvicorn's workers need.
+
+    `tracing` takes the place of what OTEL_TRACES asks for.
+    """
     settings = settings or load_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    watching = build_watching(settings, tracing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         try:
-            async with _running(settings) as state:
+            async with _running(settings, watching) as state:
                 yield state
         except Exception as error:
             _log.critical("failed", exc_info=error)
@@ -85,46 +95,75 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_problem_handlers(app)
-    app.add_middleware(RequestContext)
-    for router in (tokens.router, user_tokens.router, batch.router, encryption_status.router, health.router):
+    if watching.tracing is not None:
+        app.add_middleware(RequestSpans, tracing=watching.tracing)
+    app.add_middleware(RequestContext, metrics=None if watching.metrics is None else watching.metrics.requests)
+    routers = [tokens.router, user_tokens.router, batch.router, encryption_status.router, health.router]
+    if watching.metrics is not None:
+        routers.append(metrics.router)
+    for router in routers:
         app.router.routes.extend(router.routes)  # include_router would match each path twice, once for the router
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
 @asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[State]:
+async def _running(settings: Settings, watching: Watching) -> AsyncIterator[State]:
     for warning in settings.warnings():
         _log.warning("setting_is_weak", reason=warning)
-    encryption = build_encryption(settings)
+    measured, tracing = watching.metrics, watching.tracing
+    encryption = build_encryption(
+        settings,
+        counters=None if measured is None else measured.encryption,
+        watch=nullcontext if tracing is None else tracing.kms_call,
+    )
     service_keys = build_service_key_directory(settings)
-    repository = await open_repository(settings)
-    readiness = _build_readiness(settings, encryption, service_keys, repository)
+    repository = watching.over(await open_repository(settings))
+    readiness = _build_readiness(settings, encryption, service_keys, repository, measured)
     cipher = TokenCipher(encryption=encryption.service)
-    events = build_events()
+    events = build_events(*(() if measured is None else (measured.operations,)))
     sweeper = asyncio.create_task(_drop_expired_keys(encryption))
     try:
         states = await readiness.states()  # also derives or fetches the writing key, so no caller waits for it
         ready = "down" not in states.values()
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
-        async with _rewrapping(settings, repository, cipher, events) as on_reveal:
+        async with _rewrapping(settings, repository, cipher, events, measured) as on_reveal:
             vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-            yield State(vault=vault, service_keys=service_keys, readiness=readiness)
+            state = State(vault=vault, service_keys=service_keys, readiness=readiness)
+            if measured is None:
+                yield state
+            else:
+                look = looking(measured.state, measured.requests, encryption, service_keys)
+                async with looked_at(look), counted(settings, measured.rows, repository, cipher):
+                    yield State(**state, exposition=watching.exposition(look, readiness))
     finally:
         sweeper.cancel()
+        await readiness.close()
         await repository.close()
         encryption.close()
+        if tracing is not None:
+            await tracing.close()
+        if watching.workers is not None:
+            watching.workers.close()
         _log.info("stopped")
 
 
 @asynccontextmanager
 async def _rewrapping(
-    settings: Settings, repository: TokenRepository, cipher: TokenCipher, events: TokenEvents
+    settings: Settings,
+    repository: TokenRepository,
+    cipher: TokenCipher,
+    events: TokenEvents,
+    measured: VaultMetrics | None,
 ) -> AsyncIterator[Callable[[StoredToken], None] | None]:
     """Move tokens to the current key while the service runs; yields what wants to see each token that is read."""
     on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=events)
     sweeps = BackgroundSweep(
-        tokens=repository, cipher=cipher, events=events, interval_seconds=settings.rewrap_interval_seconds
+        tokens=repository,
+        cipher=cipher,
+        events=events,
+        interval_seconds=settings.rewrap_interval_seconds,
+        observer=None if measured is None else measured.sweeps,
     )
     if settings.rewrap_interval_seconds > 0:
         sweeps.start()
@@ -136,7 +175,11 @@ async def _rewrapping(
 
 
 def _build_readiness(
-    settings: Settings, encryption: Encryption, service_keys: ServiceKeyDirectory, repository: TokenRepository
+    settings: Settings,
+    encryption: Encryption,
+    service_keys: ServiceKeyDirectory,
+    repository: TokenRepository,
+    measured: VaultMetrics | None,
 ) -> Readiness:
     checks: dict[str, Callable[[], Awaitable[None]]] = {
         "store": repository.check,
@@ -151,7 +194,8 @@ def _build_readiness(
             tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code, TIMEOUT})
         elif settings.kms_fallback_to_local:
             tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
-    return Readiness(checks=checks, tolerated=tolerated)
+    on_states = None if measured is None else measured.state.readiness
+    return Readiness(checks=checks, tolerated=tolerated, on_states=on_states)
 
 
 async def _drop_expired_keys(encryption: Encryption) -> None:

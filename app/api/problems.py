@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -14,13 +12,12 @@ from starlette.responses import JSONResponse
 
 from app import errors
 from app.api.validation import invalid_request
-from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
+from app.observability.request_log import note_failure
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from starlette.responses import Response
 
-_log = structlog.get_logger("app.requests")
 MEDIA_TYPE: Final = "application/problem+json"
 
 STATUS: Final[dict[type[errors.VaultError], int]] = {
@@ -43,15 +40,6 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.ContextMismatch: 500,
     errors.InternalError: 500,
 }
-
-# Refused before the vault itself could record the attempt.
-_REFUSED_AT_THE_DOOR = (
-    errors.InvalidRequest,
-    errors.MalformedBody,
-    errors.BodyTooLarge,
-    errors.Unauthenticated,
-    errors.Forbidden,
-)
 
 
 class FieldProblem(BaseModel):
@@ -101,30 +89,8 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
-    if isinstance(error, _REFUSED_AT_THE_DOOR) and not error.recorded:
-        route = request.scope.get("route")
-        _log.warning(
-            "request_refused",
-            method=request.method,
-            route=getattr(route, "path", None),
-            **_token_named_by(request),
-            outcome=error.code,
-            reason=error.detail,
-            service=getattr(request.state, "service", None),
-            request_id=request.state.request_id,
-        )
+    note_failure(error.code, error.detail)
     return problem_response(error, request.state.request_id)
-
-
-def _token_named_by(request: Request) -> dict[str, str]:
-    """Return user and provider of the path where they have their form; what has not may be anything, a secret too."""
-    path = request.path_params
-    named = {}
-    if re.fullmatch(UUID_PATTERN, path.get("user_id", "")):
-        named["user_id"] = path["user_id"].lower()
-    if re.fullmatch(SLUG_PATTERN, path.get("provider", "")):
-        named["provider"] = path["provider"]
-    return named
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -135,6 +101,7 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     """Answer for the router: an unknown path or method. Starlette's own text is not passed on."""
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     detail = HTTPStatus(error.status_code).phrase
+    note_failure(code, None)
     problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
     return JSONResponse(problem, error.status_code, error.headers, media_type=MEDIA_TYPE)
 

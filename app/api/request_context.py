@@ -1,8 +1,9 @@
-"""What every request gets: an id, the headers that all answers carry, and an answer even to a defect."""
+"""What every request gets: an id, the headers that all answers carry, an answer even to a defect, and its record."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -10,9 +11,12 @@ import structlog
 
 from app.api.problems import problem_response
 from app.errors import InternalError
+from app.observability.request_log import CLIENT_LEFT, RequestRecord, current_request, write_request
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from app.observability.metrics.requests import RequestMetrics
 
 _log = structlog.get_logger("app.requests")
 _COMMON = ((b"x-content-type-options", b"nosniff"),)
@@ -24,36 +28,58 @@ class RequestContext:
     """Outermost ASGI middleware.
 
     Starlette's own last resort logs the text of whatever was raised; this one logs where it came from and answers
-    with the problem `internal`.
+    with the problem `internal`. When a request ends it is logged and counted by its route's template.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics | None = None) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope["headers"])
-        scope.setdefault("state", {})["request_id"] = request_id
+        record = RequestRecord(_request_id(scope["headers"]))
+        scope.setdefault("state", {})["request_id"] = record.request_id
+        began, status, over = time.perf_counter(), CLIENT_LEFT, False
         common = _NEVER_STORED if scope["path"].startswith("/v1") else _COMMON
-        started = False
+        identified = (*common, (b"x-request-id", record.request_id.encode()))
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._ended(scope, record, status, time.perf_counter() - began)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 # appended: no route of ours sets any of these
-                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *identified]
+            elif not message.get("more_body") and not over:
+                end()  # before the caller knows: whoever has an answer finds its line in the log
             await send(message)
 
+        if self._metrics is not None:
+            self._metrics.began()
+        outer = current_request.set(record)
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001  the last resort
-            _log.error("internal_error", request_id=request_id, exc_info=error)
-            if not started:
+            _log.error("internal_error", request_id=record.request_id, exc_info=error)
+            record.failed(InternalError.code, None)
+            if status == CLIENT_LEFT:
                 failure = InternalError("the vault made a mistake; its log has the request id")
-                await problem_response(failure, request_id)(scope, receive, send_with_headers)
+                await problem_response(failure, record.request_id)(scope, receive, send_with_headers)
+        finally:
+            current_request.reset(outer)
+            if not over:
+                end()
+
+    def _ended(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.ended(getattr(scope.get("route"), "path", None), scope["method"], status, seconds)
+        write_request(record, scope, status, seconds)
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

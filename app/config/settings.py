@@ -7,6 +7,7 @@ Values come from the environment, else from `.env` in the working directory. A w
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV_FILE = Path(".env")
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, when it is imported
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
 
@@ -77,6 +79,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"
+    metrics: bool = True
+    metrics_census_seconds: Annotated[float, Field(ge=0, le=31 * 86_400)] = 300
+    otel_traces: bool = False
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -227,6 +232,12 @@ def load_settings() -> Settings:
     except (OSError, UnicodeDecodeError):
         message = f"{ENV_FILE} cannot be read as UTF-8 text"
         raise SettingsError(message) from None
+
+
+def metrics_folder() -> Path | None:
+    """Return the folder that several workers share for their metrics; it is no setting, for `serve` makes it."""
+    folder = os.environ.get(METRICS_FOLDER)
+    return None if folder is None else Path(folder)
 
 
 def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails

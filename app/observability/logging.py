@@ -1,8 +1,9 @@
 """Log lines as JSON for machines or in colour for people, with nothing of third parties in them.
 
 Libraries log what they handle: URLs with user ids, headers with keys, rows in exception texts. So their loggers are
-held at WARNING whatever LOG_LEVEL says, and an exception is logged as its type and the lines of code it passed, never
-as its text.
+held at WARNING whatever LOG_LEVEL says, what they say is logged without the values that they put into it, and an
+exception is logged as its type and the lines of code it passed, never as its text. `app.observability.log_fields` says
+which fields a line may have.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import structlog
+
+from app.observability.log_fields import keep_allowed_fields
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -29,6 +32,7 @@ def configure_logging(*, level: str, log_format: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _name_exception,
+        keep_allowed_fields,
     ]
     renderer: Processor
     if log_format == "console":
@@ -45,7 +49,7 @@ def configure_logging(*, level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _withhold_traceback],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, _withhold_values, *shared, _withhold_traceback],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -76,6 +80,14 @@ def _name_exception(_logger: object, _method: str, event: MutableMapping[str, An
             f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.name}"
             for frame in traceback.extract_tb(error.__traceback__)
         ]
+    return event
+
+
+def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put a library's message as its programmer wrote it in the place of what it became; uvicorn's may be whole."""
+    record: logging.LogRecord = event["_record"]
+    if record.name != _UVICORN and record.args:
+        event["event"] = str(record.msg)
     return event
 
 

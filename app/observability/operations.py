@@ -1,4 +1,4 @@
-"""One log line for every operation on a token."""
+"""What becomes of attempts on tokens, in the log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from app.observability.request_log import current_request
 from app.tokens.events import SUCCESS
 
 if TYPE_CHECKING:
@@ -13,12 +14,31 @@ if TYPE_CHECKING:
 
 
 class OperationLog:
-    """`TokenObserver` as log lines: never a secret, for the event holds none."""
+    """`TokenObserver` as log lines: never a secret, for the event holds none.
+
+    The only attempt of a request is told by the request's own line. Of a request that makes many, a batch, the failed
+    ones have a line each; and so has every attempt that no request made, like a rewrap behind a reader's back.
+    """
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("app.operations")
 
     def record(self, event: TokenEvent) -> None:
+        request = current_request.get()
+        if request is None or request.request_id != event.caller.request_id:
+            self._write(event)
+            return
+        request.events += 1
+        if request.events == 1:
+            request.event = event
+            return
+        first = request.event
+        if request.events == 2 and first is not None and first.outcome != SUCCESS:  # noqa: PLR2004  now it is a batch
+            self._write(first)
+        if event.outcome != SUCCESS:
+            self._write(event)
+
+    def _write(self, event: TokenEvent) -> None:
         level = self._log.info if event.outcome == SUCCESS else self._log.warning
         level(
             "token_operation",

@@ -35,7 +35,7 @@ class Readiness:
     work all the same.
 
     The probe needs no key, so however often it is called each check runs at most once in that time. What is wrong is
-    logged when it changes and is not part of the answer.
+    logged when it changes and is not part of the answer. `on_states` gets the states after each check.
     """
 
     def __init__(
@@ -43,9 +43,12 @@ class Readiness:
         *,
         checks: Mapping[str, Callable[[], Awaitable[None]]],
         tolerated: Mapping[str, frozenset[str]] | None = None,
+        on_states: Callable[[Mapping[str, State]], None] | None = None,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self._checks = checks
+        self._on_states = on_states
+        self._refreshing: asyncio.Task[dict[str, State]] | None = None
         self._tolerated = tolerated or {}
         self._cache_seconds = cache_seconds
         self._problems: dict[str, Problem | None] = {}
@@ -58,7 +61,23 @@ class Readiness:
             if time.monotonic() >= self._fresh_until:
                 await self._check_all()
                 self._fresh_until = time.monotonic() + self._cache_seconds
-            return {name: self._state(name) for name in self._checks}
+                if self._on_states is not None:
+                    self._on_states(self._states())
+            return self._states()
+
+    def refresh(self) -> None:
+        """Have the checks run again where their answers are old, and do not wait for it: `on_states` is told."""
+        if time.monotonic() >= self._fresh_until and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.create_task(self.states())
+
+    async def close(self) -> None:
+        """Give up what `refresh` began."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
+
+    def _states(self) -> dict[str, State]:
+        return {name: self._state(name) for name in self._checks}
 
     def _state(self, name: str) -> State:
         problem = self._problems[name]

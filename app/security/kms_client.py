@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,10 +24,13 @@ from app.security.kms_errors import WHY_DENIED, CredentialsMissing, IncorrectKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from app.security.breaker import CircuitBreaker
     from app.security.counters import EncryptionCounters
     from app.security.denials import DenialMemory
+
+    KmsWatch = Callable[[str], AbstractContextManager[object]]
 
 DEADLINE_SECONDS: Final = 2.5
 CONCURRENT_REQUESTS: Final = 64
@@ -54,7 +58,8 @@ class KmsClient:
     `client` is boto3's KMS client, with retries off, or `None` where none can be made yet; `reconnect` makes another
     one, or raises `KeyDenied`. A denial is remembered for a second. Every call ends within the deadline: it runs in a
     thread of its own that is abandoned when time is up, for botocore's time-outs bound single reads and not the whole,
-    and nothing bounds a look-up of the host's name. Safe for concurrent use.
+    and nothing bounds a look-up of the host's name. `watch` gets the operation, and is entered and left in the caller's
+    thread. Safe for concurrent use.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class KmsClient:
         previous_key_ids: Sequence[str] = (),
         deadline_seconds: float = DEADLINE_SECONDS,
         reconnect: Callable[[], Any] | None = None,
+        watch: KmsWatch = nullcontext,
     ) -> None:
         self._client = client
         self._reconnect = reconnect
@@ -77,6 +83,7 @@ class KmsClient:
         self._breaker = breaker
         self._denials = denials
         self._counters = counters
+        self._watch = watch
         self._deadline_seconds = deadline_seconds
         self._threads = threading.BoundedSemaphore(STUCK_REQUESTS)
         self._closed = False
@@ -144,6 +151,10 @@ class KmsClient:
         if self._closed:
             message = "the connection to KMS is closed"
             raise KeyUnavailable(message)
+        with self._watch(operation):
+            return self._admitted(operation, deadline, parameters)
+
+    def _admitted(self, operation: str, deadline: float, parameters: dict[str, object]) -> Any:  # noqa: ANN401
         what = (operation, parameters["KeyId"])
         self._denials.admit(what)
         admitted = self._breaker.admit()

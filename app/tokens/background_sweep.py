@@ -13,6 +13,7 @@ from app.tokens.reencryption import Sweep, SweepPlan, SweepReport
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
+    from app.tokens.reencryption import SweepObserver
     from app.tokens.repository import TokenRepository
     from app.tokens.token_cipher import TokenCipher
 
@@ -29,12 +30,19 @@ class BackgroundSweep:
     """
 
     def __init__(
-        self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents, interval_seconds: float
+        self,
+        *,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        interval_seconds: float,
+        observer: SweepObserver | None = None,
     ) -> None:
         self._tokens = tokens
         self._cipher = cipher
         self._events = events
         self._interval_seconds = interval_seconds
+        self._observer = observer or _Quiet()
         self._sweep: Sweep | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -61,7 +69,7 @@ class BackgroundSweep:
                 tokens=self._tokens,
                 cipher=self._cipher,
                 events=self._events,
-                observer=_Quiet(),
+                observer=self._observer,
                 plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=PATIENCE_SECONDS),
             )
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,7 +169,9 @@ class TokenCipher:
         while True:
             flight = self._waiting.get(key) if key is not None and not alone else None
             if flight is None:
-                flight = asyncio.get_running_loop().run_in_executor(self._threads, partial(call, wait=True))
+                flight = asyncio.get_running_loop().run_in_executor(
+                    self._threads, partial(copy_context().run, call, wait=True)
+                )
                 if not alone and key is not None:
                     self._waiting[key] = flight
                     flight.add_done_callback(partial(self._landed, key))

@@ -74,6 +74,7 @@ def running_service(folder: Path, environment: dict[str, str], *arguments: str) 
         "SERVICE_KEYS_FILE": str(key_file),
         "PORT": str(port),
         "LOG_LEVEL": "DEBUG",
+        "METRICS_CENSUS_SECONDS": "0",  # it would meet what a test does to the store
         **environment,
     }
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}

@@ -27,6 +27,7 @@ ROUTES = {
     ("get", "/v1/encryption"): {200, 401, 403, 422, 500, 503, 504},
     ("get", "/healthz"): {200},
     ("get", "/readyz"): {200, 503},
+    ("get", "/metrics"): {200},
 }
 
 

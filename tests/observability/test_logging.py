@@ -19,7 +19,7 @@ SECRET = "CANARY-access-token"
 REFRESH = "CANARY-refresh-token"
 
 
-def test_every_operation_leaves_one_line_with_everything_but_the_secret(service: Service) -> None:
+def test_every_operation_is_told_by_its_requests_line_with_everything_but_the_secret(service: Service) -> None:
     batch = {"tokens": [{"user_id": USER, "provider": "canvas"}, {"user_id": USER, "provider": "google"}]}
     with service.logged() as lines, service.client() as client:
         client.headers["X-Request-ID"] = "request-1"
@@ -34,31 +34,90 @@ def test_every_operation_leaves_one_line_with_everything_but_the_secret(service:
         client.delete(CANVAS)
         client.get(CANVAS)
         client.delete(f"/v1/users/{USER}/tokens")
-    operations = [line for line in lines if line["event"] == "token_operation"]
-    assert len(lines) == len(operations), "nothing else is logged for them"
-    assert [(line["operation"], line["outcome"]) for line in operations] == [
-        ("store", "success"),
-        ("reveal", "success"),
-        ("rotate", "success"),
-        ("rotate", "version_conflict"),
-        ("patch", "success"),
-        ("reveal", "token_inactive"),
-        ("list", "success"),
-        ("reveal", "token_inactive"),
-        ("reveal", "token_not_found"),
-        ("delete", "success"),
-        ("reveal", "token_not_found"),
-        ("erase_user", "success"),
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [(line["operation"], line["status"], line["outcome"]) for line in requests if "operation" in line] == [
+        ("store", 201, "success"),
+        ("reveal", 200, "success"),
+        ("rotate", 200, "success"),
+        ("rotate", 412, "version_conflict"),
+        ("patch", 200, "success"),
+        ("reveal", 409, "token_inactive"),
+        ("list", 200, "success"),
+        ("delete", 204, "success"),
+        ("reveal", 404, "token_not_found"),
+        ("erase_user", 200, "success"),
     ]
-    for line in operations:
-        assert (line["user_id"], line["service"], line["request_id"]) == (USER, "full", "request-1")
-    first = operations[0]
+    [whole_batch] = [line for line in requests if "operation" not in line]
+    assert (whole_batch["route"], whole_batch["operations"]) == ("/v1/tokens/batch-get", 2)
+    items = [line for line in lines if line["event"] == "token_operation"]
+    assert [(line["operation"], line["provider"], line["outcome"]) for line in items] == [
+        ("reveal", "canvas", "token_inactive"),
+        ("reveal", "google", "token_not_found"),
+    ]
+    assert len(lines) == len(requests) + len(items), "nothing else is logged for them"
+    for line in lines:
+        assert (line["service"], line["request_id"]) == ("full", "request-1")
+        assert line is whole_batch or line["user_id"] == USER
+    first = requests[0]
     assert (first["provider"], first["service_type"], first["encryption_method"]) == (
         "canvas",
         "default",
         "aes256-gcm-v1",
     )
+    assert (first["method"], first["route"], first["level"]) == (
+        "PUT",
+        "/v1/users/{user_id}/tokens/{provider}",
+        "info",
+    )
+    assert 0 < first["duration_ms"] < 5_000
     assert "CANARY" not in json.dumps(lines)
+
+
+def test_a_reveal_costs_one_line_and_a_refusal_too(service: Service) -> None:
+    with service.client() as client:
+        client.put(CANVAS, json={"access_token": SECRET})
+        for path, outcome in ((CANVAS, "success"), (f"/v1/users/{USER}/tokens/x", "token_not_found")):
+            with service.logged() as lines:
+                client.get(path)
+            assert [(line["event"], line["outcome"]) for line in lines] == [("request", outcome)]
+    with service.logged() as lines, service.client("canvas") as client:
+        client.get(f"/v1/users/{USER}/tokens/google")
+    assert [(line["event"], line["outcome"], line["user_id"], line["provider"]) for line in lines] == [
+        ("request", "forbidden", USER, "google")
+    ]
+
+
+def test_a_batch_in_which_all_goes_well_is_one_line_and_each_failure_one_more(service: Service) -> None:
+    asked = [{"user_id": USER, "provider": name} for name in ("canvas", "google", "apple", "notion")]
+    with service.client() as client:
+        for one in asked[:3]:
+            client.put(f"/v1/users/{USER}/tokens/{one['provider']}", json={"access_token": SECRET})
+        with service.logged() as well:
+            client.post("/v1/tokens/batch-get", json={"tokens": asked[:3]})
+        with service.logged() as one_missing:
+            client.post("/v1/tokens/batch-get", json={"tokens": asked})
+    assert [(line["event"], line["operations"]) for line in well] == [("request", 3)]
+    assert [(line["event"], line.get("provider")) for line in one_missing] == [
+        ("token_operation", "notion"),
+        ("request", None),
+    ]
+
+
+def test_neither_a_raw_path_nor_a_query_string_is_logged(service: Service) -> None:
+    with service.logged() as lines, service.client() as client:
+        client.get(f"/v1/{SECRET}/x", params={"token": SECRET})
+        client.get(f"/v1/users/{SECRET}/tokens/canvas", params={"service_type": SECRET})
+        client.get(CANVAS, params={SECRET: SECRET})
+        client.get("/healthz", params={"token": SECRET})
+    assert [(line["route"], line["status"], line["level"]) for line in lines] == [
+        (None, 404, "warning"),
+        ("/v1/users/{user_id}/tokens/{provider}", 422, "warning"),
+        ("/v1/users/{user_id}/tokens/{provider}", 422, "warning"),
+        ("/healthz", 200, "debug"),
+    ]
+    assert "CANARY" not in json.dumps(lines)
+    assert lines[1]["provider"] == "canvas"
+    assert "user_id" not in lines[1], "it has not the form of one"
 
 
 def test_no_secret_is_logged_at_debug_level_while_the_store_fails(
@@ -143,7 +202,7 @@ asyncio.run(main())
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
     )
-    line, answer = output.stdout.splitlines()
+    line, request, answer = output.stdout.splitlines()
     assert answer.startswith("500 no-store ")
     assert '"code":"internal"' in answer
     logged = json.loads(line)
@@ -152,4 +211,6 @@ asyncio.run(main())
         "RuntimeError",
         "request-9",
     )
+    told = json.loads(request)
+    assert (told["event"], told["status"], told["outcome"]) == ("request", 500, "internal")
     assert "CANARY" not in output.stdout + output.stderr

@@ -1,0 +1,67 @@
+"""Which fields a log line may have.
+
+Whoever logs something new adds its field here and thinks about it: a field that is not here is left out of the line,
+and the line says so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "logger", "exception", "frames", "dropped_fields"})
+OF_REQUESTS: Final = frozenset(
+    {
+        "duration_ms",
+        "encryption_method",
+        "method",
+        "operation",
+        "operations",
+        "outcome",
+        "provider",
+        "reason",
+        "request_id",
+        "route",
+        "service",
+        "service_type",
+        "status",
+        "trace_id",
+        "user_id",
+    }
+)
+OF_THE_PROCESS: Final = frozenset(
+    {
+        "check",
+        "code",
+        "keys",
+        "moved",
+        "overtaken",
+        "primary",
+        "ready",
+        "remaining",
+        "seconds",
+        "state",
+        "stopped",
+        "store",
+        "unreadable",
+    }
+)
+ALLOWED: Final = OF_EVERY_LINE | OF_REQUESTS | OF_THE_PROCESS
+_STDLIB_BRIDGE: Final = frozenset({"_record", "_from_structlog"})  # structlog takes them out again
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def keep_allowed_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Drop the fields that are not allowed, and name them; a structlog processor."""
+    if event.keys() <= ALLOWED:
+        return event
+    dropped = event.keys() - ALLOWED - _STDLIB_BRIDGE
+    for name in dropped:
+        del event[name]
+    if dropped:
+        # a name that no programmer would choose may be data
+        event["dropped_fields"] = sorted({name if _NAME.fullmatch(name) else "unnameable" for name in dropped})
+    return event

@@ -1,0 +1,97 @@
+"""Encryption's counters as metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from app.observability.metrics.labels import (
+    DECRYPTION_FAILURES,
+    KMS_OPERATIONS,
+    KMS_OUTCOMES,
+    KMS_THROTTLES,
+    one_of,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
+
+
+class PrometheusCounters:
+    """`EncryptionCounters` that a scrape can read."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._kms_requests = Counter(
+            "token_vault_kms_requests",
+            "Requests to KMS by operation and outcome: `success`, or the code that KMS or the network gave.",
+            ["operation", "outcome"],
+            registry=registry,
+        )
+        self._kms_seconds = Histogram(
+            "token_vault_kms_request_duration_seconds",
+            "Time that one request to KMS took.",
+            ["operation"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._throttles = Counter(
+            "token_vault_kms_throttles", "Requests that KMS refused because there were too many.", registry=registry
+        )
+        lookups = Counter(
+            "token_vault_data_key_lookups",
+            "Looks into the data-key cache, to seal or to open; a miss asks KMS.",
+            ["purpose", "result"],
+            registry=registry,
+        )
+        self._lookups = {
+            (purpose, hit): lookups.labels(purpose, "hit" if hit else "miss")
+            for purpose in ("seal", "open")
+            for hit in (True, False)
+        }
+        self._breaker = Gauge(
+            "token_vault_kms_breaker_state",
+            "The circuit breaker in front of KMS: 0 closed, 1 half open, 2 open; of several workers the worst.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._breaker.set(_BREAKER["closed"])
+        changes = Counter(
+            "token_vault_kms_breaker_changes", "Changes of the breaker by new state.", ["state"], registry=registry
+        )
+        self._breaker_changes = {state: changes.labels(state) for state in _BREAKER}
+        self._fallback_writes = Counter(
+            "token_vault_fallback_writes",
+            "Tokens that were sealed locally because KMS was unavailable.",
+            registry=registry,
+        )
+        failures = Counter(
+            "token_vault_decryption_failures",
+            "Ciphertexts that did not open, by the error's code.",
+            ["reason"],
+            registry=registry,
+        )
+        self._failures = {reason: failures.labels(reason) for reason in (*DECRYPTION_FAILURES, "other")}
+
+    def kms_request(self, operation: str, outcome: str, seconds: float) -> None:
+        operation = one_of(KMS_OPERATIONS, operation)
+        self._kms_requests.labels(operation, one_of(KMS_OUTCOMES, outcome)).inc()
+        self._kms_seconds.labels(operation).observe(seconds)
+        if outcome in KMS_THROTTLES:
+            self._throttles.inc()
+
+    def data_key_lookup(self, purpose: str, *, hit: bool) -> None:
+        self._lookups[purpose, hit].inc()
+
+    def breaker_state(self, state: str) -> None:
+        self._breaker.set(_BREAKER[state])
+        self._breaker_changes[state].inc()
+
+    def fallback_write(self) -> None:
+        self._fallback_writes.inc()
+
+    def decryption_failure(self, reason: str) -> None:
+        self._failures[one_of(DECRYPTION_FAILURES, reason)].inc()

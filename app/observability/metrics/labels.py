@@ -1,0 +1,75 @@
+"""The values that labels may have. Each set is closed, so what callers send cannot make new series."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from app import errors
+from app.tokens.events import CANCELLED, SUCCESS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OTHER: Final = "other"
+NONE: Final = "none"
+UNMATCHED: Final = "unmatched"
+PROVIDERS: Final = frozenset({"canvas", "google", "microsoft", "apple", "notion"})
+METHODS: Final = frozenset({"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+KMS_OPERATIONS: Final = frozenset({"GenerateDataKey", "Decrypt"})
+KMS_THROTTLES: Final = frozenset(
+    {
+        "LimitExceededException",
+        "RequestLimitExceeded",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+KMS_OUTCOMES: Final = KMS_THROTTLES | {
+    SUCCESS,
+    "AccessDeniedException",
+    "ConnectTimeoutError",
+    "DependencyTimeoutException",
+    "DisabledException",
+    "EndpointConnectionError",
+    "ExpiredTokenException",
+    "IncorrectKeyException",
+    "InvalidCiphertextException",
+    "KMSInternalException",
+    "KMSInvalidStateException",
+    "KeyUnavailableException",
+    "NoCredentialsError",
+    "NotFoundException",
+    "ReadTimeoutError",
+    "UnrecognizedClientException",
+}
+
+
+def _codes(error: type[errors.VaultError]) -> Iterator[str]:
+    yield error.code
+    for subclass in error.__subclasses__():
+        yield from _codes(subclass)
+
+
+CODES: Final = frozenset(_codes(errors.VaultError))
+OUTCOMES: Final = CODES | {SUCCESS, CANCELLED}
+# pre-made, so that the first failure is an increase and not the birth of a series, which no alert would see
+DECRYPTION_FAILURES: Final = tuple(
+    error.code
+    for error in (
+        errors.IntegrityError,
+        errors.MalformedCiphertext,
+        errors.ContextMismatch,
+        errors.KeyDenied,
+        errors.KeyUnavailable,
+    )
+)
+STORE_ERRORS: Final = tuple(
+    error.code for error in (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
+)
+
+
+def one_of(allowed: frozenset[str] | tuple[str, ...], value: str) -> str:
+    """Return the value where the set has it, else `other`."""
+    return value if value in allowed else OTHER

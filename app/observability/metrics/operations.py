@@ -1,0 +1,68 @@
+"""Attempts on tokens, and what sweeps do, as metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter
+
+from app.observability.metrics.labels import NONE, OTHER, OUTCOMES, PROVIDERS
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from app.errors import VaultError
+    from app.tokens.events import TokenEvent
+    from app.tokens.reencryption import SweepReport
+
+
+class OperationMetrics:
+    """`TokenObserver` as a counter."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._operations = Counter(
+            "token_vault_token_operations",
+            "Attempts on tokens. A provider is one of PulsePlan's, `other`, or `none` where all are concerned.",
+            ["operation", "provider", "outcome"],
+            registry=registry,
+        )
+        self._counted: dict[tuple[str, str, str], Counter] = {}
+
+    def record(self, event: TokenEvent) -> None:
+        provider = NONE if event.token_id is None else event.token_id.provider
+        if provider not in PROVIDERS and event.token_id is not None:
+            provider = OTHER
+        outcome = event.outcome if event.outcome in OUTCOMES else OTHER
+        counter = self._counted.get((event.operation, provider, outcome))
+        if counter is None:
+            counter = self._operations.labels(event.operation.value, provider, outcome)
+            self._counted[event.operation, provider, outcome] = counter
+        counter.inc()
+
+
+class SweepMetrics:
+    """`SweepObserver` of sweeps that run inside of the service, one after the other."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        rows = Counter(
+            "token_vault_sweep_rows",
+            "Rows that this service's own sweeps moved, found changed by others meanwhile, or could not read.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._moved, self._overtaken, self._unreadable = map(rows.labels, ("moved", "overtaken", "unreadable"))
+        self._report: SweepReport | None = None
+        self._seen = (0, 0)
+
+    def progressed(self, report: SweepReport) -> None:
+        """Count what is new since the last call: a report's figures only grow, until the next sweep has its own."""
+        if report is not self._report:
+            self._report, self._seen = report, (0, 0)
+        self._moved.inc(report.moved - self._seen[0])
+        self._overtaken.inc(report.overtaken - self._seen[1])
+        self._seen = (report.moved, report.overtaken)
+
+    def unreadable(self, row_id: str, error: VaultError) -> None:  # noqa: ARG002  neither is for a label
+        self._unreadable.inc()
+
+    def waiting(self, error: VaultError, seconds: float) -> None: ...

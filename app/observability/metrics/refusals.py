@@ -1,0 +1,50 @@
+"""What the vault turned away on purpose, as metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter
+
+from app.observability.metrics.labels import OUTCOMES, one_of
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+REASONS: Final = ("rate_limited", "too_many_concurrent", "overloaded", "too_slow", "too_large", "other")
+
+
+class RefusalMetrics:
+    """Counts what limits and load shedding refuse; each reason is there from the start."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        refused = Counter(
+            "token_vault_refused",
+            "Requests that were refused to protect the vault, by reason; `overloaded` is load shedding.",
+            ["reason"],
+            registry=registry,
+        )
+        self._refused = {reason: refused.labels(reason) for reason in REASONS}
+
+    def refused(self, reason: str) -> None:
+        self._refused[one_of(REASONS, reason)].inc()
+
+
+class AuditMetrics:
+    """Counts what the audit trail keeps, and what it could not keep."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._events = Counter(
+            "token_vault_audit_events", "Events that the audit trail kept, by outcome.", ["outcome"], registry=registry
+        )
+        self._failures = Counter(
+            "token_vault_audit_failures",
+            "Attempts that the audit trail could not keep, so that no secret left.",
+            registry=registry,
+        )
+
+    def event_written(self, outcome: str) -> None:
+        self._events.labels(one_of(OUTCOMES, outcome)).inc()
+
+    def event_failed(self) -> None:
+        self._failures.inc()

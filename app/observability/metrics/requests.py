@@ -1,0 +1,67 @@
+"""HTTP requests as metrics: by route template, never by path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from app.observability.metrics.labels import METHODS, UNMATCHED, one_of
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_SECONDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_API = "/v1/"
+
+
+class RequestMetrics:
+    """Told of each request at its beginning and end, on the event loop.
+
+    Latencies are kept for the API's routes alone: a probe's would cost as many series and say nothing.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "token_vault_requests",
+            "Requests by route template, method and status; 499 where the caller left first.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "token_vault_request_duration_seconds",
+            "Time to answer a request to the API.",
+            ["route", "method"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._in_flight_gauge = Gauge(
+            "token_vault_requests_in_flight",
+            "Requests that are being answered.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._counted: dict[tuple[str | None, str, int], Counter] = {}
+        self._timed: dict[tuple[str, str], Histogram] = {}
+        self._in_flight = 0  # written to the gauge when somebody looks
+
+    def began(self) -> None:
+        self._in_flight += 1
+
+    def ended(self, route: str | None, method: str, status: int, seconds: float) -> None:
+        """Count a request; `route` is its template, `None` where no route matched."""
+        self._in_flight -= 1
+        method = one_of(METHODS, method)
+        counter = self._counted.get((route, method, status))
+        if counter is None:
+            counter = self._requests.labels(route or UNMATCHED, method, status)
+            self._counted[route, method, status] = counter
+        counter.inc()
+        if route is not None and route.startswith(_API):
+            histogram = self._timed.get((route, method))
+            if histogram is None:
+                histogram = self._timed[route, method] = self._seconds.labels(route, method)
+            histogram.observe(seconds)
+
+    def publish(self) -> None:
+        self._in_flight_gauge.set(self._in_flight)

@@ -1,0 +1,101 @@
+"""How the stored rows are encrypted, counted now and then and never while somebody scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import Gauge
+
+from app.errors import VaultError
+from app.observability.metrics.labels import NONE, OTHER
+from app.tokens.census import Census
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
+
+    from app.tokens.repository import TokenRepository
+
+_log = structlog.get_logger()
+
+
+class RowMetrics:
+    """Gauges of the last census. Only the schemes of configured keys have a label of their own, and no ARN has."""
+
+    def __init__(self, registry: CollectorRegistry, *, local_versions: Iterable[int] = ()) -> None:
+        self._rows = Gauge(
+            "token_vault_rows",
+            "Rows by how they are encrypted, at the last census; `none` where the vault did not write them.",
+            ["scheme"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._due = Gauge(
+            "token_vault_rows_due",
+            "Rows that are not under the primary key, at the last census.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._taken = Gauge(
+            "token_vault_census_timestamp_seconds",
+            "When the rows were last counted.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._local = frozenset(f"local:v{version}" for version in local_versions)
+        self._labels = (*sorted(self._local), "kms", NONE, OTHER)
+
+    def show(self, census: Census) -> None:
+        counts: Counter[str] = Counter()
+        for line in census.lines:
+            counts[self._label(line.scheme)] += line.rows
+        for label in self._labels:  # also those that are gone: a gauge keeps its last value
+            self._rows.labels(label).set(counts[label])
+        self._due.set(census.due)
+        self._taken.set(time.time())
+
+    def _label(self, scheme: str | None) -> str:
+        if scheme is None:
+            return NONE
+        if scheme.startswith("kms:"):
+            return "kms"
+        return scheme if scheme in self._local else OTHER
+
+
+class BackgroundCensus:
+    """Counts the rows every `interval_seconds`, give or take a fifth; a failure waits for the next time.
+
+    The first time comes after about a tenth of that, so that replicas which start together do not count together.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: TokenRepository,
+        primary_scheme: Callable[[], str],
+        rows: RowMetrics,
+        interval_seconds: float,
+    ) -> None:
+        self._tokens = tokens
+        self._primary_scheme = primary_scheme
+        self._rows = rows
+        self._interval_seconds = interval_seconds
+
+    async def run(self) -> None:
+        """Count for ever; cancel it to stop."""
+        await asyncio.sleep(self._interval_seconds * random.uniform(0.05, 0.15))  # noqa: S311
+        while True:
+            try:
+                lines = await self._tokens.census()
+                self._rows.show(Census.of(lines, primary_scheme=self._primary_scheme()))
+            except VaultError as error:
+                _log.warning("census_failed", code=error.code, reason=error.detail)
+            except Exception as error:  # noqa: BLE001  the next census must come all the same
+                _log.error("census_failed", exc_info=error)
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311

@@ -1,0 +1,112 @@
+"""One line for every request, which also says what became of the token that it was about.
+
+The vault's record of an attempt reaches the log as a `TokenEvent`. Where a request made just one, its facts go into the
+request's own line, so that a reveal costs one line. What is known of the request in between is kept in a context
+variable: the routes and the vault know nothing of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from app.tokens.events import SUCCESS
+from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from app.tokens.events import TokenEvent
+
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+CLIENT_LEFT: Final = 499  # no answer was begun; nginx's number for it
+_log = structlog.get_logger("app.requests")
+_BAD: Final = 400
+_UUID: Final = re.compile(UUID_PATTERN)
+_SLUG: Final = re.compile(SLUG_PATTERN)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What is learned of a request while it runs.
+
+    `event` is the first of its attempts on tokens, `events` how many there were. `outcome` and `reason` are those of
+    the error that it was answered with, `trace_id` is there where it is traced.
+    """
+
+    request_id: str
+    event: TokenEvent | None = None
+    events: int = 0
+    outcome: str | None = None
+    reason: str | None = None
+    trace_id: str | None = None
+
+    def failed(self, outcome: str, reason: str | None) -> None:
+        self.outcome, self.reason = outcome, reason
+
+
+current_request: Final[ContextVar[RequestRecord | None]] = ContextVar("current_request", default=None)
+
+
+def note_failure(outcome: str, reason: str | None) -> None:
+    """Note the code and the detail of the error that the current request is answered with."""
+    record = current_request.get()
+    if record is not None:
+        record.failed(outcome, reason)
+
+
+def write_request(record: RequestRecord, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+    """Write the line of a request that has ended, at DEBUG for a probe and at WARNING for what went wrong.
+
+    `scope` is ASGI's; of it the route's template is logged, and user and provider only where they have their form:
+    anything else in a path may be a secret.
+    """
+    route = getattr(scope.get("route"), "path", None)
+    event = record.event if record.events == 1 else None
+    outcome = record.outcome or (SUCCESS if event is None else event.outcome)
+    level = logging.WARNING if status >= _BAD or outcome != SUCCESS else logging.INFO
+    if route in PROBES:
+        level = logging.DEBUG
+    if not _log.is_enabled_for(level):
+        return
+    line: dict[str, Any] = {
+        "request_id": record.request_id,
+        "service": scope["state"].get("service"),
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "duration_ms": round(seconds * 1_000, 2),
+    }
+    if event is None:
+        line |= _named_by(scope.get("path_params") or {})
+    else:
+        line["operation"] = event.operation.value
+        line["user_id"] = event.user_id
+        if event.token_id is not None:
+            line["provider"], line["service_type"] = event.token_id.provider, event.token_id.service_type
+        if event.encryption_method is not None:
+            line["encryption_method"] = event.encryption_method
+    if record.events > 1:
+        line["operations"] = record.events
+    line["outcome"] = outcome
+    reason = record.reason or (None if event is None else event.detail)
+    if reason is not None:
+        line["reason"] = reason
+    if record.trace_id is not None:
+        line["trace_id"] = record.trace_id
+    _log.log(level, "request", **line)
+
+
+def _named_by(path: Mapping[str, str]) -> dict[str, str]:
+    """Return user and provider of the path where they have their form."""
+    named = {}
+    if _UUID.fullmatch(path.get("user_id", "")):
+        named["user_id"] = path["user_id"].lower()
+    if _SLUG.fullmatch(path.get("provider", "")):
+        named["provider"] = path["provider"]
+    return named
