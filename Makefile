@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run test lint format bench check-alerts lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.runtime ## install, create what is missing, and serve on the embedded store
 	@$(BIN)/token-vault init
@@ -29,6 +29,15 @@ format: $(VENV)/.dev ## rewrite the code in its format
 bench: $(VENV)/.dev ## measure side by side, and print a table
 	@$(BIN)/python -m tests.stack.install
 	@$(BIN)/python -m benchmarks
+
+# promtool comes with Prometheus; `go install github.com/prometheus/prometheus/cmd/promtool@latest` builds it in some
+# minutes, which is why `make test` does without it and checks less.
+PROMTOOL ?= promtool
+
+check-alerts: ## check the alert rules with promtool, and that they fire; PROMTOOL=path/to/promtool
+	@command -v $(PROMTOOL) >/dev/null || { echo "promtool is needed; it comes with Prometheus. Set PROMTOOL to its path." >&2; exit 2; }
+	@$(PROMTOOL) check rules deploy/prometheus/token-vault.rules.yml
+	@$(PROMTOOL) test rules deploy/prometheus/token-vault.test.yml
 
 lock: ## write the lock files anew from pyproject.toml; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml -o requirements-dev.lock

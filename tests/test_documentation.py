@@ -175,7 +175,7 @@ def test_the_log_line_is_one_that_the_service_writes(service: Service) -> None:
     line = written[-1]
     assert list(line) == list(told)
     differing = {name for name in told if told[name] != line[name]}
-    assert differing == {"provider", "service", "request_id", "timestamp"}
+    assert differing == {"provider", "service", "request_id", "duration_ms", "timestamp"}
 
 
 # --- commands

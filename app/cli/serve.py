@@ -70,8 +70,13 @@ def _metrics_folder(*, shared: bool) -> Iterator[None]:
     if not shared:
         yield
         return
-    with TemporaryDirectory(prefix="token-vault-metrics-", ignore_cleanup_errors=True) as folder:
-        os.environ[METRICS_FOLDER] = folder
+    try:
+        folder = TemporaryDirectory(prefix="token-vault-metrics-", ignore_cleanup_errors=True)
+    except OSError:
+        message = "METRICS: no temporary folder for the workers' metrics can be made; set TMPDIR, or METRICS=false"
+        raise Wrong(message) from None
+    with folder as name:
+        os.environ[METRICS_FOLDER] = name
         yield
 
 

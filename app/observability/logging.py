@@ -51,6 +51,8 @@ def configure_logging(*, level: str, log_format: str) -> None:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, _withhold_values, *shared, _withhold_traceback],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            pass_foreign_args=True,
+            use_get_message=False,
         )
     )
     root = logging.getLogger()
@@ -84,10 +86,10 @@ def _name_exception(_logger: object, _method: str, event: MutableMapping[str, An
 
 
 def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put a library's message as its programmer wrote it in the place of what it became; uvicorn's may be whole."""
-    record: logging.LogRecord = event["_record"]
-    if record.name != _UVICORN and record.args:
-        event["event"] = str(record.msg)
+    """Leave a library's message as its programmer wrote it, without the values; uvicorn's alone becomes whole."""
+    values = event.pop("positional_args", None)
+    if values and event["_record"].name == _UVICORN:
+        event["event"] = str(event["event"]) % values
     return event
 
 

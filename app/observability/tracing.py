@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 V = TypeVar("V", bound="str | int")
-CLOSING_SECONDS: Final = 5.0
-_ALLOWED: Final = frozenset(
+CLOSING_SECONDS: Final = 3.0
+ALLOWED_ATTRIBUTES: Final = frozenset(
     {
         "db.operation.name",
         "error.type",
@@ -142,4 +142,4 @@ def _code(error: BaseException) -> str:
 
 def _allowed(attributes: Mapping[str, V]) -> dict[str, V]:
     """Leave out every attribute that does not stand in the list."""
-    return {name: value for name, value in attributes.items() if name in _ALLOWED}
+    return {name: value for name, value in attributes.items() if name in ALLOWED_ATTRIBUTES}

@@ -17,7 +17,7 @@ from app.observability.metrics.labels import (
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SECONDS: Final = (0.01, 0.05, 0.25, 1.0, 2.5)
 _BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
 
 

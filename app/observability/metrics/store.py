@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 T = TypeVar("T")
-_SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+_SECONDS: Final = (0.001, 0.01, 0.1, 1.0)
 
 
 class StoreMetrics:

@@ -1,0 +1,286 @@
+"""`GET /metrics`: what it counts, what it bounds, and what it never says."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import apsw
+import httpx
+import pytest
+
+from tests.api.service import Service, running_service
+from tests.observability.exposed import Exposed, read, scraped
+from tests.security.keys import MASTER_KEY
+from tests.stack.kms import Kms
+from tests.stack.supabase import SupabaseStack
+from tests.tokens.stores import SqliteStore, SupabaseStore
+
+TOKEN_ROUTE = "/v1/users/{user_id}/tokens/{provider}"
+SECRET = "CANARY-metric-secret"
+_WAIT_SECONDS = 15.0
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[Service]:
+    """A service of its own, whose counters start at nothing."""
+    with running_service(tmp_path, SqliteStore(tmp_path / "vault.db").environment()) as running:
+        yield running
+
+
+def _path(user: object, provider: str = "canvas") -> str:
+    return f"/v1/users/{user}/tokens/{provider}"
+
+
+def _edit(store: SqliteStore, statement: str, *values: str | None) -> None:
+    with closing(apsw.Connection(str(store.path))) as connection:
+        connection.execute(statement, values)
+
+
+def _until(client: httpx.Client, condition: str, holds: object) -> Exposed:
+    """Scrape until it holds; gauges follow what they show a moment later."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        seen = scraped(client)
+        if callable(holds) and holds(seen):
+            return seen
+        time.sleep(0.05)
+    pytest.fail(f"never: {condition}\n{seen.text}")
+
+
+def test_requests_are_counted_and_timed_by_template_method_and_status(vault: Service) -> None:
+    user = uuid4()
+    with vault.client() as client:
+        client.put(_path(user), json={"access_token": SECRET})
+        for _ in range(3):
+            client.get(_path(user))
+        client.get(_path(uuid4()))
+        client.get(f"/v1/{SECRET}")
+        client.get(f"/{SECRET}/{uuid4()}")
+        client.request("TRACE", "/v1/encryption")
+        seen = scraped(client)
+    count = "token_vault_requests_total"
+    assert seen.value(count, route=TOKEN_ROUTE, method="PUT", status="201") == 1
+    assert seen.value(count, route=TOKEN_ROUTE, method="GET", status="200") == 3
+    assert seen.value(count, route=TOKEN_ROUTE, method="GET", status="404") == 1
+    assert seen.value(count, route="unmatched", method="GET", status="404") == 2
+    assert seen.value(count, route="/v1/encryption", method="other", status="405") == 1
+    seconds = "token_vault_request_duration_seconds"
+    assert seen.value(f"{seconds}_count", route=TOKEN_ROUTE, method="GET") == 4
+    assert 0 < seen.value(f"{seconds}_sum", route=TOKEN_ROUTE, method="GET") < 10
+    assert seen.value("token_vault_requests_in_flight") == 1, "the scrape itself"
+
+
+def test_operations_are_counted_by_kind_provider_and_outcome(vault: Service) -> None:
+    user = uuid4()
+    with vault.client() as client:
+        for provider in ("google", "my-own-provider", "another"):
+            client.put(_path(user, provider), json={"access_token": SECRET})
+        client.get(_path(user, "google"))
+        client.get(_path(user, "notion"))
+        client.get(f"/v1/users/{user}/tokens")
+        seen = scraped(client)
+    name = "token_vault_token_operations_total"
+    assert seen.labelled(name) == {
+        frozenset({("operation", operation), ("provider", provider), ("outcome", outcome)}): value
+        for operation, provider, outcome, value in (
+            ("store", "google", "success", 1),
+            ("store", "other", "success", 2),
+            ("reveal", "google", "success", 1),
+            ("reveal", "notion", "token_not_found", 1),
+            ("list", "none", "success", 1),
+        )
+    }
+
+
+def test_ten_thousand_users_and_five_hundred_providers_leave_fewer_than_300_series(vault: Service) -> None:
+    providers = [f"made-up-{number}" for number in range(500)]
+    known = ["canvas", "google", "microsoft", "apple", "notion"]
+    users = [str(uuid4()) for _ in range(10_000)]
+    with vault.client() as client, ThreadPoolExecutor(4) as threads:
+
+        def reveal(start: int) -> int:
+            asked = [
+                {"user_id": user, "provider": (providers + known)[(start + index) % 505]}
+                for index, user in enumerate(users[start : start + 100])
+            ]
+            return client.post("/v1/tokens/batch-get", json={"tokens": asked}).status_code
+
+        assert set(threads.map(reveal, range(0, 10_000, 100))) == {200}
+        body = {"access_token": SECRET}
+        stored = [client.put(_path(users[0], provider), json=body).status_code for provider in providers + known]
+        assert set(stored) == {201}
+        assert len(client.get(f"/v1/users/{users[0]}/tokens").json()["tokens"]) == 505
+        for provider in known:
+            path = _path(users[0], provider)
+            client.get(path)
+            client.patch(path, json={"metadata": {"a": 1}})
+            client.post(f"{path}/rotate", json=body)
+            client.post(f"{path}/rotate", json=body, headers={"If-Match": '"1"'})
+            client.post(f"{path}/rewrap")
+            client.delete(path)
+        for user in users[1:50]:
+            client.get(f"/v1/users/{user}/tokens")
+            client.get(f"/{user}")
+        client.delete(f"/v1/users/{users[0]}/tokens")
+        client.get("/v1/encryption")
+        client.get("/readyz")
+        seen = scraped(client)
+    assert len(seen.series) < 300
+    missed = seen.labelled("token_vault_token_operations_total")
+    assert sum(value for labels, value in missed.items() if ("outcome", "token_not_found") in labels) == 10_000
+    assert "made-up" not in seen.text
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", seen.text), "no user id"
+
+
+def test_nothing_in_the_answer_is_a_secret_a_key_a_host_or_a_path(vault: Service) -> None:
+    user = uuid4()
+    with vault.client() as client:
+        client.headers["X-Request-ID"] = "CANARY-request"
+        client.headers["X-Purpose"] = "canary.purpose"
+        client.put(_path(user), json={"access_token": SECRET, "base_url": "https://canary.example.edu"})
+        client.get(_path(user), params={"service_type": SECRET})
+        client.get(f"/v1/users/{SECRET}/tokens/{SECRET}")
+        with httpx.Client(base_url=vault.url, trust_env=False) as stranger:
+            stranger.get(_path(user), headers={"Authorization": f"Bearer {SECRET}"})
+        seen = scraped(client)
+    hidden = ("canary", str(user), MASTER_KEY.lower(), "127.0.0.1", "localhost", "vault.db", *vault.keys.values())
+    assert [one for one in hidden if one.lower() in seen.text.lower()] == []
+
+
+def test_every_metric_has_a_name_of_ours_and_a_help_text(vault: Service) -> None:
+    with vault.client() as client:
+        text = scraped(client).text
+    told = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE))
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    assert told.keys() == kinds.keys()
+    assert [name for name in told if not name.startswith("token_vault_")] == []
+    assert [name for name, kind in kinds.items() if (kind == "counter") is not name.endswith("_total")] == []
+    assert [name for name, kind in kinds.items() if kind == "histogram" and not name.endswith("_seconds")] == []
+
+
+def test_a_store_that_is_down_is_counted_and_does_not_stop_the_answer(
+    supabase: SupabaseStack, supabase_service: tuple[Service, SupabaseStore]
+) -> None:
+    service = supabase_service[0]
+    with service.client() as client:
+        before = scraped(client)
+        supabase.faults.down()
+        assert client.get(_path(uuid4())).status_code == 503
+        failing = scraped(client)
+        _until(client, "readiness follows", lambda seen: seen.value("token_vault_ready") == 0)
+        supabase.faults.clear()
+        recovered = _until(client, "it recovers", lambda seen: seen.value("token_vault_ready") == 1)
+    failed = {"operation": "get_many", "code": "store_unavailable"}
+    errors = [one.value("token_vault_store_errors_total", **failed) for one in (before, failing)]
+    if errors[0] == errors[1]:  # a lone lookup
+        failed["operation"] = "get"
+        errors = [one.value("token_vault_store_errors_total", **failed) for one in (before, failing)]
+    assert errors[1] == errors[0] + 1
+    assert recovered.value("token_vault_check_state", check="store") == 1
+
+
+def test_a_ciphertext_that_does_not_open_is_counted_by_reason(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "vault.db")
+    user, other = str(uuid4()), str(uuid4())
+    with running_service(tmp_path, store.environment()) as vault, vault.client() as client:
+        for one in (user, other):
+            client.put(_path(one), json={"access_token": SECRET})
+        rows = {row["user_id"]: row for row in store.rows()}
+        _edit(store, "update oauth_tokens set access_token = ? where user_id = ?", rows[other]["access_token"], user)
+        _edit(store, "update oauth_tokens set access_token = 'nothing' where user_id = ?", other)
+        before = scraped(client)
+        codes = [client.get(_path(one)).json()["code"] for one in (user, other)]
+        after = scraped(client)
+    assert codes == ["integrity", "malformed_ciphertext"]
+    for reason in codes:
+        assert before.value("token_vault_decryption_failures_total", reason=reason) == 0
+        assert after.value("token_vault_decryption_failures_total", reason=reason) == 1
+        assert ("token_vault_decryption_failures_total", frozenset({("reason", reason)})) in before.series
+
+
+def test_kms_is_counted_by_operation_and_outcome_with_cache_throttles_breaker_and_fallback(
+    kms: Kms, tmp_path: Path
+) -> None:
+    settings = kms.environment() | {"USE_KMS": "true", "KMS_FALLBACK_TO_LOCAL": "true"}
+    users = [uuid4() for _ in range(8)]
+    with running_service(tmp_path, settings) as vault, vault.client() as client:
+        client.put(_path(users[0]), json={"access_token": SECRET})
+        for _ in range(5):
+            client.get(_path(users[0]))
+        calm = scraped(client)
+        kms.faults.error("ThrottlingException")
+        for user in users[1:]:
+            assert client.put(_path(user), json={"access_token": SECRET}).status_code == 201
+        stormy = scraped(client)
+    made = {"operation": "GenerateDataKey", "outcome": "success"}
+    assert calm.value("token_vault_kms_requests_total", **made) >= 2, "the self-test's and the user's"
+    assert calm.value("token_vault_kms_request_duration_seconds_count", operation="GenerateDataKey") >= 2
+    assert calm.value("token_vault_data_key_lookups_total", purpose="open", result="hit") >= 5
+    assert calm.value("token_vault_data_keys") >= 2
+    assert calm.value("token_vault_kms_breaker_state") == calm.value("token_vault_fallback_writes_total") == 0
+    throttled = stormy.value("token_vault_kms_throttles_total")
+    assert throttled >= 5
+    outcome = {"operation": "GenerateDataKey", "outcome": "ThrottlingException"}
+    assert stormy.value("token_vault_kms_requests_total", **outcome) == throttled
+    assert stormy.value("token_vault_kms_breaker_state") == 2
+    assert stormy.value("token_vault_kms_breaker_changes_total", state="open") == 1
+    assert stormy.value("token_vault_fallback_writes_total") == 7
+    assert "arn:" not in stormy.text
+
+
+def test_rows_are_counted_by_scheme_in_the_background_and_moved_by_sweeps(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "vault.db")
+    old = {"TOKEN_ENCRYPTION_KEY": MASTER_KEY, **store.environment()}
+    with running_service(tmp_path, old) as vault, vault.client() as client:
+        for _ in range(4):
+            client.put(_path(uuid4()), json={"access_token": SECRET})
+    strange = ["kms:arn:aws:kms:eu-central-1:111122223333:key/CANARY", "local:v777", "CANARY", None]
+    rows = store.rows()
+    for row, scheme in zip(rows, strange, strict=True):
+        _edit(store, "update oauth_tokens set encryption_scheme = ? where id = ?", scheme, row["id"])
+    new = {
+        "TOKEN_ENCRYPTION_KEY": "bmV3LW1hc3Rlci1rZXktMzItYnl0ZXMtbG9uZy4uLi4=",
+        "ENCRYPTION_KEY_VERSION": "2",
+        "TOKEN_ENCRYPTION_PREVIOUS_KEYS": f'{{"1": "{MASTER_KEY}"}}',
+        "METRICS_CENSUS_SECONDS": "0.5",
+        **store.environment(),
+    }
+    with running_service(tmp_path, new) as vault, vault.client() as client:
+        counted = _until(client, "a census", lambda seen: seen.value("token_vault_rows_due") == 4)
+        shown = {dict(labels)["scheme"]: value for labels, value in counted.labelled("token_vault_rows").items()}
+        assert shown == {"local:v1": 0, "local:v2": 0, "kms": 1, "none": 1, "other": 2}
+        assert abs(counted.value("token_vault_census_timestamp_seconds") - time.time()) < 60
+        assert "CANARY" not in counted.text
+    with running_service(tmp_path, new | {"REWRAP_INTERVAL_SECONDS": "0.3"}) as vault, vault.client() as client:
+        moved = _until(
+            client,
+            "a sweep moved them",
+            lambda seen: seen.value("token_vault_rows", scheme="local:v2") == 4,
+        )
+    assert moved.value("token_vault_sweep_rows_total", outcome="moved") == 4
+    assert moved.value("token_vault_rows_due") == moved.value("token_vault_rows", scheme="kms") == 0
+
+
+def test_service_keys_and_build_are_told(vault: Service) -> None:
+    with vault.client() as client:
+        seen = scraped(client)
+    assert seen.value("token_vault_service_keys_alive") == len(vault.keys) - 1, "one has expired"
+    assert list(seen.labelled("token_vault_build_info").values()) == [1]
+
+
+def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
+    settings = {"METRICS": "false", **SqliteStore(tmp_path / "vault.db").environment()}
+    with running_service(tmp_path, settings) as vault, vault.client() as client:
+        assert client.get("/metrics").json()["code"] == "route_not_found"
+        assert client.put(_path(uuid4()), json={"access_token": SECRET}).status_code == 201
+
+
+def test_a_series_that_stands_twice_would_be_noticed() -> None:
+    with pytest.raises(AssertionError, match="twice"):
+        read("# TYPE a gauge\na 1\na 2\n")
