@@ -11,7 +11,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import encryption, kms, memory, reveal_sqlite, reveal_supabase, startup, store_sqlite
+from benchmarks import encryption, kms, memory, observing, reveal_sqlite, reveal_supabase, startup, store_sqlite
 from benchmarks.bench import Bench, opened
 from benchmarks.client import client_rate
 from benchmarks.table import Line, render
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "reveal-sqlite": reveal_sqlite.measure,
+    "observing": observing.measure,
     "store-sqlite": store_sqlite.measure,
     "reveal-supabase": reveal_supabase.measure,
     "encryption": encryption.measure,

@@ -69,37 +69,44 @@ def write_request(record: RequestRecord, scope: Mapping[str, Any], status: int, 
     route = getattr(scope.get("route"), "path", None)
     event = record.event if record.events == 1 else None
     outcome = record.outcome or (SUCCESS if event is None else event.outcome)
-    level = logging.WARNING if status >= _BAD or outcome != SUCCESS else logging.INFO
     if route in PROBES:
-        level = logging.DEBUG
-    if not _log.is_enabled_for(level):
-        return
-    line: dict[str, Any] = {
-        "request_id": record.request_id,
-        "service": scope["state"].get("service"),
-        "method": scope["method"],
-        "route": route,
-        "status": status,
-        "duration_ms": round(seconds * 1_000, 2),
-    }
-    if event is None:
-        line |= _named_by(scope.get("path_params") or {})
+        write = _log.debug if _log.is_enabled_for(logging.DEBUG) else None
+    elif status < _BAD and outcome == SUCCESS:
+        write = _log.info if _log.is_enabled_for(logging.INFO) else None
     else:
-        line["operation"] = event.operation.value
-        line["user_id"] = event.user_id
-        if event.token_id is not None:
-            line["provider"], line["service_type"] = event.token_id.provider, event.token_id.service_type
-        if event.encryption_method is not None:
-            line["encryption_method"] = event.encryption_method
+        write = _log.warning if _log.is_enabled_for(logging.WARNING) else None
+    if write is not None:
+        head = {
+            "request_id": record.request_id,
+            "service": scope["state"].get("service"),
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1_000, 2),
+        }
+        about = _named_by(scope.get("path_params") or {}) if event is None else _told_by(event)
+        write("request", **head, **about, **_end(record, event, outcome))
+
+
+def _told_by(event: TokenEvent) -> dict[str, str | None]:
+    told: dict[str, str | None] = {"operation": event.operation.value, "user_id": event.user_id}
+    if event.token_id is not None:
+        told["provider"], told["service_type"] = event.token_id.provider, event.token_id.service_type
+    if event.encryption_method is not None:
+        told["encryption_method"] = event.encryption_method
+    return told
+
+
+def _end(record: RequestRecord, event: TokenEvent | None, outcome: str) -> dict[str, str | int]:
+    end: dict[str, str | int] = {"outcome": outcome}
     if record.events > 1:
-        line["operations"] = record.events
-    line["outcome"] = outcome
+        end["operations"] = record.events
     reason = record.reason or (None if event is None else event.detail)
     if reason is not None:
-        line["reason"] = reason
+        end["reason"] = reason
     if record.trace_id is not None:
-        line["trace_id"] = record.trace_id
-    _log.log(level, "request", **line)
+        end["trace_id"] = record.trace_id
+    return end
 
 
 def _named_by(path: Mapping[str, str]) -> dict[str, str]:

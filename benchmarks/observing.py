@@ -1,0 +1,48 @@
+"""A reveal on the embedded store with metrics and the log on, beside each of them and both switched off."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.requests import new_user_ids
+from benchmarks.rounds import median_rate, median_ratio, take_turns
+from benchmarks.table import Line, Target
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+_TOKENS: Final = 500
+_QUIET: Final = {"LOG_LEVEL": "ERROR"}
+_UNCOUNTED: Final = {"METRICS": "false"}
+_WAYS: Final = {
+    "both off": _QUIET | _UNCOUNTED,
+    "metrics on, log off": _QUIET,
+    "metrics off, log on": _UNCOUNTED,
+    "metrics and log on": {},
+}
+
+
+def measure(bench: Bench) -> list[Line]:
+    user_ids = new_user_ids(_TOKENS)
+    reveals = tuple(bench.requests.reveal(user_id) for user_id in user_ids)
+    with ExitStack() as stack:
+        vaults = [
+            stack.enter_context(bench.servers.vault(f"observing-{number}", settings))
+            for number, settings in enumerate(_WAYS.values())
+        ]
+        for vault in vaults:
+            bench.stored(vault, user_ids)
+        turns = take_turns([bench.over_and_over(vault, reveals) for vault in vaults], rounds=bench.rounds)
+    baseline = turns[0]
+    return [
+        Line(
+            f"reveal, SQLite, {way}",
+            median_rate(loads),
+            "requests/s",
+            median_ratio(loads, baseline),
+            "both off",
+            Target(at_least=0.75, of_ratio=True) if settings == {} else None,
+        )
+        for (way, settings), loads in zip(_WAYS.items(), turns, strict=True)
+    ]
