@@ -71,7 +71,8 @@ def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: errors.VaultError, request_id: str) -> Response:
-    """Return the answer to a call that failed with `error`."""
+    """Return the answer to a call that failed with `error`, and note it for the request's line and count."""
+    note_failure(error.code, error.detail)
     headers = {}
     if error.retryable:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -89,7 +90,6 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
-    note_failure(error.code, error.detail)
     return problem_response(error, request.state.request_id)
 
 

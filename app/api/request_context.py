@@ -67,7 +67,7 @@ class RequestContext:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001  the last resort
             _log.error("internal_error", request_id=record.request_id, exc_info=error)
-            record.failed(InternalError.code, None)
+            record.failed(InternalError.code, None)  # whatever may have been begun
             if status == CLIENT_LEFT:
                 failure = InternalError("the vault made a mistake; its log has the request id")
                 await problem_response(failure, record.request_id)(scope, receive, send_with_headers)
@@ -79,6 +79,7 @@ class RequestContext:
     def _ended(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         if self._metrics is not None:
             self._metrics.ended(getattr(scope.get("route"), "path", None), scope["method"], status, seconds)
+            self._metrics.refusals.answered(record.outcome)
         write_request(record, scope, status, seconds)
 
 

@@ -76,6 +76,21 @@ def test_requests_are_counted_and_timed_by_template_method_and_status(vault: Ser
     assert seen.value("token_vault_requests_in_flight") == 1, "the scrape itself"
 
 
+def test_a_request_that_is_refused_to_protect_the_vault_is_counted_by_reason(vault: Service) -> None:
+    with vault.client() as client:
+        before = scraped(client)
+        answer = client.put(_path(uuid4()), json={"access_token": "x" * 100_000})
+        after = scraped(client)
+    assert answer.json()["code"] == "body_too_large"
+    name = "token_vault_refused_total"
+    assert [sum(seen.labelled(name).values()) for seen in (before, after)] == [0, 1]
+    assert after.value(name, reason="body_too_large") == 1
+    assert before.value(name, reason="overloaded") == 0
+    assert (name, frozenset({("reason", "overloaded")})) in before.series, (
+        "there before it happens, or no alert sees it"
+    )
+
+
 def test_operations_are_counted_by_kind_provider_and_outcome(vault: Service) -> None:
     user = uuid4()
     with vault.client() as client:

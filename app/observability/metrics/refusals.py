@@ -11,7 +11,9 @@ from app.observability.metrics.labels import OUTCOMES, one_of
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-REASONS: Final = ("rate_limited", "too_many_concurrent", "overloaded", "too_slow", "too_large", "other")
+# codes of errors that a request is answered with, and names for what is refused before there is a request
+ANSWERED: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
+REASONS: Final = (*sorted(ANSWERED), "head_too_large", "too_slow", "other")
 
 
 class RefusalMetrics:
@@ -26,7 +28,13 @@ class RefusalMetrics:
         )
         self._refused = {reason: refused.labels(reason) for reason in REASONS}
 
+    def answered(self, outcome: str | None) -> None:
+        """Count the request where the error that it was answered with is one of those that protect the vault."""
+        if outcome in ANSWERED:
+            self._refused[outcome].inc()
+
     def refused(self, reason: str) -> None:
+        """Count what never became a request."""
         self._refused[one_of(REASONS, reason)].inc()
 
 

@@ -11,6 +11,8 @@ from app.observability.metrics.labels import METHODS, UNMATCHED, one_of
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from app.observability.metrics.refusals import RefusalMetrics
+
 # each bound is a series for each route, so there are few
 _SECONDS = (0.001, 0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 2.5)
 _API = "/v1/"
@@ -22,7 +24,8 @@ class RequestMetrics:
     Latencies are kept for the API's routes alone: a probe's would cost as many series and say nothing.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, refusals: RefusalMetrics) -> None:
+        self.refusals = refusals
         self._requests = Counter(
             "token_vault_requests",
             "Requests by route template, method and status; 499 where the caller left first.",

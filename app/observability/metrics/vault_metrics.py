@@ -25,12 +25,12 @@ class VaultMetrics:
         # they would be a second series for each counter, which nothing here needs
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
-        self.requests = RequestMetrics(registry)
+        self.refusals = RefusalMetrics(registry)
+        self.requests = RequestMetrics(registry, refusals=self.refusals)
         self.operations = OperationMetrics(registry)
         self.sweeps = SweepMetrics(registry)
         self.encryption = PrometheusCounters(registry)
         self.store = StoreMetrics(registry)
         self.rows = RowMetrics(registry, local_versions=local_versions)
         self.state = StateMetrics(registry)
-        self.refusals = RefusalMetrics(registry)
         self.audit = AuditMetrics(registry)
