@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 V = TypeVar("V", bound="str | int")
-CLOSING_SECONDS: Final = 3.0
+CLOSING_SECONDS: Final = 2.0
 ALLOWED_ATTRIBUTES: Final = frozenset(
     {
         "db.operation.name",
