@@ -289,7 +289,7 @@ def test_a_kms_that_drips_is_answered_in_time(kms: Kms) -> None:
 def test_the_deadline_spans_all_keys_and_attempts(kms: Kms, sealed: str) -> None:
     """Three keys to try, each within the deadline, and together not."""
     keys = [kms.create_key(), kms.create_key(), kms.key_arn]
-    process = envelope(kms, key_id=keys[0], previous_key_ids=keys[1:], deadline_seconds=0.7)
+    process = envelope(kms, key_id=keys[0], previous_key_ids=keys[1:], deadline_seconds=0.85)
     kms.faults.delay(0.3)
     kms.forget_requests()
     with pytest.raises(KeyUnavailable, match="in time"):
