@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.callers.directory import ServiceKeyDirectory
 from app.callers.key_list import KeyListError, parse_key_list
+from app.callers.limits import Limits
 from app.config.settings import SettingsError
 from app.errors import KeyDenied
 from app.observability.counters import InMemoryCounters
@@ -167,6 +168,15 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
         message = f"SERVICE_KEYS: {error}"
         raise SettingsError(message) from None
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
+
+
+def build_limits(settings: Settings) -> Limits:
+    """Build what bounds the callers of one process."""
+    return Limits(
+        tokens_per_second=settings.rate_limit_per_second,
+        concurrent_per_service=settings.maximum_concurrent_per_service,
+        concurrent=settings.maximum_concurrent,
+    )
 
 
 @asynccontextmanager

@@ -70,6 +70,20 @@ class AuditUnavailable(VaultError):
     retryable = True
 
 
+class RateLimited(VaultError):
+    """The service asks for more than its share."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class Overloaded(VaultError):
+    """The vault has more to do than it can do in time. Nothing was done."""
+
+    code = "overloaded"
+    retryable = True
+
+
 class TokenNotFound(VaultError):
     code = "token_not_found"
 

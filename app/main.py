@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI
 
 from app.api import batch, encryption_status, health, metrics, tokens, user_tokens
+from app.api.admission import Admission
 from app.api.openapi import document
 from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
@@ -20,6 +21,7 @@ from app.composition import (
     Encryption,
     build_encryption,
     build_events,
+    build_limits,
     build_service_key_directory,
     build_vault,
     open_repository,
@@ -95,6 +97,7 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     install_problem_handlers(app)
+    app.add_middleware(Admission, limits=build_limits(settings))
     if watching.tracing is not None:
         app.add_middleware(RequestSpans, tracing=watching.tracing)
     app.add_middleware(RequestContext, metrics=None if watching.metrics is None else watching.metrics.requests)

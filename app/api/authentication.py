@@ -58,7 +58,7 @@ class CallerWith(HTTPBearer):
         return self.authenticate(request)
 
     def authenticate(self, request: Request) -> AuthenticatedCaller:
-        """Return the caller, or raise `Unauthenticated` or `Forbidden`."""
+        """Return the caller, or raise `Unauthenticated`, `RateLimited` or `Forbidden`."""
         presented_keys = request.headers.getlist("authorization")
         scheme, _, presented = (presented_keys[0] if len(presented_keys) == 1 else "").partition(" ")
         if scheme.lower() != "bearer":
@@ -66,6 +66,7 @@ class CallerWith(HTTPBearer):
             raise Unauthenticated(message)
         key = request.state.service_keys.identify(presented)
         request.state.service = key.service
+        request.state.admitted.enter_service(key.service)
         caller = AuthenticatedCaller(key, _caller(key, request))
         caller.require_scope(self._scope)
         return caller

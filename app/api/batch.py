@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.api.answers import json_answer
@@ -32,8 +32,9 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     responses=answers(*BODY, *STORE),
     openapi_extra=extra(body=BatchGetRequest),
 )
-async def batch_get(caller: Revealer, body: Body, vault: Vault) -> Response:
+async def batch_get(caller: Revealer, body: Body, vault: Vault, request: Request) -> Response:
     """Answer with a token or a problem for each token id, in order. Needs `tokens:reveal`."""
+    request.state.admitted.charge(len(body.tokens))
     include_refresh = body.include is not None
     if include_refresh:
         caller.require_scope(Scope.REVEAL_REFRESH)

@@ -28,6 +28,8 @@ _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.Unauthenticated,
     errors.Forbidden,
     errors.AuditUnavailable,
+    errors.RateLimited,
+    errors.Overloaded,
     errors.InvalidRequest,
     errors.InternalError,
 )

@@ -27,6 +27,8 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.AuditUnavailable: 503,
+    errors.RateLimited: 429,
+    errors.Overloaded: 503,
     errors.TokenNotFound: 404,
     errors.TokenInactive: 409,
     errors.VersionConflict: 412,

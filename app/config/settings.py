@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
 
+    rate_limit_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 0
+    maximum_concurrent_per_service: Annotated[int, Field(ge=0, le=100_000)] = 256
+    maximum_concurrent: Annotated[int, Field(ge=0, le=100_000)] = 512
+
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

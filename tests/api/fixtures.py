@@ -68,7 +68,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, objec
     assert body["status"] == status
     assert body["type"] == f"urn:pulseplan:token-vault:{code}"
     assert body["request_id"] == response.headers["x-request-id"]
-    assert body["retryable"] is (status in {503, 504})
-    assert ("retry-after" in response.headers) is (status in {503, 504})
+    assert body["retryable"] is (status in {429, 503, 504})
+    assert ("retry-after" in response.headers) is (status in {429, 503, 504})
     assert {"title", "detail"} < body.keys()
     return body

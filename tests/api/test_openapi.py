@@ -14,17 +14,18 @@ from app.callers.service_key import Scope
 from tests.api.service import Service
 from tests.tokens.stores import SqliteStore
 
+TOKEN = "/v1/users/{user_id}/tokens/{provider}"
 ROUTES = {
-    ("put", "/v1/users/{user_id}/tokens/{provider}"): {200, 201, 400, 401, 403, 412, 413, 422, 500, 503, 504},
-    ("get", "/v1/users/{user_id}/tokens/{provider}"): {200, 401, 403, 404, 409, 422, 500, 503, 504},
-    ("patch", "/v1/users/{user_id}/tokens/{provider}"): {200, 400, 401, 403, 404, 412, 413, 422, 500, 503, 504},
-    ("delete", "/v1/users/{user_id}/tokens/{provider}"): {204, 401, 403, 404, 412, 422, 500, 503, 504},
-    ("post", "/v1/users/{user_id}/tokens/{provider}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 500, 503, 504},
-    ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
-    ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 500, 503, 504},
-    ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 500, 503, 504},
-    ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 500, 503, 504},
-    ("get", "/v1/encryption"): {200, 401, 403, 422, 500, 503, 504},
+    ("put", "/v1/users/{user_id}/tokens/{provider}"): {200, 201, 400, 401, 403, 412, 413, 422, 429, 500, 503, 504},
+    ("get", "/v1/users/{user_id}/tokens/{provider}"): {200, 401, 403, 404, 409, 422, 429, 500, 503, 504},
+    ("patch", "/v1/users/{user_id}/tokens/{provider}"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens/{provider}"): {204, 401, 403, 404, 412, 422, 429, 500, 503, 504},
+    ("post", f"{TOKEN}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
+    ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 429, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 429, 500, 503, 504},
+    ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 429, 500, 503, 504},
+    ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 429, 500, 503, 504},
+    ("get", "/v1/encryption"): {200, 401, 403, 422, 429, 500, 503, 504},
     ("get", "/healthz"): {200},
     ("get", "/readyz"): {200, 503},
     ("get", "/metrics"): {200},
@@ -62,7 +63,7 @@ def test_every_problem_is_a_problem_document_with_examples(document: Any) -> Non
                 assert example["value"]["code"] == code
                 assert example["value"]["status"] == int(status)
                 codes.add(code)
-            assert ("Retry-After" in answer.get("headers", {})) is (status in {"503", "504"})
+            assert ("Retry-After" in answer.get("headers", {})) is (status in {"429", "503", "504"})
     assert codes == {error.code for error in STATUS}
 
 
@@ -120,6 +121,8 @@ def test_every_code_and_status_is_the_contracts() -> None:
         "unauthenticated": 401,
         "forbidden": 403,
         "audit_unavailable": 503,
+        "rate_limited": 429,
+        "overloaded": 503,
         "token_not_found": 404,
         "token_inactive": 409,
         "version_conflict": 412,
@@ -138,4 +141,6 @@ def test_every_code_and_status_is_the_contracts() -> None:
         "store_timeout",
         "key_unavailable",
         "audit_unavailable",
+        "rate_limited",
+        "overloaded",
     }
