@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 RELOAD_SECONDS = 1.0
 MAXIMUM_FILE_BYTES = 1024 * 1024
+_NOBODY = ServiceKey(service="nobody", sha256="0" * 64, scopes=frozenset(), expires_at=datetime.min.replace(tzinfo=UTC))
 
 
 class ServiceKeyDirectory:
@@ -60,14 +63,18 @@ class ServiceKeyDirectory:
     def identify(self, presented: str) -> ServiceKey:
         """Return the key's entry, or raise `Unauthenticated`.
 
-        Keys are looked up by their SHA-256, so the time this takes says nothing about any configured key.
+        Keys are looked up by their SHA-256, so the time this takes says nothing about any configured key. Nor does it
+        tell an unknown key from one that has expired or is malformed: each takes the same steps.
         """
         self._reload_if_due()
+        sha256 = hash_key(presented)
+        key = self._keys.get(sha256, _NOBODY)
+        is_theirs = hmac.compare_digest(key.sha256, sha256)
+        is_alive = key.is_alive(datetime.now(UTC))
         if not is_well_formed(presented):
             message = "the service key is malformed"
             raise Unauthenticated(message)
-        key = self._keys.get(hash_key(presented))
-        if key is None or not key.is_alive():
+        if not (is_theirs and is_alive):
             message = "the service key is unknown or has expired"
             raise Unauthenticated(message)
         return key
