@@ -90,6 +90,7 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         description=_DESCRIPTION,
         version=version("pulseplan-token-vault"),
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.api_docs else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

@@ -10,6 +10,7 @@ from uuid import uuid4
 import structlog
 
 from app.api.problems import problem_response
+from app.api.security_headers import OVER_TLS, SECURITY_HEADERS
 from app.errors import InternalError
 from app.observability.request_log import CLIENT_LEFT, RequestRecord, current_request, write_request
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from app.observability.metrics.requests import RequestMetrics
 
 _log = structlog.get_logger("app.requests")
-_COMMON = ((b"x-content-type-options", b"nosniff"),)
-_NEVER_STORED = (*_COMMON, (b"cache-control", b"no-store"))
+_NEVER_STORED = ((b"cache-control", b"no-store"),)
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -42,7 +42,9 @@ class RequestContext:
         record = RequestRecord(_request_id(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = record.request_id
         began, status, over = time.perf_counter(), CLIENT_LEFT, False
-        common = _NEVER_STORED if scope["path"].startswith("/v1") else _COMMON
+        common = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
+        if scope["path"].startswith("/v1"):
+            common = (*common, *_NEVER_STORED)
         identified = (*common, (b"x-request-id", record.request_id.encode()))
 
         def end() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +15,7 @@ from app.composition import build_encryption, build_service_key_directory, open_
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_logging
+from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +51,26 @@ def _findings(settings: Settings) -> Iterator[Finding]:
 
         yield from kms_findings(settings)
     yield _check_store(settings)
+    yield from _check_tls(settings)
+
+
+def _check_tls(settings: Settings) -> Iterator[Finding]:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return
+    tls = Tls(certificate=settings.tls_cert_file, key=settings.tls_key_file, client_ca=settings.tls_client_ca_file)
+    try:
+        expires_at = tls.check()
+    except TlsError as error:
+        yield FAILURE, "TLS", str(error)
+        return
+    left = expires_at - datetime.now(UTC)
+    words = f"the certificate expires on {expires_at:%Y-%m-%d}"
+    if left < timedelta(0):
+        yield FAILURE, "TLS", f"the certificate expired on {expires_at:%Y-%m-%d}; no caller accepts it any more"
+    elif left < timedelta(days=TLS_WARNING_DAYS):
+        yield WARNING, "TLS", f"{words}, in {left.days} days: renew it, and restart the vault"
+    else:
+        yield OK, "TLS", words
 
 
 def _check_settings(settings: Settings) -> Iterator[Finding]:

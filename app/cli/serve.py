@@ -6,10 +6,13 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+import structlog
 import uvicorn
 
 from app.cli.failure import Wrong, settings_or_stop
@@ -17,31 +20,61 @@ from app.composition import build_encryption, build_service_key_directory, deman
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
+from app.server.bounded_http import BoundedHttp
+from app.server.process import allow_open_files, forbid_core_dumps, warn_about_root
+from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 from app.tokens.sqlite_repository import prepare_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GRACEFUL_SHUTDOWN_SECONDS = 25
-KEEP_ALIVE_SECONDS = 75  # above the 60 s of common load balancers, so that it is not us who cut an idle connection
+KEEP_ALIVE_SECONDS = int(BoundedHttp.limits.idle_seconds)
+_FILE = click.Path(path_type=Path)
+_log = structlog.get_logger()
 
 
 @click.command()
 @click.option("--host", help="Address to listen on.  [default: HOST, 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: PORT, 8080]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
-def serve(host: str | None, port: int | None, workers: int) -> None:
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate and chain in PEM.  [default: TLS_CERT_FILE]")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key, without a password.  [default: TLS_KEY_FILE]")
+@click.option(
+    "--tls-client-ca", type=_FILE, metavar="FILE", help="Demand clients' certificates.  [default: TLS_CLIENT_CA_FILE]"
+)
+def serve(
+    *,
+    host: str | None,
+    port: int | None,
+    workers: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
+    forbid_core_dumps()
     settings = settings_or_stop()
+    tls = _tls(
+        tls_cert or settings.tls_cert_file,
+        tls_key or settings.tls_key_file,
+        tls_client_ca or settings.tls_client_ca_file,
+    )
+    expires_at = None if tls is None else _demand_tls(tls)
     _demand_collaborators(settings)
     _demand_store(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
+    _warn_about(expires_at)
+    warn_about_root()
+    allow_open_files()
     signal.signal(signal.SIGTERM, _exit_as_done)  # uvicorn raises it again once it has shut down
     try:
         with _metrics_folder(shared=settings.metrics and workers > 1):
             uvicorn.run(
-                "app.main:create_app",
+                "app.server.worker:create_hardened_app",
                 factory=True,
+                http="app.server.bounded_http:BoundedHttp",
+                loop="app.server.loop:ServingLoop",
                 host=host or settings.host,
                 port=settings.port if port is None else port,
                 workers=workers,
@@ -52,6 +85,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                 ws="none",
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+                **({} if tls is None else tls.uvicorn_options()),
             )
     except SystemExit as end:
         if end.code:  # uvicorn has its own numbers for a taken port and a failed start; its log line says which
@@ -83,6 +117,28 @@ def _metrics_folder(*, shared: bool) -> Iterator[None]:
 def _exit_as_done(_signal: int, _frame: object) -> NoReturn:
     """End with 0: being told to stop, and stopping, is no failure."""
     sys.exit(0)
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    if certificate is not None and key is not None:
+        return Tls(certificate=certificate, key=key, client_ca=client_ca)
+    if certificate is None and key is None and client_ca is None:
+        return None
+    message = "TLS needs both a certificate and its key: --tls-cert and --tls-key, or TLS_CERT_FILE and TLS_KEY_FILE"
+    raise Wrong(message)
+
+
+def _demand_tls(tls: Tls) -> datetime:
+    """Stop with one line where a file is wrong: without TLS the keys of all services would cross the network."""
+    try:
+        return tls.check()
+    except TlsError as error:
+        raise Wrong(str(error)) from None
+
+
+def _warn_about(expires_at: datetime | None) -> None:
+    if expires_at is not None and expires_at < datetime.now(UTC) + timedelta(days=TLS_WARNING_DAYS):
+        _log.warning("tls_certificate_expires", expires_at=expires_at.isoformat())
 
 
 def _demand_collaborators(settings: Settings) -> None:

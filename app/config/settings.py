@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     maximum_concurrent_per_service: Annotated[int, Field(ge=0, le=100_000)] = 256
     maximum_concurrent: Annotated[int, Field(ge=0, le=100_000)] = 512
 
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    api_docs: bool = True
+
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -168,6 +173,7 @@ class Settings(BaseSettings):
         yield from self._wrong_store()
         yield from self._wrong_kms()
         yield from self._wrong_master_keys()
+        yield from self._wrong_tls()
 
     def _wrong_store(self) -> Iterator[str]:
         if self.token_store != "supabase":  # noqa: S105  a store's name
@@ -195,6 +201,12 @@ class Settings(BaseSettings):
             yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS holds ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
         if self.min_key_version > self.encryption_key_version:
             yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so nothing new could be read"
+
+    def _wrong_tls(self) -> Iterator[str]:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            yield "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            yield "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
 
     def keyring(self) -> Keyring | None:
         """Return the decoded master keys, or `None` where none is set."""

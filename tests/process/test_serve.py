@@ -114,8 +114,8 @@ def test_a_short_master_key_is_warned_about(tmp_path: Path, serve: Serve, size: 
     key = new_master_key(size)
     with serve(new_home(tmp_path, TOKEN_ENCRYPTION_KEY=key)) as server:
         output = server.stop().output
-    (warning,) = [line for line in map(json.loads, output.splitlines()) if line["level"] == "warning"]
-    assert warning["event"] == "setting_is_weak"
+    (warning,) = [line for line in map(json.loads, output.splitlines()) if line["event"] == "setting_is_weak"]
+    assert warning["level"] == "warning"
     assert "TOKEN_ENCRYPTION_KEY" in warning["reason"]
     assert key not in output
 

@@ -1,0 +1,90 @@
+"""TLS that ends in the vault itself, with client certificates where a CA for them is named."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
+
+    from uvicorn import Config
+
+TLS_WARNING_DAYS: Final = 30
+
+
+class TlsError(Exception):
+    """Says in one line which file is wrong and how, never what it holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The PEM files: the certificate with its chain, its key without a password, and the CA of the clients."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def check(self) -> datetime:
+        """Return when the certificate expires, or raise `TlsError`."""
+        certificates = _certificates(self.certificate, "TLS_CERT_FILE")
+        _demand_key(self.key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ssl.SSLError):
+            message = "TLS_KEY_FILE: is not the key of the certificate in TLS_CERT_FILE"
+            raise TlsError(message) from None
+        if self.client_ca is not None:
+            _certificates(self.client_ca, "TLS_CLIENT_CA_FILE")
+        return certificates[0].not_valid_after_utc
+
+    def uvicorn_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "ssl_certfile": str(self.certificate),
+            "ssl_keyfile": str(self.key),
+            "ssl_context_factory": with_tls_1_2_at_least,
+        }
+        if self.client_ca is not None:
+            options |= {"ssl_ca_certs": str(self.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        return options
+
+
+def with_tls_1_2_at_least(_config: Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Return uvicorn's context without the versions that RFC 8996 retires, whatever OpenSSL's configuration says."""
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _certificates(path: Path, name: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(_read(path, name))
+    except ValueError:
+        message = f"{name}: holds no certificate in PEM"
+        raise TlsError(message) from None
+
+
+def _demand_key(path: Path) -> None:
+    try:
+        load_pem_private_key(_read(path, "TLS_KEY_FILE"), password=None)
+    except TypeError:
+        message = "TLS_KEY_FILE: the key has a password, which nobody could type at the start"
+        raise TlsError(message) from None
+    except ValueError:
+        message = "TLS_KEY_FILE: holds no private key in PEM"
+        raise TlsError(message) from None
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        message = f"{name}: cannot be read"
+        raise TlsError(message) from None

@@ -1,0 +1,19 @@
+"""The application as `token-vault serve` runs it, in each of its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.main import create_app
+from app.server.process import forbid_core_dumps, lock_memory
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def create_hardened_app() -> FastAPI:
+    """Protect the process before it holds a key, then build the application from the environment."""
+    forbid_core_dumps()
+    app = create_app()
+    lock_memory()
+    return app
