@@ -70,7 +70,7 @@ class PulsePlanLocalReader:
                 self._keys.move_to_end(name)
                 return key
         if not wait:
-            raise KeyNotAtHand(name)
+            raise KeyNotAtHand(name, derived=True)
         salt = f"pulseplan:user:{user_id}:v{version}".encode()
         with self._derivations:
             key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)

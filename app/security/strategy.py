@@ -30,12 +30,14 @@ class KeyNotAtHand(Exception):
     """`wait` was false, and a key would have to be fetched or derived first. Says nothing about the ciphertext.
 
     `key` names the key, equal for every call that lacks the same one, so that one of them can wait for all. It is
-    `None` where nothing will be at hand afterwards either.
+    `None` where nothing will be at hand afterwards either. `derived` tells a slow derivation, which takes a processor,
+    from a key service, which takes only time.
     """
 
-    def __init__(self, key: Hashable | None) -> None:
+    def __init__(self, key: Hashable | None, *, derived: bool = False) -> None:
         super().__init__()
         self.key = key
+        self.derived = derived
 
 
 class EncryptionReader(Protocol):

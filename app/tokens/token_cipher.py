@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
+from app.tokens.derivations import Derivations
 from app.tokens.models import TokenId
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class TokenCipher:
     for keys waits until `key_deadline`, however many of them an operation needs.
     """
 
-    def __init__(self, *, encryption: EncryptionService) -> None:
+    def __init__(self, *, encryption: EncryptionService, derivations: Derivations | None = None) -> None:
         self._encryption = encryption
         self._waiting: dict[Hashable, asyncio.Future[Any]] = {}
+        self._derivations = derivations or Derivations()
         # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
@@ -151,27 +153,26 @@ class TokenCipher:
     async def _off_the_loop_if_needed(self, call: Callable[..., T], until: float | None = None) -> T:
         try:
             return call(wait=False)
-        except KeyNotAtHand as missing:
-            key = missing.key
+        except KeyNotAtHand as reason:
+            missing = reason
         try:
             async with asyncio.timeout_at(until or self.key_deadline()):
-                return await self._as_soon_as_at_hand(call, key)
+                return await self._as_soon_as_at_hand(call, missing)
         except TimeoutError:
             message = "the key was not there in time"
             raise KeyUnavailable(message) from None
 
-    async def _as_soon_as_at_hand(self, call: Callable[..., T], key: Hashable | None) -> T:
+    async def _as_soon_as_at_hand(self, call: Callable[..., T], missing: KeyNotAtHand) -> T:
         """Wait for a key in a thread, or beside a call that is waiting for it already.
 
         A thread goes on when its caller has gone away, for others may wait beside it.
         """
         alone = False
         while True:
+            key = missing.key
             flight = self._waiting.get(key) if key is not None and not alone else None
             if flight is None:
-                flight = asyncio.get_running_loop().run_in_executor(
-                    self._threads, partial(copy_context().run, call, wait=True)
-                )
+                flight = self._in_a_thread(partial(copy_context().run, call, wait=True), derives=missing.derived)
                 if not alone and key is not None:
                     self._waiting[key] = flight
                     flight.add_done_callback(partial(self._landed, key))
@@ -179,7 +180,8 @@ class TokenCipher:
             await asyncio.wait([flight])
             try:
                 return call(wait=False)
-            except KeyNotAtHand as missing:
+            except KeyNotAtHand as reason:
+                missing = reason
                 error = None if flight.cancelled() else flight.exception()
                 if missing.key == key and isinstance(error, KeyUnavailable | KeyDenied):
                     # a copy: as one object it would gather the traceback of everyone who raises it
@@ -187,7 +189,11 @@ class TokenCipher:
                 # A broken ciphertext leaves no key behind. Ours may be whole; and if it is not, a crowd would wait one
                 # for the other, where threads of their own share what KMS says.
                 alone = missing.key == key and error is not None
-                key = missing.key
+
+    def _in_a_thread(self, call: Callable[[], T], *, derives: bool) -> asyncio.Future[T]:
+        if derives:
+            return self._derivations.submit(call)
+        return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _landed(self, key: Hashable, flight: asyncio.Future[Any]) -> None:
         del self._waiting[key]
