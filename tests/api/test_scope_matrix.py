@@ -1,0 +1,208 @@
+"""Every route with every kind of key: the exact answer, and nothing written by those who were refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import Route
+
+from app.callers.key_list import render_key_list
+from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.config.settings import Settings
+from app.main import create_app
+from tests.api.fixtures import problem
+from tests.process.home import new_home
+from tests.process.server import Server, serving
+from tests.security.keys import MASTER_KEY
+from tests.stack.reaper import Reaper
+from tests.tokens.stores import SqliteStore
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+TOKEN = "/v1/users/{user_id}/tokens/{provider}"
+BODY = {"access_token": "x"}
+REVOKED_WITHIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a route needs and answers; `limited` is its answer to a key of another provider alone."""
+
+    scope: Scope
+    status: int
+    body: dict[str, Any] | None = None
+    limited: int = 403
+    query: str = ""
+    also: frozenset[Scope] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[Scope]:
+        return self.also | {self.scope}
+
+
+_BATCH: dict[str, Any] = {"tokens": [{"user_id": USER, "provider": "canvas"}]}
+MATRIX: dict[tuple[str, str], list[Row]] = {
+    ("PUT", TOKEN): [Row(Scope.WRITE, 200, BODY)],
+    ("GET", TOKEN): [
+        Row(Scope.REVEAL, 200),
+        Row(Scope.REVEAL, 200, query="?include=refresh_token", also=frozenset({Scope.REVEAL_REFRESH})),
+    ],
+    ("PATCH", TOKEN): [Row(Scope.WRITE, 200, {"metadata": {"a": 1}})],
+    ("POST", f"{TOKEN}/rotate"): [Row(Scope.WRITE, 200, BODY)],
+    ("POST", f"{TOKEN}/rewrap"): [Row(Scope.ADMIN, 200)],
+    ("DELETE", TOKEN): [Row(Scope.DELETE, 204)],
+    ("GET", "/v1/users/{user_id}/tokens"): [Row(Scope.READ, 200, limited=200)],
+    ("DELETE", "/v1/users/{user_id}/tokens"): [Row(Scope.DELETE, 200)],
+    ("POST", "/v1/tokens/batch-get"): [
+        Row(Scope.REVEAL, 200, _BATCH, limited=200),
+        Row(
+            Scope.REVEAL,
+            200,
+            {**_BATCH, "include": "refresh_token"},
+            limited=200,
+            also=frozenset({Scope.REVEAL_REFRESH}),
+        ),
+    ],
+    ("GET", "/v1/encryption"): [Row(Scope.ADMIN, 200)],
+}
+OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
+EVERY = frozenset(Scope)
+KEYS: dict[str, dict[str, Any]] = {
+    "every scope": {"scopes": EVERY},
+    **{f"only {scope}": {"scopes": frozenset({scope})} for scope in Scope},
+    **{f"all but {scope}": {"scopes": EVERY - {scope}} for scope in Scope},
+    "every scope, of another provider": {"scopes": EVERY, "providers": frozenset({"google"})},
+    "every scope, of this provider": {"scopes": EVERY, "providers": frozenset({"canvas"})},
+    "expired": {"scopes": EVERY, "expires_at": datetime.now(UTC) - timedelta(seconds=1)},
+    "revoked": {"scopes": EVERY},
+}
+STRANGERS = {"unknown": generate_key(), "malformed": "ptv_short", "none": "", "upper case": generate_key().upper()}
+ROWS = [(*route, number) for route, rows in MATRIX.items() for number in range(len(rows))]
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    server: Server
+    store: SqliteStore
+    keys: dict[str, str]
+    file: Path
+
+    client: httpx.Client
+
+    def request(self, kind: str, method: str, url: str, body: object = None) -> httpx.Response:
+        key = (self.keys | STRANGERS)[kind]
+        return self.client.request(method, url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+
+def _write(file: Path, keys: dict[str, str]) -> None:
+    entries = [ServiceKey(service="tests", sha256=hash_key(key), **KEYS[kind]) for kind, key in keys.items()]
+    draft = file.with_suffix(".new")
+    draft.write_text(render_key_list(entries))
+    draft.replace(file)
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[Vault]:
+    """Two workers; the key `revoked` was alive when they started, and is taken out of the file while they run."""
+    folder = tmp_path_factory.mktemp("matrix")
+    file, keys = folder / "service-keys.json", {kind: generate_key() for kind in KEYS}
+    _write(file, keys)
+    home = new_home(folder, SERVICE_KEYS="", SERVICE_KEYS_FILE=str(file), TOKEN_ENCRYPTION_KEY=MASTER_KEY)
+    with (
+        serving(home, workers=2, reaper=stack_reaper) as server,
+        httpx.Client(base_url=server.url, trust_env=False) as client,
+    ):
+        running = Vault(server, SqliteStore(folder / "data" / "vault.db"), keys, file, client)
+        assert running.request("revoked", "GET", f"/v1/users/{USER}/tokens").status_code == 200
+        _write(file, {kind: key for kind, key in keys.items() if kind != "revoked"})
+        _wait_until_revoked(running, "revoked")
+        yield running
+
+
+def _wait_until_revoked(vault: Vault, kind: str) -> None:
+    """Ask over new connections, which either worker may take, until many in a row are refused."""
+    deadline = time.monotonic() + REVOKED_WITHIN_SECONDS
+    refused = 0
+    while refused < 40:
+        headers = {"Authorization": f"Bearer {vault.keys[kind]}", "Connection": "close"}
+        answer = vault.client.get(f"/v1/users/{USER}/tokens", headers=headers)
+        refused = refused + 1 if answer.status_code == 401 else 0
+        assert time.monotonic() < deadline
+
+
+def _routes(app: Any) -> set[tuple[str, str]]:
+    return {
+        (method, route.path)
+        for route in app.routes
+        if isinstance(route, Route | APIRoute)
+        for method in (route.methods or ())
+        if method != "HEAD"
+    }
+
+
+def test_every_route_of_the_application_is_in_the_matrix(tmp_path: Path) -> None:
+    settings = Settings(  # type: ignore[call-arg]
+        _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
+    )
+    app = create_app(settings)
+    assert all(isinstance(route, Route | APIRoute) for route in app.routes), "nothing is mounted beside them"
+    assert set(MATRIX) <= _routes(app) <= set(MATRIX) | OPEN
+
+
+def _expected(row: Row, kind: str) -> tuple[int, str | None]:
+    if kind in STRANGERS or kind in {"expired", "revoked"}:
+        return 401, "unauthenticated"
+    if not row.needs <= KEYS[kind]["scopes"]:
+        return 403, "forbidden"
+    if kind == "every scope, of another provider" and row.limited == 403:
+        return 403, "forbidden"
+    return row.status, None
+
+
+@pytest.mark.parametrize(("method", "path", "number"), ROWS)
+def test_every_kind_of_key_gets_exactly_its_answer(vault: Vault, method: str, path: str, number: int) -> None:
+    row = MATRIX[method, path][number]
+    url = path.format(user_id=USER, provider="canvas") + row.query
+    concerns_all = path == "/v1/encryption" or (method, path) == ("DELETE", "/v1/users/{user_id}/tokens")
+    for kind in KEYS | STRANGERS:
+        stored = {"access_token": "before", "refresh_token": "r"}
+        vault.request("every scope", "PUT", f"/v1/users/{USER}/tokens/canvas", stored)
+        before = vault.store.rows()
+        answer = vault.request(kind, method, url, row.body)
+        status, code = _expected(row, kind)
+        if concerns_all and KEYS.get(kind, {}).get("providers"):
+            status, code = 403, "forbidden"
+        assert answer.status_code == status, (kind, answer.text)
+        if code is not None:
+            problem(answer, status, code)
+            assert vault.store.rows() == before, f"{kind} was refused and has written"
+        elif kind == "every scope, of another provider":
+            _nothing_of_another_provider(answer)
+
+
+def _nothing_of_another_provider(answer: httpx.Response) -> None:
+    """A list and a batch answer, and hold nothing of what the key may not see."""
+    assert "before" not in answer.text
+    body = answer.json()
+    assert body.get("tokens") == [] or [one["problem"]["code"] for one in body["results"]] == ["forbidden"]
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPEN - {("GET", "/metrics")}))
+def test_what_is_open_is_open_to_every_kind_of_key(vault: Vault, method: str, path: str) -> None:
+    for kind in KEYS | STRANGERS:
+        assert vault.request(kind, method, path).status_code == 200
+
+
+def test_a_revoked_key_stops_in_every_worker_within_five_seconds_without_a_restart(vault: Vault) -> None:
+    doomed = "only tokens:read"
+    assert vault.request(doomed, "GET", f"/v1/users/{USER}/tokens").status_code == 200
+    _write(vault.file, {kind: key for kind, key in vault.keys.items() if kind not in {doomed, "revoked"}})
+    _wait_until_revoked(vault, doomed)
+    assert vault.request("every scope", "GET", f"/v1/users/{USER}/tokens").status_code == 200
