@@ -11,7 +11,7 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import encryption, kms, memory, observing, reveal_sqlite, reveal_supabase, startup, store_sqlite
+from benchmarks import attack, encryption, kms, memory, observing, reveal_sqlite, reveal_supabase, startup, store_sqlite
 from benchmarks.bench import Bench, opened
 from benchmarks.client import client_rate
 from benchmarks.table import Line, render
@@ -27,6 +27,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "reveal-supabase": reveal_supabase.measure,
     "encryption": encryption.measure,
     "kms": kms.measure,
+    "attack": attack.measure,
     "memory": memory.measure,
     "startup": startup.measure,
 }

@@ -1,0 +1,92 @@
+"""A process that misbehaves in three ways at once, until it is stopped: `python -m benchmarks.attackers PORT FILE`.
+
+A slow-loris client holds 200 connections whose heads never end, two callers send bodies of 100 MB, and eight read
+tokens of PulsePlan's old format without a pause, each of another user. FILE has the service key in its first line and
+the users after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+
+from benchmarks.requests import Requests, new_user_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOPBACK = "127.0.0.1"
+_LORIS, _GIANTS, _READERS = 200, 2, 8
+_GIANT_BYTES = 100_000_000
+_USERS = 4_000  # more than keys are cached, so that each read derives one
+_NOW = "2026-01-01T00:00:00+00:00"
+
+
+def prepare(database: Path, service_key: str, file: Path) -> None:
+    """Store old tokens that do not open, which takes a vault exactly as long to find out, and write FILE."""
+    users = new_user_ids(_USERS)
+    junk = f"v1:{'00' * 16}:{'00' * 16}:{'00' * 40}"
+    with apsw.Connection(str(database)) as connection:
+        connection.set_busy_timeout(5_000)
+        connection.executemany(
+            "INSERT INTO oauth_tokens (id, user_id, provider, access_token, is_active, metadata, last_refreshed) "
+            "VALUES (?, ?, 'canvas', ?, 1, '{\"status\": \"ok\"}', ?)",
+            [(user, user, junk, _NOW) for user in users],
+        )
+    file.write_text("\n".join([service_key, *users]))
+
+
+async def _loris(port: int) -> None:
+    while True:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: vault\r\nX-Slow: ")
+            while not writer.is_closing():
+                await asyncio.sleep(1)
+                writer.write(b"a")
+                await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def _giant(port: int, requests: Requests, user_id: str) -> None:
+    head = requests.store(user_id).partition(b"Content-Length")[0]
+    piece = b"b" * 65_536
+    while True:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % _GIANT_BYTES)
+            for _ in range(_GIANT_BYTES // len(piece)):
+                writer.write(piece)
+                await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def _reader(port: int, requests: Requests, users: Iterator[str]) -> None:
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection(LOOPBACK, port)
+            while True:
+                writer.write(requests.reveal(next(users)))
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        await asyncio.sleep(0.1)
+
+
+async def _attack(port: int, key: str, users: list[str]) -> None:
+    requests, turns = Requests(key), itertools.cycle(users)
+    await asyncio.gather(
+        *(_loris(port) for _ in range(_LORIS)),
+        *(_giant(port, requests, users[number]) for number in range(_GIANTS)),
+        *(_reader(port, requests, turns) for _ in range(_READERS)),
+    )
+
+
+if __name__ == "__main__":
+    service_key, *user_ids = Path(sys.argv[2]).read_text().splitlines()
+    asyncio.run(_attack(int(sys.argv[1]), service_key, user_ids))
