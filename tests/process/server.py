@@ -134,7 +134,8 @@ def serving(home: Home, *, workers: int = 1, reaper: Reaper) -> Iterator[Server]
         process = subprocess.Popen(
             [COMMAND, "serve", "--workers", str(workers)],
             cwd=home.folder,
-            env=environment(home.settings),
+            # beside the home, for what a killed server cannot remove
+            env={"TMPDIR": str(home.folder.parent), **environment(home.settings)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
