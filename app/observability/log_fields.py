@@ -36,6 +36,7 @@ OF_THE_PROCESS: Final = frozenset(
     {
         "check",
         "code",
+        "expires_at",
         "keys",
         "moved",
         "overtaken",

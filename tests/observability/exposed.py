@@ -65,7 +65,7 @@ def used_metrics() -> VaultMetrics:
     metrics.state.readiness({"store": "up"})
     metrics.state.service_keys(1)
     metrics.state.data_keys(1)
-    metrics.audit.event_written("success")
+    metrics.audit.audit_events(1)
     asyncio.run(_failing_store_call(metrics))
     return metrics
 

@@ -13,7 +13,9 @@ from uuid import uuid4
 import apsw
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
+from app.observability.metrics.vault_metrics import VaultMetrics
 from tests.api.service import Service, running_service
 from tests.observability.exposed import Exposed, read, scraped
 from tests.security.keys import MASTER_KEY
@@ -307,3 +309,21 @@ def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
 def test_a_series_that_stands_twice_would_be_noticed() -> None:
     with pytest.raises(AssertionError, match="twice"):
         read("# TYPE a gauge\na 1\na 2\n")
+
+
+def test_the_audit_trails_failures_have_bounded_reasons_that_are_there_from_the_start() -> None:
+    metrics = VaultMetrics()
+    before = read(generate_latest(metrics.registry).decode())
+    for reason in ("ENOSPC", "slow", "ECANARY", "ECANARY2"):
+        metrics.audit.audit_failure(reason)
+    metrics.audit.audit_events(3)
+    after = read(generate_latest(metrics.registry).decode())
+    name = "token_vault_audit_failures_total"
+    assert before.labelled(name).keys() == after.labelled(name).keys()
+    assert {reason: after.value(name, reason=reason) for reason in ("ENOSPC", "slow", "other", "full")} == {
+        "ENOSPC": 1,
+        "slow": 1,
+        "other": 2,
+        "full": 0,
+    }
+    assert after.value("token_vault_audit_events_total") == 3

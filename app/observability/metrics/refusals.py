@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter
 
-from app.observability.metrics.labels import OUTCOMES, one_of
+from app.observability.metrics.labels import one_of
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -36,23 +36,3 @@ class RefusalMetrics:
     def refused(self, reason: str) -> None:
         """Count what never became a request."""
         self._refused[one_of(REASONS, reason)].inc()
-
-
-class AuditMetrics:
-    """Counts what the audit trail keeps, and what it could not keep."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._events = Counter(
-            "token_vault_audit_events", "Events that the audit trail kept, by outcome.", ["outcome"], registry=registry
-        )
-        self._failures = Counter(
-            "token_vault_audit_failures",
-            "Attempts that the audit trail could not keep, so that no secret left.",
-            registry=registry,
-        )
-
-    def event_written(self, outcome: str) -> None:
-        self._events.labels(one_of(OUTCOMES, outcome)).inc()
-
-    def event_failed(self) -> None:
-        self._failures.inc()

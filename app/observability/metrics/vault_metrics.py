@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from app.observability.metrics.audit import AuditMetrics
 from app.observability.metrics.encryption import PrometheusCounters
 from app.observability.metrics.operations import OperationMetrics, SweepMetrics
-from app.observability.metrics.refusals import AuditMetrics, RefusalMetrics
+from app.observability.metrics.refusals import RefusalMetrics
 from app.observability.metrics.requests import RequestMetrics
 from app.observability.metrics.rows import RowMetrics
 from app.observability.metrics.state import StateMetrics
