@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.observability.metrics.refusals import RefusalMetrics
 
 # each bound is a series for each route, so there are few
-_SECONDS = (0.001, 0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 2.5)
+_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 2.5)
 _API = "/v1/"
 
 
