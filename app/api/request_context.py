@@ -42,10 +42,7 @@ class RequestContext:
         record = RequestRecord(_request_id(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = record.request_id
         began, status, over = time.perf_counter(), CLIENT_LEFT, False
-        common = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
-        if scope["path"].startswith("/v1"):
-            common = (*common, *_NEVER_STORED)
-        identified = (*common, (b"x-request-id", record.request_id.encode()))
+        identified = (*_headers_for(scope), (b"x-request-id", record.request_id.encode()))
 
         def end() -> None:
             nonlocal over
@@ -83,6 +80,11 @@ class RequestContext:
             self._metrics.ended(getattr(scope.get("route"), "path", None), scope["method"], status, seconds)
             self._metrics.refusals.answered(record.outcome)
         write_request(record, scope, status, seconds)
+
+
+def _headers_for(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    common = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
+    return (*common, *_NEVER_STORED) if scope["path"].startswith("/v1") else common
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.config.settings import ENV_FILE, SettingsError
 from app.security.aws_errors import AWS_ERRORS, error_name
 from app.security.kms_client import CONCURRENT_REQUESTS
-from app.security.kms_errors import CredentialsMissing, meaning_of
+from app.security.kms_errors import concerns_credentials, meaning_of
 
 if TYPE_CHECKING:
     from app.config.settings import Settings
@@ -46,9 +46,8 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
             config=Config(max_pool_connections=CONCURRENT_REQUESTS),
         )
     except AWS_ERRORS as error:
-        meaning = meaning_of(error)
-        if isinstance(meaning, CredentialsMissing):
-            raise meaning from None
+        if concerns_credentials(error):
+            raise meaning_of(error) from None
         message = f"the AWS settings do not make a KMS client: {error_name(error)}"
         raise SettingsError(message) from None
 

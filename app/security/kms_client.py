@@ -20,7 +20,7 @@ from botocore.exceptions import NoCredentialsError
 from app.errors import EncryptionError, IntegrityError, KeyDenied, KeyUnavailable
 from app.security.aead import KEY_BYTES
 from app.security.aws_errors import AWS_ERRORS, error_name
-from app.security.kms_errors import WHY_DENIED, CredentialsMissing, IncorrectKeyError, meaning_of, whole
+from app.security.kms_errors import WHY_DENIED, IncorrectKeyError, concerns_credentials, meaning_of, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -220,10 +220,9 @@ class KmsClient:
             answer = whole(operation, send(**parameters))
         except AWS_ERRORS as error:
             outcome = error_name(error)
-            meaning = meaning_of(error)
-            if isinstance(meaning, CredentialsMissing):
+            if concerns_credentials(error):
                 self._connect_anew()
-            raise meaning from None
+            raise meaning_of(error) from None
         else:
             outcome = _SUCCESS
             return answer

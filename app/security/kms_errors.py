@@ -75,18 +75,14 @@ class IncorrectKeyError(Exception):
     """KMS says that another key made this; the next configured one may be it."""
 
 
-class CredentialsMissing(KeyDenied):
-    """There are no AWS credentials, or none that can be used. They may come later."""
-
-
 def meaning_of(error: Exception) -> Exception:
     """Return what the caller gets for what boto3 raised."""
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         return _meaning_of_code(code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if _concerns_credentials(error):
+    if concerns_credentials(error):
         message = "no usable AWS credentials were found"
-        return CredentialsMissing(message)
+        return KeyDenied(message)
     if isinstance(error, BotoCoreError) and not isinstance(
         error, BotoConnectionError | BotoHttpClientError | ResponseParserError
     ):
@@ -95,8 +91,8 @@ def meaning_of(error: Exception) -> Exception:
     return KeyUnavailable(UNREACHABLE)
 
 
-def _concerns_credentials(error: Exception) -> bool:
-    """Whether it is not KMS that failed, but what was to say who is asking."""
+def concerns_credentials(error: Exception) -> bool:
+    """Whether it is not KMS that failed, but what was to say who is asking. That may come later."""
     if isinstance(error, OSError) and not isinstance(error, BotoCoreError):
         return error.filename is not None  # the file of a web identity's token, say; sockets have none
     return isinstance(error, _CREDENTIALS) or error_name(error) == EXPIRED_AT_ONCE
