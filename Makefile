@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench check-alerts lock clean
+.PHONY: help run test fuzz lint format bench check-alerts lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
 	@$(BIN)/python -m tests.stack.install
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+fuzz: $(VENV)/.dev ## try every operation of the API with made-up requests, for some minutes
+	@$(BIN)/python -m tests.stack.install
+	@$(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/.dev ## check style and types
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
 
 PURPOSE_HEADER = "X-Purpose"
-_PURPOSE = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+PURPOSE = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ def _caller(key: ServiceKey, request: Request) -> Caller:
 
 def _purpose(request: Request) -> str | None:
     purpose = request.headers.get(PURPOSE_HEADER)
-    if purpose is not None and not _PURPOSE.fullmatch(purpose):
-        message = f"{PURPOSE_HEADER} must match {_PURPOSE.pattern}"
+    if purpose is not None and not PURPOSE.fullmatch(purpose):
+        message = f"{PURPOSE_HEADER} must match {PURPOSE.pattern}"
         raise InvalidRequest(message, problems=((PURPOSE_HEADER.lower(), message),))
     return purpose
 

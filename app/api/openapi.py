@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app import errors
+from app.api.authentication import PURPOSE, PURPOSE_HEADER
 from app.api.problems import MEDIA_TYPE, STATUS, Problem
 from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
@@ -57,10 +58,17 @@ INCLUDE = {
     "schema": {"type": "string", "enum": ["refresh_token"]},
     "description": "Also reveal the refresh token; needs `tokens:reveal_refresh`.",
 }
+_ENTITY_TAG = r'(W/)?"[!#-~]*"'
 IF_MATCH = {
     "name": "If-Match",
     "in": "header",
-    "schema": {"type": "string", "examples": ['"3"']},
+    "schema": {
+        "anyOf": [
+            {"type": "string", "enum": ["*"]},
+            {"type": "string", "pattern": f"^{_ENTITY_TAG}(, *{_ENTITY_TAG})*$"},
+        ],
+        "examples": ['"3"'],
+    },
     "description": "Write only onto this version. `*`: only onto an existing token.",
 }
 IF_NONE_MATCH = {
@@ -68,6 +76,12 @@ IF_NONE_MATCH = {
     "in": "header",
     "schema": {"type": "string", "enum": ["*"]},
     "description": "Only create.",
+}
+PURPOSE_PARAMETER = {
+    "name": PURPOSE_HEADER,
+    "in": "header",
+    "schema": {"type": "string", "pattern": f"^{PURPOSE.pattern}$", "examples": ["sync.courses"]},
+    "description": "Why the caller makes this call, for the audit trail. Never a secret.",
 }
 _ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
 
@@ -109,6 +123,10 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema["components"]["schemas"] |= definitions["$defs"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
+        for path, operations in schema["paths"].items():
+            if path.startswith("/v1/"):  # authentication reads it, on every route that has any
+                for operation in operations.values():
+                    operation.setdefault("parameters", []).append(PURPOSE_PARAMETER)
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from app import errors
 from app.api.validation import invalid_request
@@ -105,7 +106,14 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     detail = HTTPStatus(error.status_code).phrase
     note_failure(code, None)
     problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
-    return JSONResponse(problem, error.status_code, error.headers, media_type=MEDIA_TYPE)
+    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return JSONResponse(problem, error.status_code, headers, media_type=MEDIA_TYPE)
+
+
+def _allowed(request: Request) -> str:
+    """Return the methods of all routes with this path; Starlette names those of the first one alone."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 def _document(code: str, status: int, detail: str, request_id: str, *, retryable: bool) -> dict[str, Any]:

@@ -22,7 +22,10 @@ from app.api.problems import Problem
 from app.errors import InvalidRequest
 from app.tokens.models import (
     DEFAULT_SERVICE_TYPE,
+    HTTPS_URL,
     MAXIMUM_TOKEN_CHARACTERS,
+    MAXIMUM_URL_CHARACTERS,
+    RESERVED_METADATA,
     SLUG_PATTERN,
     UNSET,
     UUID_PATTERN,
@@ -90,8 +93,24 @@ UserId = Annotated[str, Field(pattern=UUID_PATTERN, json_schema_extra={"format":
 Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
 SecretText = Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_TOKEN_CHARACTERS)]
 Timestamp = Annotated[datetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
-BaseUrl = Annotated[str, AfterValidator(_base_url), Field(json_schema_extra={"format": "uri"})]
-Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$", max_length=320)]
+BaseUrl = Annotated[
+    str,
+    AfterValidator(_base_url),
+    Field(
+        json_schema_extra={
+            "format": "uri",
+            "pattern": f"^{HTTPS_URL.pattern}$",
+            "maxLength": MAXIMUM_URL_CHARACTERS,
+        }
+    ),
+]
+# ECMAScript, Rust and Python differ over these four in \s, and the document must mean what the vault does
+_NO_SPACE = r"[^@\s\u001c-\u001f\u0085\ufeff]"
+Email = Annotated[str, Field(pattern=f"^{_NO_SPACE}+@{_NO_SPACE}+$", max_length=320)]
+Metadata = Annotated[
+    dict[str, Any],
+    Field(json_schema_extra={"propertyNames": {"type": "string", "not": {"enum": sorted(RESERVED_METADATA)}}}),
+]
 ProviderScope = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -111,11 +130,14 @@ class StoreTokenRequest(_Request):
     scopes: Annotated[list[ProviderScope], Field(max_length=200)] = []
     email: Email | None = None
     base_url: BaseUrl | None = Field(default=None, description="https URL of the provider's installation.")
-    metadata: dict[str, Any] = Field(default={}, description="The caller's own, at most 8 KiB as compact JSON.")
+    metadata: Metadata = Field(default={}, description="The caller's own, at most 8 KiB as compact JSON.")
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"access_token": "1234~example", "base_url": "https://canvas.example.edu", "expires_in": 3600}]
+            "examples": [
+                {"access_token": "1234~example", "base_url": "https://canvas.example.edu", "expires_in": 3600}
+            ],
+            "not": {"required": ["expires_at", "expires_in"]},
         }
     )
 
@@ -150,10 +172,19 @@ class PatchTokenRequest(_Request):
     reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="Why the status changes, for people; shown in answers. Only together with a status."
     )
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"status": "needs_reauth", "reason": "Canvas answered 401"}]}
+        json_schema_extra={
+            "examples": [{"status": "needs_reauth", "reason": "Canvas answered 401"}],
+            "anyOf": [
+                {"required": ["status"], "properties": {"status": {"type": "string"}}},
+                {
+                    "required": ["metadata"],
+                    "properties": {"metadata": {"type": "object"}, "reason": {"type": "null"}},
+                },
+            ],
+        }
     )
 
     @model_validator(mode="after")

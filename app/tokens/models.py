@@ -22,7 +22,7 @@ MAXIMUM_TOKEN_CHARACTERS = 16_384
 MAXIMUM_URL_CHARACTERS = 2_048
 
 _SLUG = re.compile(SLUG_PATTERN)
-_HTTPS_URL = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
+HTTPS_URL = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
 _UUID = re.compile(UUID_PATTERN)
 
 # What the vault itself keeps in the row's `metadata`; a caller cannot set these.
@@ -69,7 +69,7 @@ def _parse_slug(name: str, slug: str) -> str:
 
 def parse_base_url(url: str) -> str:
     """Return the https URL of a provider's installation, or raise `InvalidRequest`."""
-    if not _HTTPS_URL.fullmatch(url) or len(url) > MAXIMUM_URL_CHARACTERS:
+    if not HTTPS_URL.fullmatch(url) or len(url) > MAXIMUM_URL_CHARACTERS:
         message = "base_url must be an https URL without user information, query or fragment"
         raise InvalidRequest(message, problems=(("base_url", message),))
     return url

@@ -51,6 +51,7 @@ INVALID = {
     "base URL that is the canary": _body(base_url=CANARY),
     "base URL with a newline": _body(base_url="https://x.test\n"),
     "email without @": _body(email=CANARY),
+    "email with a separator that only some languages take for a space": _body(email=f"\x1c{CANARY}@example.edu"),
     "scopes as text": _body(scopes=CANARY),
     "scopes with a number": _body(scopes=[1]),
     "scopes with an empty one": _body(scopes=[""]),
@@ -289,3 +290,18 @@ def test_a_caller_that_leaves_in_the_middle_of_a_body_writes_nothing(service: Se
         assert client.get("/readyz").status_code == 200
     assert served_store.rows() == []
     assert CANARY not in Path(service.log).read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (CANVAS, "DELETE, GET, PATCH, PUT"),
+        (f"{CANVAS}/rotate", "POST"),
+        (CANVAS.removesuffix("/canvas"), "DELETE, GET"),
+        ("/healthz", "GET"),
+    ],
+)
+def test_allow_names_every_method_of_a_path(client: httpx.Client, path: str, allowed: str) -> None:
+    """RFC 9110 §15.5.6; a path's methods are routes of their own."""
+    assert problem(client.options(path), 405, "method_not_allowed")
+    assert client.options(path).headers["allow"] == allowed

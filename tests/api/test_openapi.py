@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,15 @@ def test_every_token_route_names_the_security_scheme(document: Any) -> None:
         if path.startswith("/v1/"):
             assert operation["security"] == [{"serviceKey": []}]
             assert any(scope.value in operation["description"] for scope in Scope)
+
+
+def test_every_route_that_knows_its_caller_takes_a_purpose(document: Any) -> None:
+    for method, path, operation in _operations(document):
+        purposes = [one for one in operation.get("parameters", []) if one["name"] == "X-Purpose"]
+        assert len(purposes) == path.startswith("/v1/"), (method, path)
+        for purpose in purposes:
+            assert (purpose["in"], purpose.get("required", False)) == ("header", False)
+            assert re.search(purpose["schema"]["pattern"], purpose["schema"]["examples"][0])
 
 
 def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:

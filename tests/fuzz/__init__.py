@@ -1,0 +1,1 @@
+"""Schemathesis over the whole OpenAPI document of a running vault."""

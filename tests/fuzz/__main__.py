@@ -1,0 +1,52 @@
+"""`python -m tests.fuzz`: a long run over the embedded store and over Supabase, other requests each time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.api.service import running_service
+from tests.fuzz.run import fuzz
+from tests.stack.install import install
+from tests.stack.postgres import running_postgres
+from tests.stack.reaper import Reaper
+from tests.stack.supabase import running_supabase
+from tests.tokens.stores import SqliteStore, SupabaseStore
+
+if TYPE_CHECKING:
+    from tests.tokens.stores import Store
+
+_SECONDS: Final = 3_600
+
+
+def main() -> None:
+    """Run, print what schemathesis prints, and end with 1 where it has found something."""
+    arguments = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    arguments.add_argument("--examples", type=int, default=500, help="requests for each operation in each phase")
+    arguments.add_argument("--seed", type=int, help="repeat the run that printed this seed")
+    options = arguments.parse_args()
+    install()
+    with (
+        tempfile.TemporaryDirectory(prefix="vault-fuzz-") as folder,
+        closing(Reaper()) as reaper,
+        running_postgres(reaper=reaper) as postgres,
+        running_supabase(postgres=postgres, reaper=reaper) as supabase,
+    ):
+        stores: list[Store] = [SqliteStore(Path(folder, "vault.db")), SupabaseStore(supabase)]
+        found = [_fuzz(store, Path(folder), options.examples, options.seed) for store in stores]
+    sys.exit(int(any(found)))
+
+
+def _fuzz(store: Store, folder: Path, examples: int, seed: int | None) -> int:
+    with running_service(folder, store.environment()) as service:
+        run = fuzz(service, examples=examples, seconds=_SECONDS, seed=seed)
+    sys.stdout.write(f"{store.environment()['TOKEN_STORE']}\n{run.stdout}{run.stderr}\n")
+    return run.returncode
+
+
+if __name__ == "__main__":
+    main()
