@@ -3,7 +3,8 @@
 Libraries log what they handle: URLs with user ids, headers with keys, rows in exception texts. So their loggers are
 held at WARNING whatever LOG_LEVEL says, what they say is logged without the values that they put into it, and an
 exception is logged as its type and the lines of code it passed, never as its text. `app.observability.log_fields` says
-which fields a line may have.
+which fields a line may have. Lines that standard output does not take are lost: a full disk below the log takes no call
+down.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
@@ -28,6 +30,8 @@ _UVICORN = "uvicorn.error"  # its lifecycle messages; its access log would print
 
 def configure_logging(*, level: str, log_format: str) -> None:
     """Send our own lines and the standard library's to standard output in one format."""
+    output = cast("TextIO", _UnfailingOutput())
+    logging.raiseExceptions = False  # it would print a line that cannot be formatted, arguments and all
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -43,10 +47,10 @@ def configure_logging(*, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, _withhold_values, *shared, _withhold_traceback],
@@ -61,6 +65,18 @@ def configure_logging(*, level: str, log_format: str) -> None:
     for name in list(logging.root.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger(_UVICORN).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
+
+
+class _UnfailingOutput:
+    """Standard output for those who must not fail with it."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a full disk, a pipe without a reader; closed
+            sys.stdout.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
 
 
 _encoder = json.JSONEncoder(default=repr, ensure_ascii=False)

@@ -61,8 +61,10 @@ class Service:
 
 
 @contextmanager
-def running_service(folder: Path, environment: dict[str, str], *arguments: str) -> Iterator[Service]:
-    """Start `token-vault serve` in `folder`, and stop it afterwards."""
+def running_service(
+    folder: Path, environment: dict[str, str], *arguments: str, within: tuple[str, ...] = ()
+) -> Iterator[Service]:
+    """Start `token-vault serve` in `folder`, and stop it afterwards; `within` is a command that becomes it."""
     keys = {name: generate_key() for name in _CALLERS}
     entries = [ServiceKey(service=name, sha256=hash_key(keys[name]), **_CALLERS[name]) for name in keys]
     key_file = folder / "service-keys.json"
@@ -80,7 +82,7 @@ def running_service(folder: Path, environment: dict[str, str], *arguments: str) 
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [COMMAND, "serve", *arguments], cwd=folder, env=inherited | settings, stdout=output, stderr=output
+            [*within, COMMAND, "serve", *arguments], cwd=folder, env=inherited | settings, stdout=output, stderr=output
         )
     try:
         url = f"http://127.0.0.1:{port}"

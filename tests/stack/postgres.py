@@ -51,12 +51,24 @@ class Database:
 
 
 class Postgres:
-    """A running server."""
+    """A running server; it can be stopped, and started again where it was."""
 
-    def __init__(self, *, socket_folder: Path, programs: Path) -> None:
-        """Use the server that listens in this folder; its programs lie in the other."""
+    def __init__(self, *, server: Any, socket_folder: Path, reaper: Reaper) -> None:
+        """Use pgserver's `server`, which listens in this folder."""
+        self._server = server
         self._socket_folder = socket_folder
-        self.psql = programs / "psql"
+        self._reaper = reaper
+        self.psql = Path(server.bin_path) / "psql"
+
+    def stop(self) -> None:
+        """Disconnect every client and end, as `pg_ctl stop` does; connections of before are good for nothing then."""
+        self._reaper.forget(self._server.get_postmaster_info().pid)
+        self._server.stop()
+
+    def start(self) -> None:
+        """Undo `stop`."""
+        self._server.start()
+        self._reaper.watch(self._server.get_postmaster_info().pid, signal.SIGINT)  # "fast": does not wait for clients
 
     def uri(self, database: str, user: str = "postgres") -> str:
         """Where libpq's clients find this database; nobody needs a password."""
@@ -78,15 +90,18 @@ class Postgres:
     def new_database(self, *, supabase_roles: bool = True) -> Iterator[Database]:
         """Create an empty database, and drop it in the end, in use or not."""
         name = f"vault_{secrets.token_hex(6)}"
+        self._run(f"create database {name}")
+        try:
+            with self.connect(name) as database:
+                if supabase_roles:
+                    database.run_file(SUPABASE_ROLES)
+                yield database
+        finally:
+            self._run(f"drop database {name} with (force)")
+
+    def _run(self, statement: str) -> None:
         with self.connect("postgres") as server:
-            server.connection.execute(f"create database {name}".encode())
-            try:
-                with self.connect(name) as database:
-                    if supabase_roles:
-                        database.run_file(SUPABASE_ROLES)
-                    yield database
-            finally:
-                server.connection.execute(f"drop database {name} with (force)".encode())
+            server.connection.execute(statement.encode())
 
 
 @contextmanager
@@ -115,12 +130,13 @@ def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postg
         with (folder / "postgresql.conf").open("a") as settings:
             settings.write("" if durable else _FAST)
         server.start()
-        postmaster = server.get_postmaster_info()
-        reaper.watch(postmaster.pid, signal.SIGINT)  # "fast": does not wait for clients
+        reaper.watch(server.get_postmaster_info().pid, signal.SIGINT)  # "fast": does not wait for clients
         try:
-            yield Postgres(socket_folder=postmaster.socket_dir or folder, programs=server.bin_path)
+            socket_folder = server.get_postmaster_info().socket_dir or folder
+            yield Postgres(server=server, socket_folder=socket_folder, reaper=reaper)
         finally:
+            pid = server.get_postmaster_info().pid
             server.cleanup()
-            reaper.forget(postmaster.pid)
+            reaper.forget(pid)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

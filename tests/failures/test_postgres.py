@@ -1,0 +1,137 @@
+"""PostgreSQL and PostgREST, each failing in its own way below a service that callers use."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.api.service import running_service
+from tests.failures.load import Load
+from tests.failures.scenario import demand, demand_nothing_lost, recovers
+from tests.failures.table import BY_NAME
+from tests.stack.postgres import running_postgres
+from tests.stack.supabase import running_supabase
+from tests.tokens.stores import SupabaseStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.api.service import Service
+    from tests.stack.reaper import Reaper
+    from tests.stack.supabase import SupabaseStack
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project of this module's own, since it stops what others would use."""
+
+    stack: SupabaseStack
+    service: Service
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read every row on a new connection: the old ones end with the server."""
+        with self.stack.postgres.connect(self.stack.database.name) as database:
+            return database.sql("select user_id::text as user_id, version from public.oauth_tokens")
+
+    def restart(self) -> None:
+        self.stack.postgres.stop()
+        self.stack.postgres.start()
+
+    def set_read_only(self, *, read_only: bool) -> None:
+        """Refuse writes. PostgREST says READ WRITE itself, past `default_transaction_read_only`; a role's settings,
+        which it applies to each transaction, bind it as a standby would.
+        """
+        setting = b"set transaction_read_only = on" if read_only else b"reset all"
+        with self.stack.postgres.connect(self.stack.database.name) as database:
+            database.connection.execute(b"alter role service_role " + setting)
+            database.sql("notify pgrst, 'reload config'")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("failures")
+    with (
+        running_postgres(reaper=stack_reaper, durable=True) as postgres,
+        running_supabase(postgres=postgres, reaper=stack_reaper) as stack,
+        running_service(folder, SupabaseStore(stack).environment()) as service,
+    ):
+        yield Project(stack, service)
+
+
+def test_postgresql_stopped(project: Project) -> None:
+    postgres = project.stack.postgres
+    demand("PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start)
+
+
+def test_postgresql_restarted(project: Project) -> None:
+    """Too short for a look at readiness: what counts is that nothing is lost, and that it passes by itself."""
+    failure = BY_NAME["PostgreSQL restarted"]
+    with project.service.client() as client, Load(project.service) as load:
+        load.wait_for_acknowledgements(20)
+        project.restart()
+        recovers(client, failure, load.acknowledged[0])
+        load.wait_for_acknowledgements(8)
+    demand_nothing_lost(load, project.service, project)
+    assert {(each.status, each.code, each.retryable) for each in load.refused} <= {
+        (failure.status, failure.code, failure.retryable)
+    }
+    assert (load.cut, load.strange) == ([], [])
+
+
+def test_postgresql_read_only(project: Project) -> None:
+    demand(
+        "PostgreSQL read-only",
+        service=project.service,
+        store=project,
+        breaks=lambda: project.set_read_only(read_only=True),
+        mends=lambda: project.set_read_only(read_only=False),
+    )
+
+
+def test_postgrest_slow(project: Project) -> None:
+    faults = project.stack.faults
+    demand(
+        "PostgREST slow",
+        service=project.service,
+        store=project,
+        breaks=lambda: faults.delay(before=6),
+        mends=faults.clear,
+    )
+
+
+def test_postgrest_resets(project: Project) -> None:
+    faults = project.stack.faults
+    demand(
+        "PostgREST resets connections",
+        service=project.service,
+        store=project,
+        breaks=lambda: faults.cut_before(resets=True),
+        mends=faults.clear,
+    )
+
+
+def test_postgrest_answers_html(project: Project) -> None:
+    faults = project.stack.faults
+    demand(
+        "PostgREST's place taken by HTML",
+        service=project.service,
+        store=project,
+        breaks=lambda: faults.answer(200),
+        mends=faults.clear,
+    )
+
+
+def test_default_transaction_read_only_is_noticed_by_nobody(project: Project) -> None:
+    """Supabase sets it where a disk fills up."""
+    name = project.stack.database.name
+    with project.stack.postgres.connect("postgres") as server, Load(project.service) as load:
+        load.wait_for_acknowledgements(4)
+        server.connection.execute(f"alter database {name} set default_transaction_read_only = on".encode())
+        server.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
+        time.sleep(1)
+        load.wait_for_acknowledgements(8)
+        server.connection.execute(f"alter database {name} reset default_transaction_read_only".encode())
+    demand_nothing_lost(load, project.service, project)
