@@ -1,0 +1,1 @@
+"""Marked secrets go everywhere, and are then looked for everywhere."""
