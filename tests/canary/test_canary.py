@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     ("doctor",),
-    ("encryption", "status"),
     ("encryption", "status", "--json"),
-    ("rewrap", "--dry-run"),
     ("rewrap",),
     ("keys", "retire", "1"),
     ("service-key", "list"),

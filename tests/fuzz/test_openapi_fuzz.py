@@ -13,7 +13,7 @@ import pytest
 from tests.api.service import Service
 from tests.fuzz.run import fuzz
 
-EXAMPLES = 25
+EXAMPLES = 15
 SECONDS = 100
 
 
