@@ -20,7 +20,8 @@ from app.errors import VaultError
 from app.observability.logging import configure_logging
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
-from app.tokens.reencryption import Sweep, SweepPlan, SweepReport
+from app.tokens.reencryption import Sweep, SweepPlan
+from app.tokens.sweep_report import SweepReport
 from app.tokens.token_cipher import TokenCipher
 
 if TYPE_CHECKING:

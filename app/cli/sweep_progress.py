@@ -15,7 +15,8 @@ from app.cli.table import print_table
 
 if TYPE_CHECKING:
     from app.errors import VaultError
-    from app.tokens.reencryption import SweepPlan, SweepReport
+    from app.tokens.reencryption import SweepPlan
+    from app.tokens.sweep_report import SweepReport
 
 TICK_SECONDS: Final = 0.1
 _BETWEEN_LINES_SECONDS: Final = 5.0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from app.errors import VaultError
-from app.tokens.reencryption import Sweep, SweepPlan, SweepReport
+from app.tokens.reencryption import Sweep, SweepPlan
+from app.tokens.sweep_report import SweepReport
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents

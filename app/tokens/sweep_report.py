@@ -1,0 +1,27 @@
+"""What a sweep has to say of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SweepReport:
+    """What a sweep has done so far.
+
+    `due` were not under the primary at the beginning, `None` until that is counted. `moved` rows are now, or would be
+    for all a dry run knows; `overtaken` ones somebody changed or deleted meanwhile; `unreadable` ones stay as they are,
+    by error code; `in_doubt` ones were written at the very end without an answer. `remaining` is counted in the store
+    afterwards, `None` where that failed. `stopped` says why the sweep ended before it was through, `None` where it was
+    through.
+    """
+
+    due: int | None = None
+    moved: int = 0
+    overtaken: int = 0
+    unreadable: Counter[str] = field(default_factory=Counter)
+    in_doubt: int = 0
+    remaining: int | None = None
+    stopped: str | None = None
+    seconds: float = 0.0
