@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from app.errors import StoreError
 from app.tokens.patience import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from app.tokens.models import Rewrap, StoredToken
     from app.tokens.patience import Patience
     from app.tokens.repository import TokenRepository
     from app.tokens.sweep_report import SweepReport
+
+_WHILE_PASSED_OVER_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+_LOOK_ROWS: Final = 25
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The rows whose outcome is not known yet, by id, and whether an answer about them was `lost`."""
+
+    pending: dict[str, Rewrap]
+    lost: bool = False
 
 
 class RewrapWriter:
@@ -51,38 +63,48 @@ class RewrapWriter:
     async def _write_together(self, rewraps: Sequence[Rewrap]) -> None:
         """Write until each row is known to be moved or overtaken; raises a `StoreError` that no waiting mends.
 
-        After an answer that was lost the rows tell what became of the write: a ciphertext is never made twice. What is
-        sent again is the same, so a first write that arrives late changes nothing.
+        After an answer that was lost the same is sent again, which is safe: a ciphertext is never made twice, and what
+        has been written already no longer holds what was decrypted. The rows tell what became of those that the store
+        does not name. One that somebody is writing at this moment is passed over; it may be our own first write that
+        holds it, so it is tried a few times more.
         """
-        pending = {rewrap.before.id: rewrap for rewrap in rewraps}
-        sent = False
-
-        async def attempt() -> None:
-            nonlocal sent
-            if sent:
-                self._settle(pending, await self._tokens.get_rows(list(pending)), last=False)
-            if pending:
-                sent = True
-                for row_id in await self._tokens.replace_ciphertexts(list(pending.values())):
-                    self._on_moved(pending.pop(row_id))
-
+        batch = _Batch({rewrap.before.id: rewrap for rewrap in rewraps})
         try:
-            await self._patience.call(attempt)
-            if pending:
-                self._settle(pending, await self._patience.call(self._tokens.get_rows, list(pending)), last=True)
+            for pause_seconds in _WHILE_PASSED_OVER_SECONDS:
+                await self._patience.call(self._send, batch)
+                await self._patience.call(self._look, batch)
+                if not batch.pending:
+                    return
+                await self._patience.pause(pause_seconds)
         except StoppedError:
-            self._report.in_doubt += len(pending) if sent else 0
+            self._report.in_doubt += len(batch.pending) if batch.lost else 0
             raise
+        self._report.overtaken += len(batch.pending)  # by somebody who is still writing
 
-    def _settle(self, pending: dict[str, Rewrap], rows: Mapping[str, StoredToken], *, last: bool) -> None:
-        """Take the rows out of `pending` whose outcome `rows` shows; on the `last` look, all of them."""
-        for row_id, rewrap in list(pending.items()):
-            row = rows.get(row_id)
-            if row is not None and row.access_ciphertext == rewrap.after.access_ciphertext:
-                self._on_moved(pending.pop(row_id))
-            elif last or row is None or not _is_still(row, rewrap.before):
-                del pending[row_id]
-                self._report.overtaken += 1
+    async def _send(self, batch: _Batch) -> None:
+        try:
+            written = await self._tokens.replace_ciphertexts(list(batch.pending.values()))
+        except StoreError:
+            batch.lost = True
+            raise
+        for row_id in written:
+            self._on_moved(batch.pending.pop(row_id))
+
+    async def _look(self, batch: _Batch) -> None:
+        """Read what is pending, and take out of it what the rows decide; what one piece has decided stays so."""
+        row_ids = list(batch.pending)
+        for piece in (row_ids[at : at + _LOOK_ROWS] for at in range(0, len(row_ids), _LOOK_ROWS)):
+            rows = await self._tokens.get_rows(piece)
+            for row_id in piece:
+                self._settle(batch, row_id, rows.get(row_id))
+
+    def _settle(self, batch: _Batch, row_id: str, row: StoredToken | None) -> None:
+        rewrap = batch.pending[row_id]
+        if row is not None and row.access_ciphertext == rewrap.after.access_ciphertext:
+            self._on_moved(batch.pending.pop(row_id))
+        elif row is None or not _is_still(row, rewrap.before):
+            del batch.pending[row_id]
+            self._report.overtaken += 1
 
 
 def _is_still(row: StoredToken, before: StoredToken) -> bool:

@@ -186,17 +186,17 @@ class SupabaseRows:
     """The table of a Supabase project, past the vault."""
 
     def __init__(self, stack: SupabaseStack) -> None:
-        self._stack = stack
+        self.stack = stack
 
     def settings(self) -> dict[str, str]:
         return {
             "TOKEN_STORE": "supabase",
-            "SUPABASE_URL": self._stack.url,
-            "SUPABASE_SERVICE_KEY": self._stack.service_key,
+            "SUPABASE_URL": self.stack.url,
+            "SUPABASE_SERVICE_KEY": self.stack.service_key,
         }
 
     def insert(self, rows: Iterable[Row]) -> None:
-        self._stack.sql(
+        self.stack.sql(
             "insert into public.oauth_tokens"
             " select * from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
             [json.dumps(list(rows))],
@@ -204,17 +204,17 @@ class SupabaseRows:
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Put these rows in the place of all that are there."""
-        self._stack.truncate()
+        self.stack.truncate()
         self.insert(rows)
 
     def rows(self) -> dict[str, Row]:
         """Return every row by id."""
-        found = self._stack.sql("select to_jsonb(t) as row from public.oauth_tokens t")
+        found = self.stack.sql("select to_jsonb(t) as row from public.oauth_tokens t")
         return {one["row"]["id"]: dict(one["row"]) for one in found}
 
     def count(self, scheme: str) -> int:
         """Return how many rows have this scheme."""
-        [found] = self._stack.sql(
+        [found] = self.stack.sql(
             "select count(*) as rows from public.oauth_tokens where encryption_scheme = %s", [scheme]
         )
         return int(found["rows"])
@@ -222,7 +222,7 @@ class SupabaseRows:
     def settle(self) -> None:
         """Wait until the database has finished what a dead writer has sent."""
         deadline = time.monotonic() + 10
-        while self._stack.sql(
+        while self.stack.sql(
             "select from pg_stat_activity"
             " where datname = current_database() and state <> 'idle' and pid <> pg_backend_pid()"
         ):

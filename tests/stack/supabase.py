@@ -77,6 +77,17 @@ class SupabaseStack:
         """Delete all tokens."""
         self.sql("truncate public.oauth_tokens")
 
+    @contextmanager
+    def at_most(self, rows: int) -> Iterator[None]:
+        """Let PostgREST answer with so many rows at most; it takes this up a moment later."""
+        self.sql(f"alter role authenticator set pgrst.db_max_rows = '{rows:d}'")
+        self.sql("notify pgrst, 'reload config'")
+        try:
+            yield
+        finally:
+            self.sql("alter role authenticator reset pgrst.db_max_rows")
+            self.sql("notify pgrst, 'reload config'")
+
     def stop_postgrest(self) -> None:
         """Leave the gateway without an upstream: it answers 502."""
         self.postgrest.stop()
