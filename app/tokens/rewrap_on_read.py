@@ -36,7 +36,15 @@ class RewrapOnRead:
     wins. What did not work is not tried again for five minutes.
     """
 
-    def __init__(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> None:
+    def __init__(
+        self,
+        *,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        delay_seconds: float = DELAY_SECONDS,
+    ) -> None:
+        self._delay_seconds = delay_seconds
         self._tokens = tokens
         self._cipher = cipher
         self._events = events
@@ -72,7 +80,7 @@ class RewrapOnRead:
         return True
 
     async def _work(self) -> None:
-        await asyncio.sleep(DELAY_SECONDS)  # the reader's answer goes out first
+        await asyncio.sleep(self._delay_seconds)  # the reader's answer goes out first
         while self._waiting:
             await self._rewrap(self._waiting.popleft())
 
