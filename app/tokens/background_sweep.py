@@ -27,7 +27,8 @@ _log = structlog.get_logger()
 class BackgroundSweep:
     """Runs a gentle sweep every `interval_seconds`, give or take a fifth.
 
-    Any number of replicas may do so at once: each row still moves once, and the pauses differ so that they rarely meet.
+    Any number of replicas may do so at once: each row still moves once, and the pauses and the rows that they begin
+    with differ so that they rarely meet.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class BackgroundSweep:
                 cipher=self._cipher,
                 events=self._events,
                 observer=self._observer,
-                plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=PATIENCE_SECONDS),
+                plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=PATIENCE_SECONDS, scattered=True),
             )
             try:
                 _log_report(await self._sweep.run())

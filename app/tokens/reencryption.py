@@ -12,6 +12,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+from uuid import uuid4
 
 from app.errors import EncryptionError, StoreError, VaultError
 from app.tokens import transitions
@@ -54,14 +55,16 @@ class SweepPlan:
     """How a sweep goes about it.
 
     `rows_per_second` limits the load on KMS, which is asked about once or twice for a row. `limit` ends the sweep after
-    so many rows. `dry_run` opens every row and writes none. While KMS or the store is unavailable the sweep waits, at
-    most `patience_seconds` for one thing.
+    so many rows. `dry_run` opens every row and writes none. `scattered` begins at a random row, so that sweeps that run
+    at once seldom take the same rows: whoever comes second has opened and sealed them in vain. While KMS or the store
+    is unavailable the sweep waits, at most `patience_seconds` for one thing.
     """
 
     provider: str | None = None
     limit: int | None = None
     rows_per_second: float | None = None
     dry_run: bool = False
+    scattered: bool = False
     deadline_seconds: float | None = None
     patience_seconds: float = PATIENCE_SECONDS
 
@@ -165,23 +168,27 @@ class Sweep:
 
     async def _walk(self, scheme: str | None) -> None:
         """Take the rows of one scheme page by page, several pages at a time."""
-        after: str | None = None
+        spans: list[tuple[str | None, str | None]] = [(None, None)]
+        if self._plan.scattered:
+            middle = str(uuid4())
+            spans = [(middle, None), (None, middle)]
         async with Tasks() as tasks:
-            while True:
-                page = await self._patience.call(self._next_page, scheme, after)
-                if not page:
-                    return
-                after = page[-1].id
-                await self._pages.acquire()
-                tasks.start(self._move(page))
-                tasks.raise_first()
+            for after, last in spans:
+                while page := await self._patience.call(self._next_page, scheme, after, last):
+                    after = page[-1].id  # noqa: PLW2901  the rest of the span
+                    await self._pages.acquire()
+                    tasks.start(self._move(page))
+                    tasks.raise_first()
 
-    async def _next_page(self, scheme: str | None, after: str | None) -> list[StoredToken | UnreadableRow]:
+    async def _next_page(
+        self, scheme: str | None, after: str | None, last: str | None
+    ) -> list[StoredToken | UnreadableRow]:
         left = self._page_rows if self._plan.limit is None else min(self._page_rows, self._plan.limit - self._taken)
         if left <= 0:
             reason = f"the limit of {self._plan.limit} rows is reached"
             raise StoppedError(reason)
         page = await self._tokens.page(scheme, after=after, limit=left, provider=self._plan.provider)
+        page = [row for row in page if last is None or row.id <= last]
         self._taken += len(page)
         return page
 

@@ -239,6 +239,20 @@ async def test_of_several_sweeps_at_once_each_row_is_moved_by_one(rows: Rows) ->
     assert {what_a_row_holds(reader, row) == (access_of(key), refresh_of(key)) for key, row in found.items()} == {True}
 
 
+async def test_sweeps_that_begin_anywhere_move_everything_all_the_same(rows: Rows) -> None:
+    """As those in the background do. A page holds a fraction of the rows, so that they come round to the beginning."""
+    rows.insert([*_under_first(150), *broken_rows().values()])
+    plan = SweepPlan(scattered=True, rows_per_second=40)  # pages of 40
+    hasty = SweepPlan(scattered=True)
+    async with _opened(rows) as tokens:
+        sweeps = [sweep(tokens, local_encryption(2), plan=one) for one in (plan, hasty, hasty)]
+        reports = await asyncio.gather(*(one.run() for one in sweeps))
+        again = await sweep(tokens, local_encryption(2), plan=hasty).run()
+    assert sum(report.moved for report in reports) == 150
+    assert counts(again) == {**all_moved(0), "due": 4, "unreadable": 4, "remaining": 4}
+    assert rows.count("local:v2") == 150
+
+
 # --- what it leaves in memory and in what it says
 
 
