@@ -97,7 +97,7 @@ class Servers:
 
 @contextmanager
 def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
-    """Start PostgreSQL, PostgREST and the gateway; give the settings that lead there."""
+    """Start PostgreSQL, PostgREST and the gateway; give the settings that lead there, and where the database is."""
     with (folder / "supabase.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.stack", "--durable"],
@@ -115,7 +115,7 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
             message = f"the Supabase project does not start: {(folder / 'supabase.log').read_text()[-2000:]}"
             raise RuntimeError(message)
         project = json.loads(line)
-        yield {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY")}
+        yield {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY", "POSTGRES_URI")}
     finally:
         stop(process)
         reaper.forget(process.pid)

@@ -92,8 +92,8 @@ def five_schemes(count: int, *, local: EncryptionService, kms: EncryptionService
     pulseplans, kmss = [str(uuid4()) for _ in range(_PULSEPLAN_USERS)], [str(uuid4()) for _ in range(_KMS_USERS)]
     return [
         *(bound_row(local, str(uuid4()), 0) for _ in range(each + rest)),
-        *(_pulseplan(user, n, prefix="v1:") for n, user in _spread(each, pulseplans, 0)),
-        *(_pulseplan(user, n, prefix="") for n, user in _spread(each, pulseplans, 10_000)),
+        *(pulseplan_row(user, n, prefix="v1:") for n, user in _spread(each, pulseplans, 0)),
+        *(pulseplan_row(user, n, prefix="") for n, user in _spread(each, pulseplans, 10_000)),
         *(bound_row(kms, user, n) for n, user in _spread(each, kmss, 0)),
         *(bound_row(local, str(uuid4()), 0) | {"encryption_scheme": None} for _ in range(each)),
     ]
@@ -124,7 +124,7 @@ def bound_row(service: EncryptionService, user_id: str, number: int) -> Row:
     )
 
 
-def _pulseplan(user_id: str, number: int, *, prefix: str) -> Row:
+def pulseplan_row(user_id: str, number: int, *, prefix: str) -> Row:
     """Return a row as PulsePlan wrote it: no scheme, and an empty refresh token for none."""
     row_id = str(uuid4())
     refresh = _pulseplan_ciphertext(refresh_of(row_id), user_id, prefix) if UUID(row_id).int % 2 else ""
