@@ -15,6 +15,7 @@ import uvloop
 
 from app.composition import build_encryption, open_repository
 from app.config.settings import Settings
+from app.observability.counters import InMemoryCounters
 from app.security.kms_cost import price_of
 from app.tokens.models import StoredToken
 from app.tokens.token_cipher import TokenCipher
@@ -113,14 +114,15 @@ async def _measured(store: _Store, direction: _Direction, aws: dict[str, str], r
     for chunk in _rows(direction, aws, rows):
         store.insert(chunk)
     settings = direction.target | aws | (_ASKING_EACH_TIME if plain else {})
-    async with _opened(store.settings | settings) as (tokens, encryption):
+    counters = InMemoryCounters()
+    async with _opened(store.settings | settings, counters) as (tokens, encryption):
         cipher = TokenCipher(encryption=encryption.service)
         await cipher.prove_primary()  # the start of a process is not what is measured
-        before = _kms_requests(encryption)
+        before = _kms_requests(counters)
         found = await _all_rows(tokens) if plain else []
         began = perf_counter()
         moved = await (plain_loop(tokens, encryption.service, found) if plain else swept(tokens, cipher))
-        run = Run(moved, perf_counter() - began, _kms_requests(encryption) - before)
+        run = Run(moved, perf_counter() - began, _kms_requests(counters) - before)
     assert run.rows == rows
     return run
 
@@ -155,14 +157,16 @@ def _encryption(values: dict[str, str]) -> Encryption:
     return build_encryption(_settings(values))
 
 
-def _kms_requests(encryption: Encryption) -> int:
-    return sum(count for name, count in encryption.counters.counts.items() if name.startswith("kms_requests."))
+def _kms_requests(counters: InMemoryCounters) -> int:
+    return sum(count for name, count in counters.counts.items() if name.startswith("kms_requests."))
 
 
 @asynccontextmanager
-async def _opened(values: dict[str, str]) -> AsyncIterator[tuple[TokenRepository, Encryption]]:
+async def _opened(
+    values: dict[str, str], counters: InMemoryCounters
+) -> AsyncIterator[tuple[TokenRepository, Encryption]]:
     settings = _settings(values)
-    encryption, tokens = build_encryption(settings), await open_repository(settings)
+    encryption, tokens = build_encryption(settings, counters=counters), await open_repository(settings)
     try:
         yield tokens, encryption
     finally:

@@ -13,7 +13,7 @@ from app.observability.metrics.vault_metrics import VaultMetrics
 from app.tokens.census import Census, CensusLine
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller, TokenId
-from app.tokens.reencryption import SweepReport
+from app.tokens.sweep_report import SweepReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from app.errors import VaultError
     from app.tokens.events import TokenEvent
-    from app.tokens.reencryption import SweepReport
+    from app.tokens.sweep_report import SweepReport
 
 
 class OperationMetrics:
