@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.audit.family import Family
+from app.audit.file_target import FileTarget
+from app.audit.lines import Chain
+from app.audit.stream_target import StreamTarget, is_stream
+from app.audit.trail import AuditLog
 from app.callers.directory import ServiceKeyDirectory
 from app.callers.key_list import KeyListError, parse_key_list
 from app.callers.limits import Limits
+from app.config.audit import derived
 from app.config.settings import SettingsError
 from app.errors import KeyDenied
-from app.observability.counters import InMemoryCounters
+from app.observability.counters import InMemoryAuditCounters, InMemoryCounters
 from app.observability.operations import OperationLog
 from app.security.breaker import CircuitBreaker
 from app.security.data_keys import DataKeyCache
@@ -30,12 +37,14 @@ from app.tokens.vault import TokenVault
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from app.audit.counters import AuditCounters
+    from app.audit.target import AuditTarget
     from app.config.settings import Settings
     from app.observability.tracing import Tracing
     from app.security.counters import EncryptionCounters
     from app.security.kms_client import KmsClient, KmsWatch
     from app.security.strategy import EncryptionReader, EncryptionStrategy
-    from app.tokens.events import TokenObserver
+    from app.tokens.events import AuditTrail, TokenObserver
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
@@ -143,9 +152,37 @@ def demand_tracing() -> None:
         raise SettingsError(message) from None
 
 
-def build_events(*observers: TokenObserver) -> TokenEvents:
-    """Build what is told of every attempt on a token: the log, and whoever else wants to know."""
-    return TokenEvents(audit=NoAuditTrail(), observers=[OperationLog(), *observers])
+async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> AuditLog | NoAuditTrail:
+    """Begin this process's chain where AUDIT_LOG is set; where that cannot be written the trail is unavailable."""
+    if settings.audit_log is None or settings.audit_key is None:
+        return NoAuditTrail()
+    chain = Chain(key=derived(settings.audit_key))
+    audit = AuditLog(
+        target=_audit_target(settings, settings.audit_log, chain),
+        chain=chain,
+        previous_keys=[derived(key) for key in settings.audit_previous_keys],
+        sync=settings.audit_sync,
+        counters=counters or InMemoryAuditCounters(),
+    )
+    await audit.open()
+    return audit
+
+
+def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarget:
+    path = Path(audit_log)
+    if audit_log == "-" or is_stream(path):
+        return StreamTarget(path=None if audit_log == "-" else path)
+    return FileTarget(
+        family=Family(path),
+        chain=chain.id,
+        maximum_bytes=settings.audit_max_bytes,
+        flushing=settings.audit_sync != "off",
+    )
+
+
+def build_events(audit: AuditTrail, *observers: TokenObserver) -> TokenEvents:
+    """Build what is told of every attempt on a token: the audit trail, the log, and whoever else wants to know."""
+    return TokenEvents(audit=audit, observers=[OperationLog(), *observers])
 
 
 def build_vault(
@@ -184,8 +221,10 @@ async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     """Open a vault for a script, and close its store afterwards."""
     with closing(build_encryption(settings)) as encryption:
         tokens = await open_repository(settings)
+        audit = await open_audit(settings)
         try:
             cipher = TokenCipher(encryption=encryption.service)
-            yield build_vault(tokens=tokens, cipher=cipher, events=build_events())
+            yield build_vault(tokens=tokens, cipher=cipher, events=build_events(audit))
         finally:
+            await audit.close()
             await tokens.close()

@@ -16,6 +16,7 @@ from app.api.openapi import document
 from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
 from app.api.request_spans import RequestSpans
+from app.audit.trail import AuditLog
 from app.callers.directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
@@ -24,6 +25,7 @@ from app.composition import (
     build_limits,
     build_service_key_directory,
     build_vault,
+    open_audit,
     open_repository,
 )
 from app.config.settings import Settings, load_settings
@@ -31,19 +33,20 @@ from app.errors import KeyDenied, KeyUnavailable
 from app.observability.checks import encryption_check, kms_check, service_keys_check
 from app.observability.logging import configure_logging
 from app.observability.readiness import TIMEOUT, Readiness
+from app.observability.readiness import State as CheckState
 from app.tokens.background_sweep import BackgroundSweep
+from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.rewrap_on_read import RewrapOnRead
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
 from app.watching import Watching, build_watching, counted, looked_at, looking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from app.observability.metrics.exposition import Exposition
     from app.observability.metrics.vault_metrics import VaultMetrics
     from app.observability.tracing import Tracing
-    from app.tokens.events import TokenEvents
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
@@ -63,6 +66,7 @@ class State(TypedDict):
     vault: TokenVault
     service_keys: ServiceKeyDirectory
     readiness: Readiness
+    events: TokenEvents
     exposition: NotRequired[Exposition]
 
 
@@ -123,9 +127,17 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
     )
     service_keys = build_service_key_directory(settings)
     repository = watching.over(await open_repository(settings))
-    readiness = _build_readiness(settings, encryption, service_keys, repository, measured)
+    audit = await open_audit(settings, counters=None if measured is None else measured.audit)
+    readiness = _build_readiness(
+        settings,
+        encryption,
+        service_keys,
+        repository,
+        audit=audit,
+        on_states=None if measured is None else measured.state.readiness,
+    )
     cipher = TokenCipher(encryption=encryption.service)
-    events = build_events(*(() if measured is None else (measured.operations,)))
+    events = build_events(audit, *(() if measured is None else (measured.operations,)))
     sweeper = asyncio.create_task(_drop_expired_keys(encryption))
     try:
         states = await readiness.states()  # also derives or fetches the writing key, so no caller waits for it
@@ -133,7 +145,7 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
         async with _rewrapping(settings, repository, cipher, events, measured) as on_reveal:
             vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-            state = State(vault=vault, service_keys=service_keys, readiness=readiness)
+            state = State(vault=vault, service_keys=service_keys, readiness=readiness, events=events)
             if measured is None:
                 yield state
             else:
@@ -143,6 +155,7 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
     finally:
         sweeper.cancel()
         await readiness.close()
+        await audit.close()
         await repository.close()
         encryption.close()
         if tracing is not None:
@@ -183,13 +196,17 @@ def _build_readiness(
     encryption: Encryption,
     service_keys: ServiceKeyDirectory,
     repository: TokenRepository,
-    measured: VaultMetrics | None,
+    *,
+    audit: AuditLog | NoAuditTrail,
+    on_states: Callable[[Mapping[str, CheckState]], None] | None,
 ) -> Readiness:
     checks: dict[str, Callable[[], Awaitable[None]]] = {
         "store": repository.check,
         "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
         "service_keys": service_keys_check(service_keys),
     }
+    if isinstance(audit, AuditLog):
+        checks["audit"] = audit.check
     tolerated: dict[str, frozenset[str]] = {}
     if encryption.kms is not None:
         checks["kms"] = kms_check(encryption.kms)
@@ -198,7 +215,6 @@ def _build_readiness(
             tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code, TIMEOUT})
         elif settings.kms_fallback_to_local:
             tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
-    on_states = None if measured is None else measured.state.readiness
     return Readiness(checks=checks, tolerated=tolerated, on_states=on_states)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import (
     attack,
+    audit,
     encryption,
     kms,
     memory,
@@ -36,6 +37,7 @@ _MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "reveal-sqlite": reveal_sqlite.measure,
     "observing": observing.measure,
     "store-sqlite": store_sqlite.measure,
+    "audit": audit.measure,
     "reveal-supabase": reveal_supabase.measure,
     "encryption": encryption.measure,
     "kms": kms.measure,

@@ -76,6 +76,7 @@ def test_env_example_holds_the_defaults_and_no_secret(monkeypatch: pytest.Monkey
         "DATA_KEY_MAX_AGE_SECONDS": "300",
         "DATA_KEY_MAX_MESSAGES": "1000",
         "DATA_KEY_CACHE_SIZE": "10000",
+        "AUDIT_PREVIOUS_KEYS": "[]",
     }
     example = tmp_path / ".env"
     example.write_text(ENV_EXAMPLE + f"\nTOKEN_ENCRYPTION_KEY={MASTER_KEY}\n")
@@ -138,7 +139,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def test_readme_says_what_to_do_for_exactly_the_checks_of_readyz(service: Service) -> None:
     with service.client() as client:
         checks = client.get("/readyz").json()["checks"]
-    assert {_code(row[0]) for row in _table("| check that is down | what to do |")} == {*checks, "kms"}
+    assert {_code(row[0]) for row in _table("| check that is down | what to do |")} == {*checks, "kms", "audit"}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the quick start uses curl")
@@ -212,7 +213,7 @@ def test_a_command_line_that_the_program_refuses_is_noticed(line: str) -> None:
 
 def test_readme_names_every_command_with_every_option() -> None:
     told = {
-        row[0]: set(re.findall(r"--[a-z-]+|\[?(?:FINGERPRINT|VERSION)\]?", row[0]))
+        row[0]: set(re.findall(r"--[a-z-]+|\[?(?:FINGERPRINT|VERSION|FILE)\]?", row[0]))
         for row in _table("| `token-vault …` | does |")
     }
     told = {re.split(r" (?=\[|--|[A-Z])", _code(usage))[0]: options for usage, options in told.items()}

@@ -14,7 +14,8 @@ from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
 
 PURPOSE_HEADER = "X-Purpose"
-PURPOSE = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+PURPOSE_PATTERN = r"^[a-z][a-z0-9_.-]{0,63}$"
+_PURPOSE = re.compile(PURPOSE_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class CallerWith(HTTPBearer):
             raise Unauthenticated(message)
         key = request.state.service_keys.identify(presented)
         request.state.service = key.service
+        request.state.key = key
         request.state.admitted.enter_service(key.service)
         caller = AuthenticatedCaller(key, _caller(key, request))
         caller.require_scope(self._scope)
@@ -77,10 +79,14 @@ def _caller(key: ServiceKey, request: Request) -> Caller:
     return Caller(key.service, request.state.request_id, key.fingerprint, address, _purpose(request))
 
 
+def is_purpose(text: str) -> bool:
+    return _PURPOSE.fullmatch(text) is not None
+
+
 def _purpose(request: Request) -> str | None:
     purpose = request.headers.get(PURPOSE_HEADER)
-    if purpose is not None and not PURPOSE.fullmatch(purpose):
-        message = f"{PURPOSE_HEADER} must match {PURPOSE.pattern}"
+    if purpose is not None and not is_purpose(purpose):
+        message = f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}"
         raise InvalidRequest(message, problems=((PURPOSE_HEADER.lower(), message),))
     return purpose
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import structlog
@@ -11,9 +12,10 @@ from starlette.responses import Response
 from app.api.answers import json_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.body import strict_body
-from app.api.dependencies import Vault
+from app.api.dependencies import Events, Vault
 from app.api.openapi import BODY, STORE, answers, extra
 from app.api.problems import Problem, problem_of
+from app.api.refusals import record_refused_item
 from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, revealed_body
 from app.callers.service_key import Scope
 from app.errors import Forbidden, VaultError
@@ -32,7 +34,7 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     responses=answers(*BODY, *STORE),
     openapi_extra=extra(body=BatchGetRequest),
 )
-async def batch_get(caller: Revealer, body: Body, vault: Vault, request: Request) -> Response:
+async def batch_get(caller: Revealer, body: Body, vault: Vault, events: Events, request: Request) -> Response:
     """Answer with a token or a problem for each token id, in order. Needs `tokens:reveal`."""
     request.state.admitted.charge(len(body.tokens))
     include_refresh = body.include is not None
@@ -42,17 +44,19 @@ async def batch_get(caller: Revealer, body: Body, vault: Vault, request: Request
     allowed = [token_id for token_id in asked if caller.key.may_use(token_id.provider)]
     revealed = await vault.reveal_many(allowed, caller=caller.caller, include_refresh=include_refresh)
     found = dict(zip(allowed, revealed, strict=True))
-    results = [_item(caller, token_id, found.get(token_id), include_refresh=include_refresh) for token_id in asked]
+    refused = {token_id: _refused(caller, token_id) for token_id in asked if token_id not in found}
+    await asyncio.gather(
+        *(record_refused_item(events, token_id, caller.caller, error) for token_id, error in refused.items())
+    )
+    outcomes = {**found, **refused}
+    results = [_item(caller, outcomes[token_id], include_refresh=include_refresh) for token_id in asked]
     return json_answer(BatchGetResponse(results=results))
 
 
-def _item(
-    caller: AuthenticatedCaller, token_id: TokenId, result: RevealedToken | VaultError | None, *, include_refresh: bool
-) -> BatchItem:
+def _item(caller: AuthenticatedCaller, result: RevealedToken | VaultError, *, include_refresh: bool) -> BatchItem:
     if isinstance(result, RevealedToken):
         return BatchItem(token=revealed_body(result, include_refresh=include_refresh))
-    error = result or _refused(caller, token_id)
-    return BatchItem(problem=Problem(**problem_of(error, caller.caller.request_id)))
+    return BatchItem(problem=Problem(**problem_of(result, caller.caller.request_id)))
 
 
 def _refused(caller: AuthenticatedCaller, token_id: TokenId) -> Forbidden:

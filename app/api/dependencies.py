@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from app.api.authentication import AuthenticatedCaller, CallerWith
 from app.callers.service_key import Scope
 from app.errors import InvalidRequest
+from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
 from app.tokens.vault import TokenVault
 
@@ -23,7 +24,13 @@ async def _vault(request: Request) -> TokenVault:
     return vault
 
 
+async def _events(request: Request) -> TokenEvents:
+    events: TokenEvents = request.state.events
+    return events
+
+
 Vault = Annotated[TokenVault, Depends(_vault)]
+Events = Annotated[TokenEvents, Depends(_events)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app import errors
-from app.api.authentication import PURPOSE, PURPOSE_HEADER
+from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.problems import MEDIA_TYPE, STATUS, Problem
 from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
@@ -77,10 +77,10 @@ IF_NONE_MATCH = {
     "schema": {"type": "string", "enum": ["*"]},
     "description": "Only create.",
 }
-PURPOSE_PARAMETER = {
+PURPOSE = {
     "name": PURPOSE_HEADER,
     "in": "header",
-    "schema": {"type": "string", "pattern": f"^{PURPOSE.pattern}$", "examples": ["sync.courses"]},
+    "schema": {"type": "string", "pattern": PURPOSE_PATTERN, "examples": ["sync.courses"]},
     "description": "Why the caller makes this call, for the audit trail. Never a secret.",
 }
 _ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
@@ -121,12 +121,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         )
         _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
         schema["components"]["schemas"] |= definitions["$defs"]
+        for path, methods in schema["paths"].items():
+            if path.startswith("/v1/"):  # authentication reads it, on every route that has any
+                for operation in methods.values():
+                    operation.setdefault("parameters", []).append(PURPOSE)
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
-        for path, operations in schema["paths"].items():
-            if path.startswith("/v1/"):  # authentication reads it, on every route that has any
-                for operation in operations.values():
-                    operation.setdefault("parameters", []).append(PURPOSE_PARAMETER)
         app.openapi_schema = schema
     return app.openapi_schema
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from app import errors
+from app.api.refusals import record_refused_request
 from app.api.validation import invalid_request
 from app.observability.request_log import note_failure
 
@@ -43,6 +44,16 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.ContextMismatch: 500,
     errors.InternalError: 500,
 }
+
+# Refused before the vault itself could record the attempt.
+_REFUSED_AT_THE_DOOR: Final = (
+    errors.InvalidRequest,
+    errors.MalformedBody,
+    errors.BodyTooLarge,
+    errors.Unauthenticated,
+    errors.Forbidden,
+    errors.RateLimited,
+)
 
 
 class FieldProblem(BaseModel):
@@ -93,6 +104,8 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
+    if isinstance(error, _REFUSED_AT_THE_DOOR) and not error.recorded:
+        await record_refused_request(request, error)
     return problem_response(error, request.state.request_id)
 
 

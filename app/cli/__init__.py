@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from app.cli.audit import audit
 from app.cli.doctor import doctor
 from app.cli.encryption import encryption
 from app.cli.init import init
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (init, serve, keys, service_key, kms, encryption, rewrap, doctor):
+for command in (init, serve, keys, service_key, kms, encryption, rewrap, audit, doctor):
     main.add_command(command)

@@ -6,12 +6,16 @@ import asyncio
 import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from app.audit.family import Family, demand_writable
+from app.audit.stream_target import is_stream
 from app.cli.failure import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
+from app.config.audit import derived
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_logging
@@ -52,6 +56,8 @@ def _findings(settings: Settings) -> Iterator[Finding]:
         yield from kms_findings(settings)
     yield _check_store(settings)
     yield from _check_tls(settings)
+    if settings.audit_log is not None:
+        yield _check_audit(settings, settings.audit_log)
 
 
 def _check_tls(settings: Settings) -> Iterator[Finding]:
@@ -117,6 +123,19 @@ def _check_store(settings: Settings) -> Finding:
         advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105
         return FAILURE, "store", f"{error.code}: {error.detail}.{advice}"
     return OK, "store", "oauth_tokens is there, with every column, and its rows are visible"
+
+
+def _check_audit(settings: Settings, audit_log: str) -> Finding:
+    signed = "" if settings.audit_key is None else f"signed with key {derived(settings.audit_key).name}"
+    if audit_log == "-" or is_stream(Path(audit_log)):
+        return OK, "audit", f"goes to a stream, {signed}; what reads it has to keep it"
+    if not Path(audit_log).parent.exists():
+        return OK, "audit", f"{Path(audit_log).parent} does not exist yet; the first start creates it"
+    try:
+        demand_writable(Family(Path(audit_log)))
+    except OSError as error:
+        return FAILURE, "audit", f"AUDIT_LOG: {Path(audit_log).parent} cannot be written: {error.strerror}"
+    return OK, "audit", f"{Path(audit_log).parent} can be written, {signed}"
 
 
 async def _probe(settings: Settings) -> None:

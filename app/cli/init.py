@@ -14,17 +14,21 @@ from app.cli.keys import new_master_key
 from app.config.settings import ENV_FILE, Settings
 
 _DATABASE = Path("data/vault.db")
+_AUDIT = Path("data/audit/audit.jsonl")
 _SERVICE_KEYS = Path("data/service-keys.json")
 _EXAMPLE_USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 _ENV = """\
 # Written by `token-vault init`. TOKEN_ENCRYPTION_KEY opens every stored token: keep this file secret, and keep a copy.
+# AUDIT_KEY proves that nobody edited the audit trail: whoever has it could.
 # .env.example describes every setting.
 TOKEN_STORE=sqlite
 SQLITE_PATH={database}
 TOKEN_ENCRYPTION_KEY={master_key}
 ENCRYPTION_KEY_VERSION=1
 SERVICE_KEYS_FILE={service_keys}
+AUDIT_LOG={audit}
+AUDIT_KEY={audit_key}
 LOG_FORMAT=console
 """
 
@@ -57,7 +61,13 @@ def _write_env() -> None:
             f"not open them. Without it, move {_DATABASE} away to start empty."
         )
         raise Wrong(message)
-    text = _ENV.format(database=_DATABASE, master_key=new_master_key(), service_keys=_SERVICE_KEYS)
+    text = _ENV.format(
+        database=_DATABASE,
+        master_key=new_master_key(),
+        service_keys=_SERVICE_KEYS,
+        audit=_AUDIT,
+        audit_key=new_master_key(),
+    )
     draft = ENV_FILE.with_name(f"{ENV_FILE.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -14,11 +14,11 @@ import click
 from app.cli.failure import Wrong, settings_or_stop
 from app.cli.store import opened_store
 from app.cli.sweep_progress import TICK_SECONDS, SweepProgress, print_summary
-from app.composition import build_encryption
+from app.composition import build_encryption, open_audit
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_logging
-from app.tokens.events import NoAuditTrail, TokenEvents
+from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.reencryption import Sweep, SweepPlan
 from app.tokens.sweep_report import SweepReport
@@ -80,9 +80,9 @@ async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepP
     """Run the sweep; return its report, and why it did not end by itself, if it did not."""
     progress = SweepProgress(plan)
     told_to_stop = _first_signal()
-    async with opened_store(settings) as tokens:
-        # no line for each token: its failures are printed anyway, and successes would bury them
-        events = TokenEvents(audit=NoAuditTrail())
+    async with opened_store(settings) as tokens, _opened_audit(settings, plan) as audit:
+        # no log line for each token: its failures are printed anyway, and successes would bury them
+        events = TokenEvents(audit=audit)
         sweep = Sweep(
             tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events, observer=progress, plan=plan
         )
@@ -96,6 +96,16 @@ async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepP
                     raise Wrong(reason) from None
                 return progress.report, reason
     return report, report.stopped
+
+
+@asynccontextmanager
+async def _opened_audit(settings: Settings, plan: SweepPlan) -> AsyncIterator[AuditTrail]:
+    """Audit what is moved; a dry run moves nothing."""
+    audit = NoAuditTrail() if plan.dry_run else await open_audit(settings)
+    try:
+        yield audit
+    finally:
+        await audit.close()
 
 
 def _first_signal() -> asyncio.Future[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ import click
 import structlog
 import uvicorn
 
+from app.audit.family import Family, demand_writable
+from app.audit.stream_target import is_stream
 from app.cli.failure import Wrong, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, demand_tracing
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
@@ -63,6 +66,7 @@ def serve(
     expires_at = None if tls is None else _demand_tls(tls)
     _demand_collaborators(settings)
     _demand_store(settings)
+    _demand_audit(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     _warn_about(expires_at)
     warn_about_root()
@@ -163,3 +167,16 @@ def _demand_store(settings: Settings) -> None:
         except StoreError as error:
             message = f"SQLITE_PATH: {error.detail}"
             raise Wrong(message) from None
+
+
+def _demand_audit(settings: Settings) -> None:
+    """Stop with one line where nothing can be audited because of a setting; a full disk may be mended while we run."""
+    if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
+        return
+    try:
+        demand_writable(Family(Path(settings.audit_log)))
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return
+        message = f"AUDIT_LOG: {Path(settings.audit_log).parent} cannot be written: {error.strerror}"
+        raise Wrong(message) from None

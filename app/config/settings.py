@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
+from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     api_docs: bool = True
+    audit_log: str | None = None
+    audit_key: AuditKeyText | None = None
+    audit_previous_keys: AuditKeyTexts = ()
+    audit_sync: Literal["always", "interval", "off"] = "interval"
+    audit_max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 64 * 1024 * 1024
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
@@ -174,6 +180,8 @@ class Settings(BaseSettings):
         yield from self._wrong_kms()
         yield from self._wrong_master_keys()
         yield from self._wrong_tls()
+        if self.audit_log is not None and self.audit_key is None:
+            yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 
     def _wrong_store(self) -> Iterator[str]:
         if self.token_store != "supabase":  # noqa: S105  a store's name
@@ -226,6 +234,7 @@ class Settings(BaseSettings):
                 yield f"{name} has less than {RECOMMENDED_KEY_BYTES} bytes after decoding; use 32 random ones"
         if self.service_keys_file is None and self.service_keys is None:
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
+        yield from self._audit_warnings()
         if self.kms_fallback_to_local and not self.use_kms:
             yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
         if self.kms_previous_key_ids and self.kms_key_id is None:
@@ -234,6 +243,12 @@ class Settings(BaseSettings):
             yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network in the clear"
         if self.supabase_url is not None and self.supabase_url.startswith("http://"):
             yield "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
+
+    def _audit_warnings(self) -> Iterator[str]:
+        if self.audit_log is None:
+            yield "AUDIT_LOG is not set: nobody could prove later who has read which token"
+        elif self.audit_sync == "off":
+            yield "AUDIT_SYNC is off: the last events before a power loss may be missing from the audit trail"
 
 
 def load_settings() -> Settings:

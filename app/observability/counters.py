@@ -1,4 +1,4 @@
-"""Encryption's counters, kept in memory until something exports them."""
+"""Counters of encryption and of the audit trail, kept in memory until something exports them."""
 
 from __future__ import annotations
 
@@ -37,3 +37,23 @@ class InMemoryCounters:
     def decryption_failure(self, reason: str) -> None:
         with self._lock:
             self.counts[f"decryption_failures.{reason}"] += 1
+
+
+@dataclass(slots=True)
+class InMemoryAuditCounters:
+    """`AuditCounters` of one process. Keys are names and labels, joined by a dot."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def audit_events(self, count: int) -> None:
+        with self._lock:
+            self.counts["events"] += count
+
+    def audit_failure(self, reason: str) -> None:
+        with self._lock:
+            self.counts[f"failures.{reason}"] += 1
+
+    def audit_omitted(self) -> None:
+        with self._lock:
+            self.counts["omitted"] += 1

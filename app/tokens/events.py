@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from app.errors import AuditUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +85,12 @@ class TokenEvents:
             observer.record(event)
         await self._audit.append(event)
 
+    async def record_refusal(self, event: TokenEvent) -> None:
+        """Keep an attempt that was refused before it was made. The refusal stands whether that succeeds or not."""
+        with suppress(AuditUnavailable):
+            self._audit.demand_open()
+            await self._audit.append(event)
+
 
 class NoAuditTrail:
     """`AuditTrail` where none is configured."""
@@ -89,3 +98,5 @@ class NoAuditTrail:
     def demand_open(self) -> None: ...
 
     async def append(self, event: TokenEvent) -> None: ...
+
+    async def close(self) -> None: ...

@@ -29,6 +29,7 @@ def main() -> None:
         "JWT_SECRET": jwt_secret,
         "SUPABASE_SERVICE_KEY": _service_key(jwt_secret),
         "TOKEN_ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "AUDIT_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
     }
     try:
         descriptor = os.open(_PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.process.server import Serve
     from tests.stack.supabase import SupabaseStack
 
-SUBJECTS = ("settings", "service keys", "encryption", "store")
+SUBJECTS = ("settings", "service keys", "encryption", "store", "audit")
 DATABASE = "data/vault.db"
 
 

@@ -1,0 +1,49 @@
+"""The key of the audit trail."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+MINIMUM_KEY_BYTES: Final = 32
+_MAC: Final = b"pulseplan-token-vault/audit/v1/mac"
+_NAME: Final = b"pulseplan-token-vault/audit/v1/key-name"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditKey:
+    """What HKDF-SHA256 (RFC 5869) makes of AUDIT_KEY: the MAC's key, and a name that tells nothing about either."""
+
+    mac_key: bytes = field(repr=False)
+    name: str
+
+    @classmethod
+    def derive(cls, secret: bytes) -> AuditKey:
+        return cls(_hkdf(secret, _MAC, 32), _hkdf(secret, _NAME, 8).hex())
+
+    def mac(self, signed: bytes) -> bytes:
+        """Return HMAC-SHA256 in lower-case hex."""
+        return hmac.digest(self.mac_key, signed, "sha256").hex().encode()
+
+
+def decode_audit_key(text: str) -> bytes:
+    """Decode strict base64 of at least 32 bytes, or raise `ValueError`."""
+    try:
+        secret = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        message = "must be base64"
+        raise ValueError(message) from None
+    if len(secret) < MINIMUM_KEY_BYTES:
+        message = f"has less than {MINIMUM_KEY_BYTES} bytes after decoding"
+        raise ValueError(message)
+    return secret
+
+
+def _hkdf(secret: bytes, info: bytes, length: int) -> bytes:
+    return HKDF(hashes.SHA256(), length, salt=None, info=info).derive(secret)

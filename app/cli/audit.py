@@ -1,0 +1,181 @@
+"""`token-vault audit`: whether the record is whole, and what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from pydantic_settings.exceptions import SettingsError as SettingsSourceError
+
+from app.audit.family import Family
+from app.audit.findings import Finding
+from app.audit.reading import Wanted, events_in
+from app.audit.stream_target import is_stream
+from app.audit.verify import Verifier
+from app.cli.failure import Wrong
+from app.cli.table import print_table
+from app.config.audit import AuditReaderSettings, wrong_names
+from app.tokens.events import Operation
+
+WHOLE, NOT_WHOLE = 0, 1
+_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_HEADINGS = ("TIME", "SERVICE", "KEY", "OPERATION", "OUTCOME", "USER", "TOKEN", "REVEALED", "ADDRESS", "PURPOSE")
+
+
+@click.group()
+def audit() -> None:
+    """Verify and read the audit trail. Of all settings only AUDIT_LOG and its keys are needed."""
+
+
+@audit.command()
+@click.argument("file", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--partial", is_flag=True, help="Some files are elsewhere: don't miss what is not in these.")
+def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  click's way
+    """Find every event that was edited, removed, inserted, reordered or cut off, and say where.
+
+    Without FILE it takes all files of AUDIT_LOG.
+
+    Exit codes: 0 the record is whole, 1 it is not, 2 it cannot be verified.
+    """
+    settings = _settings()
+    keys = settings.keys()
+    if not keys:
+        message = "AUDIT_KEY is needed: the one that the lines were signed with"
+        raise Wrong(message)
+    files = file or _files_of(settings)
+    try:
+        report = Verifier(keys=keys, partial=partial).verify(files)
+    except OSError as error:
+        raise _unreadable(error) from None
+    for note in report.notes:
+        click.echo(_line("note", note))
+    for finding in report.findings:
+        click.echo(_line("FAIL", finding))
+    counted = f"{report.events:,} events in {report.chains:,} chains and {len(files):,} files"
+    if not report.chains:
+        click.echo(f"\nNot verified: there is no line of an audit trail in {len(files):,} files.")
+        sys.exit(NOT_WHOLE)
+    if not report.is_whole:
+        click.echo(f"\nNot whole: {len(report.findings):,} findings; {counted}. What to do: docs/audit.md")
+        sys.exit(NOT_WHOLE)
+    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {counted}.")
+
+
+@audit.command()
+@click.argument("file", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--user", metavar="UUID", help="Only this user's tokens.")
+@click.option("--service", metavar="NAME", help="Only what this service did.")
+@click.option("--operation", type=click.Choice([one.value for one in Operation]), help="Only this operation.")
+@click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error's code.")
+@click.option("--since", metavar="TIME", help="Only from then on: 2026-11-24, 2026-11-24T18:00:00Z, 90m, 24h or 7d.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as it is kept.")
+def show(
+    *,
+    file: tuple[Path, ...],
+    user: str | None,
+    service: str | None,
+    operation: str | None,
+    outcome: str | None,
+    since: str | None,
+    as_json: bool,
+) -> None:
+    """Show events of all chains in the order of their times.
+
+    Without FILE it takes all files of AUDIT_LOG. Nothing is verified: see `token-vault audit verify`.
+    """
+    wanted = Wanted(
+        user=None if user is None else user.lower(),
+        service=service,
+        operation=operation,
+        outcome=outcome,
+        since=None if since is None else _time(since),
+    )
+    try:
+        events = events_in(file or _files_of(_settings()), wanted)
+    except OSError as error:
+        raise _unreadable(error) from None
+    if as_json:
+        for event in events:
+            click.echo(json.dumps(event, separators=(",", ":")))
+    elif events:
+        print_table([_HEADINGS, *map(_row, events)])
+    else:
+        click.echo("No such event.", err=True)
+
+
+def _settings() -> AuditReaderSettings:
+    try:
+        return AuditReaderSettings()
+    except ValidationError as error:
+        raise Wrong(wrong_names(error)) from None
+    except SettingsSourceError:
+        message = "a setting could not be parsed"
+        raise Wrong(message) from None
+
+
+def _files_of(settings: AuditReaderSettings) -> list[Path]:
+    if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
+        message = "name the files: AUDIT_LOG names none"
+        raise Wrong(message)
+    family = Family(Path(settings.audit_log))
+    try:
+        files = family.files()
+    except OSError as error:
+        raise _unreadable(error) from None
+    if not files:
+        message = f"there is no file of {settings.audit_log} yet"
+        raise Wrong(message)
+    return files
+
+
+def _unreadable(error: OSError) -> Wrong:
+    return Wrong(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def _line(state: str, finding: Finding) -> str:
+    return f"{state}  {finding.place}: {finding.problem}: {finding.words}"
+
+
+def _time(text: str) -> datetime:
+    """Read a moment, or how long ago it was; without an offset it is UTC."""
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        message = "--since must be a time like 2026-11-24T18:00:00Z, or how long ago, like 24h"
+        raise Wrong(message) from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _row(event: dict[str, Any]) -> tuple[str, ...]:
+    token = event.get("provider")
+    if token is not None and event.get("service_type") != "default":
+        token = f"{token}/{event.get('service_type')}"
+    omitted = f" (+{event['omitted']} omitted)" if "omitted" in event else ""
+    cells = (
+        event.get("time"),
+        event.get("service"),
+        event.get("key"),
+        event.get("operation"),
+        f"{event.get('outcome')}{omitted}",
+        event.get("user_id"),
+        token,
+        ",".join(str(one) for one in event.get("revealed") or ()),
+        event.get("address"),
+        event.get("purpose"),
+    )
+    return tuple("-" if cell is None or cell == "" else _printable(str(cell)) for cell in cells)
+
+
+def _printable(text: str) -> str:
+    """Replace control characters: an edited line may hold any, and a terminal obeys them."""
+    return "".join(one if one.isprintable() else "?" for one in text)

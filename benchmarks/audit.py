@@ -1,0 +1,56 @@
+"""A reveal on the embedded store with the audit trail in each of its ways, beside one without."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from app.cli.keys import new_master_key
+from benchmarks.requests import new_user_ids
+from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
+from benchmarks.table import Line, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.bench import Bench
+
+TOKENS: Final = 500
+_NONE: Final = "no audit"
+
+# What runs beside the audit trail in production; the baseline has the opposite.
+OBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO"}
+UNOBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO"}
+
+
+def measure(bench: Bench) -> list[Line]:
+    user_ids = new_user_ids(TOKENS)
+    key = new_master_key()
+    audited = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": key}
+    contestants = {_NONE: UNOBSERVED} | {
+        f"audit {sync}": {**OBSERVED, **audited, "AUDIT_SYNC": sync} for sync in ("off", "interval", "always")
+    }
+    with ExitStack() as stack:
+        turns = []
+        for name, settings in contestants.items():
+            vault = stack.enter_context(bench.servers.vault(name.replace(" ", "-"), settings))
+            bench.stored(vault, user_ids)
+            turns.append(bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids)))
+        loads = dict(zip(contestants, take_turns(turns, rounds=bench.rounds), strict=True))
+    baseline = loads[_NONE]
+    lines = [Line(f"reveal, {_NONE}", median_rate(baseline), "requests/s")]
+    for name in list(contestants)[1:]:
+        target = Target(at_least=0.75, of_ratio=True) if name == "audit interval" else None
+        ratio = median_ratio(loads[name], baseline)
+        lines.append(Line(f"reveal, {name}", median_rate(loads[name]), "requests/s", ratio, _NONE, target))
+    lines += [
+        Line(
+            f"reveal, {name}, p99 at 16 connections",
+            percentile(loads[name], 99) * 1_000,
+            "ms",
+            None if name == _NONE else percentile(loads[name], 99) / percentile(baseline, 99),
+            "" if name == _NONE else _NONE,
+        )
+        for name in contestants
+    ]
+    return lines

@@ -1,0 +1,134 @@
+"""`token-vault audit`, and what other commands make of the trail's settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.audit.trails import KEY_TEXT, files, keep
+from tests.process.home import new_home, token_vault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from subprocess import CompletedProcess
+
+SETTINGS = {"AUDIT_LOG": "audit.jsonl", "AUDIT_KEY": KEY_TEXT}
+
+
+def _audit(*arguments: object, folder: Path, **settings: str) -> CompletedProcess[str]:
+    """Run it with the trail's settings alone, as an auditor has them."""
+    return token_vault("audit", *map(str, arguments), folder=folder, settings=SETTINGS | settings)
+
+
+def test_a_whole_record_is_0_and_is_found_by_itself(tmp_path: Path) -> None:
+    keep(tmp_path, 3)
+    done = _audit("verify", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Whole: 3 events in 1 chains and 1 files.\n", "")
+
+
+def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 3)
+    file.write_bytes(file.read_bytes().replace(b'"seq":3,"prev"', b'"seq":7,"prev"'))
+    done = _audit("verify", file, folder=tmp_path)
+    assert done.returncode == 1
+    finding, *_ = done.stdout.splitlines()
+    chain = file.name.split(".")[1]
+    assert finding.startswith(f"FAIL  {file}:3, chain {chain}, seq 7: wrong_mac: ")
+    assert "Not whole: 1 findings" in done.stdout
+
+
+def test_another_key_or_the_earlier_one(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    other = "A" * 43 + "="
+    assert _audit("verify", folder=tmp_path, AUDIT_KEY=other).returncode == 1
+    done = _audit("verify", folder=tmp_path, AUDIT_KEY=other, AUDIT_PREVIOUS_KEYS=json.dumps([KEY_TEXT]))
+    assert done.returncode == 0
+
+
+def test_part_of_a_record(tmp_path: Path) -> None:
+    first, *_ = keep(tmp_path, 10, maximum_bytes=4096)
+    assert _audit("verify", first, folder=tmp_path).returncode == 1
+    assert _audit("verify", "--partial", first, folder=tmp_path).returncode == 0
+
+
+def test_what_holds_no_line_at_all_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("no line of a trail\n")
+    assert _audit("verify", "log", folder=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "named"),
+    [
+        ({}, ["no-such-file"], "no-such-file"),
+        ({"AUDIT_LOG": "-"}, [], "AUDIT_LOG"),
+        ({"AUDIT_LOG": "none/audit.jsonl"}, [], "none"),
+        ({"AUDIT_KEY": ""}, ["x"], "AUDIT_KEY"),
+        ({"AUDIT_KEY": "tooshort"}, ["x"], "AUDIT_KEY"),
+        ({"AUDIT_PREVIOUS_KEYS": "{"}, ["x"], "AUDIT_PREVIOUS_KEYS"),
+    ],
+)
+def test_what_cannot_be_verified_is_2_in_one_line(
+    tmp_path: Path, settings: dict[str, str], arguments: list[str], named: str
+) -> None:
+    done = _audit("verify", *arguments, folder=tmp_path, **settings)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert named in done.stderr
+    assert "tooshort" not in done.stderr
+
+
+def test_show_has_what_was_asked_for_in_order(tmp_path: Path) -> None:
+    keep(tmp_path, 3)
+    keep(tmp_path, 2)
+    shown = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
+    assert len(shown) == 5
+    assert [event["time"] for event in shown] == sorted(event["time"] for event in shown)
+    user = "00000000-0000-0000-0000-000000000001"
+    arguments = ["--user", user, "--service", "tests", "--operation", "reveal", "--outcome", "success", "--since", "1h"]
+    heading, *rows = _audit("show", *arguments, folder=tmp_path).stdout.splitlines()
+    assert heading.split()[:3] == ["TIME", "SERVICE", "KEY"]
+    assert len(rows) == 2
+    assert all(user in row and "nightly-sync" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--service", "x"], ["--outcome", "x"], ["--since", "2999-01-01"], ["--operation", "store"]]
+)
+def test_show_leaves_out_the_rest(tmp_path: Path, arguments: list[str]) -> None:
+    keep(tmp_path, 1)
+    done = _audit("show", *arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "No such event.\n")
+
+
+def test_show_prints_no_control_characters_of_an_edited_line(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 1)
+    file.write_bytes(file.read_bytes().replace(b'"service":"tests"', b'"service":"\\u001b[2J"'))
+    assert "\x1b" not in _audit("show", folder=tmp_path).stdout
+    assert _audit("show", "--since", "yesterday", folder=tmp_path).returncode == 2
+
+
+def test_a_trail_without_a_key_stops_the_start(tmp_path: Path) -> None:
+    home = new_home(tmp_path, AUDIT_LOG="audit.jsonl")
+    done = token_vault("serve", folder=tmp_path, settings=home.settings)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "AUDIT_KEY" in done.stderr
+
+
+def test_a_directory_that_cannot_be_made_stops_the_start_and_the_doctor_says_so(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    home = new_home(tmp_path, AUDIT_LOG="taken/audit.jsonl", AUDIT_KEY=KEY_TEXT)
+    done = token_vault("serve", folder=tmp_path, settings=home.settings)
+    assert done.returncode == 2
+    assert done.stderr == "Error: AUDIT_LOG: taken cannot be written: File exists\n"
+    assert "FAIL  audit" in token_vault("doctor", folder=tmp_path, settings=home.settings).stdout
+
+
+def test_init_turns_the_trail_on_with_a_key_of_its_own(tmp_path: Path) -> None:
+    token_vault("init", folder=tmp_path)
+    lines = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if "=" in line)
+    assert lines["AUDIT_LOG"] == "data/audit/audit.jsonl"
+    assert lines["AUDIT_KEY"] != lines["TOKEN_ENCRYPTION_KEY"]
+    shutil.rmtree(tmp_path / "data")
+    assert files(tmp_path) == []

@@ -1,0 +1,175 @@
+"""Chains that a kill has ended: who sees it, and what a later cut looks like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.audit.trails import (
+    KEY_TEXT,
+    OTHER_KEY,
+    an_event,
+    files,
+    interrupt,
+    keep,
+    members,
+    opened_trail,
+    problems,
+    verified,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.audit.findings import Report
+
+WRITE_AND_HANG = """
+import asyncio, sys
+from pathlib import Path
+from tests.audit.trails import an_event, opened_trail
+
+async def main():
+    async with opened_trail(Path(sys.argv[1])) as trail:
+        for number in range(20):
+            await trail.append(an_event(number))
+        print("written", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def _killed_chain(folder: Path) -> Path:
+    """Return the file of a process that was killed with SIGKILL after twenty events."""
+    before = files(folder)
+    process = subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, folder], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"written\n"
+    [file] = [path for path in files(folder) if path not in before]
+    live = verified([file])
+    assert (problems(live), [note.problem for note in live.notes]) == ([], ["live"])
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    return file
+
+
+def _notes(report: Report) -> list[str]:
+    return [note.problem for note in report.notes]
+
+
+def test_a_killed_chain_is_open_until_the_next_start_has_named_its_last_line(tmp_path: Path) -> None:
+    killed = _killed_chain(tmp_path)
+    [finding] = verified([killed]).findings
+    assert (finding.problem, finding.place.line, finding.place.seq) == ("no_end", 21, 21)
+    keep(tmp_path, 1)
+    report = verified(files(tmp_path))
+    assert (report.findings, _notes(report), report.events) == ([], ["interrupted"], 21)
+
+
+def test_a_named_chain_that_was_cut_afterwards_is_truncated(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 5)
+    interrupt(file)
+    keep(tmp_path, 1)
+    lines = file.read_bytes().splitlines(keepends=True)
+    for count in range(len(lines)):
+        for cut in (b"".join(lines[:count]), b"".join([*lines[:count], lines[count][:-1]])):
+            file.write_bytes(cut)
+            [finding] = verified(files(tmp_path)).findings
+            assert (finding.problem, finding.place.seq) == ("truncated", count)
+
+
+def test_a_tail_that_is_cut_before_the_next_start_is_not_seen_to_be_missing(tmp_path: Path) -> None:
+    """A limit that docs/audit.md states: between a kill and the next start only the open end is seen."""
+    [file] = keep(tmp_path, 5)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]))
+    assert problems(verified([file])) == ["no_end"]
+    keep(tmp_path, 1)
+    assert verified(files(tmp_path)).is_whole
+
+
+def test_half_a_line_after_a_kill_is_told_and_is_no_finding(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 5)
+    interrupt(file, torn=b'{"audit":1,"chain":"2026')
+    keep(tmp_path, 1)
+    report = verified(files(tmp_path))
+    assert (report.findings, _notes(report)) == ([], ["interrupted", "torn"])
+    [torn] = [note for note in report.notes if note.problem == "torn"]
+    assert torn.place.line == 7
+
+
+def test_a_chain_without_a_single_line_is_named_too(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 0)
+    file.write_bytes(b"")
+    assert problems(verified([file])) == ["no_end"]
+    keep(tmp_path, 1)
+    assert verified(files(tmp_path)).is_whole
+    file.unlink()
+    assert problems(verified(files(tmp_path))) == ["missing_chain"]
+
+
+def test_each_chain_is_named_once_and_those_that_ended_too(tmp_path: Path) -> None:
+    for _ in range(4):
+        keep(tmp_path, 1)
+    named = [[one["chain"] for one in start["named"]] for start in members(files(tmp_path), "start")]
+    chains = [start["chain"] for start in members(files(tmp_path), "start")]
+    assert sorted(map(len, named)) == [0, 1, 1, 1]
+    assert sorted(one for names in named for one in names) == sorted(set(chains) - {_last(tmp_path)})
+
+
+def _last(folder: Path) -> str:
+    named = {one["chain"] for start in members(files(folder), "start") for one in start["named"]}
+    [last] = {start["chain"] for start in members(files(folder), "start")} - named
+    return str(last)
+
+
+async def test_a_chain_that_is_being_written_is_not_named(tmp_path: Path) -> None:
+    async with opened_trail(tmp_path) as first:
+        await first.append(an_event())
+        async with opened_trail(tmp_path) as second:
+            await first.append(an_event())
+            await second.append(an_event())
+    starts = members(files(tmp_path), "start")
+    assert [start["named"] for start in starts] == [[], []]
+    assert verified(files(tmp_path)).is_whole
+
+
+async def test_a_chain_that_rotates_while_others_start_is_never_taken_for_dead(tmp_path: Path) -> None:
+    async with opened_trail(tmp_path, maximum_bytes=4096) as writing:
+        for number in range(30):
+            await writing.append(an_event(number))
+            async with opened_trail(tmp_path):
+                pass
+        [mine] = {event["chain"] for event in members(files(tmp_path))}
+    named = [one["chain"] for start in members(files(tmp_path), "start") for one in start["named"]]
+    assert mine not in named
+    assert len(named) == len(set(named)) == 29
+    assert verified(files(tmp_path)).is_whole
+
+
+def test_a_start_under_an_unknown_key_names_nothing(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    keep(tmp_path, 1, key=OTHER_KEY)
+    keep(tmp_path, 1)
+    starts = {start["signing_key"]: start for start in members(files(tmp_path), "start")}
+    # the last one names both: what the other said, it could not believe
+    assert max(len(start["named"]) for start in starts.values()) == 2
+
+
+@pytest.mark.parametrize("garbage", [b"\n", b"anything\n", b"\x00" * 100 + b"\n"])
+def test_a_chain_that_ends_with_garbage_is_named_and_found_to_be_broken(tmp_path: Path, garbage: bytes) -> None:
+    [file] = keep(tmp_path, 2)
+    interrupt(file, torn=garbage)
+    keep(tmp_path, 1)
+    assert problems(verified(files(tmp_path))) == ["not_a_line"]
+
+
+def test_the_key_is_not_in_the_files(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 2)
+    assert KEY_TEXT.encode() not in file.read_bytes()

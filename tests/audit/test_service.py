@@ -1,0 +1,212 @@
+"""What the running service leaves in its audit trail, attempt by attempt."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from app.api.refusals import OPERATIONS
+from app.callers.service_key import generate_key, hash_key
+from app.config.settings import Settings
+from app.main import create_app
+from tests.api.service import Service, running_service
+from tests.audit.trails import KEY_TEXT, files, members, verified
+from tests.security.keys import MASTER_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECRET = "canary-5a1f~access/token+with=signs"
+REFRESH = "canary-77c2~refresh/token+with=signs"
+
+
+class Audited:
+    """A service and the events that it leaves."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.service = service
+        self.folder = folder
+
+    @contextmanager
+    def kept(self) -> Iterator[list[dict[str, Any]]]:
+        """Collect the events that are kept inside of the block: each is written before its answer."""
+        before = len(self.events())
+        events: list[dict[str, Any]] = []
+        yield events
+        events += self.events()[before:]
+
+    def events(self) -> list[dict[str, Any]]:
+        return members(files(self.folder))
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+    folder = tmp_path_factory.mktemp("audited")
+    settings = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": KEY_TEXT, "AUDIT_SYNC": "always"}
+    with running_service(folder, settings) as service:
+        yield Audited(service, folder / "audit")
+    report = verified(files(folder / "audit"))
+    assert report.is_whole
+    assert report.notes == []  # SIGTERM has written the end
+    assert b"canary" not in b"".join(path.read_bytes() for path in files(folder / "audit"))
+
+
+def _path(user_id: object, provider: str = "canvas") -> str:
+    return f"/v1/users/{user_id}/tokens/{provider}"
+
+
+def _told(events: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(event[name] for name in names) for event in events]
+
+
+def test_every_operation_leaves_one_event(audited: Audited) -> None:
+    user_id = str(uuid4())
+    path = _path(user_id)
+    body = {"access_token": SECRET, "refresh_token": REFRESH, "base_url": "https://canvas.example.edu"}
+    with audited.kept() as events, audited.service.client() as client:
+        answers = [
+            client.put(path, json=body),
+            client.get(path),
+            client.get(f"{path}?include=refresh_token"),
+            client.get(f"/v1/users/{user_id}/tokens"),
+            client.patch(path, json={"metadata": {"course_count": 4}}),
+            client.post(f"{path}/rotate", json=body),
+            client.post(f"{path}/rewrap"),
+            client.post("/v1/tokens/batch-get", json={"tokens": [{"user_id": user_id, "provider": "canvas"}]}),
+            client.delete(path),
+            client.get(path),
+            client.delete(f"/v1/users/{user_id}/tokens"),
+        ]
+    assert [answer.status_code for answer in answers] == [201, 200, 200, 200, 200, 200, 200, 200, 204, 404, 200]
+    both = ["access_token", "refresh_token"]
+    assert _told(events, "operation", "outcome", "provider", "revealed", "scheme") == [
+        ("store", "success", "canvas", [], "local:v1"),
+        ("reveal", "success", "canvas", both[:1], "local:v1"),
+        ("reveal", "success", "canvas", both, "local:v1"),
+        ("list", "success", None, [], None),
+        ("patch", "success", "canvas", [], "local:v1"),
+        ("rotate", "success", "canvas", [], "local:v1"),
+        ("rewrap", "success", "canvas", [], "local:v1"),
+        ("reveal", "success", "canvas", both[:1], "local:v1"),
+        ("delete", "success", "canvas", [], "local:v1"),
+        ("reveal", "token_not_found", "canvas", [], None),
+        ("erase_user", "success", None, [], None),
+    ]
+    fingerprint = hash_key(audited.service.keys["full"])[:12]
+    assert set(_told(events, "service", "key", "user_id", "address", "purpose")) == {
+        ("full", fingerprint, user_id, "127.0.0.1", None)
+    }
+    assert [event["request_id"] for event in events] == [answer.headers["x-request-id"] for answer in answers]
+
+
+def test_the_purpose_is_kept(audited: Audited) -> None:
+    with audited.kept() as events, audited.service.client() as client:
+        client.get(_path(uuid4()), headers={"X-Purpose": "nightly-sync"})
+    assert _told(events, "purpose", "outcome") == [("nightly-sync", "token_not_found")]
+
+
+def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(audited: Audited) -> None:
+    user_id = str(uuid4())
+    path = _path(user_id)
+    json_type = {"Content-Type": "application/json"}
+    unknown = generate_key()
+    with audited.kept() as events:
+        with audited.service.client("reveal") as client:
+            client.put(path, json={"access_token": SECRET})
+            client.get(f"{path}?include=refresh_token")
+            client.get(f"{path}?service_type={SECRET}")
+            client.get(f"{path}?canary={SECRET}")
+            client.get(path, headers={"X-Purpose": f"Not a purpose {SECRET}"})
+            client.get(_path("canary-no-uuid"))
+            client.get(_path(user_id, "Canary"))
+            client.post("/v1/tokens/batch-get", json={"canary": SECRET})
+        with audited.service.client("write") as client:
+            client.put(path, content=b"{canary", headers=json_type)
+            client.put(path, json={"access_token": ""})
+            client.post(f"{path}/rotate", content=b'"' + b"canary" * 20_000 + b'"', headers=json_type)
+        with audited.service.client("canvas") as client:
+            client.get(_path(user_id, "google"))
+            client.delete(f"/v1/users/{user_id}/tokens")
+        with httpx.Client(base_url=audited.service.url, trust_env=False) as client:
+            client.get(path)
+            client.get(path, headers={"Authorization": f"Bearer {unknown}", "X-Purpose": "canary"})
+            client.get(path, headers={"Authorization": f"Bearer {audited.service.keys['expired']}"})
+    assert _told(events, "service", "operation", "outcome", "user_id", "provider") == [
+        ("reveal", "store", "forbidden", user_id, "canvas"),
+        ("reveal", "reveal", "forbidden", user_id, "canvas"),
+        ("reveal", "reveal", "invalid_request", user_id, None),
+        ("reveal", "reveal", "invalid_request", user_id, "canvas"),
+        ("reveal", "reveal", "invalid_request", user_id, "canvas"),
+        ("reveal", "reveal", "invalid_request", None, None),
+        ("reveal", "reveal", "invalid_request", user_id, None),
+        ("reveal", "reveal", "invalid_request", None, None),
+        ("write", "store", "malformed_body", user_id, "canvas"),
+        ("write", "store", "invalid_request", user_id, "canvas"),
+        ("write", "rotate", "body_too_large", user_id, "canvas"),
+        ("canvas", "reveal", "forbidden", user_id, "google"),
+        ("canvas", "erase_user", "forbidden", user_id, None),
+        *[(None, "reveal", "unauthenticated", user_id, "canvas")] * 3,
+    ]
+    assert {event["purpose"] for event in events} == {None}
+    assert [event["key"] is None for event in events] == [False] * 13 + [True] * 3
+    kept = json.dumps(events)
+    assert hash_key(unknown)[:12] not in kept
+    assert hash_key(audited.service.keys["expired"])[:12] not in kept
+    assert base64.b64encode(SECRET.encode()).decode()[:16] not in kept
+
+
+def test_items_of_a_batch_are_events_of_their_own(audited: Audited) -> None:
+    user_id = str(uuid4())
+    with audited.service.client() as client:
+        client.put(_path(user_id), json={"access_token": SECRET})
+    asked = [{"user_id": user_id, "provider": provider} for provider in ("canvas", "google", "canvas", "notion")]
+    with audited.kept() as events, audited.service.client("canvas") as client:
+        answer = client.post("/v1/tokens/batch-get", json={"tokens": asked})
+    assert answer.status_code == 200
+    assert sorted(_told(events, "provider", "outcome")) == [
+        ("canvas", "success"),
+        ("canvas", "success"),
+        ("google", "forbidden"),
+        ("notion", "forbidden"),
+    ]
+    assert {event["request_id"] for event in events} == {answer.headers["x-request-id"]}
+
+
+def test_what_touches_no_token_leaves_no_event(audited: Audited) -> None:
+    with audited.kept() as events, audited.service.client() as client:
+        client.get("/healthz")
+        client.get("/readyz")
+        client.get("/v1/encryption")
+        client.get("/v1/nothing-here")
+    assert events == []
+
+
+def test_readiness_examines_the_trail(audited: Audited) -> None:
+    with audited.service.client() as client:
+        assert client.get("/readyz").json()["checks"]["audit"] == "up"
+
+
+def test_the_purpose_is_described_for_every_route_that_keeps_it(audited: Audited) -> None:
+    with audited.service.client() as client:
+        paths = client.get("/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            names = [parameter["name"] for parameter in operation.get("parameters", [])]
+            assert names.count("X-Purpose") == path.startswith("/v1/")
+
+
+def test_every_token_route_has_an_operation(tmp_path: Path) -> None:
+    settings = Settings(  # type: ignore[call-arg]
+        _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
+    )
+    named = {
+        getattr(route, "name", "") for route in create_app(settings).routes if "/tokens" in getattr(route, "path", "")
+    }
+    assert named == set(OPERATIONS)
