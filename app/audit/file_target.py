@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from app.audit.target import WriteError
 from app.audit.witness import Witness, unnamed_chains
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from app.audit.keys import AuditKey
 
 
+LOOK_SECONDS: Final = 0.1
+
+
 class FileTarget:
     """`AuditTarget` as the files of a family, each of about `maximum_bytes` and locked while it is written.
 
     What could not be written whole is cut off again, and where that is not possible either the chain goes on in the
-    next file. So it does where the file was deleted, moved away or changed by somebody else: what is missing then,
-    `verify` finds. With `flushing` off nothing is brought to disk but by the kernel itself.
+    next file. So it does where the file was deleted, moved away or changed by somebody else, which is looked at every
+    `LOOK_SECONDS`: what is missing then, `verify` finds. Without `flushing` only the kernel brings anything to disk.
     """
 
     def __init__(self, *, family: Family, chain: str, maximum_bytes: int, flushing: bool) -> None:
@@ -36,6 +40,7 @@ class FileTarget:
         self._path: Path | None = None
         self._number = 0
         self._size = 0
+        self._look_again_at = 0.0
 
     def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[Witness]:
         try:
@@ -85,8 +90,13 @@ class FileTarget:
         return following
 
     def _is_ours(self, descriptor: int) -> bool:
+        """Look now and then whether the file is still there and as we left it."""
         if self._path is None:  # given up
             return False
+        now = time.monotonic()
+        if now < self._look_again_at:
+            return True
+        self._look_again_at = now + LOOK_SECONDS
         try:
             there = self._path.stat()
         except FileNotFoundError:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from app.audit.file_target import LOOK_SECONDS
 from app.audit.stream_target import StreamTarget
 from app.audit.trail import AuditLog
 from app.errors import AuditUnavailable, Unauthenticated
@@ -123,6 +124,7 @@ async def test_a_deleted_file_is_replaced_and_missed(tmp_path: Path) -> None:
         await append_all(trail, [an_event(1), an_event(2)])
         [file] = files(tmp_path)
         file.unlink()
+        await asyncio.sleep(LOOK_SECONDS)
         await append_all(trail, [an_event(3), an_event(4)])
     assert [event["user_id"][-1] for event in members(files(tmp_path))] == ["3", "4"]
     [finding] = verified(files(tmp_path)).findings
@@ -134,6 +136,7 @@ async def test_a_deleted_directory_is_made_again_and_its_lines_missed(tmp_path: 
     async with opened_trail(folder) as trail:
         await trail.append(an_event(1))
         shutil.rmtree(folder)
+        await asyncio.sleep(LOOK_SECONDS)
         await trail.append(an_event(2))
     assert problems(verified(files(folder))) == ["missing"]
 
@@ -144,6 +147,7 @@ async def test_a_file_that_somebody_else_has_written_to_is_written_no_further(tm
         [file] = files(tmp_path)
         with file.open("ab") as other:
             other.write(b"half a")
+        await asyncio.sleep(LOOK_SECONDS)
         await trail.append(an_event(2))
     assert file.read_bytes().endswith(b"half a")
     report = verified(files(tmp_path))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tests.audit.trails import KEY_TEXT, files, members, verified
-from tests.process.conftest import serve  # noqa: F401  a fixture
 from tests.process.home import Home, new_home, token_vault
 from tests.process.wire import Wire, token_path
 
@@ -77,7 +76,7 @@ def _revealed(home: Home) -> list[str]:
 
 def test_four_workers_record_exactly_what_they_have_answered_while_their_files_fill_up(
     tmp_path: Path,
-    serve: Serve,  # noqa: F811
+    serve: Serve,
 ) -> None:
     home = _home(tmp_path, AUDIT_MAX_BYTES="20000")
     with serve(home, workers=4) as server:
@@ -96,7 +95,7 @@ def test_four_workers_record_exactly_what_they_have_answered_while_their_files_f
 
 def test_no_answer_is_missing_from_the_record_after_kill_9_under_load(
     tmp_path: Path,
-    serve: Serve,  # noqa: F811
+    serve: Serve,
 ) -> None:
     """The kernel outlives a kill, so this shows the order of record and answer, not that a disk has been reached."""
     home = _home(tmp_path)
@@ -125,7 +124,7 @@ def test_no_answer_is_missing_from_the_record_after_kill_9_under_load(
 
 def test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart(
     tmp_path: Path,
-    serve: Serve,  # noqa: F811
+    serve: Serve,
 ) -> None:
     """The disk is a limit on file sizes that the audit file has reached and the database has not."""
     home = _home(tmp_path)
@@ -162,7 +161,7 @@ def test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart(
 
 def test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long(
     tmp_path: Path,
-    serve: Serve,  # noqa: F811
+    serve: Serve,
 ) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -193,7 +192,7 @@ def test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long(
             os.close(reader)
 
 
-def test_the_rewrap_command_and_scripts_leave_chains_of_their_own(tmp_path: Path, serve: Serve) -> None:  # noqa: F811
+def test_the_rewrap_command_and_scripts_leave_chains_of_their_own(tmp_path: Path, serve: Serve) -> None:
     old = _home(tmp_path)
     with serve(old) as server:
         _stored(server)
