@@ -40,15 +40,10 @@ def unnamed_chains(family: Family, *, keys: Sequence[AuditKey]) -> list[Witness]
     """
     chains = family.chains()
     named = {witness.chain for files in chains.values() for witness in _named_in(files[0], keys)}
-    dead = [chain for chain, files in chains.items() if chain not in named and not any(map(is_being_written, files))]
-    if not dead:
-        return []
-    chains = family.chains()  # a chain that went on in a new file while we looked at its old ones is alive
-    return [
-        _last_line(chain, chains[chain])
-        for chain in dead
-        if chain in chains and not is_being_written(chains[chain][-1])
-    ]
+    dead = [chain for chain, files in chains.items() if chain not in named and not is_being_written(files[-1])]
+    # a chain goes on in a new file before it lets go of the old one, so one that did so meanwhile shows by now
+    now = family.chains() if dead else {}
+    return [_last_line(chain, chains[chain]) for chain in dead if now.get(chain, [])[-1:] == chains[chain][-1:]]
 
 
 def witnesses_of(start: dict[str, Any]) -> Iterator[Witness]:

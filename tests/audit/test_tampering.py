@@ -141,6 +141,16 @@ def test_whoever_lacks_the_key_cannot_make_the_chain_anew(record: Path) -> None:
     assert problems(report).count("wrong_mac") == len(lines)
 
 
+def test_with_the_key_too_one_line_cannot_be_replaced_alone(record: Path) -> None:
+    file = files(record)[0]
+    lines = _lines(file)
+    signed = lines[2].replace(b'"outcome":"success"', b'"outcome":"forbidden"').rpartition(b',"mac"')[0]
+    lines[2] = signed + b',"mac":"' + KEY.mac(signed) + b'"}\n'
+    file.write_bytes(b"".join(lines))
+    [finding] = verified(files(record)).findings
+    assert (finding.problem, finding.place.line) == ("wrong_prev", 4)
+
+
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["first-file", "second-file", "killed-chain"])
 def test_a_removed_file_is_found(record: Path, number: int) -> None:
     file = files(record)[number]
