@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 TOKENS: Final = 500
-_NONE: Final = "no audit"
+_NONE: Final = "audit, metrics and log off"
 
-# What runs beside the audit trail in production; the baseline has the opposite.
-OBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO"}
-UNOBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO"}
+# What runs beside the audit trail in production, and not in the baseline.
+OBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO", "METRICS": "true"}
+UNOBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "ERROR", "METRICS": "false"}
 
 
 def measure(bench: Bench) -> list[Line]:

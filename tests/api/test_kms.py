@@ -244,6 +244,29 @@ def _eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
         time.sleep(0.2)
 
 
+def test_an_idle_service_keeps_no_key_past_its_age(kms: Kms, tmp_path: Path) -> None:
+    environment = {
+        **SqliteStore(tmp_path / "vault.db").environment(),
+        **kms.environment(),
+        "DATA_KEY_MAX_AGE_SECONDS": "2",
+    }
+
+    def kept(client: httpx.Client) -> float:
+        [number] = re.findall(r"^token_vault_data_keys ([0-9.]+)$", client.get("/metrics").text, re.MULTILINE)
+        return float(number)
+
+    with running_service(tmp_path, environment) as service, service.client() as client:
+        assert client.put(CANVAS, json=BODY).status_code == 201
+        until = time.monotonic() + 10
+        while kept(client) == 0:
+            assert time.monotonic() < until
+        kms.forget_requests()
+        while kept(client) > 0:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert kms.requests == []
+
+
 def test_an_expired_cache_asks_again(kms: Kms, tmp_path: Path) -> None:
     environment = {
         **SqliteStore(tmp_path / "vault.db").environment(),
