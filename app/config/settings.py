@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
 
+    audit_log: str | None = None
+    audit_key: AuditKeyText | None = None
+    audit_previous_keys: AuditKeyTexts = ()
+    audit_sync: Literal["always", "interval", "off"] = "interval"
+    audit_max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 64 * 1024 * 1024
+
     rate_limit_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 0
     maximum_concurrent_per_service: Annotated[int, Field(ge=0, le=100_000)] = 256
     maximum_concurrent: Annotated[int, Field(ge=0, le=100_000)] = 512
@@ -84,11 +90,6 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     api_docs: bool = True
-    audit_log: str | None = None
-    audit_key: AuditKeyText | None = None
-    audit_previous_keys: AuditKeyTexts = ()
-    audit_sync: Literal["always", "interval", "off"] = "interval"
-    audit_max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 64 * 1024 * 1024
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 OPTIONS = {
     (): (
         *("--version", "--help"),
-        *("doctor", "encryption", "init", "keys", "kms", "rewrap", "serve", "service-key"),
+        *("audit", "doctor", "encryption", "init", "keys", "kms", "rewrap", "serve", "service-key"),
     ),
     ("init",): ("--help",),
-    ("serve",): ("--host", "--port", "--workers", "--help"),
+    ("serve",): ("--host", "--port", "--workers", "--tls-cert", "--tls-key", "--tls-client-ca", "--help"),
+    ("audit",): ("show", "verify", "--help"),
+    ("audit", "show"): ("FILE", "--user", "--service", "--operation", "--outcome", "--since", "--json", "--help"),
+    ("audit", "verify"): ("FILE", "--partial", "--help"),
     ("keys",): ("generate", "retire", "--help"),
     ("keys", "generate"): ("--help",),
     ("keys", "retire"): ("VERSION", "--help"),

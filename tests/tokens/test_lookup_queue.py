@@ -42,7 +42,7 @@ async def test_a_caller_that_leaves_takes_nobody_along(supabase: SupabaseStack) 
     row = token()
     async with SupabaseStore(supabase).open() as tokens:
         await tokens.insert(row)
-        supabase.faults.delay(before=1.0, times=IN_FLIGHT)
+        supabase.faults.delay(before=1.0)
         lookups = [asyncio.ensure_future(tokens.get(row.token_id)) for _ in range(40)]
         await asyncio.sleep(0.05)
         for lookup in lookups[::2]:
