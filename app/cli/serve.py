@@ -26,7 +26,7 @@ from app.observability.logging import configure_logging
 from app.server.bounded_http import BoundedHttp
 from app.server.process import allow_open_files, forbid_core_dumps, warn_about_root
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
-from app.tokens.sqlite_repository import prepare_database
+from app.tokens.sqlite_file import prepare_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

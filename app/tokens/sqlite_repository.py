@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.errors import StoreMisconfigured
 from app.security.shape import material_of
 from app.tokens.census import CensusLine
 from app.tokens.models import UnreadableRow
 from app.tokens.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
+from app.tokens.sqlite_file import connect, create_private, demand_columns, missing_columns, translated
 from app.tokens.sqlite_writer import GroupCommitWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from app.tokens.models import Rewrap, StoredToken, TokenId
 
-BUSY_TIMEOUT_MILLISECONDS = 3_000
 CHUNK_ROWS = 500
 
-# The columns of migrations/ in SQLite's types: scopes and metadata are JSON, times RFC 3339 in UTC.
-_TABLE = """
-CREATE TABLE IF NOT EXISTS oauth_tokens (
-    id                TEXT PRIMARY KEY NOT NULL,
-    user_id           TEXT NOT NULL,
-    provider          TEXT NOT NULL,
-    service_type      TEXT NOT NULL DEFAULT 'default',
-    access_token      TEXT NOT NULL,
-    refresh_token     TEXT,
-    expires_at        TEXT,
-    scopes            TEXT,
-    email             TEXT,
-    provider_url      TEXT,
-    is_active         INTEGER,
-    metadata          TEXT NOT NULL DEFAULT '{}',
-    version           INTEGER NOT NULL DEFAULT 1,
-    encryption_scheme TEXT,
-    created_at        TEXT,
-    updated_at        TEXT,
-    last_refreshed    TEXT NOT NULL,
-    UNIQUE (user_id, provider, service_type)
-) STRICT
-"""
-_INDEX = "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id)"
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
     f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
@@ -76,13 +51,6 @@ GROUP BY 2, 3
 _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
-def prepare_database(path: Path) -> None:
-    """Create the file and its table where they are missing; raises a `StoreError` where that cannot be done."""
-    with _translated():
-        _create_private(path)
-        _connect(path).close()
-
-
 class SqliteRepository:
     """`TokenRepository` on one file that several processes of one machine may share.
 
@@ -94,19 +62,19 @@ class SqliteRepository:
     def __init__(self, *, path: Path) -> None:
         """Open or create the file; raises a `StoreError`."""
         self._path = path
-        with _translated():
-            _create_private(path)
+        with translated():
+            create_private(path)
             self._inode = path.stat().st_ino
-            self._writer = GroupCommitWriter(connect=lambda: _connect(path), guard=self._demand_same_file)
-            self._reader = _connect(path)
+            self._writer = GroupCommitWriter(connect=lambda: connect(path), guard=self._demand_same_file)
+            self._reader = connect(path)
             self._reader.execute("PRAGMA query_only = ON")
             self._reader.set_busy_timeout(0)  # it reads on the event loop, which must not wait
 
     async def check(self) -> None:
-        with _translated():
-            missing = _missing_columns(self._reader)
+        with translated():
+            missing = missing_columns(self._reader)
             self._reader.execute("SELECT * FROM oauth_tokens LIMIT 1").fetchall()  # SELECT 1 reads an index
-        _demand_columns(missing)
+        demand_columns(missing)
         self._demand_same_file()
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
@@ -163,7 +131,7 @@ class SqliteRepository:
             if value is not None:
                 where, parameters = f"{where} AND {condition}", [*parameters, value]
         sql = f"{_SELECT} WHERE {where} ORDER BY id LIMIT ?"
-        with _translated():
+        with translated():
             rows = await asyncio.to_thread(self._read_patiently, sql, [*parameters, limit])
         return [_decode_or_report(row) for row in rows]
 
@@ -187,7 +155,7 @@ class SqliteRepository:
 
     async def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
         sql = f"{_SELECT} {where}"
-        with _translated():
+        with translated():
             try:
                 rows = self._reader.execute(sql, parameters).fetchall()
             except apsw.BusyError:  # another process recovers the database after a crash
@@ -195,11 +163,11 @@ class SqliteRepository:
         return [_decode(row) for row in rows]
 
     def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with closing(_connect(self._path)) as connection:
+        with closing(connect(self._path)) as connection:
             return list(connection.execute(sql, parameters))
 
     def _count(self, provider: str | None) -> list[CensusLine]:
-        with _translated(), closing(_connect(self._path)) as connection:
+        with translated(), closing(connect(self._path)) as connection:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
                 CensusLine(scheme, tuple(sorted({name for name in materials if name})), count)
@@ -217,31 +185,8 @@ class SqliteRepository:
             raise StoreMisconfigured(message)
 
     async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with _translated():
+        with translated():
             return await self._writer.execute(sql, parameters)
-
-
-def _connect(path: Path) -> apsw.Connection:
-    # absolute, so that no name is taken for SQLite's own, like :memory:
-    connection = apsw.Connection(str(path.absolute()))
-    connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(_TABLE)
-    _demand_columns(_missing_columns(connection))
-    connection.execute(_INDEX)
-    return connection
-
-
-def _missing_columns(connection: apsw.Connection) -> list[str]:
-    present = {row[1] for row in connection.execute("PRAGMA table_info(oauth_tokens)")}
-    return [column for column in COLUMNS if column not in present]
-
-
-def _demand_columns(missing: list[str]) -> None:
-    if missing:
-        message = f"oauth_tokens lacks the columns {', '.join(missing)}"
-        raise StoreMisconfigured(message)
 
 
 def _key(token_id: TokenId) -> tuple[str, str, str]:
@@ -287,38 +232,3 @@ def _rewrap_parameters(rewrap: Rewrap) -> list[Any]:
         *(before.id, before.version, before.encryption_scheme),
         *(before.access_ciphertext, before.refresh_ciphertext or ""),
     ]
-
-
-def _create_private(path: Path) -> None:
-    """Create the file readable by its owner alone; SQLite gives its companions the same mode."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError:
-        message = "the file that SQLITE_PATH names cannot be created or written"
-        raise StoreMisconfigured(message) from None
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn apsw's errors into the vault's. Their text is dropped: it may quote SQL or a path."""
-    try:
-        yield
-    except (apsw.BusyError, apsw.LockedError):
-        message = "the database stayed locked by another process; nothing was written"
-        raise StoreTimeout(message) from None
-    except apsw.FullError:
-        message = "the disk is full; nothing was written"
-        raise StoreUnavailable(message) from None
-    except (apsw.ReadOnlyError, apsw.PermissionsError):
-        message = "the database file is read-only"
-        raise StoreMisconfigured(message) from None
-    except (apsw.NotADBError, apsw.CorruptError):
-        message = "the file is not an intact SQLite database"
-        raise StoreMisconfigured(message) from None
-    except (apsw.SQLError, apsw.ConstraintError, apsw.SchemaChangeError):
-        message = "oauth_tokens does not have the columns that the vault needs"
-        raise StoreMisconfigured(message) from None
-    except apsw.Error:
-        message = "the database cannot be reached; the write is not known to have happened"
-        raise StoreUnavailable(message) from None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from app.errors import (
-    InternalError,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -19,8 +17,9 @@ from app.errors import (
 )
 from app.security.context import SecretField
 from app.tokens import transitions
+from app.tokens.attempt import Attempt, too_slow
 from app.tokens.census import Census
-from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
+from app.tokens.events import Operation
 from app.tokens.models import (
     NO_PRECONDITION,
     UNSET,
@@ -33,7 +32,6 @@ from app.tokens.reencryption import rewrapped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from types import TracebackType
 
     from app.tokens.events import TokenEvents
     from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, TokenPatch
@@ -45,67 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEADLINE_SECONDS = 4.5
 _ATTEMPTS = 20
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
-
-    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three fields are what the
-    operation learns of the token and hands out.
-    """
-
-    events: TokenEvents
-    operation: Operation
-    caller: Caller
-    user_id: str
-    token_id: TokenId | None
-    deadline: asyncio.Timeout
-    scheme: str | None = None
-    method: str | None = None
-    revealed: tuple[SecretField, ...] = ()
-
-    def of(self, token: StoredToken) -> None:
-        """Note how the token is encrypted."""
-        self.scheme, self.method = token.encryption_scheme, token.encryption_method
-
-    def of_new(self, sealed: SealedSecrets) -> None:
-        """Note how the token will be encrypted."""
-        self.scheme, self.method = sealed.access.scheme, sealed.access.method
-
-    async def __aenter__(self) -> Self:
-        self.events.demand_open()
-        await self.deadline.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        outcome, detail = SUCCESS if error is None else InternalError.code, None
-        try:
-            await self.deadline.__aexit__(kind, error, trace)
-            if isinstance(error, VaultError):
-                outcome, detail, error.recorded = error.code, error.detail, True
-            elif isinstance(error, asyncio.CancelledError):
-                outcome = CANCELLED
-        except TimeoutError:
-            late = _too_slow()
-            outcome, detail, late.recorded = late.code, late.detail, True
-            raise late from None
-        finally:
-            await self.events.record(
-                TokenEvent(
-                    operation=self.operation,
-                    user_id=self.user_id,
-                    token_id=self.token_id,
-                    revealed=self.revealed if outcome == SUCCESS else (),
-                    scheme=self.scheme,
-                    encryption_method=self.method,
-                    outcome=outcome,
-                    detail=detail,
-                    caller=self.caller,
-                )
-            )
 
 
 class TokenVault:
@@ -184,7 +121,7 @@ class TokenVault:
         except StoreError as error:
             found = error
         except TimeoutError:
-            found = _too_slow()
+            found = too_slow()
 
         async def reveal(token_id: TokenId) -> RevealedToken | VaultError:
             try:
@@ -299,7 +236,7 @@ class TokenVault:
         message = "other writers kept changing this token; nothing was written"
         raise StoreTimeout(message)
 
-    async def _open(self, token: StoredToken | None, attempt: _Attempt, *, include_refresh: bool) -> RevealedToken:
+    async def _open(self, token: StoredToken | None, attempt: Attempt, *, include_refresh: bool) -> RevealedToken:
         if token is None:
             raise _not_found()
         attempt.of(token)
@@ -335,9 +272,9 @@ class TokenVault:
         token_id: TokenId | None = None,
         *,
         until: float | None = None,
-    ) -> _Attempt:
+    ) -> Attempt:
         until = until or asyncio.get_running_loop().time() + self._deadline_seconds
-        return _Attempt(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
+        return Attempt(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
 
 
 def _existing(found: StoredToken | None, precondition: Precondition) -> StoredToken:
@@ -355,7 +292,3 @@ def _secrets_of(revealed: RevealedToken) -> tuple[SecretField, ...]:
 
 def _not_found() -> TokenNotFound:
     return TokenNotFound("the user has no such token")
-
-
-def _too_slow() -> StoreTimeout:
-    return StoreTimeout("the store did not answer in time; a write may or may not have happened")

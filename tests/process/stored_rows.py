@@ -16,7 +16,7 @@ import apsw
 from app.composition import build_encryption
 from app.config.settings import Settings
 from app.security.context import SecretField
-from app.tokens.sqlite_repository import prepare_database
+from app.tokens.sqlite_file import prepare_database
 from tests.security.keys import MASTER_KEY, OTHER_MASTER_KEY
 from tests.tokens.stores import raw_row
 

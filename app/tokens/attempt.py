@@ -1,0 +1,84 @@
+"""One attempt on a token: bounded in time, and recorded whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from app.errors import InternalError, StoreTimeout, VaultError
+from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from app.security.context import SecretField
+    from app.tokens.events import TokenEvents
+    from app.tokens.models import Caller, StoredToken, TokenId
+    from app.tokens.token_cipher import SealedSecrets
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
+
+    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three fields are what the
+    operation learns of the token and hands out.
+    """
+
+    events: TokenEvents
+    operation: Operation
+    caller: Caller
+    user_id: str
+    token_id: TokenId | None
+    deadline: asyncio.Timeout
+    scheme: str | None = None
+    method: str | None = None
+    revealed: tuple[SecretField, ...] = ()
+
+    def of(self, token: StoredToken) -> None:
+        """Note how the token is encrypted."""
+        self.scheme, self.method = token.encryption_scheme, token.encryption_method
+
+    def of_new(self, sealed: SealedSecrets) -> None:
+        """Note how the token will be encrypted."""
+        self.scheme, self.method = sealed.access.scheme, sealed.access.method
+
+    async def __aenter__(self) -> Self:
+        self.events.demand_open()
+        await self.deadline.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome, detail = SUCCESS if error is None else InternalError.code, None
+        try:
+            await self.deadline.__aexit__(kind, error, trace)
+            if isinstance(error, VaultError):
+                outcome, detail, error.recorded = error.code, error.detail, True
+            elif isinstance(error, asyncio.CancelledError):
+                outcome = CANCELLED
+        except TimeoutError:
+            late = too_slow()
+            outcome, detail, late.recorded = late.code, late.detail, True
+            raise late from None
+        finally:
+            await self.events.record(
+                TokenEvent(
+                    operation=self.operation,
+                    user_id=self.user_id,
+                    token_id=self.token_id,
+                    revealed=self.revealed if outcome == SUCCESS else (),
+                    scheme=self.scheme,
+                    encryption_method=self.method,
+                    outcome=outcome,
+                    detail=detail,
+                    caller=self.caller,
+                )
+            )
+
+
+def too_slow() -> StoreTimeout:
+    """Return the error of an operation whose time is over."""
+    return StoreTimeout("the store did not answer in time; a write may or may not have happened")
