@@ -6,3 +6,25 @@ import pytest
 pytest.register_assert_rewrite("tests.token_table")
 
 pytest_plugins = ["tests.stack.fixtures", "tests.stack.kms_fixtures", "tests.tokens.fixtures", "tests.api.fixtures"]
+
+# Files that take longest, longest first: begun last they would run alone, while the other processes have nothing left.
+_LONGEST = (
+    "tests/process/test_rewrap_kill.py",
+    "tests/canary/test_canary.py",
+    "tests/fuzz/test_openapi_fuzz.py",
+    "tests/process/test_key_rotation_runbook.py",
+    "tests/process/test_races.py",
+    "tests/failures/test_postgres.py",
+    "tests/security/test_kms_failures.py",
+    "tests/tokens/test_sweep.py",
+    "tests/process/test_rewrap_command.py",
+    "tests/audit/test_under_load.py",
+    "tests/api/test_store_failures.py",
+    "tests/api/test_abandonment.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order is kept otherwise."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.location[0], len(places)))
