@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from app.errors import InternalError, StoreTimeout, VaultError
+from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
 
 if TYPE_CHECKING:
@@ -64,19 +64,25 @@ class Attempt:
             outcome, detail, late.recorded = late.code, late.detail, True
             raise late from None
         finally:
-            await self.events.record(
-                TokenEvent(
-                    operation=self.operation,
-                    user_id=self.user_id,
-                    token_id=self.token_id,
-                    revealed=self.revealed if outcome == SUCCESS else (),
-                    scheme=self.scheme,
-                    encryption_method=self.method,
-                    outcome=outcome,
-                    detail=detail,
-                    caller=self.caller,
-                )
-            )
+            await self._record(outcome, detail)
+
+    async def _record(self, outcome: str, detail: str | None) -> None:
+        event = TokenEvent(
+            operation=self.operation,
+            user_id=self.user_id,
+            token_id=self.token_id,
+            revealed=self.revealed if outcome == SUCCESS else (),
+            scheme=self.scheme,
+            encryption_method=self.method,
+            outcome=outcome,
+            detail=detail,
+            caller=self.caller,
+        )
+        try:
+            await self.events.record(event)
+        except AuditUnavailable:
+            if outcome != CANCELLED:  # a task that was told to stop stops
+                raise
 
 
 def too_slow() -> StoreTimeout:

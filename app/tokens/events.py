@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,10 +80,18 @@ class TokenEvents:
         self._audit.demand_open()
 
     async def record(self, event: TokenEvent) -> None:
-        """Keep the event; called once for each attempt, before its outcome leaves. Raises `AuditUnavailable`."""
-        for observer in self._observers:
-            observer.record(event)
-        await self._audit.append(event)
+        """Keep the event; called once for each attempt, before its outcome leaves. Raises `AuditUnavailable`.
+
+        Those who watch hear what the caller will hear, so after the trail has decided.
+        """
+        try:
+            await self._audit.append(event)
+        except AuditUnavailable as error:
+            event = replace(event, outcome=error.code, detail=error.detail, revealed=())
+            raise
+        finally:
+            for observer in self._observers:
+                observer.record(event)
 
     async def record_refusal(self, event: TokenEvent) -> None:
         """Keep an attempt that was refused before it was made. The refusal stands whether that succeeds or not."""
