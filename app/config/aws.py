@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ READ_SECONDS: Final = 2
 ADMIN_CONNECT_SECONDS: Final = 5
 ADMIN_READ_SECONDS: Final = 20
 _ARN_PARTS: Final = 6
+_USER_AGENT: Final = f"pulseplan-token-vault/{version('pulseplan-token-vault')}"
 _THEY_LOG_WHAT_THEY_RECEIVE: Final = ("botocore.parsers", "botocore.endpoint")
 
 
@@ -43,7 +45,8 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
         return _session(settings).client(
             "kms",
             endpoint_url=settings.aws_endpoint_url_kms,
-            config=Config(max_pool_connections=CONCURRENT_REQUESTS),
+            # a name of its own tells the vault in CloudTrail, and spares boto3 a tenth of each request for making one
+            config=Config(max_pool_connections=CONCURRENT_REQUESTS, user_agent=_USER_AGENT),
         )
     except AWS_ERRORS as error:
         if concerns_credentials(error):

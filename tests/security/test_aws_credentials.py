@@ -144,6 +144,11 @@ def _eventually_seals(process: Envelope) -> None:
             return
 
 
+def test_the_vault_tells_its_name() -> None:
+    given = {"use_kms": True, "kms_key_id": "alias/x", "aws_region": "eu-west-1"}
+    assert open_kms_client(Settings.model_validate(given)).meta.config.user_agent.startswith("pulseplan-token-vault/")
+
+
 def test_a_session_token_of_the_settings_is_sent(kms: Kms) -> None:
     given = {name.lower(): value for name, value in kms.environment().items()}
     settings = Settings.model_validate({**given, "aws_session_token": "a-session-token"})
