@@ -63,44 +63,47 @@ $function$;
 comment on function public.token_vault_replace_ciphertexts(jsonb) is
     'Rewraps tokens: writes new ciphertexts where the rows are still what was decrypted.';
 
+-- What a ciphertext looks like. Without settings of its own, so that PostgreSQL
+-- puts it into the query that calls it.
+create or replace function public.token_vault_material(ciphertext text) returns text
+language sql
+immutable
+parallel safe
+security invoker
+as $function$
+    select case
+        when ciphertext ~ '^v[1-9][0-9]{0,8}:[A-Za-z0-9_-]+$'
+            then 'local:' || pg_catalog.split_part(ciphertext, ':', 1)
+        when ciphertext ~ '^v[1-9][0-9]{0,8}:[0-9a-f]+:[0-9a-f]+:[0-9a-f]+$'
+            then 'pulseplan-local:' || pg_catalog.split_part(ciphertext, ':', 1)
+        when ciphertext ~ '^[0-9a-f]+:[0-9a-f]+:[0-9a-f]+$' then 'pulseplan-local:v1'
+        when ciphertext ~ '^kms:[{]"fmt":1,' then 'kms'
+        when ciphertext ~ '^(kms:)?[{]' then 'pulseplan-kms'
+        else 'unknown'
+    end
+$function$;
+
+comment on function public.token_vault_material(text) is
+    'What a ciphertext without a scheme looks like.';
+
 -- Counts rows by how they are encrypted. Only rows without a scheme are looked
--- into, for the others carry it in an index.
+-- into, for the others carry it in an index. It reads an index or a table from
+-- end to end, which takes minutes where there are many millions of rows:
+-- PostgREST applies the time-out here to its transaction in place of the role's.
 create or replace function public.token_vault_census(only_provider text default null) returns jsonb
 language sql
 stable
 security invoker
 set search_path = ''
+set statement_timeout = '5min'
 as $function$
     with
-    ciphertexts as (
-        select access_token as ciphertext, 'access' as secret, id
-        from public.oauth_tokens
-        where encryption_scheme is null and (only_provider is null or provider = only_provider)
-        union all
-        select refresh_token, 'refresh', id
-        from public.oauth_tokens
-        where encryption_scheme is null and (only_provider is null or provider = only_provider)
-          and refresh_token <> ''
-    ),
-    materials as (
-        select id, secret, case
-            when ciphertext ~ '^v[1-9][0-9]{0,8}:[A-Za-z0-9_-]+$'
-                then 'local:' || pg_catalog.split_part(ciphertext, ':', 1)
-            when ciphertext ~ '^v[1-9][0-9]{0,8}:[0-9a-f]+:[0-9a-f]+:[0-9a-f]+$'
-                then 'pulseplan-local:' || pg_catalog.split_part(ciphertext, ':', 1)
-            when ciphertext ~ '^[0-9a-f]+:[0-9a-f]+:[0-9a-f]+$' then 'pulseplan-local:v1'
-            when ciphertext ~ '^kms:[{]"fmt":1,' then 'kms'
-            when ciphertext ~ '^(kms:)?[{]' then 'pulseplan-kms'
-            else 'unknown'
-        end as material
-        from ciphertexts
-    ),
     unmarked as (
         select
-            max(material) filter (where secret = 'access') as access,
-            max(material) filter (where secret = 'refresh') as refresh
-        from materials
-        group by id
+            public.token_vault_material(access_token) as access,
+            case when refresh_token <> '' then public.token_vault_material(refresh_token) end as refresh
+        from public.oauth_tokens
+        where encryption_scheme is null and (only_provider is null or provider = only_provider)
     ),
     lines as (
         select encryption_scheme as scheme, null as access, null as refresh, count(*) as rows
@@ -115,6 +118,44 @@ $function$;
 
 comment on function public.token_vault_census(text) is
     'How many rows of oauth_tokens are encrypted in which way.';
+
+-- Names the schemes that there are, null among them where rows have none. It
+-- leaps from one to the next in the index, so the number of rows does not matter.
+create or replace function public.token_vault_schemes() returns jsonb
+language sql
+stable
+security invoker
+set search_path = ''
+as $function$
+    with recursive found as (
+        select (
+            select tokens.encryption_scheme
+            from public.oauth_tokens as tokens
+            where tokens.encryption_scheme is not null
+            order by tokens.encryption_scheme
+            limit 1
+        ) as scheme
+        union all
+        select (
+            select tokens.encryption_scheme
+            from public.oauth_tokens as tokens
+            where tokens.encryption_scheme > found.scheme
+            order by tokens.encryption_scheme
+            limit 1
+        )
+        from found
+        where found.scheme is not null
+    ),
+    schemes as (
+        select scheme from found where scheme is not null
+        union all
+        select null where exists (select from public.oauth_tokens where encryption_scheme is null)
+    )
+    select coalesce(pg_catalog.jsonb_agg(scheme), '[]'::jsonb) from schemes
+$function$;
+
+comment on function public.token_vault_schemes() is
+    'The schemes that rows of oauth_tokens have, uncounted.';
 
 -- The vault raises version with each change of a token, or changes the scheme
 -- with a rewrap. A secret that changes without either was written by something
@@ -153,17 +194,25 @@ begin
     -- name as well. Row level security would show these callers no row.
     revoke execute on function public.token_vault_replace_ciphertexts(jsonb) from public;
     revoke execute on function public.token_vault_census(text) from public;
+    revoke execute on function public.token_vault_material(text) from public;
+    revoke execute on function public.token_vault_schemes() from public;
     if exists (select from pg_catalog.pg_roles where rolname = 'anon') then
         revoke execute on function public.token_vault_replace_ciphertexts(jsonb) from anon;
         revoke execute on function public.token_vault_census(text) from anon;
+        revoke execute on function public.token_vault_material(text) from anon;
+        revoke execute on function public.token_vault_schemes() from anon;
     end if;
     if exists (select from pg_catalog.pg_roles where rolname = 'authenticated') then
         revoke execute on function public.token_vault_replace_ciphertexts(jsonb) from authenticated;
         revoke execute on function public.token_vault_census(text) from authenticated;
+        revoke execute on function public.token_vault_material(text) from authenticated;
+        revoke execute on function public.token_vault_schemes() from authenticated;
     end if;
     if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
         grant execute on function public.token_vault_replace_ciphertexts(jsonb) to service_role;
         grant execute on function public.token_vault_census(text) to service_role;
+        grant execute on function public.token_vault_material(text) to service_role;
+        grant execute on function public.token_vault_schemes() to service_role;
     end if;
 end
 $migration$;

@@ -99,10 +99,11 @@ class SweepProgress:
         return max(0, last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
     def _words(self) -> str:
-        if self._report is None or self._report.due is None:
+        if self._report is None or (self._report.due is None and not self._done):
             return "counting"
         rate = self._rate()
-        words = f"{self._done:,} of {self._all:,} {'read' if self._plan.dry_run else 'done'}, {rate:,.0f} rows/s"
+        known = f" of {self._all:,}" if self._report.due is not None else ""
+        words = f"{self._done:,}{known} {'read' if self._plan.dry_run else 'done'}, {rate:,.0f} rows/s"
         if self._told:
             return f"{words}, waiting"
         left = (self._all - self._done) / rate if rate else 0

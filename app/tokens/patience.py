@@ -84,6 +84,19 @@ class Patience:
             await self.pause(pause * random.uniform(0.5, 1))  # noqa: S311  spreads those who wait together
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
+    async def while_running(self, work: Awaitable[T]) -> T:
+        """Await what may take long, and give it up as soon as the work is told to stop."""
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self.demand_running()
+            return await working
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            await asyncio.wait({working, stopping})
+
     async def pause(self, seconds: float) -> None:
         """Sleep."""
         with contextlib.suppress(TimeoutError):

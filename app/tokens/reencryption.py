@@ -2,7 +2,8 @@
 
 It can run at any time, be killed at any moment, be started again, and run several times at once, because each row moves
 in one conditional write that holds only for the row that was decrypted. It keeps no state of its own: the column
-`encryption_scheme` says what is left to do.
+`encryption_scheme` says what is left to do. It begins and ends with a count; where there are too many rows for
+the store to count in time it moves them all the same, and says that nobody has counted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
-from app.errors import EncryptionError, StoreError, VaultError
+from app.errors import EncryptionError, StoreError, StoreTimeout, VaultError
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.events import SUCCESS, Operation, TokenEvent
@@ -39,6 +40,7 @@ PATIENCE_SECONDS: Final = 300.0
 _MAXIMUM_PASSES: Final = 20
 _BETWEEN_PASSES_SECONDS: Final = 0.1
 _TOLD_ONCE: Final = 10_000
+_COUNT_WHEN_STOPPED_SECONDS: Final = 10.0
 CALLER: Final = Caller("token-vault-rewrap")
 
 
@@ -105,6 +107,7 @@ class Sweep:
         self._rows = asyncio.Semaphore(CONCURRENT_ROWS)
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
+        self._proven = False
         self._taken = 0
         self._told: set[str] = set()
         self._unrecorded: list[TokenEvent] = []
@@ -133,12 +136,10 @@ class Sweep:
             await self._run()
         except StoppedError as stopped:
             self._report.stopped = stopped.reason
+            await self._count_what_is_left()
         finally:
             if deadline is not None:
                 deadline.cancel()
-        if self._report.due is not None:  # without the primary's proof its scheme may not be known
-            with contextlib.suppress(VaultError):  # then nobody knows how many are left, and the report says so
-                self._report.remaining = (await self._census()).due
         self._report.seconds = time.monotonic() - began
         self._observer.progressed(self._report)
         return self._report
@@ -146,15 +147,22 @@ class Sweep:
     async def _run(self) -> None:
         report = self._report
         await self._patience.call(self._cipher.prove_primary)  # until then its scheme may not be known
-        census = await self._patience.call(self._census)
-        report.due = census.due
+        self._proven = True
+        census = await self._patience.call(self._counted)
+        report.due = None if census is None else census.due
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
             report.unreadable.clear()
-            for scheme in census.due_schemes:
+            before = report.moved + report.overtaken
+            for scheme in await self._due_schemes(census):
                 await self._walk(scheme)
-            census = await self._patience.call(self._census)
-            if self._plan.dry_run or census.due <= report.unreadable.total():
+            census = await self._patience.call(self._counted)
+            report.remaining = None if census is None else census.due
+            if census is not None:
+                over = census.due <= report.unreadable.total()
+            else:
+                over = report.moved + report.overtaken == before
+            if over or self._plan.dry_run:
                 return
             await self._patience.pause(
                 _BETWEEN_PASSES_SECONDS
@@ -162,9 +170,30 @@ class Sweep:
         reason = "others keep writing rows under another key"
         raise StoppedError(reason)
 
+    async def _counted(self) -> Census | None:
+        """Count, or return `None` where the store cannot in its time; once, for each attempt is a scan."""
+        try:
+            return await self._patience.while_running(self._census())
+        except StoreTimeout:
+            return None
+
+    async def _count_what_is_left(self) -> None:
+        """Count after a stop, for a moment, if the primary's scheme is known; else nobody knows how many are left."""
+        if self._proven:
+            self._report.remaining = None
+            with contextlib.suppress(VaultError, TimeoutError):
+                async with asyncio.timeout(_COUNT_WHEN_STOPPED_SECONDS):
+                    self._report.remaining = (await self._census()).due
+
     async def _census(self) -> Census:
         lines = await self._tokens.census(provider=self._plan.provider)
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
+
+    async def _due_schemes(self, census: Census | None) -> list[str | None]:
+        if census is not None:
+            return census.due_schemes
+        schemes = await self._patience.call(self._tokens.schemes)
+        return [scheme for scheme in schemes if scheme != self._cipher.primary_scheme]
 
     async def _walk(self, scheme: str | None) -> None:
         """Take the rows of one scheme page by page, several pages at a time."""

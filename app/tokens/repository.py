@@ -53,7 +53,11 @@ class TokenRepository(Protocol):
         ...
 
     async def census(self, *, provider: str | None = None) -> list[CensusLine]:
-        """Count the rows by how they are encrypted."""
+        """Count the rows by how they are encrypted. It reads all of them: with many that takes minutes."""
+        ...
+
+    async def schemes(self) -> list[str | None]:
+        """Name the schemes that there are, `None` among them where rows have none; quick however many rows."""
         ...
 
     async def page(

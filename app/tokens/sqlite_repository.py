@@ -48,6 +48,18 @@ SELECT NULL, material_of(access_token), material_of(nullif(refresh_token, '')), 
 WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
 GROUP BY 2, 3
 """
+# leaps from one to the next in the index
+_SCHEMES = """
+WITH RECURSIVE found(scheme) AS (
+    SELECT min(encryption_scheme) FROM oauth_tokens
+    UNION ALL
+    SELECT (SELECT min(encryption_scheme) FROM oauth_tokens WHERE encryption_scheme > scheme)
+    FROM found WHERE scheme IS NOT NULL
+)
+SELECT scheme FROM found WHERE scheme IS NOT NULL
+UNION ALL
+SELECT NULL WHERE EXISTS (SELECT 1 FROM oauth_tokens WHERE encryption_scheme IS NULL)
+"""
 _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
@@ -122,6 +134,10 @@ class SqliteRepository:
 
     async def census(self, *, provider: str | None = None) -> list[CensusLine]:
         return await asyncio.to_thread(self._count, provider)  # reads a whole index
+
+    async def schemes(self) -> list[str | None]:
+        with translated():
+            return [scheme for (scheme,) in await asyncio.to_thread(self._read_patiently, _SCHEMES, ())]
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None

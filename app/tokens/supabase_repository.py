@@ -32,6 +32,8 @@ _Filterable = TypeVar("_Filterable", bound="AsyncSelectRequestBuilder | AsyncFil
 TABLE: Final = "oauth_tokens"
 PAGE_ROWS: Final = 1_000
 CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways take
+CENSUS_SECONDS: Final = 310.0  # longer than its statement_timeout in migration 0003
+_CENSUS: Final = "token_vault_census"
 _STRANGE: Final = "the token store answered with something that is not rows"
 _COLUMNS: Final = ",".join(COLUMNS)
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
@@ -53,7 +55,12 @@ class SupabaseRepository:
     @classmethod
     async def connect(cls, *, url: str, service_key: SecretStr) -> SupabaseRepository:
         """Build the repository. Nothing is sent yet; `check` does that."""
-        client, http = await open_supabase_client(url=url, service_key=service_key, on_response=demand_postgrest_answer)
+        client, http = await open_supabase_client(
+            url=url,
+            service_key=service_key,
+            on_response=demand_postgrest_answer,
+            slow_functions={_CENSUS: CENSUS_SECONDS},
+        )
         return cls(client=client, http=http)
 
     async def check(self) -> None:
@@ -124,7 +131,7 @@ class SupabaseRepository:
         return deleted
 
     async def census(self, *, provider: str | None = None) -> list[CensusLine]:
-        lines = await self._call("token_vault_census", {"only_provider": provider})
+        lines = await self._call(_CENSUS, {"only_provider": provider})
         try:
             return [
                 CensusLine(line["scheme"], tuple(sorted({line["access"], line["refresh"]} - {None})), int(line["rows"]))
@@ -132,6 +139,9 @@ class SupabaseRepository:
             ]
         except (KeyError, TypeError, ValueError):
             raise StoreMisconfigured(_STRANGE) from None
+
+    async def schemes(self) -> list[str | None]:
+        return await self._call("token_vault_schemes", {})
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 class SweepReport:
     """What a sweep has done so far.
 
-    `due` were not under the primary at the beginning, `None` until that is counted. `moved` rows are now, or would be
-    for all a dry run knows; `overtaken` ones somebody changed or deleted meanwhile; `unreadable` ones stay as they are,
-    by error code; `in_doubt` ones were written at the very end without an answer. `remaining` is counted in the store
-    afterwards, `None` where that failed. `stopped` says why the sweep ended before it was through, `None` where it was
-    through.
+    `due` were not under the primary at the beginning, `None` until that is counted, or if it cannot be. `moved` rows
+    are now, or would be for all a dry run knows; `overtaken` ones somebody changed or deleted meanwhile; `unreadable`
+    ones stay as they are, by error code; `in_doubt` ones were written at the very end without an answer. `remaining` is
+    counted in the store afterwards, `None` where that failed. `stopped` says why the sweep ended before it was through,
+    `None` where it was through.
     """
 
     due: int | None = None

@@ -54,6 +54,9 @@ class WatchedRepository:
     async def census(self, *, provider: str | None = None) -> list[CensusLine]:
         return await self._watch("census", self._tokens.census(provider=provider))
 
+    async def schemes(self) -> list[str | None]:
+        return await self._watch("schemes", self._tokens.schemes())
+
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
     ) -> list[StoredToken | UnreadableRow]:

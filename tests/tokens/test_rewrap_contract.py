@@ -260,6 +260,18 @@ async def test_the_census_tells_rows_without_a_scheme_by_what_both_secrets_look_
     }
 
 
+async def test_schemes_are_named_once_however_many_rows_have_them(store: Store, tokens: TokenRepository) -> None:
+    assert await tokens.schemes() == []
+    await _inserted(tokens, 1, encryption_scheme=None)
+    assert await tokens.schemes() == [None]
+    await _inserted(tokens, 3)
+    for scheme in ("kms:arn:aws:kms:eu-west-1:1:key/x", "", "local:v10", None):
+        await _inserted(tokens, 2, encryption_scheme=scheme)
+    found = await tokens.schemes()
+    assert len(found) == 5
+    assert set(found) == {row["encryption_scheme"] for row in store.rows()}
+
+
 async def test_rows_are_read_by_id_and_those_that_are_gone_are_left_out(tokens: TokenRepository) -> None:
     rows = await _inserted(tokens, 60)
     wanted = [row.id for row in rows[:55]]

@@ -17,7 +17,7 @@ from supabase.lib.client_options import SyncClientOptions
 from app.config.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from pydantic import SecretStr
 
@@ -28,7 +28,11 @@ _KEEP_ALIVE_SECONDS: Final = 50.0  # below the 60 s after which gateways cut idl
 
 
 async def open_supabase_client(
-    *, url: str, service_key: SecretStr, on_response: Callable[[httpx.Response], Awaitable[None]]
+    *,
+    url: str,
+    service_key: SecretStr,
+    on_response: Callable[[httpx.Response], Awaitable[None]],
+    slow_functions: Mapping[str, float],
 ) -> tuple[AsyncClient, httpx.AsyncClient]:
     """Return a client for the table API and the HTTP client below it, which the caller closes.
 
@@ -39,8 +43,16 @@ async def open_supabase_client(
     - No redirects: the library would send the service key and the body to whatever host one names.
     - No retries, neither the library's (four, over seven seconds) nor aiohttp's (a DELETE whose answer was cut is sent
       again, and then finds nothing): whether to repeat is for those to decide who know what is at stake.
-    - Time-outs of seconds instead of two minutes.
+    - Time-outs of seconds instead of two minutes, but for `slow_functions`: how many seconds each of these functions
+      of the database may take. The library has no time-out for a single call.
     """
+    read_seconds = {f"/rpc/{function}": seconds for function, seconds in slow_functions.items()}
+
+    async def give_time(request: httpx.Request) -> None:
+        for path, seconds in read_seconds.items():
+            if request.url.path.endswith(path):
+                request.extensions["timeout"]["read"] = seconds
+
     connector = aiohttp.TCPConnector(
         limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=httpx.create_ssl_context()
     )
@@ -50,7 +62,7 @@ async def open_supabase_client(
         transport=AiohttpTransport(client=session),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
         follow_redirects=False,
-        event_hooks={"response": [on_response]},
+        event_hooks={"request": [give_time], "response": [on_response]},
     )
     options = AsyncClientOptions(
         httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
