@@ -55,8 +55,8 @@ def rewrap(
     Safe at any time: it may be stopped, killed, started again and run several times at once. Progress goes to standard
     error; unreadable rows, which stay as they are, and the summary go to standard output.
 
-    Exit codes: 0 nothing is left under another key (with --dry-run: all that is due can be read), 1 something cannot
-    be read, 2 it could not finish, or a setting is wrong.
+    Exit codes: 0 nothing that it looked at is left under another key (with --dry-run: all that is due can be read), 1
+    something cannot be read, 2 it could not finish, or a setting is wrong.
     """
     if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
         message = f"--provider must match {SLUG_PATTERN}"
@@ -148,11 +148,21 @@ def _conclude(report: SweepReport, plan: SweepPlan, reason: str | None) -> int:
         click.echo("\nAll that is due can be read. Nothing was written.")
         return NOTHING_LEFT
     if not plan.dry_run and report.remaining == 0:
-        click.echo("\nDone. Nothing is left under another key.")
+        click.echo(f"\nDone. {_nothing_left(plan)}")
         return NOTHING_LEFT
     if reason is None and report.unreadable:
         click.echo(f"\nUnreadable rows stay as they are. What to do about them: {_MANUAL}")
         return UNREADABLE
     reason = reason or ("others wrote under another key" if report.remaining else "the rows could not be counted")
-    click.echo(f"\nNot finished: {reason}. Run it again: what is moved stays moved.")
+    then = "Nothing was written." if plan.dry_run else "Run it again: what is moved stays moved."
+    click.echo(f"\nNot finished: {reason}. {then}")
     return UNFINISHED
+
+
+def _nothing_left(plan: SweepPlan) -> str:
+    if plan.provider is None:
+        return "Nothing is left under another key."
+    return (
+        f"No token of {plan.provider} is left under another key. Other providers' were not looked at: "
+        "no key may go before a run without --provider."
+    )

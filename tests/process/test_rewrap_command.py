@@ -161,6 +161,10 @@ def test_one_provider_is_moved_and_the_others_are_neither_moved_nor_counted(rows
     rows.insert(_under_first(7) + _under_first(5, "google"))
     done = rewrap("--provider", "google", folder=tmp_path, settings=rows.settings() | SECOND)
     assert (done.exit_code, done.counts["due"], done.counts["moved"], done.counts["remaining"]) == (0, 5, 5, 0)
+    assert done.verdict == (
+        "Done. No token of google is left under another key. Other providers' were not looked at: "
+        "no key may go before a run without --provider."
+    )
     schemes = {(row["provider"], row["encryption_scheme"]) for row in rows.rows().values()}
     assert schemes == {("canvas", "local:v1"), ("google", "local:v2")}
 
