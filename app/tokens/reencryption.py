@@ -226,14 +226,19 @@ class Sweep:
             await self._patience.call(self._demand_record)
             rewraps = [rewrap for rewrap in await all_of(map(self._prepared, page)) if rewrap is not None]
             refused = await self._writer.write(rewraps)
-            if len(refused) == len(rewraps) > 1:  # it is not about single rows
-                raise refused[0][1]
+            if refused and len(refused) == len(rewraps):  # it may not be about these rows
+                await self._patience.call(self._prove_store)
             for rewrap, error in refused:
                 self._unreadable(rewrap.before.id, error, rewrap.before)
         finally:
             self._pages.release()
             await self._record_what_was_done()
         self._observer.progressed(self._report)
+
+    async def _prove_store(self) -> None:
+        """Raise a `StoreError` where the store takes no rewrap at all."""
+        await self._tokens.check()
+        await self._tokens.replace_ciphertexts([])
 
     async def _demand_record(self) -> None:
         self._events.demand_open()
