@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
-from app.errors import EncryptionError, StoreError, StoreTimeout, VaultError
+from app.errors import EncryptionError, InvalidRequest, KeyDenied, StoreError, StoreTimeout, VaultError
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.events import SUCCESS, Operation, TokenEvent
@@ -124,8 +124,8 @@ class Sweep:
     async def run(self) -> SweepReport:
         """Move every row that is due, and report; call it once.
 
-        Raises a `VaultError` where no waiting helps: the primary cannot seal, the store refuses everything, or what was
-        done could not be recorded.
+        Raises a `VaultError` where no waiting helps: the primary's key is denied, the store refuses everything, or what
+        was done could not be recorded.
         """
         began = time.monotonic()
         deadline = None
@@ -262,7 +262,13 @@ class Sweep:
             if self._plan.dry_run:
                 self._report.moved += 1
                 return None
-            sealed = await self._patience.call(self._cipher.reseal, row.token_id, secrets)
+            try:
+                sealed = await self._patience.call(self._cipher.reseal, row.token_id, secrets)
+            except KeyDenied:  # it is the primary's, so no other row would fare better
+                raise
+            except (EncryptionError, InvalidRequest) as error:
+                self._unreadable(row.id, error, row)
+                return None
         if sealed.access.scheme == row.encryption_scheme:
             return None
         return Rewrap(row, transitions.rewrapped(row, sealed))

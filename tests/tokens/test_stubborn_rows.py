@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from app.errors import StoreMisconfigured
+from app.config.settings import Settings
+from app.errors import KeyDenied, StoreMisconfigured
+from app.observability.counters import InMemoryCounters
+from app.security.context import TokenContext
+from app.security.encryption import EncryptionService
+from app.security.local import LocalStrategy
+from app.security.shape import MAXIMUM_CIPHERTEXT_CHARACTERS
+from app.security.strategy import EncryptionStrategy, Sealed
 from tests.process.rewrap_run import rewrap
 from tests.process.stored_rows import (
     Row,
+    SqliteRows,
     SupabaseRows,
     key_settings,
     local_encryption,
     sealed_row,
 )
-from tests.tokens.stores import SupabaseStore
+from tests.tokens.stores import SqliteStore, SupabaseStore
 from tests.tokens.sweeps import Heard, all_moved, counts, sweep
 
 if TYPE_CHECKING:
@@ -40,8 +49,8 @@ def refusing(supabase: SupabaseStack) -> Iterator[SupabaseStack]:
     """A project whose own trigger refuses to change some rows."""
     supabase.sql(
         "create function public.refuse() returns trigger language plpgsql as $$ begin"
-        f" if starts_with(new.id::text, '{_REFUSED_IDS}') then raise exception using errcode = '23514', message = 'no'; end if;"
-        " return new; end $$"
+        f" if starts_with(new.id::text, '{_REFUSED_IDS}') then raise exception using errcode = '23514', message = 'no';"
+        " end if; return new; end $$"
     )
     supabase.sql(
         "create trigger refuse before update on public.oauth_tokens for each row execute function public.refuse()"
@@ -87,4 +96,89 @@ async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_
                 await sweep(tokens, local_encryption(2), heard=heard).run()
     finally:
         supabase.sql("grant update on public.oauth_tokens to service_role")
+    assert heard.unreadable_ids == []
+
+
+# --- rows that the primary seals wrongly
+
+Seal = Callable[[str, TokenContext], Sealed]
+
+
+class _Untrue:
+    """A real strategy whose ciphertexts for some users are not what they must be."""
+
+    def __init__(self, strategy: EncryptionStrategy, wrong: Mapping[str, Seal]) -> None:
+        self._strategy = strategy
+        self._wrong = wrong
+        self.family = strategy.family
+
+    @property
+    def scheme(self) -> str:
+        return self._strategy.scheme
+
+    def scheme_of(self, ciphertext: str) -> str:
+        return self._strategy.scheme_of(ciphertext)
+
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        return self._strategy.open(ciphertext, context, wait=wait)
+
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        wrong = self._wrong.get(context.user_id)
+        return self._strategy.seal(plaintext, context, wait=wait) if wrong is None else wrong(plaintext, context)
+
+
+def _strategy() -> LocalStrategy:
+    values: dict[str, Any] = {name.lower(): value for name, value in SECOND.items()}
+    keyring = Settings(_env_file=None, **values).keyring()  # type: ignore[call-arg]
+    assert keyring is not None
+    return LocalStrategy(keyring=keyring)
+
+
+async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_stops_nothing(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    good, bad = _under_first(40), _under_first(4)
+    rows.insert([*good, *bad])
+    before = rows.rows()
+    strategy = _strategy()
+
+    def another_text(_: str, context: TokenContext) -> Sealed:
+        return strategy.seal("another token", context)
+
+    def in_another_place(plaintext: str, context: TokenContext) -> Sealed:
+        return strategy.seal(plaintext, replace(context, provider="another"))
+
+    def too_long(plaintext: str, context: TokenContext) -> Sealed:
+        sealed = strategy.seal(plaintext, context)
+        return sealed._replace(ciphertext=sealed.ciphertext + "A" * MAXIMUM_CIPHERTEXT_CHARACTERS)
+
+    def nonsense(plaintext: str, context: TokenContext) -> Sealed:
+        return strategy.seal(plaintext, context)._replace(ciphertext="nonsense")
+
+    faults = (another_text, in_another_place, too_long, nonsense)
+    wrong = dict(zip([row["user_id"] for row in bad], faults, strict=True))
+    service = EncryptionService(primary=_Untrue(strategy, wrong), counters=InMemoryCounters())
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, service, heard=heard).run()
+    assert counts(report) == {**all_moved(40), "due": 44, "unreadable": 4, "remaining": 4}
+    assert dict(report.unreadable) == {"integrity": 2, "invalid_request": 1, "malformed_ciphertext": 1}
+    assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
+    after = rows.rows()
+    assert [row["id"] for row in bad if after[row["id"]] != before[row["id"]]] == []
+
+
+async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_no_row(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    made = _under_first(5)
+    rows.insert(made)
+
+    def denied(_: str, __: TokenContext) -> Sealed:
+        message = "the key is disabled"
+        raise KeyDenied(message)
+
+    primary = _Untrue(_strategy(), {made[0]["user_id"]: denied})
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        with pytest.raises(KeyDenied):
+            await sweep(tokens, EncryptionService(primary=primary, counters=InMemoryCounters()), heard=heard).run()
     assert heard.unreadable_ids == []
