@@ -35,7 +35,7 @@ _MANUAL: Final = "docs/key-rotation.md"
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Open every token that would be moved, and write nothing.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many rows.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop when this many rows are moved.")
 @click.option(
     "--rate", type=click.IntRange(1), metavar="N", help="Rows a second at most.  [default: as fast as it goes]"
 )

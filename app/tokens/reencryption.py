@@ -57,9 +57,10 @@ class SweepPlan:
     """How a sweep goes about it.
 
     `rows_per_second` limits the load on KMS, which is asked about once or twice for a row. `limit` ends the sweep after
-    so many rows. `dry_run` opens every row and writes none. `scattered` begins at a random row, so that sweeps that run
-    at once seldom take the same rows: whoever comes second has opened and sealed them in vain. While KMS or the store
-    is unavailable the sweep waits, at most `patience_seconds` for one thing.
+    so many rows; those that cannot be read do not count. `dry_run` opens every row and writes none. `scattered` begins
+    at a random row, so that sweeps that run at once seldom take the same rows: whoever comes second has opened and
+    sealed them in vain. While KMS or the store is unavailable the sweep waits, at most `patience_seconds` for one
+    thing.
     """
 
     provider: str | None = None
@@ -108,7 +109,6 @@ class Sweep:
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._proven = False
-        self._taken = 0
         self._told: set[str] = set()
         self._unrecorded: list[TokenEvent] = []
 
@@ -206,20 +206,23 @@ class Sweep:
                 while page := await self._patience.call(self._next_page, scheme, after, last):
                     after = page[-1].id  # noqa: PLW2901  the rest of the span
                     await self._pages.acquire()
-                    tasks.start(self._move(page))
+                    if self._plan.limit is None:
+                        tasks.start(self._move(page))
+                    else:  # how many rows may follow is known only when these have moved
+                        await self._move(page)
                     tasks.raise_first()
 
     async def _next_page(
         self, scheme: str | None, after: str | None, last: str | None
     ) -> list[StoredToken | UnreadableRow]:
-        left = self._page_rows if self._plan.limit is None else min(self._page_rows, self._plan.limit - self._taken)
+        left = self._page_rows
+        if self._plan.limit is not None:
+            left = min(left, self._plan.limit - self._report.moved - self._report.overtaken)
         if left <= 0:
             reason = f"the limit of {self._plan.limit} rows is reached"
             raise StoppedError(reason)
         page = await self._tokens.page(scheme, after=after, limit=left, provider=self._plan.provider)
-        page = [row for row in page if last is None or row.id <= last]
-        self._taken += len(page)
-        return page
+        return [row for row in page if last is None or row.id <= last]
 
     async def _move(self, page: Sequence[StoredToken | UnreadableRow]) -> None:
         try:

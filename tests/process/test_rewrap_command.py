@@ -149,6 +149,18 @@ def test_a_limited_sweep_says_that_it_is_not_through_until_it_is(sqlite: SqliteR
     assert ends == [(2, 10, 15), (2, 10, 5), (0, 5, 0)]
 
 
+def test_a_limit_is_not_used_up_by_rows_that_cannot_be_read(sqlite: SqliteRows, tmp_path: Path) -> None:
+    """They come first here, and would come first each time."""
+    settings = sqlite.settings() | SECOND
+    broken = [row | {"id": f"00000000-0000-4000-8000-00000000000{n}"} for n, row in enumerate(broken_rows().values())]
+    sqlite.insert([*broken, *_under_first(7)])
+    dry = rewrap("--dry-run", "--limit", "3", folder=tmp_path, settings=settings)
+    assert (dry.exit_code, dry.counts["readable"]) == (2, 3)
+    assert dry.verdict == "Not finished: the limit of 3 rows is reached. Nothing was written."
+    done = rewrap("--limit", "3", folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["moved"], done.counts["remaining"]) == (2, 3, 8)
+
+
 def test_a_limit_that_is_just_enough_ends_with_0(sqlite: SqliteRows, tmp_path: Path) -> None:
     sqlite.insert(_under_first(10))
     settings = sqlite.settings() | SECOND
