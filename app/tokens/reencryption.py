@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
@@ -109,6 +110,8 @@ class Sweep:
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._proven = False
+        self._found: Counter[str] = Counter()
+        self._found_before: Counter[str] = Counter()
         self._told: set[str] = set()
         self._unrecorded: list[TokenEvent] = []
 
@@ -152,10 +155,11 @@ class Sweep:
         report.due = None if census is None else census.due
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
-            report.unreadable.clear()
+            self._begin_pass()
             before = report.moved + report.overtaken
             for scheme in await self._due_schemes(census):
                 await self._walk(scheme)
+            report.unreadable = self._found
             census = await self._patience.call(self._counted)
             report.remaining = None if census is None else census.due
             if census is not None:
@@ -169,6 +173,10 @@ class Sweep:
             )  # rows that others wrote meanwhile, under another key or none
         reason = "others keep writing rows under another key"
         raise StoppedError(reason)
+
+    def _begin_pass(self) -> None:
+        """Count unreadable rows anew; until this pass is through those of the last one are still there."""
+        self._found_before, self._found = self._report.unreadable, Counter()
 
     async def _counted(self) -> Census | None:
         """Count, or return `None` where the store cannot in its time; once, for each attempt is a scan."""
@@ -281,7 +289,8 @@ class Sweep:
         self._record(rewrap.after, SUCCESS, None)
 
     def _unreadable(self, row_id: str, error: VaultError, row: StoredToken | None) -> None:
-        self._report.unreadable[error.code] += 1
+        self._found[error.code] += 1
+        self._report.unreadable = self._found_before | self._found  # whichever pass has met more of them
         if row_id in self._told:  # a later pass comes by again
             return
         if len(self._told) < _TOLD_ONCE:

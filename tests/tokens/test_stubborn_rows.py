@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ from tests.process.stored_rows import (
     Row,
     SqliteRows,
     SupabaseRows,
+    broken_rows,
     key_settings,
     local_encryption,
     sealed_row,
 )
+from tests.tokens.hesitant import hesitant
 from tests.tokens.stores import SqliteStore, SupabaseStore
 from tests.tokens.sweeps import Heard, all_moved, counts, sweep
 
@@ -97,6 +100,33 @@ async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_
     finally:
         supabase.sql("grant update on public.oauth_tokens to service_role")
     assert heard.unreadable_ids == []
+
+
+# --- rows that cannot be read
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+async def test_they_stay_counted_where_a_later_pass_is_stopped(tmp_path: Path, pages: int) -> None:
+    """A row that others store meanwhile makes for a second pass, which is stopped after so many pages."""
+    rows = SqliteRows(tmp_path / "vault.db")
+    rows.insert([*broken_rows().values(), *_under_first(10)])
+    heard, late = Heard(), _under_first(1)
+    first_pass = 4  # a page and an empty one for each of two schemes
+    async with SqliteStore(rows.path).open() as tokens:
+        calls: Counter[str] = Counter()
+
+        async def between() -> None:
+            if calls["page"] == first_pass and late:
+                rows.insert([late.pop()])
+            if calls["census"] == 2 and calls["page"] == first_pass + pages:
+                running.stop("it was told to")
+
+        running = sweep(hesitant(tokens, between, calls=calls), local_encryption(2), heard=heard)
+        report = await running.run()
+    assert report.stopped == "it was told to"
+    assert report.unreadable.total() == 4
+    assert dict(report.unreadable) == {"integrity": 2, "key_denied": 1, "malformed_ciphertext": 1}
+    assert len(heard.unreadable_ids) == 4
 
 
 # --- rows that the primary seals wrongly
