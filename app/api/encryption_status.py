@@ -38,9 +38,11 @@ class KeyVersionCount(BaseModel):
 class EncryptionStatus(BaseModel):
     """How the stored tokens are encrypted."""
 
-    primary_scheme: str
+    primary_scheme: str | None = Field(description="Null while KMS has not said which key an alias names.")
     tokens: int
-    due: int = Field(description="How many are not under the primary scheme; a sweep would move them.")
+    due: int | None = Field(
+        description="How many are not under the primary scheme; a sweep would move them. Null while that is unknown."
+    )
     unknown: int = Field(description="How many have the shape of no known format.")
     schemes: list[SchemeCount]
     key_versions: list[KeyVersionCount]

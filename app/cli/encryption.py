@@ -39,12 +39,7 @@ class Status:
 
     settings: Settings
     census: Census
-    primary_scheme: str | None
     problem: str | None
-
-    @property
-    def due(self) -> int | None:
-        return None if self.primary_scheme is None else self.census.due
 
 
 @encryption.command("status")
@@ -79,18 +74,16 @@ async def _status(settings: Settings, built: Encryption) -> Status:
             await cipher.prove_primary()
         except EncryptionError as error:
             problem = f"{error.code}: {error.detail}; see `token-vault doctor`"
-        # what an alias stands for only KMS can tell
-        known = not settings.use_kms or (built.kms is not None and built.kms.key_arn is not None)
         census = Census.of(await repository.census(), primary_scheme=cipher.primary_scheme)
-    return Status(settings, census, cipher.primary_scheme if known else None, problem)
+    return Status(settings, census, problem)
 
 
 def _as_json(found: Status) -> dict[str, object]:
     census = found.census
     return {
-        "primary_scheme": found.primary_scheme,
+        "primary_scheme": census.primary_scheme,
         "tokens": census.rows,
-        "due": found.due,
+        "due": census.due,
         "unknown": census.unknown,
         "schemes": [
             {"scheme": line.scheme, "materials": list(line.materials), "tokens": line.rows} for line in census.lines
@@ -105,10 +98,10 @@ def _as_json(found: Status) -> dict[str, object]:
 
 def _print(found: Status) -> None:
     census = found.census
-    click.echo(f"New tokens are sealed under {found.primary_scheme or 'a key that KMS has not named'}.\n")
+    click.echo(f"New tokens are sealed under {census.primary_scheme or 'a key that KMS has not named'}.\n")
     rows = [("TOKENS", "SCHEME", "STATE")]
-    rows += [(f"{line.rows:,}", _name(line), _state(line, found)) for line in census.lines]
-    due = "" if found.due is None else f"{found.due:,} due for a rewrap"
+    rows += [(f"{line.rows:,}", _name(line), _state(line, census.primary_scheme)) for line in census.lines]
+    due = "" if census.due is None else f"{census.due:,} due for a rewrap"
     print_table([*rows, (f"{census.rows:,}", "in all", due)], right=[0])
     if census.versions:
         click.echo("")
@@ -122,10 +115,10 @@ def _name(line: CensusLine) -> str:
     return line.scheme or f"none; looks like {' and '.join(line.materials) or 'nothing'}"
 
 
-def _state(line: CensusLine, found: Status) -> str:
-    if found.primary_scheme is None:
+def _state(line: CensusLine, primary_scheme: str | None) -> str:
+    if primary_scheme is None:
         return ""
-    return "current" if line.scheme == found.primary_scheme else "due"
+    return "current" if line.scheme == primary_scheme else "due"
 
 
 def _version_rows(found: Status) -> Iterator[tuple[str, str, str, str]]:
@@ -142,9 +135,9 @@ def _advice(found: Status) -> Iterator[str]:
         yield f"Give back the master keys of version {', '.join(missing)}: without them tokens cannot be read."
     if census.unknown:
         yield f"Of no known format: {tokens(census.unknown)}. `token-vault rewrap --dry-run` names what it cannot read."
-    if found.due:
+    if census.due:
         yield "`token-vault rewrap` moves what is due."
-    elif found.due == 0 and census.rows:
+    elif census.due == 0 and census.rows:
         yield "Nothing is due."
     for version in [] if census.unknown else unneeded_versions(settings, census):
         yield f"No token needs master key version {version}: `token-vault keys retire {version}`."

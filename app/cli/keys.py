@@ -61,7 +61,7 @@ def retire(version: int) -> None:
 
 async def _count(settings: Settings) -> Census:
     async with opened_store(settings) as tokens:
-        return Census.of(await tokens.census(), primary_scheme="")  # what is due does not matter here
+        return Census.of(await tokens.census(), primary_scheme=None)  # what is due does not matter here
 
 
 def new_master_key() -> str:

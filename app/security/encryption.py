@@ -51,7 +51,8 @@ class EncryptionService:
                 raise ValueError(message)
 
     @property
-    def primary_scheme(self) -> str:
+    def primary_scheme(self) -> str | None:
+        """The scheme of what the primary seals; `None` while only KMS could tell it, and has not."""
         return self._primary.scheme
 
     def scheme_of(self, ciphertext: str) -> str:

@@ -42,8 +42,8 @@ class KmsEnvelopeStrategy:
         self._unwrapping: SingleFlight[tuple[CommittingAead, float | None]] = SingleFlight()
 
     @property
-    def scheme(self) -> str:
-        return f"kms:{self._kms.key_arn or 'unknown'}"
+    def scheme(self) -> str | None:
+        return None if self._kms.key_arn is None else f"kms:{self._kms.key_arn}"
 
     def scheme_of(self, ciphertext: str) -> str:
         return f"kms:{Package.decode(ciphertext).key_arn}"

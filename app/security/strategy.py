@@ -63,8 +63,8 @@ class EncryptionStrategy(EncryptionReader, Protocol):
     """A reader that also writes."""
 
     @property
-    def scheme(self) -> str:
-        """The scheme of everything that `seal` makes now."""
+    def scheme(self) -> str | None:
+        """The scheme of everything that `seal` makes now; `None` while KMS has not said which key it is."""
         ...
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:

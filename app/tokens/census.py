@@ -33,13 +33,13 @@ class CensusLine:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """The whole table, counted at one moment, and the scheme that its rows should have."""
+    """The whole table, counted at one moment, and the scheme that its rows should have, `None` if that is unknown."""
 
-    primary_scheme: str
+    primary_scheme: str | None
     lines: tuple[CensusLine, ...]
 
     @classmethod
-    def of(cls, lines: Iterable[CensusLine], *, primary_scheme: str) -> Census:
+    def of(cls, lines: Iterable[CensusLine], *, primary_scheme: str | None) -> Census:
         return cls(primary_scheme, tuple(sorted(lines, key=lambda line: (line.scheme or "", line.materials))))
 
     @property
@@ -47,8 +47,10 @@ class Census:
         return sum(line.rows for line in self.lines)
 
     @property
-    def due(self) -> int:
-        """How many rows are not under the primary scheme; a sweep would move them."""
+    def due(self) -> int | None:
+        """How many rows are not under the primary scheme; a sweep would move them. `None` if nobody can tell."""
+        if self.primary_scheme is None:
+            return None
         return sum(line.rows for line in self.lines if line.scheme != self.primary_scheme)
 
     @property

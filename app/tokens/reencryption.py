@@ -163,7 +163,7 @@ class Sweep:
             census = await self._patience.call(self._counted)
             report.remaining = None if census is None else census.due
             if census is not None:
-                over = census.due <= report.unreadable.total()
+                over = (census.due or 0) <= report.unreadable.total()
             else:
                 over = report.moved + report.overtaken == before
             if over or self._plan.dry_run:

@@ -54,8 +54,9 @@ class RewrapOnRead:
 
     def offer(self, token: StoredToken) -> None:
         """Note a token that was just read; returns at once and raises nothing."""
-        if token.encryption_scheme == self._cipher.primary_scheme or not self._remember(token.id):
-            return
+        primary = self._cipher.primary_scheme
+        if primary is None or token.encryption_scheme == primary or not self._remember(token.id):
+            return  # without the primary's scheme the token may be under it
         self._waiting.append(token)
         if len(self._workers) < WORKERS:
             worker = asyncio.create_task(self._work())

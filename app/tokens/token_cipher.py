@@ -64,8 +64,8 @@ class TokenCipher:
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
     @property
-    def primary_scheme(self) -> str:
-        """The scheme of what `seal` makes now, unless the fallback makes it."""
+    def primary_scheme(self) -> str | None:
+        """The scheme of what `seal` makes now, unless the fallback makes it; `None` while KMS has not named its key."""
         return self._encryption.primary_scheme
 
     def key_deadline(self) -> float:

@@ -16,6 +16,8 @@ import pytest
 
 from tests.api.fixtures import problem
 from tests.api.service import COMMAND, running_service
+from tests.observability.exposed import scraped
+from tests.process.stored_rows import SqliteRows, encryption, local_encryption, sealed_row
 from tests.security.keys import MASTER_KEY
 from tests.stack.kms import Kms
 from tests.stack.kms_faults import Policy
@@ -105,6 +107,26 @@ def test_in_an_outage_writes_are_refused_and_cached_users_notice_nothing(kms: Km
         _eventually(lambda: client.put(fresh, json=BODY).status_code == 201, within_seconds=30)
         _eventually(lambda: client.get(cold).status_code == 200, within_seconds=30)
         _eventually(lambda: client.get("/readyz").status_code == 200, within_seconds=30)
+
+
+def test_while_kms_has_not_named_its_key_nobody_guesses_what_is_due(kms: Kms, tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    settings = {**rows.settings(), **kms.environment(), "KMS_KEY_ID": kms.alias, "TOKEN_ENCRYPTION_KEY": MASTER_KEY}
+    under_kms, local = [sealed_row(encryption(settings)) for _ in range(3)], sealed_row(local_encryption(1))
+    rows.insert([*under_kms, local])
+    kms.faults.down()
+    with running_service(tmp_path, settings | {"METRICS_CENSUS_SECONDS": "0.5"}) as service, service.client() as client:
+        body = client.get("/v1/encryption").json()
+        assert (body["primary_scheme"], body["due"], body["tokens"]) == (None, None, 4)
+        until = time.monotonic() + 10
+        while (seen := scraped(client)).value("token_vault_rows", scheme="kms") != 3:
+            assert time.monotonic() < until, "nothing is counted"
+            time.sleep(0.05)
+        assert seen.value("token_vault_rows_due") == 0, "as it was before the count"
+        with service.logged() as lines:
+            assert client.get(f"/v1/users/{local['user_id']}/tokens/canvas").status_code == 200
+            time.sleep(0.2)
+        assert [line for line in lines if line.get("operation") == "rewrap"] == [], "it may be where it belongs"
 
 
 def test_with_the_fallback_writes_are_local_and_marked(kms: Kms, tmp_path: Path) -> None:

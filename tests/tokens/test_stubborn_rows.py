@@ -143,7 +143,7 @@ class _Untrue:
         self.family = strategy.family
 
     @property
-    def scheme(self) -> str:
+    def scheme(self) -> str | None:
         return self._strategy.scheme
 
     def scheme_of(self, ciphertext: str) -> str:

@@ -38,7 +38,7 @@ class RowMetrics:
         )
         self._due = Gauge(
             "token_vault_rows_due",
-            "Rows that are not under the primary key, at the last census.",
+            "Rows that are not under the primary key, at the last census that knew that key.",
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
@@ -57,7 +57,8 @@ class RowMetrics:
             counts[self._label(line.scheme)] += line.rows
         for label in self._labels:  # also those that are gone: a gauge keeps its last value
             self._rows.labels(label).set(counts[label])
-        self._due.set(census.due)
+        if census.due is not None:
+            self._due.set(census.due)
         self._taken.set(time.time())
 
     def _label(self, scheme: str | None) -> str:
@@ -78,7 +79,7 @@ class BackgroundCensus:
         self,
         *,
         tokens: TokenRepository,
-        primary_scheme: Callable[[], str],
+        primary_scheme: Callable[[], str | None],
         rows: RowMetrics,
         interval_seconds: float,
     ) -> None:
