@@ -45,14 +45,6 @@ _COUNT_WHEN_STOPPED_SECONDS: Final = 10.0
 CALLER: Final = Caller("token-vault-rewrap")
 
 
-async def rewrapped(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
-    """Open a token and seal it under the primary; `None` where it is there already. Raises an `EncryptionError`."""
-    sealed = await cipher.reseal(token.token_id, await cipher.open(token))
-    if sealed.access.scheme == token.encryption_scheme:
-        return None
-    return Rewrap(token, transitions.rewrapped(token, sealed))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
     """How a sweep goes about it.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from app.errors import AuditUnavailable, StoreTimeout, VaultError
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller
-from app.tokens.reencryption import rewrapped
+from app.tokens.single_rewrap import rewrapped, write_rewrap
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
@@ -92,7 +92,7 @@ class RewrapOnRead:
             self._events.demand_open()
             async with asyncio.timeout(DEADLINE_SECONDS):
                 rewrap = await rewrapped(self._cipher, token)
-                if rewrap is None or not await self._tokens.replace_ciphertexts([rewrap]):
+                if rewrap is None or not await write_rewrap(self._tokens, rewrap):
                     return  # it is under the primary already, or somebody else has written it meanwhile
                 after = rewrap.after
         except VaultError as error:

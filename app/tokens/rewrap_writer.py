@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.errors import StoreError
 from app.tokens.patience import StoppedError
+from app.tokens.single_rewrap import Fate, fate_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -100,17 +101,9 @@ class RewrapWriter:
 
     def _settle(self, batch: _Batch, row_id: str, row: StoredToken | None) -> None:
         rewrap = batch.pending[row_id]
-        if row is not None and row.access_ciphertext == rewrap.after.access_ciphertext:
+        fate = fate_of(rewrap, row)
+        if fate is Fate.MOVED:
             self._on_moved(batch.pending.pop(row_id))
-        elif row is None or not _is_still(row, rewrap.before):
+        elif fate is Fate.OVERTAKEN:
             del batch.pending[row_id]
             self._report.overtaken += 1
-
-
-def _is_still(row: StoredToken, before: StoredToken) -> bool:
-    return (row.version, row.encryption_scheme, row.access_ciphertext, row.refresh_ciphertext) == (
-        before.version,
-        before.encryption_scheme,
-        before.access_ciphertext,
-        before.refresh_ciphertext,
-    )

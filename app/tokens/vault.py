@@ -28,7 +28,7 @@ from app.tokens.models import (
     TokenStatus,
     parse_user_id,
 )
-from app.tokens.reencryption import rewrapped
+from app.tokens.single_rewrap import rewrapped, write_rewrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -191,7 +191,7 @@ class TokenVault:
                 if rewrap is None:
                     return current
                 attempt.of(rewrap.after)
-                return rewrap.after if await self._tokens.replace_ciphertexts([rewrap]) else None
+                return rewrap.after if await write_rewrap(self._tokens, rewrap) else None
 
             return await self._until_settled(token_id, write)
 

@@ -1,0 +1,71 @@
+"""The rewrap of one token, and how its row tells what became of it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from app.errors import StoreError
+from app.tokens import transitions
+from app.tokens.models import Rewrap
+
+if TYPE_CHECKING:
+    from app.tokens.models import StoredToken
+    from app.tokens.repository import TokenRepository
+    from app.tokens.token_cipher import TokenCipher
+
+
+class Fate(Enum):
+    """What a row says: it holds our ciphertext, is as it was before, or somebody else has changed or deleted it."""
+
+    MOVED = auto()
+    AS_IT_WAS = auto()
+    OVERTAKEN = auto()
+
+
+async def rewrapped(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
+    """Open a token and seal it under the primary; `None` where it is there already. Raises an `EncryptionError`."""
+    sealed = await cipher.reseal(token.token_id, await cipher.open(token))
+    if sealed.access.scheme == token.encryption_scheme:
+        return None
+    return Rewrap(token, transitions.rewrapped(token, sealed))
+
+
+def fate_of(rewrap: Rewrap, row: StoredToken | None) -> Fate:
+    """Tell what became of a rewrap from its row, `None` where that is gone; no ciphertext is made twice."""
+    if row is not None and row.access_ciphertext == rewrap.after.access_ciphertext:
+        return Fate.MOVED
+    return Fate.AS_IT_WAS if row is not None and _is_still(row, rewrap.before) else Fate.OVERTAKEN
+
+
+async def write_rewrap(tokens: TokenRepository, rewrap: Rewrap) -> bool:
+    """Write one rewrap and return whether it is written; `False` where the row is no longer what was decrypted.
+
+    Where the answer is lost the row is read back. Raises the `StoreError` where that leaves the outcome open: the write
+    may yet arrive.
+    """
+    try:
+        return bool(await tokens.replace_ciphertexts([rewrap]))
+    except StoreError as error:
+        if not error.retryable:
+            raise
+        fate = fate_of(rewrap, await _read_back(tokens, rewrap, error))
+        if fate is Fate.AS_IT_WAS:
+            raise
+        return fate is Fate.MOVED
+
+
+async def _read_back(tokens: TokenRepository, rewrap: Rewrap, error: StoreError) -> StoredToken | None:
+    try:
+        return (await tokens.get_rows([rewrap.before.id])).get(rewrap.before.id)
+    except StoreError:
+        raise error from None
+
+
+def _is_still(row: StoredToken, before: StoredToken) -> bool:
+    return (row.version, row.encryption_scheme, row.access_ciphertext, row.refresh_ciphertext) == (
+        before.version,
+        before.encryption_scheme,
+        before.access_ciphertext,
+        before.refresh_ciphertext,
+    )
