@@ -29,6 +29,7 @@ EVENT: Final = "event"
 RESUMED: Final = "resumed"
 END: Final = "end"
 NOTHING_BEFORE: Final = "0" * 64
+MAXIMUM_LINE_BYTES: Final = 64 * 1024 * 1024  # a start may name many chains; whatever is longer is no line of ours
 CHAIN_PATTERN: Final = r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{16}"
 
 _BEFORE_MAC: Final = b',"mac":"'

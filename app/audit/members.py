@@ -44,7 +44,7 @@ def start_members(at: float, *, key_name: str, sync: str, named: Sequence[Witnes
         version=version("pulseplan-token-vault"),
         signing_key=key_name,
         sync=sync,
-        named=[{"chain": one.chain, "seq": one.seq, "hash": one.hash} for one in named],
+        named=[one.members() for one in named],
     )
 
 

@@ -7,11 +7,11 @@ what lies outside of the given files is then not missed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from app.audit.family import chain_of_file, is_being_written
 from app.audit.findings import Finding, Place, Report
-from app.audit.lines import END, EVENT, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.witness import witnesses_of
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from app.audit.keys import AuditKey
     from app.audit.witness import Witness
-
-_LINE_BYTES: Final = 64 * 1024 * 1024  # a start may name many chains; whatever is longer is no line of ours
 
 
 @dataclass(slots=True)
@@ -32,6 +30,7 @@ class _Chain:
     key: AuditKey | None = None
     seq: int = 0
     hash: str = NOTHING_BEFORE
+    size: int = 0  # of its whole lines, genuine or not
     ended: bool = False
     place: Place = field(default_factory=Place)
     files: list[Path] = field(default_factory=list)
@@ -72,7 +71,7 @@ class Verifier:
             self._chain(owner).files.append(path)
         with path.open("rb") as file:
             number = 0
-            while text := file.readline(_LINE_BYTES):
+            while text := file.readline(MAXIMUM_LINE_BYTES):
                 number += 1
                 place = Place(path, number, owner)
                 if not text.endswith(b"\n"):
@@ -83,6 +82,9 @@ class Verifier:
     def _take(self, text: bytes, place: Place) -> None:
         owner = place.chain
         line = parse_line(text)
+        of = owner or (line.chain if line else None)
+        if of is not None:
+            self._chain(of).size += len(text) + 1
         if line is None:
             if owner is not None:  # elsewhere it is a log line
                 self._disbelieve(self._chain(owner), place, "not_a_line", "this is no line of an audit trail")
@@ -181,13 +183,18 @@ class Verifier:
     def _compare(self, chain: _Chain, witness: Witness, by: str, place: Place) -> None:
         """Hold a chain's end against what another one saw of it."""
         saw = f"chain {by} saw it end with seq {witness.seq}"
+        if witness.followed:
+            self._find(chain, Finding("was_followed", place, f"{saw}, and then by lines that are not genuine"))
         if witness.seq > chain.seq + chain.unbelieved:
             if self._partial:
                 self._note("goes_on", place, f"{saw}; {_range(chain.seq + 1, witness.seq)} not in these files")
             else:
                 self._find(chain, Finding("truncated", place, f"truncated: {saw}"))
-        elif 0 <= witness.seq < chain.seq or (witness.seq == chain.seq and witness.hash != chain.hash):
+        elif witness.seq < chain.seq or (witness.seq == chain.seq and witness.hash != chain.hash):
             self._find(chain, Finding("after_witness", place, f"it goes on, or ends otherwise: {saw}"))
+        elif not self._partial and not chain.broken and witness.size not in {None, chain.size}:
+            words = f"{saw} and with {witness.size} bytes in its lines, not {chain.size}: some were taken out since"
+            self._find(chain, Finding("other_size", place, words))
 
     def _look_for_missing_chains(self) -> None:
         for chain, witnesses in self._witnesses.items():

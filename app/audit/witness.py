@@ -1,18 +1,18 @@
 """What a process says at its start about the chains beside it.
 
 A chain without an end may have been killed, or its tail may have been cut; its own lines cannot tell. So whoever
-starts next names the last line of every chain that nobody writes any more and that no start has named yet. From then
-on neither a line nor a whole chain can go unnoticed.
+starts next names the last genuine line of every chain that nobody writes any more and that no start has named yet, and
+says whether anything else followed it. From then on neither a line nor a whole chain can go unnoticed.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from app.audit.backwards import bytes_of_whole_lines, lines_from_the_end
 from app.audit.family import is_being_written
-from app.audit.lines import NOTHING_BEFORE, START, digest, parse_line
+from app.audit.lines import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, parse_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,21 +20,33 @@ if TYPE_CHECKING:
 
     from app.audit.family import Family
     from app.audit.keys import AuditKey
-
-_BLOCK_BYTES: Final = 64 * 1024
+    from app.audit.lines import Line
 
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A chain's last line as another process saw it: `seq` 0 where it had none, -1 where it was no line of ours."""
+    """A chain's end as another process saw it.
+
+    `seq` and `hash` are those of its last genuine line, `seq` 0 where it had none. `followed` where whole lines came
+    after it that are not genuine. `size` counts the bytes of all its whole lines,
+    genuine or not: copies of earlier lines are genuine too, and are seen by it alone once they are gone again. Older
+    starts have no size, and -1 for a last line that was none.
+    """
 
     chain: str
     seq: int
     hash: str
+    size: int | None = None
+    followed: bool = False
+
+    def members(self) -> dict[str, Any]:
+        """Return what a start says of it."""
+        said = {"chain": self.chain, "seq": self.seq, "hash": self.hash, "size": self.size}
+        return {**said, "followed": True} if self.followed else said
 
 
 def unnamed_chains(family: Family, *, keys: Sequence[AuditKey]) -> list[Witness]:
-    """Return the last lines of the chains that nobody writes and no start signed with one of `keys` names.
+    """Return the ends of the chains that nobody writes and no start signed with one of `keys` names.
 
     Raises `OSError`. A file that goes away meanwhile is somebody's housekeeping.
     """
@@ -43,49 +55,53 @@ def unnamed_chains(family: Family, *, keys: Sequence[AuditKey]) -> list[Witness]
     dead = [chain for chain, files in chains.items() if chain not in named and not is_being_written(files[-1])]
     # a chain goes on in a new file before it lets go of the old one, so one that did so meanwhile shows by now
     now = family.chains() if dead else {}
-    return [_last_line(chain, chains[chain]) for chain in dead if now.get(chain, [])[-1:] == chains[chain][-1:]]
+    ends = [chain for chain in dead if now.get(chain, [])[-1:] == chains[chain][-1:]]
+    return [_end_of(chain, chains[chain], keys) for chain in ends]
 
 
 def witnesses_of(start: dict[str, Any]) -> Iterator[Witness]:
     """Return what a genuine start line names."""
     for one in start.get("named", ()):
-        yield Witness(one["chain"], one["seq"], one["hash"])
+        seq = one["seq"]
+        yield Witness(one["chain"], max(seq, 0), one["hash"], one.get("size"), one.get("followed", seq < 0))
 
 
 def _named_in(path: Path, keys: Sequence[AuditKey]) -> list[Witness]:
     try:
-        with path.open("rb") as file:
-            line = parse_line(file.readline().removesuffix(b"\n"))
+        line = _first_line(path)
     except FileNotFoundError:
         return []
-    if line is None or line.kind != START or not any(map(line.is_signed_with, keys)):
+    if line is None or line.kind != START or _key_of(line, keys) is None:
         return []
     return list(witnesses_of(line.members()))
 
 
-def _last_line(chain: str, files: Sequence[Path]) -> Witness:
+def _end_of(chain: str, files: Sequence[Path], keys: Sequence[AuditKey]) -> Witness:
+    """Look for the chain's last genuine line, from its end on.
+
+    A chain has one key, which its first line tells. Where no key is that line's, any line of the chain will do: its
+    hash lets `verify`, which may have the key, believe it or not.
+    """
+    sizes = {path: bytes_of_whole_lines(path) for path in files}
+    size = sum(sizes.values())
+    if size == 0:
+        return Witness(chain, 0, NOTHING_BEFORE, size)
+    first = _first_line(next(path for path in files if sizes[path]))
+    key = None if first is None or first.chain != chain else _key_of(first, keys)
+    followed = False
     for path in reversed(files):
-        try:
-            text = _last_whole_line(path)
-        except FileNotFoundError:
-            continue
-        if text is not None:
+        for text in lines_from_the_end(path):
             line = parse_line(text)
-            return Witness(chain, -1 if line is None else line.seq, digest(text))
-    return Witness(chain, 0, NOTHING_BEFORE)
+            if line is not None and line.chain == chain and (key is None or line.is_signed_with(key)):
+                return Witness(chain, line.seq, line.hash, size, followed)
+            followed = True
+    return Witness(chain, 0, NOTHING_BEFORE, size, followed=True)
 
 
-def _last_whole_line(path: Path) -> bytes | None:
-    """Return the last line that has its line feed, without it; what follows was torn off by a kill."""
+def _first_line(path: Path) -> Line | None:
     with path.open("rb") as file:
-        start = file.seek(0, os.SEEK_END)
-        tail = b""
-        while start > 0:
-            size = min(_BLOCK_BYTES, start)
-            start -= size
-            file.seek(start)
-            tail = file.read(size) + tail
-            whole, found, _ = tail.rpartition(b"\n")
-            if found and (b"\n" in whole or start == 0):
-                return whole.rpartition(b"\n")[2]
-    return None
+        return parse_line(file.readline(MAXIMUM_LINE_BYTES).removesuffix(b"\n"))
+
+
+def _key_of(line: Line, keys: Sequence[AuditKey]) -> AuditKey | None:
+    return next((key for key in keys if line.is_signed_with(key)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from app.audit.lines import Chain, digest
 from tests.audit.trails import (
+    KEY,
     KEY_TEXT,
     OTHER_KEY,
     an_event,
+    family,
     files,
     interrupt,
     keep,
@@ -162,12 +166,77 @@ def test_a_start_under_an_unknown_key_names_nothing(tmp_path: Path) -> None:
     assert max(len(start["named"]) for start in starts.values()) == 2
 
 
-@pytest.mark.parametrize("garbage", [b"\n", b"anything\n", b"\x00" * 100 + b"\n"])
-def test_a_chain_that_ends_with_garbage_is_named_and_found_to_be_broken(tmp_path: Path, garbage: bytes) -> None:
+@pytest.mark.parametrize("garbage", [b"\n", b"anything\n", b"\x00" * 100 + b"\n", b"garbage\n" * 10_000])
+def test_a_chain_that_ends_with_garbage_is_named_by_its_last_genuine_line(tmp_path: Path, garbage: bytes) -> None:
     [file] = keep(tmp_path, 2)
     interrupt(file, torn=garbage)
     keep(tmp_path, 1)
-    assert problems(verified(files(tmp_path))) == ["not_a_line"]
+    assert set(problems(verified(files(tmp_path)))) == {"not_a_line", "was_followed"}
+    [named] = members(files(tmp_path), "start")[-1]["named"]
+    assert (named["seq"], named["followed"]) == (3, True)
+    assert named["size"] == file.stat().st_size
+
+
+def test_a_forged_line_at_the_end_is_not_what_the_next_start_names(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 2)
+    interrupt(file)
+    last = file.read_bytes().splitlines(keepends=True)[-1]
+    forged = last.replace(b'"seq":3,', b'"seq":4,')
+    file.write_bytes(file.read_bytes() + forged)
+    keep(tmp_path, 1)
+    [named] = members(files(tmp_path), "start")[-1]["named"]
+    assert (named["seq"], named["hash"]) == (3, digest(last[:-1]))
+
+
+@pytest.mark.parametrize(
+    "appended", ["garbage", "half-a-line-and-garbage", "its-first-line", "all-its-lines", "a-file"]
+)
+def test_no_tail_can_be_cut_unseen_by_blinding_the_next_start(tmp_path: Path, appended: str) -> None:
+    [file] = keep(tmp_path, 5)
+    interrupt(file)
+    content = file.read_bytes()
+    lines = content.splitlines(keepends=True)
+    beside = file.with_name(file.name.replace(".000001.", ".000002."))
+    if appended == "a-file":
+        beside.write_bytes(b"".join(lines[:2]))
+    else:
+        blinds = {"garbage": b"x\n", "half-a-line-and-garbage": lines[0][:-9] + b"\n", "its-first-line": lines[0]}
+        file.write_bytes(content + blinds.get(appended, content))
+    keep(tmp_path, 1)
+    assert not verified(files(tmp_path)).is_whole
+    beside.unlink(missing_ok=True)
+    for count in range(len(lines) + 1):
+        for torn in (b"", lines[0][:-1]):
+            file.write_bytes(b"".join(lines[:count]) + torn)
+            assert not verified(files(tmp_path)).is_whole, (count, torn)
+            if count < len(lines) and "garbage" in appended:
+                assert "truncated" in problems(verified(files(tmp_path)))
+
+
+@pytest.mark.parametrize("edited", [b"{{", b"x"])
+@pytest.mark.parametrize("appended", [0, 1])
+def test_a_first_line_that_was_edited_at_the_next_start_blinds_nobody(
+    tmp_path: Path, edited: bytes, appended: int
+) -> None:
+    [file] = keep(tmp_path, 3)
+    interrupt(file)
+    content = file.read_bytes()
+    lines = content.splitlines(keepends=True)
+    file.write_bytes(edited + content[1:] + lines[0] * appended)
+    keep(tmp_path, 1)
+    for count in range(1, len(lines)):
+        file.write_bytes(b"".join(lines[:count]))
+        assert not verified(files(tmp_path)).is_whole
+
+
+def test_what_an_older_start_could_not_read_is_a_finding_for_good(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 2)
+    chain = Chain(key=KEY)
+    named = [{"chain": file.name.split(".")[1], "seq": -1, "hash": "0" * 64}]
+    [line] = chain.sealed([f'"kind":"start","named":{json.dumps(named, separators=(",", ":"))}'])
+    family(tmp_path).file(chain.id, 1).write_bytes(line + b"\n")
+    report = verified(files(tmp_path))
+    assert {finding.problem for finding in report.findings} == {"was_followed", "after_witness", "no_end"}
 
 
 def test_the_key_is_not_in_the_files(tmp_path: Path) -> None:
