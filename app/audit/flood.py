@@ -34,3 +34,7 @@ class FloodGate:
         """Return how many were left out since this was last asked."""
         omitted, self._omitted = self._omitted, 0
         return omitted
+
+    def give_back(self, omitted: int) -> None:
+        """Take back a number that was taken and could not be said."""
+        self._omitted += omitted

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from app.tokens.events import TokenEvent
 
 
-def event_members(at: float, event: TokenEvent, omitted: int) -> str:
-    """Return an attempt. The error's detail is left to the log; `omitted` attempts without a key precede it."""
+def event_members(at: float, event: TokenEvent, omitted: int, *, late: bool = False) -> str:
+    """Return an attempt. The error's detail is left to the log; `omitted` attempts precede it that are left out."""
     caller, token_id = event.caller, event.token_id
     left_out = f',"omitted":{omitted}' if omitted else ""
+    kept_late = ',"late":true' if late else ""
     # by hand: this runs for every attempt, and json.dumps took three times as long
     return (
         f'"kind":"event","time":"{timestamp(at)}","operation":"{event.operation.value}",'
@@ -30,7 +31,7 @@ def event_members(at: float, event: TokenEvent, omitted: int) -> str:
         f'"user_id":{_or_null(event.user_id)},"provider":{_or_null(token_id.provider if token_id else None)},'
         f'"service_type":{_or_null(token_id.service_type if token_id else None)},'
         f'"revealed":[{",".join(quoted(one.value) for one in event.revealed)}],"scheme":{_or_null(event.scheme)},'
-        f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{left_out}'
+        f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{left_out}{kept_late}'
     )
 
 

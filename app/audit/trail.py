@@ -147,6 +147,8 @@ class AuditLog:
             self._handed_over.popleft()
             self._waiting -= len(entries)
             for entry in entries:
+                if failure is not None:
+                    self._flood.give_back(entry.omitted)
                 if entry.kept.done():  # its caller has gone away, or was refused
                     continue
                 if failure is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
+from app.audit.late import LateEvents
 from app.audit.members import end_members, event_members, resumed_members, start_members
 from app.audit.target import WriteError
 
@@ -34,7 +35,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Entry:
-    """An attempt that waits to be kept. `omitted` attempts precede it that are not written at all."""
+    """An attempt that waits to be kept. `omitted` attempts precede it that are left out; 0 once that is said."""
 
     at: float
     event: TokenEvent
@@ -48,7 +49,8 @@ Entries = list[Entry]
 class AuditWriter:
     """One thread that signs and writes the lines of one chain.
 
-    While a write has failed it keeps nothing, and tries every second to write a line that says that it goes on again.
+    While a write has failed it keeps nothing, and tries every second to write a line that says that it goes on again,
+    and behind it the events of attempts that had been made when it failed.
     `settle` is called from the thread, for each group of entries, with what went wrong or `None`.
     """
 
@@ -73,6 +75,7 @@ class AuditWriter:
         self._counters = counters
         self._settle = settle
         self._queue: queue.SimpleQueue[Entries | None] = queue.SimpleQueue()
+        self._late = LateEvents()
         self._refused_told = 0
         self._flush_at: float | None = None
         self._retry_at = 0.0
@@ -99,10 +102,20 @@ class AuditWriter:
             if groups:
                 self._keep(groups)
             self._tend()
-        if self.failure is None:
-            self._write([end_members(time.time(), omitted=self.omitted)])
-            self._flush()
+        self._end()
         self._target.close()
+
+    def _end(self) -> None:
+        if self.failure is not None:
+            self._resume()  # once more, for there is no later
+        if self.failure is None:
+            try:
+                self._write([end_members(time.time(), omitted=self.omitted)])
+                self._flush()
+            except WriteError as error:
+                self._fail(error.reason)
+        if self._late:
+            _log.error("audit_not_ended", reason="attempts that were made are not in the record")
 
     def _take(self) -> tuple[list[Entries], bool]:
         """Wait for entries, and take with them what else waits; also return whether they are the last."""
@@ -131,43 +144,45 @@ class AuditWriter:
             if now >= self._retry_at:
                 self._resume()
         elif self._flush_at is not None and now >= self._flush_at:
-            self._flush()
+            try:
+                self._flush()
+            except WriteError as error:
+                self._fail(error.reason)
 
     def _keep(self, groups: list[Entries]) -> None:
+        entries = [one for group in groups for one in group]
+        standing = 0
         if self.failure is None:
             try:
-                events = [event_members(one.at, one.event, one.omitted) for group in groups for one in group]
+                self._write([event_members(one.at, one.event, one.omitted) for one in entries])
+                standing = len(entries)
+            except WriteError as error:
+                self._fail(error.reason)
+                standing = error.kept
             except Exception as error:  # noqa: BLE001  this thread must live on
                 self._fail(type(error).__name__)
-            else:
-                if self._write(events):
-                    self._counters.audit_events(len(events))
+            self._counters.audit_events(standing)
+        for number, one in enumerate(entries):
+            if number < standing or self._late.add(one.at, one.event, one.omitted):
+                one.omitted = 0
         self._settle(groups, self.failure)
 
-    def _write(self, members: Sequence[str]) -> bool:
-        """Append lines with these members to the chain; on failure the chain goes on after those that stand there."""
+    def _write(self, members: Sequence[str]) -> None:
+        """Append lines with these members to the chain. Where that raises, it goes on after those that stand there."""
         lines = self._chain.sealed(members)
         try:
             self._target.append(lines, durably=self._sync == "always")
         except WriteError as error:
             self._chain.keep(lines[: error.kept])
-            self._fail(error.reason)
-            return False
+            raise
         self._chain.keep(lines)
         if self._sync == "interval" and self._flush_at is None:
             self._flush_at = time.monotonic() + FLUSH_SECONDS
-        return True
 
-    def _flush(self) -> bool:
+    def _flush(self) -> None:
         self._flush_at = None
-        if self._sync == "off":
-            return True
-        try:
+        if self._sync != "off":
             self._target.flush()
-        except WriteError as error:
-            self._fail(error.reason)
-            return False
-        return True
 
     def _resume(self) -> None:
         """Begin the chain, or go on with it: either proves that lines can be kept."""
@@ -178,13 +193,28 @@ class AuditWriter:
                 line = start_members(time.time(), key_name=self._chain.key.name, sync=self._sync, named=named)
             else:
                 line = resumed_members(time.time(), refused=refused - self._refused_told)
+            self._write([line])
+            self._flush()
+            self._refused_told = refused
+            self._write_late()
         except WriteError as error:
             self._fail(error.reason)
             return
-        if self._write([line]) and self._flush():
-            self.failure, self._refused_told = None, refused
-            if before != _NOT_STARTED:
-                _log.warning("audit_resumed", reason=before)
+        self.failure = None
+        if before != _NOT_STARTED:
+            _log.warning("audit_resumed", reason=before)
+
+    def _write_late(self) -> None:
+        while late := self._late.first(MAXIMUM_BATCH):
+            standing = len(late)
+            try:
+                self._write(late)
+            except WriteError as error:
+                standing = error.kept
+                raise
+            finally:
+                self._late.drop(standing)
+                self._counters.audit_events(standing)
 
     def _fail(self, reason: str) -> None:
         if reason != self.failure:

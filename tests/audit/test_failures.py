@@ -76,11 +76,11 @@ async def test_a_full_disk_refuses_leaves_no_half_line_and_is_left_behind(tmp_pa
         await _recovers(trail)
     report = verified(files(tmp_path))
     assert (report.findings, report.notes, len(files(tmp_path))) == ([], [], 1)
-    assert [event["user_id"][-2:] for event in members(files(tmp_path))] == ["01", "63"]
+    assert [event["user_id"][-2:] for event in members(files(tmp_path))] == ["01", "02", "63"]
     [resumed] = members(files(tmp_path), "resumed")
     assert resumed["refused"] >= 2
     assert counters.counts["failures.EFBIG"] >= 1
-    assert counters.counts["events"] == 2
+    assert counters.counts["events"] == 3
 
 
 async def test_a_device_that_is_full_refuses(tmp_path: Path) -> None:
@@ -201,7 +201,8 @@ async def test_a_stream_that_breaks_in_the_middle_of_a_line_goes_on_with_a_line_
         await _recovers(trail)
     report = verified([stream])
     assert report.findings == []
-    assert [event["user_id"][-2:] for event in members([stream])] == ["01", "02", "63"]
+    assert [event["user_id"][-2:] for event in members([stream])] == ["01", "02", "03", "04", "63"]
+    assert [event.get("late", False) for event in members([stream])] == [False, False, True, True, False]
 
 
 async def test_a_fifo_without_a_reader_is_unavailable_until_one_comes(tmp_path: Path) -> None:
