@@ -17,5 +17,5 @@ class AuditCounters(Protocol):
         ...
 
     def audit_omitted(self) -> None:
-        """Count an attempt without a key that was left out because too many came at once."""
+        """Count a refusal that was left out because its caller had too many of them at once."""
         ...

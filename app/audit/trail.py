@@ -12,7 +12,7 @@ import structlog
 
 from app.audit.flood import FloodGate
 from app.audit.writer import AuditWriter, Entries, Entry, Sync
-from app.errors import AuditUnavailable, Unauthenticated
+from app.errors import AuditUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ class AuditLog:
             raise _unavailable()
 
     async def append(self, event: TokenEvent) -> None:
-        if event.outcome == Unauthenticated.code and not self._flood.admits():
+        if not self._flood.admits(event):
             self._counters.audit_omitted()
             return
         if self._closed or self._waiting >= MAXIMUM_WAITING:

@@ -13,6 +13,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -253,6 +254,25 @@ async def test_a_flood_without_keys_leaves_ten_events_a_second_and_the_count_of_
     assert len(written) + omitted == 1_020
     assert counters.counts["omitted"] == omitted
     assert {(event["service"], event["key"]) for event in written} == {(None, None)}
+
+
+async def test_a_flood_of_refusals_leaves_a_share_of_each_service_and_the_count_of_the_others(tmp_path: Path) -> None:
+    one, other = Caller("one", "a-request", "0" * 12), Caller("other", "a-request", "1" * 12)
+    refused = ("rate_limited", "forbidden", "invalid_request", "malformed_body", "body_too_large")
+    counters = InMemoryAuditCounters()
+    async with opened_trail(tmp_path, counters=counters) as trail:
+        await append_all(trail, [an_event(outcome=code, caller=one) for code in refused for _ in range(500)])
+        await append_all(trail, [an_event(outcome=code, caller=other) for code in refused])
+        await append_all(trail, [an_event(outcome="token_not_found", caller=one) for _ in range(500)])
+    events = members(files(tmp_path))
+    kept = Counter((event["service"], event["outcome"]) for event in events)
+    assert 10 <= kept["one", "rate_limited"] <= 30  # a second may end on the way
+    assert 100 <= sum(kept["one", code] for code in refused[1:]) <= 300
+    assert [kept["other", code] for code in refused] == [1] * 5
+    assert kept["one", "token_not_found"] == 500
+    omitted = sum(event.get("omitted", 0) for event in events)
+    assert len(events) + omitted == 5 * 500 + 5 + 500
+    assert counters.counts["omitted"] == omitted
 
 
 async def test_nothing_is_kept_after_the_end(tmp_path: Path) -> None:

@@ -162,6 +162,20 @@ def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(au
     assert base64.b64encode(SECRET.encode()).decode()[:16] not in kept
 
 
+def test_a_key_that_asks_for_too_much_does_not_fill_the_record(tmp_path: Path) -> None:
+    settings = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": KEY_TEXT, "RATE_LIMIT_PER_SECOND": "1"}
+    asked = 200  # of which the burst that the limit permits is half
+    with running_service(tmp_path, settings) as service, service.client() as client:
+        answers = [client.get(_path(uuid4())).status_code for _ in range(asked)]
+    assert answers.count(429) > 80
+    events = members(files(tmp_path / "audit"))
+    [end] = members(files(tmp_path / "audit"), "end")
+    limited = [event for event in events if event["outcome"] == "rate_limited"]
+    assert {event["service"] for event in limited} == {"full"}
+    assert 10 <= len(limited) <= 50
+    assert len(events) + sum(event.get("omitted", 0) for event in events) + end["omitted"] == asked
+
+
 def test_items_of_a_batch_are_events_of_their_own(audited: Audited) -> None:
     user_id = str(uuid4())
     with audited.service.client() as client:
