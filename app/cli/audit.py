@@ -15,7 +15,7 @@ from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from app.audit.family import Family
 from app.audit.findings import Finding
-from app.audit.reading import Wanted, events_in
+from app.audit.reading import Kept, Reading, Wanted, read_events
 from app.audit.stream_target import is_stream
 from app.audit.verify import Verifier
 from app.cli.failure import Wrong
@@ -88,8 +88,13 @@ def show(
 ) -> None:
     """Show events of all chains in the order of their times.
 
-    Without FILE it takes all files of AUDIT_LOG. Nothing is verified: see `token-vault audit verify`.
+    Without FILE it takes all files of AUDIT_LOG. Where AUDIT_KEY is set, `!` marks lines that the vault has not written
+    like this (with --json: "genuine":false). Lines that are missing only `token-vault audit verify` finds.
+
+    Exit codes: 0, 1 where a line is not genuine, 2 where nothing can be read.
     """
+    settings = _settings()
+    keys = settings.keys()
     wanted = Wanted(
         user=None if user is None else user.lower(),
         service=service,
@@ -98,16 +103,36 @@ def show(
         since=None if since is None else _time(since),
     )
     try:
-        events = events_in(file or _files_of(_settings()), wanted)
+        reading = read_events(file or _files_of(settings), wanted, keys=keys)
     except OSError as error:
         raise _unreadable(error) from None
     if as_json:
-        for event in events:
-            click.echo(json.dumps(event, separators=(",", ":")))
-    elif events:
-        print_table([_HEADINGS, *map(_row, events)])
+        for one in reading.kept:
+            mark = {"genuine": False} if one.genuine is False else {}
+            click.echo(json.dumps({**one.event, **mark}, separators=(",", ":")))
+    elif reading.kept:
+        _print(reading)
     else:
         click.echo("No such event.", err=True)
+    if not keys:
+        click.echo("Nothing was checked: AUDIT_KEY is not set.", err=True)
+    if reading.doubtful:
+        unreadable = f", {reading.unreadable:,} of them cannot be shown" if reading.unreadable else ""
+        click.echo(f"{reading.doubtful:,} lines are not as the vault writes them{unreadable}: docs/audit.md", err=True)
+        sys.exit(NOT_WHOLE)
+
+
+def _print(reading: Reading) -> None:
+    rows = [_HEADINGS, *(_row(one.event) for one in reading.kept)]
+    if any(one.genuine is False for one in reading.kept):
+        marks = ["", *(_mark(one) for one in reading.kept)]
+        print_table([(mark, *row) for mark, row in zip(marks, rows, strict=True)])
+    else:
+        print_table(rows)
+
+
+def _mark(one: Kept) -> str:
+    return "!" if one.genuine is False else ""
 
 
 def _settings() -> AuditReaderSettings:
@@ -160,16 +185,18 @@ def _row(event: dict[str, Any]) -> tuple[str, ...]:
     token = event.get("provider")
     if token is not None and event.get("service_type") != "default":
         token = f"{token}/{event.get('service_type')}"
+    revealed = event.get("revealed")
     omitted = f" (+{event['omitted']} omitted)" if "omitted" in event else ""
+    late = " (late)" if event.get("late") else ""
     cells = (
         event.get("time"),
         event.get("service"),
         event.get("key"),
         event.get("operation"),
-        f"{event.get('outcome')}{omitted}",
+        f"{event.get('outcome')}{omitted}{late}",
         event.get("user_id"),
         token,
-        ",".join(str(one) for one in event.get("revealed") or ()),
+        ",".join(map(str, revealed)) if isinstance(revealed, list) else revealed,
         event.get("address"),
         event.get("purpose"),
     )

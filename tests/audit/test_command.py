@@ -109,6 +109,57 @@ def test_show_prints_no_control_characters_of_an_edited_line(tmp_path: Path) -> 
     assert _audit("show", "--since", "yesterday", folder=tmp_path).returncode == 2
 
 
+EDITED = {
+    b'"purpose":' + b"[" * 200_000: False,
+    b'"purpose":' + b"[" * 30_000: False,
+    b'"purpose":' + b"[" * 500 + b"]" * 500: False,
+    b'"purpose":' + b"9" * 5_000: False,
+    b'"purpose":{}': False,
+    b'"purpose":"' + b"a" * 70_000 + b'"': False,
+    b'"revealed":5': True,
+    b'"revealed":null,"provider":7,"omitted":"\\ud800"': True,
+    b'"seq":"x","time":[],"chain":1': True,
+    b'"service":"innocent"': True,
+    b'"genuine":true': True,
+}
+
+
+def test_show_marks_what_the_vault_has_not_written_and_counts_what_cannot_be_shown(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, len(EDITED) + 1)
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, edit in enumerate(EDITED, start=1):
+        lines[number] = lines[number].replace(b'"purpose":"nightly-sync"', edit)
+    file.write_bytes(b"".join(lines))
+    done = _audit("show", folder=tmp_path)
+    shown = sum(EDITED.values())
+    assert done.returncode == 1
+    assert [row.startswith("!") for row in done.stdout.splitlines()[1:]].count(True) == shown
+    assert len(done.stdout.splitlines()) == 1 + shown + 1
+    assert done.stderr == (
+        f"{len(EDITED)} lines are not as the vault writes them, "
+        f"{len(EDITED) - shown} of them cannot be shown: docs/audit.md\n"
+    )
+    told = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
+    assert [event.get("genuine") for event in told].count(False) == shown
+    assert [event.get("genuine") for event in told].count(None) == 1
+
+
+def test_show_without_the_key_says_that_nothing_was_checked(tmp_path: Path) -> None:
+    [file] = keep(tmp_path, 1)
+    file.write_bytes(file.read_bytes().replace(b'"service":"tests"', b'"service":"other"'))
+    done = _audit("show", file, folder=tmp_path, AUDIT_KEY="")
+    assert (done.returncode, done.stderr) == (0, "Nothing was checked: AUDIT_KEY is not set.\n")
+    assert "other" in done.stdout
+
+
+def test_show_knows_the_earlier_keys_too(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    keys = {"AUDIT_KEY": "A" * 43 + "=", "AUDIT_PREVIOUS_KEYS": json.dumps([KEY_TEXT])}
+    done = _audit("show", folder=tmp_path, **keys)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "!" not in done.stdout
+
+
 def test_a_trail_without_a_key_stops_the_start(tmp_path: Path) -> None:
     home = new_home(tmp_path, AUDIT_LOG="audit.jsonl")
     done = token_vault("serve", folder=tmp_path, settings=home.settings)
