@@ -40,13 +40,17 @@ class Family:
                 found.setdefault(parts[2], []).append(self.directory / name)
         return found
 
+    def make_directory(self) -> None:
+        """Create the directory for its owner alone, where it is missing; raises `OSError`."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def files(self) -> list[Path]:
         return [path for chain in self.chains().values() for path in chain]
 
 
 def demand_writable(family: Family) -> None:
     """Create the directory where it is missing, and prove that files can be made in it; raises `OSError`."""
-    family.directory.mkdir(parents=True, exist_ok=True)
+    family.make_directory()
     draft = family.directory / f".{family.path.name}.{secrets.token_hex(8)}.probe"
     try:
         with draft.open("xb") as file:

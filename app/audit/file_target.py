@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from app.audit.target import WriteError
 from app.audit.witness import Witness, unnamed_chains
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from app.audit.family import Family
@@ -21,6 +23,20 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS: Final = 0.1
+# whoever may write in the directory could have put something in the draft's place
+_DRAFT: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class FileCalls:
+    """What brings bytes to disk, and takes them back: the calls that a disk fails, and whose doing nobody can see."""
+
+    fdatasync: Callable[[int], None] = os.fdatasync
+    fsync: Callable[[int], None] = os.fsync
+    ftruncate: Callable[[int, int], None] = os.ftruncate
+
+
+SYSTEM_CALLS: Final = FileCalls()
 
 
 class FileTarget:
@@ -31,11 +47,14 @@ class FileTarget:
     `LOOK_SECONDS`: what is missing then, `verify` finds. Without `flushing` only the kernel brings anything to disk.
     """
 
-    def __init__(self, *, family: Family, chain: str, maximum_bytes: int, flushing: bool) -> None:
+    def __init__(
+        self, *, family: Family, chain: str, maximum_bytes: int, flushing: bool, system: FileCalls = SYSTEM_CALLS
+    ) -> None:
         self._family = family
         self._chain = chain
         self._maximum_bytes = maximum_bytes
         self._flushing = flushing
+        self._system = system
         self._descriptor: int | None = None
         self._path: Path | None = None
         self._number = 0
@@ -44,8 +63,9 @@ class FileTarget:
 
     def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[Witness]:
         try:
-            self._family.directory.mkdir(parents=True, exist_ok=True)
-            return unnamed_chains(self._family, keys=keys)
+            self._family.make_directory()
+            # a first attempt that failed has maybe left a file of our own, which nobody holds
+            return [one for one in unnamed_chains(self._family, keys=keys) if one.chain != self._chain]
         except OSError as error:
             raise WriteError(_name(error)) from None
 
@@ -59,7 +79,7 @@ class FileTarget:
         try:
             self._write(descriptor, data)
             if durably:
-                os.fdatasync(descriptor)
+                self._system.fdatasync(descriptor)
         except OSError as error:
             kept = data[: self._size - before]
             raise WriteError(_name(error), kept=self._cut_back(descriptor, before, kept)) from None
@@ -67,7 +87,7 @@ class FileTarget:
     def flush(self) -> None:
         if self._descriptor is not None and self._flushing:
             try:
-                os.fdatasync(self._descriptor)
+                self._system.fdatasync(self._descriptor)
             except OSError as error:
                 raise WriteError(_name(error)) from None
 
@@ -83,7 +103,7 @@ class FileTarget:
             if self._size == 0 or self._size + size <= self._maximum_bytes:
                 return self._descriptor
             if self._flushing:
-                os.fdatasync(self._descriptor)
+                self._system.fdatasync(self._descriptor)
         following = self._open_next()
         self.close()  # after the next one is locked, so that the chain never looks dead
         self._descriptor, self._size = following, 0
@@ -106,21 +126,29 @@ class FileTarget:
 
     def _open_next(self) -> int:
         """Create the chain's next file, locked before it has its name, readable by its owner alone."""
-        self._family.directory.mkdir(parents=True, exist_ok=True)
+        self._family.make_directory()
         path = self._family.file(self._chain, self._number + 1)
-        draft = path.with_name(f".{path.name}.new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+        descriptor = os.open(draft, _DRAFT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             draft.rename(path)
             if self._flushing:
-                _flush_directory(self._family.directory)
+                self._flush_directory()
         except OSError:
             os.close(descriptor)
+            draft.unlink(missing_ok=True)
             raise
         self._number += 1
         self._path = path
         return descriptor
+
+    def _flush_directory(self) -> None:
+        descriptor = os.open(self._family.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._system.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _write(self, descriptor: int, data: bytes) -> None:
         view = memoryview(data)
@@ -132,20 +160,12 @@ class FileTarget:
     def _cut_back(self, descriptor: int, size: int, kept: bytes) -> int:
         """Undo a write; return how many whole lines of it stand there after all."""
         try:
-            os.ftruncate(descriptor, size)
+            self._system.ftruncate(descriptor, size)
         except OSError:
             self._path = None  # a line may be torn: nothing may follow it in this file
             return kept.count(b"\n")
         self._size = size
         return 0
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name(error: OSError) -> str:

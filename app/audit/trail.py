@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from app.audit.flood import FloodGate
-from app.audit.writer import AuditWriter, Entries, Entry, Sync
+from app.audit.writer import FLUSH_SECONDS, RETRY_SECONDS, AuditWriter, Entries, Entry, Sync
 from app.errors import AuditUnavailable
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class AuditLog:
         counters: AuditCounters,
         previous_keys: Sequence[AuditKey] = (),
         bound_seconds: float = BOUND_SECONDS,
+        flush_seconds: float = FLUSH_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._writer = AuditWriter(
@@ -54,6 +56,8 @@ class AuditLog:
             sync=sync,
             counters=counters,
             settle=self._settle_from_thread,
+            flush_seconds=flush_seconds,
+            retry_seconds=retry_seconds,
         )
         self._counters = counters
         self._bound_seconds = bound_seconds

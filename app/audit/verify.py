@@ -165,7 +165,7 @@ class Verifier:
             for torn in chain.torn:
                 self._find(chain, Finding("after_end", torn, "half a line follows the chain's end"))
         elif witnesses:
-            if not chain.broken:
+            if not chain.broken and chain.seq >= max(witness.seq for witness, _ in witnesses):
                 by = witnesses[0][1]
                 self._note("interrupted", place, f"interrupted, witnessed by chain {by}: it ended here when that began")
             self._note_torn(chain, "half a line, cut short by the interruption")

@@ -49,7 +49,7 @@ Entries = list[Entry]
 class AuditWriter:
     """One thread that signs and writes the lines of one chain.
 
-    While a write has failed it keeps nothing, and tries every second to write a line that says that it goes on again,
+    While a write has failed it keeps nothing, and tries each `retry_seconds` to write a line that says that it goes on,
     and behind it the events of attempts that had been made when it failed.
     `settle` is called from the thread, for each group of entries, with what went wrong or `None`.
     """
@@ -63,6 +63,8 @@ class AuditWriter:
         sync: Sync,
         counters: AuditCounters,
         settle: Callable[[Sequence[Entries], str | None], None],
+        flush_seconds: float = FLUSH_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.failure: str | None = _NOT_STARTED
         self.opened = threading.Event()
@@ -74,6 +76,8 @@ class AuditWriter:
         self._sync = sync
         self._counters = counters
         self._settle = settle
+        self._flush_seconds = flush_seconds
+        self._retry_seconds = retry_seconds
         self._queue: queue.SimpleQueue[Entries | None] = queue.SimpleQueue()
         self._late = LateEvents()
         self._refused_told = 0
@@ -177,7 +181,7 @@ class AuditWriter:
             raise
         self._chain.keep(lines)
         if self._sync == "interval" and self._flush_at is None:
-            self._flush_at = time.monotonic() + FLUSH_SECONDS
+            self._flush_at = time.monotonic() + self._flush_seconds
 
     def _flush(self) -> None:
         self._flush_at = None
@@ -220,5 +224,5 @@ class AuditWriter:
         if reason != self.failure:
             _log.error("audit_failed", reason=reason)
         self.failure = reason
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._retry_seconds
         self._counters.audit_failure(reason)

@@ -67,7 +67,7 @@ async def test_what_was_made_follows_in_its_order_and_says_that_nothing_has_left
         an_event(5, outcome="token_not_found"),
         _made(Operation.ROTATE, 6, "version_conflict"),
     ]
-    async with opened_trail(tmp_path) as trail:
+    async with opened_trail(tmp_path, retry_seconds=0.05) as trail:
         await trail.append(an_event(0))
         with _full_disk(tmp_path):
             outcomes = await asyncio.gather(*map(trail.append, attempts), return_exceptions=True)
@@ -93,7 +93,7 @@ async def test_what_was_made_follows_in_its_order_and_says_that_nothing_has_left
 
 
 async def test_what_waits_at_the_end_is_written_where_there_is_room_again(tmp_path: Path) -> None:
-    async with opened_trail(tmp_path) as trail:
+    async with opened_trail(tmp_path, retry_seconds=0.05) as trail:
         with _full_disk(tmp_path), pytest.raises(AuditUnavailable):
             await trail.append(_made(Operation.DELETE, 1))
     assert [(event["operation"], event["late"]) for event in members(files(tmp_path))] == [("delete", True)]
@@ -102,7 +102,7 @@ async def test_what_waits_at_the_end_is_written_where_there_is_room_again(tmp_pa
 
 
 async def test_the_number_of_those_left_out_is_not_lost_where_its_event_is_late(tmp_path: Path) -> None:
-    async with opened_trail(tmp_path) as trail:
+    async with opened_trail(tmp_path, retry_seconds=0.05) as trail:
         flood = [an_event(number, outcome=Unauthenticated.code, caller=NOBODY) for number in range(500)]
         await asyncio.gather(*map(trail.append, flood))
         with _full_disk(tmp_path), pytest.raises(AuditUnavailable):
@@ -120,7 +120,7 @@ def test_ten_thousand_wait_and_no_more_and_one_that_cannot_be_said_takes_no_plac
 
 async def test_what_finds_no_place_is_counted_and_gives_back_what_it_had_to_say(tmp_path: Path) -> None:
     many = 10_100
-    async with opened_trail(tmp_path, bound_seconds=30) as trail:
+    async with opened_trail(tmp_path, bound_seconds=30, retry_seconds=0.5) as trail:
         flood = [an_event(number, outcome=Unauthenticated.code, caller=NOBODY) for number in range(50)]
         with _full_disk(tmp_path):
             first = await asyncio.gather(*(trail.append(an_event(n)) for n in range(9_999)), return_exceptions=True)
@@ -131,8 +131,7 @@ async def test_what_finds_no_place_is_counted_and_gives_back_what_it_had_to_say(
         await trail.append(an_event(1))
     events = members(files(tmp_path))
     assert sum(event.get("late", False) for event in events) == MAXIMUM_LATE
-    [resumed] = members(files(tmp_path), "resumed")
-    assert resumed["refused"] >= many
+    assert sum(resumed["refused"] for resumed in members(files(tmp_path), "resumed")) >= many
     assert sum(event.get("omitted", 0) for event in events) == 40
     assert verified(files(tmp_path)).is_whole
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.audit.lines import Chain
-from tests.audit.trails import KEY, OTHER_KEY, files, interrupt, keep, problems, verified
+from tests.audit.trails import KEY, OTHER_KEY, family, files, interrupt, keep, problems, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,3 +243,50 @@ def test_lines_under_an_earlier_key_verify_with_it_alone(tmp_path: Path) -> None
     later = keep(tmp_path, 2)
     assert verified([*earlier, *later], keys=[KEY, OTHER_KEY]).is_whole
     assert "wrong_mac" in problems(verified([*earlier, *later]))
+
+
+def test_a_chain_that_goes_on_behind_its_witness_is_found(tmp_path: Path) -> None:
+    """As with a file system without locks, where a live chain is taken for dead."""
+    [file] = keep(tmp_path, 5)
+    content = file.read_bytes()
+    file.write_bytes(b"".join(_lines(file)[:4]))
+    keep(tmp_path, 1)
+    file.write_bytes(content)
+    [finding] = verified(files(tmp_path)).findings
+    assert (finding.problem, finding.place.file, finding.place.seq) == ("after_witness", file, 7)
+
+
+def test_a_chain_that_ends_otherwise_than_its_witness_saw_is_found(tmp_path: Path) -> None:
+    """Whoever has the key can sign another last line, and not make a start forget the one that it saw."""
+    [file] = keep(tmp_path, 2)
+    interrupt(file)
+    keep(tmp_path, 1)
+    lines = _lines(file)
+    signed = lines[-1].replace(b'"outcome":"success"', b'"outcome":"forbidden"').rpartition(b',"mac"')[0]
+    file.write_bytes(b"".join([*lines[:-1], signed + b',"mac":"' + KEY.mac(signed) + b'"}\n']))
+    [finding] = verified(files(tmp_path)).findings
+    assert (finding.problem, finding.place.seq) == ("after_witness", 3)
+
+
+@pytest.mark.parametrize(("kinds", "at"), [(["event", "end"], 1), (["start", "start", "end"], 2)])
+def test_a_start_that_is_not_the_first_line_and_a_first_line_that_is_no_start(
+    tmp_path: Path, kinds: list[str], at: int
+) -> None:
+    chain = Chain(key=KEY)
+    file = family(tmp_path).file(chain.id, 1)
+    file.write_bytes(b"".join(line + b"\n" for line in chain.sealed([f'"kind":"{kind}"' for kind in kinds])))
+    [finding] = verified([file]).findings
+    assert (finding.problem, finding.place.line, finding.place.seq) == ("wrong_start", at, at)
+
+
+def test_part_of_a_record_notes_what_is_elsewhere(record: Path) -> None:
+    first, second, killed, _ = files(record)
+    ends_at = len(_lines(first))
+    [note] = verified([first], partial=True).notes
+    assert (note.problem, note.place.seq) == ("goes_on", ends_at)
+    [note] = verified([second], partial=True).notes
+    assert (note.problem, note.place.line) == ("begins_later", 1)
+    assert f"seq 1 to {ends_at} are not in these files" in note.words
+    notes = verified([first, killed], partial=True).notes
+    assert [note.problem for note in notes] == ["goes_on", "goes_on"]
+    assert f"saw it end with seq {EVENTS + 2}; seq {ends_at + 1} " in notes[0].words

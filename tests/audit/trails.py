@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from app.audit.family import Family
-from app.audit.file_target import FileTarget
+from app.audit.file_target import SYSTEM_CALLS, FileCalls, FileTarget
 from app.audit.keys import AuditKey
 from app.audit.lines import Chain, parse_line
 from app.audit.trail import AuditLog
 from app.audit.verify import Verifier
+from app.audit.writer import FLUSH_SECONDS, RETRY_SECONDS
 from app.observability.counters import InMemoryAuditCounters
 from app.security.context import SecretField
 from app.tokens.events import SUCCESS, Operation, TokenEvent
@@ -59,18 +60,29 @@ async def opened_trail(
     sync: Sync = "interval",
     maximum_bytes: int = 64 * 1024 * 1024,
     target: AuditTarget | None = None,
+    system: FileCalls = SYSTEM_CALLS,
     bound_seconds: float = 2.0,
+    flush_seconds: float = FLUSH_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
     counters: InMemoryAuditCounters | None = None,
 ) -> AsyncIterator[AuditLog]:
     chain = Chain(key=key)
     trail = AuditLog(
         target=target
-        or FileTarget(family=family(folder), chain=chain.id, maximum_bytes=maximum_bytes, flushing=sync != "off"),
+        or FileTarget(
+            family=family(folder),
+            chain=chain.id,
+            maximum_bytes=maximum_bytes,
+            flushing=sync != "off",
+            system=system,
+        ),
         chain=chain,
         sync=sync,
         counters=counters or InMemoryAuditCounters(),
         previous_keys=previous_keys,
         bound_seconds=bound_seconds,
+        flush_seconds=flush_seconds,
+        retry_seconds=retry_seconds,
     )
     await trail.open()
     try:
