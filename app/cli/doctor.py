@@ -57,7 +57,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield _check_store(settings)
     yield from _check_tls(settings)
     if settings.audit_log is not None:
-        yield _check_audit(settings, settings.audit_log)
+        yield from audit_findings(settings, settings.audit_log)
 
 
 def _check_tls(settings: Settings) -> Iterator[Finding]:
@@ -125,17 +125,23 @@ def _check_store(settings: Settings) -> Finding:
     return OK, "store", "oauth_tokens is there, with every column, and its rows are visible"
 
 
-def _check_audit(settings: Settings, audit_log: str) -> Finding:
+def audit_findings(settings: Settings, audit_log: str) -> Iterator[Finding]:
     signed = "" if settings.audit_key is None else f"signed with key {derived(settings.audit_key).name}"
+    directory = Path(audit_log).parent
     if audit_log == "-" or is_stream(Path(audit_log)):
-        return OK, "audit", f"goes to a stream, {signed}; what reads it has to keep it"
-    if not Path(audit_log).parent.exists():
-        return OK, "audit", f"{Path(audit_log).parent} does not exist yet; the first start creates it"
+        yield OK, "audit", f"goes to a stream, {signed}; what reads it has to keep it"
+        return
+    if not directory.exists():
+        yield OK, "audit", f"{directory} does not exist yet; the first start creates it"
+        return
     try:
         demand_writable(Family(Path(audit_log)))
     except OSError as error:
-        return FAILURE, "audit", f"AUDIT_LOG: {Path(audit_log).parent} cannot be written: {error.strerror}"
-    return OK, "audit", f"{Path(audit_log).parent} can be written, {signed}"
+        yield FAILURE, "audit", f"AUDIT_LOG: {directory} cannot be written: {error.strerror}"
+        return
+    yield OK, "audit", f"{directory} can be written, {signed}"
+    if directory.stat().st_mode & 0o022:
+        yield WARNING, "audit", f"{directory} can be written by other users of this machine: chmod 700 {directory}"
 
 
 async def _probe(settings: Settings) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from app.cli.doctor import OK, WARNING, audit_findings
+from app.config.settings import Settings
 from tests.audit.trails import KEY_TEXT, files, keep
 from tests.process.home import new_home, token_vault
 
@@ -174,6 +176,17 @@ def test_a_directory_that_cannot_be_made_stops_the_start_and_the_doctor_says_so(
     assert done.returncode == 2
     assert done.stderr == "Error: AUDIT_LOG: taken cannot be written: File exists\n"
     assert "FAIL  audit" in token_vault("doctor", folder=tmp_path, settings=home.settings).stdout
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o700, 0), (0o755, 0), (0o775, 1), (0o777, 1)])
+def test_the_doctor_warns_of_a_directory_that_others_may_write(tmp_path: Path, mode: int, warned: int) -> None:
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit").chmod(mode)
+    settings = Settings(  # type: ignore[call-arg]
+        _env_file=None, TOKEN_ENCRYPTION_KEY=KEY_TEXT, AUDIT_KEY=KEY_TEXT, AUDIT_LOG=str(tmp_path / "audit/audit.jsonl")
+    )
+    states = [state for state, *_ in audit_findings(settings, str(tmp_path / "audit/audit.jsonl"))]
+    assert states == [OK, *[WARNING] * warned]
 
 
 def test_init_turns_the_trail_on_with_a_key_of_its_own(tmp_path: Path) -> None:

@@ -11,8 +11,12 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from app.audit.family import Family, demand_writable
+from app.audit.file_target import FileTarget
 from app.audit.keys import decode_audit_key
+from app.audit.lines import Chain
 from app.audit.members import event_members
+from app.audit.target import WriteError
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller
 from tests.audit.trails import KEY, SECRET, an_event, keep, members, mode
@@ -84,8 +88,28 @@ def test_hostile_text_stays_inside_its_string() -> None:
     assert {told[name] for name in ("user_id", "scheme", "outcome", "service", "address", "purpose")} == {hostile}
 
 
-def test_the_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+def test_the_files_and_their_directory_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert {mode(file) for file in keep(tmp_path / "audit", 1)} == {0o600}
+    assert mode(tmp_path / "audit") == 0o700
+    demand_writable(Family(tmp_path / "other" / "audit.jsonl"))
+    assert mode(tmp_path / "other") == 0o700
+
+
+def test_a_file_whose_name_is_taken_leaves_no_draft_and_follows_no_link(tmp_path: Path) -> None:
+    chain = Chain(key=KEY).id
+    family = Family(tmp_path / "audit.jsonl")
+    target = FileTarget(family=family, chain=chain, maximum_bytes=4096, flushing=True)
+    taken = family.file(chain, 1)
+    taken.mkdir()
+    with pytest.raises(WriteError, match="EISDIR"):
+        target.append([b"a line"], durably=False)
+    assert list(tmp_path.iterdir()) == [taken]
+    taken.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    taken.symlink_to(elsewhere)
+    target.append([b"a line"], durably=False)
+    target.close()
+    assert (taken.is_symlink(), taken.read_bytes(), elsewhere.exists()) == (False, b"a line\n", False)
 
 
 def test_neither_the_key_nor_what_it_derives_shows_in_a_repr() -> None:
