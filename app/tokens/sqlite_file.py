@@ -51,8 +51,17 @@ def prepare_database(path: Path) -> None:
 
 
 def create_private(path: Path) -> None:
-    """Create the file readable by its owner alone; SQLite gives its companions the same mode."""
+    """Create the file readable by its owner alone; SQLite gives its companions the same mode.
+
+    Refused where only the write-ahead log is there: SQLite would delete it as soon as it met an empty file beside it,
+    and with it every commit that has not reached the file.
+    """
     try:
+        file = path.resolve()
+        log = file.parent / f"{file.name}-wal"
+        if not file.exists() and log.exists() and log.stat().st_size:
+            message = "the file that SQLITE_PATH names is missing, its -wal is not: put the file back or move the -wal"
+            raise StoreMisconfigured(message)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError:
@@ -61,9 +70,12 @@ def create_private(path: Path) -> None:
 
 
 def connect(path: Path) -> apsw.Connection:
-    """Open the file, with its table. WAL with `synchronous=FULL`: what is committed survives a loss of power."""
+    """Open the file, with its table. WAL with `synchronous=FULL`: what is committed survives a loss of power.
+
+    A missing file is not created here: beside a new one SQLite deletes the write-ahead log of the old.
+    """
     # absolute, so that no name is taken for SQLite's own, like :memory:
-    connection = apsw.Connection(str(path.absolute()))
+    connection = apsw.Connection(str(path.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

@@ -179,16 +179,21 @@ class SqliteRepository:
         return [_decode(row) for row in rows]
 
     def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with closing(connect(self._path)) as connection:
+        with self._another_connection() as connection:
             return list(connection.execute(sql, parameters))
 
     def _count(self, provider: str | None) -> list[CensusLine]:
-        with translated(), closing(connect(self._path)) as connection:
+        with translated(), self._another_connection() as connection:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
                 CensusLine(scheme, tuple(sorted({name for name in materials if name})), count)
                 for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
             ]
+
+    def _another_connection(self) -> closing[apsw.Connection]:
+        """Open the same file once more, for what may take long; it is closed after its `with` block."""
+        self._demand_same_file()
+        return closing(connect(self._path))
 
     def _demand_same_file(self) -> None:
         """Raise where writes would go into a file that nobody can open any more."""

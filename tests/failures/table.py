@@ -18,6 +18,7 @@ _KMS_ERRORS: Final = "tests/security/test_kms_failures.py"
 _SQLITE: Final = "tests/failures/test_sqlite.py"
 _POSTGRES: Final = "tests/failures/test_postgres.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
+_AUDIT: Final = "tests/audit/test_under_load.py"
 _PROCESS: Final = "tests/failures/test_process.py"
 
 
@@ -197,7 +198,7 @@ TABLE: Final = (
         affects="writes",
         check="store",
         recovers_within_seconds=5,
-        tests=(f"{_SQLITE}::test_moved",),
+        tests=(f"{_SQLITE}::test_moved", f"{_SQLITE}::test_moved_without_its_log"),
     ),
     # KMS, as the primary and without a fallback; whose data key is at hand notices nothing
     Failure(
@@ -284,6 +285,23 @@ TABLE: Final = (
             f"{_KEY_STATES}::test_signature_of_another_time",
             f"{_KMS_ERRORS}::test_an_error_that_needs_an_operator_is_neither_retryable_nor_retried",
         ),
+    ),
+    # the audit trail
+    Failure(
+        name="Audit trail's disk full",
+        code="audit_unavailable",
+        affects="calls on tokens that are not refused anyway",
+        check="audit",
+        recovers_within_seconds=5,
+        tests=(f"{_AUDIT}::test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart",),
+    ),
+    Failure(
+        name="Audit trail's disk slow or hanging",
+        code="audit_unavailable",
+        affects="calls on tokens, within 2.5 s and then at once",
+        check="audit",
+        recovers_within_seconds=5,
+        tests=(f"{_AUDIT}::test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long",),
     ),
     # the process and its files
     Failure(

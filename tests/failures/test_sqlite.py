@@ -17,7 +17,7 @@ from tests.api.service import COMMAND, running_service
 from tests.failures.load import path_of
 from tests.failures.scenario import demand
 from tests.failures.table import BY_NAME
-from tests.process.home import environment, new_home
+from tests.process.home import environment, new_home, token_vault
 from tests.tokens.stores import SqliteStore
 
 if TYPE_CHECKING:
@@ -136,6 +136,24 @@ def test_moved(service: Service, store: SqliteStore) -> None:
         breaks=lambda: store.path.rename(elsewhere),
         mends=lambda: elsewhere.rename(store.path),
     )
+
+
+def test_moved_without_its_log(service: Service, store: SqliteStore, tmp_path: Path) -> None:
+    """What is committed may be in the -wal alone, and SQLite deletes a -wal that it finds beside an empty file."""
+    elsewhere = store.path.with_name("elsewhere.db")
+    log = store.path.with_name("vault.db-wal")
+    with service.client() as client:
+        assert client.put(path_of(USER), json={"access_token": "kept"}).status_code == 201
+        committed = log.read_bytes()
+        store.path.rename(elsewhere)
+        problem(client.get("/v1/encryption"), 500, "store_misconfigured")
+        started = token_vault("serve", folder=tmp_path, settings={**new_home(tmp_path).settings, **store.environment()})
+        assert (started.returncode, started.stderr.startswith("Error: SQLITE_PATH: ")) == (2, True)
+        assert not store.path.exists()
+        assert log.read_bytes() == committed
+        elsewhere.rename(store.path)
+        assert client.get("/v1/encryption").json()["tokens"] == 1
+    assert [row["user_id"] for row in store.rows()] == [USER]
 
 
 def test_read_only(tmp_path: Path, store: SqliteStore) -> None:

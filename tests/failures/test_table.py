@@ -12,6 +12,7 @@ from tests.failures.table import BY_NAME, ERRORS, HEADING, TABLE, render
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "failures.md"
 OF_A_DEPENDENCY = {
+    "audit_unavailable",
     "key_denied",
     "key_unavailable",
     "store_misconfigured",
