@@ -33,6 +33,8 @@ class Marked:
     metadata: str = field(default_factory=lambda: marked("metadata"))
     master_key: str = field(default_factory=_key)
     previous_key: str = field(default_factory=_key)
+    audit_key: str = field(default_factory=_key)
+    collector_key: str = field(default_factory=lambda: f"collector-{secrets.token_hex(16)}")
     aws_access_key: str = field(default_factory=lambda: f"AKIA{secrets.token_hex(8).upper()}")
     aws_secret_key: str = field(default_factory=lambda: f"aws/{secrets.token_hex(16)}+x")
 
@@ -41,6 +43,7 @@ class Marked:
             "TOKEN_ENCRYPTION_KEY": self.master_key,
             "ENCRYPTION_KEY_VERSION": "2",
             "TOKEN_ENCRYPTION_PREVIOUS_KEYS": f'{{"1": "{self.previous_key}"}}',
+            "AUDIT_KEY": self.audit_key,
             "AWS_ACCESS_KEY_ID": self.aws_access_key,
             "AWS_SECRET_ACCESS_KEY": self.aws_secret_key,
             "LOG_LEVEL": "DEBUG",
@@ -55,10 +58,12 @@ class Marked:
         """Return what no answer may ever hold."""
         found = [Secret.of("misplaced token", self.misplaced)]
         found += [Secret.of(f"service key {name}", key) for name, key in service_keys.items()]
-        for label, key in (("master key", self.master_key), ("previous master key", self.previous_key)):
+        keys = {"master key": self.master_key, "previous master key": self.previous_key, "audit key": self.audit_key}
+        for label, key in keys.items():
             found += [Secret.of(label, key), Secret(f"{label}, decoded", base64.b64decode(key))]
         # the access key's id goes to AWS in the clear with each request, and is no secret; the other one is
         found.append(Secret.of("AWS secret access key", self.aws_secret_key))
+        found.append(Secret.of("the collector's key", self.collector_key))
         if supabase_key is not None:
             found.append(Secret.of("Supabase's key", supabase_key))
             found.append(Secret.of("the signature of Supabase's key", supabase_key.rpartition(".")[2]))

@@ -4,105 +4,68 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 
-from tests.api.service import running_service
-from tests.canary.faults import corrupt_rows, failing_kms, failing_store
 from tests.canary.marked import Marked
+from tests.canary.run import DATABASE, OF_ANY_STORE, OF_EACH_STORE, canary_run
 from tests.canary.searcher import Place, Secret, find
-from tests.canary.traffic import Traffic
-from tests.process.home import token_vault
 from tests.tokens.stores import SqliteStore, SupabaseStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.canary.run import Run
     from tests.stack.kms import Kms
-    from tests.tokens.stores import Store
-
-COMMANDS = (
-    ("doctor",),
-    ("encryption", "status", "--json"),
-    ("rewrap",),
-    ("keys", "retire", "1"),
-    ("service-key", "list"),
-)
-# tokens are in the database alone, encrypted; the settings are in .env and the environment
-DATABASE = "vault.db"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Everything that was said and written, and what must not stand in it."""
-
-    traffic: Traffic
-    marked: Marked
-    others: list[Secret]
-    files: list[Place]
-    commands: list[Place]
-
-    @property
-    def everything(self) -> list[Secret]:
-        return [*self.others, *self.marked.tokens(), Secret.of("metadata", self.marked.metadata)]
 
 
 @pytest.fixture(scope="module", params=["sqlite", "supabase"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kms_server: Kms) -> Iterator[Run]:
+    """Two workers share the embedded store; Supabase has the one process, whose metrics are its own."""
     folder = tmp_path_factory.mktemp("canary")
-    store: Store = SqliteStore(folder / DATABASE)
-    supabase_key = None
-    if request.param == "supabase":
+    kms_server.renew()
+    if request.param == "sqlite":
+        store, commands = SqliteStore(folder / DATABASE), (*OF_EACH_STORE, *OF_ANY_STORE)
+        yield canary_run(folder, store, kms_server, supabase_key=None, workers=2, commands=commands)
+    else:
         stack = request.getfixturevalue("supabase_stack")
         stack.reset()
-        store, supabase_key = SupabaseStore(stack), stack.service_key
+        key = stack.service_key
+        yield canary_run(folder, SupabaseStore(stack), kms_server, supabase_key=key, workers=1, commands=OF_EACH_STORE)
+        stack.reset()
     kms_server.renew()
-    marked = Marked()
-    settings = {**store.environment(), **kms_server.environment(), **marked.settings()}
-    with running_service(folder, settings) as service, service.client() as client:
-        traffic = Traffic(service, client, marked)
-        traffic.every_route(str(uuid4()))
-        traffic.every_bad_input()
-        traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
-        traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})
-        corrupt_rows(traffic, store)
-        failing_store(traffic, store)
-        failing_kms(traffic, kms_server)
-        for key in service.keys.values():  # where no key belongs
-            traffic.send("GET", f"/v1/users/{key}/tokens/{key}", params={"service_type": key})
-        others = marked.others(service.keys, supabase_key)
-        settings["SERVICE_KEYS_FILE"] = str(folder / "service-keys.json")
-        commands = list(_commands(folder, settings))
-    files = [Place(str(file.relative_to(folder)), file.read_bytes()) for file in _kept(folder)]
-    kms_server.renew()
-    yield Run(traffic, marked, others, files, commands)
-    if isinstance(store, SupabaseStore):
-        store.stack.reset()
-
-
-def _kept(folder: Path) -> list[Path]:
-    """Return what the service and its commands have written: the log of both streams, and whatever else appears."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return [path for path in files if path.name != ".env" and not path.name.startswith(DATABASE)]
-
-
-def _commands(folder: Path, settings: dict[str, str]) -> Iterator[Place]:
-    broken = {"SUPABASE_SERVICE_KEY": "x", "TOKEN_ENCRYPTION_PREVIOUS_KEYS": "{}"}
-    runs = [*((command, settings) for command in COMMANDS), (COMMANDS[0], {**settings, **broken})]
-    for command, with_settings in runs:
-        done = token_vault(*command, folder=folder, settings=with_settings)
-        yield Place(f"{' '.join(command)}: {done.returncode}", (done.stdout + done.stderr).encode())
 
 
 def test_the_secrets_have_been_everywhere(run: Run) -> None:
     assert run.traffic.statuses >= {200, 201, 204, 400, 401, 403, 404, 405, 409, 412, 413, 422, 500, 503}
     assert {"log", "service-keys.json"} <= {place.name for place in run.files}
+    assert [secret for secret in run.others if secret.label.startswith("data key")]
     for secret in run.marked.tokens():
         assert find([secret], run.traffic.reveals), "a reveal's answer holds it, so the searcher would see it"
+
+
+def test_audit_events_and_spans_are_kept_up_to_the_end(run: Run) -> None:
+    assert {(event["operation"], event["outcome"]) for event in run.events} >= {
+        ("store", "success"),
+        ("reveal", "success"),
+        ("reveal", "malformed_ciphertext"),
+        ("rotate", "success"),
+        ("rewrap", "success"),
+        ("delete", "success"),
+        ("reveal", "unauthenticated"),
+    }
+    assert (run.trail.findings, run.trail.notes) == ([], [])
+    assert {"PUT /v1/users/{user_id}/tokens/{provider}", "store get", "KMS GenerateDataKey"} <= run.spans
+    assert run.exit_code == 0
+    [log] = [place for place in run.files if place.name == "log"]
+    assert b'"reason": "EFBIG"' in log.content, "its disk was full"
+    assert b"Finished server process" in log.content
+
+
+def test_no_span_holds_a_secret(run: Run) -> None:
+    assert find(run.everything, run.batches) == []
 
 
 def test_no_answer_holds_a_secret_but_a_reveals_own(run: Run) -> None:
@@ -118,7 +81,11 @@ def test_no_log_and_no_file_holds_a_secret(run: Run) -> None:
 
 
 def test_no_command_prints_a_secret(run: Run) -> None:
-    assert len(run.commands) == len(COMMANDS) + 1
+    printed = {place.name: place.content for place in run.commands}
+    assert {"doctor: 0", "rewrap: 1"} <= printed.keys(), "rows that nobody can read are left"
+    if "doctor: 2" not in printed:
+        assert b"Whole: " in printed["audit verify: 0"]
+        assert b'"outcome":"success"' in printed["audit show --json: 0"]
     assert find(run.everything, run.commands) == []
 
 

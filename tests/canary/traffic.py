@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.canary.marked import Marked
 
 _JSON = {"Content-Type": "application/json"}
+_PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @dataclass(slots=True)
@@ -87,10 +88,13 @@ class Traffic:
         for name in ("service_type", "include", "access_token", secret):
             self.send("GET", canvas, params={name: secret})
         plain = secret.encode("ascii", "ignore").decode()
-        for header in ("If-Match", "If-None-Match", "X-Purpose", "X-Request-ID", "Content-Type", "Content-Encoding"):
+        # a request id or a purpose of the right form is kept and said back: a secret there is its caller's own doing
+        for header in ("If-Match", "If-None-Match", "X-Request-ID", "Content-Type", "Content-Encoding"):
             self.send("PUT", canvas, json=self.body(), headers={header: plain})
+        assert self.send("PUT", canvas, json=self.body(), headers={"X-Purpose": plain}).status_code == 422
         for header in ("Cookie", "User-Agent", "X-Forwarded-For", "Referer", "traceparent", plain[:6]):
             self.send("GET", canvas, headers={header: plain})
+        self.send("GET", canvas, headers={"traceparent": _PARENT, "tracestate": f"x={plain}", "baggage": f"x={plain}"})
         for authorization in (plain, f"Bearer {plain}", f"Bearer ptv_{plain}", f"Basic {plain}", f"Bearer  {plain}"):
             self.send("GET", canvas, headers={"Authorization": authorization})
         self.send("POST", canvas, json=self.body())
@@ -118,7 +122,7 @@ class Traffic:
         contents = [json.dumps(each).encode() for each in wrong] + [each.encode() for each in raw]
         contents.append(f'{{"access_token": "{secret}\xff"}}'.encode("latin-1"))
         for content in contents:
-            for method, path in (("PUT", canvas), ("POST", f"{canvas}/rotate"), ("PATCH", canvas)):
+            for method, path in (("PUT", canvas), ("PATCH", canvas)):  # a rotation takes the body of a PUT
                 self.send(method, path, content=content, headers=_JSON)
             self.send("POST", "/v1/tokens/batch-get", content=content, headers=_JSON)
 
