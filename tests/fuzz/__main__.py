@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: a long run over the embedded store and over Supabase, other requests each time."""
+"""`python -m tests.fuzz`: a long run over both stores with the audit trail, other requests each time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.api.service import running_service
+from tests.audit.trails import KEY_TEXT, files, verified
 from tests.fuzz.run import fuzz
 from tests.stack.install import install
 from tests.stack.postgres import running_postgres
@@ -41,11 +42,21 @@ def main() -> None:
     sys.exit(int(any(found)))
 
 
-def _fuzz(store: Store, folder: Path, examples: int, seed: int | None) -> int:
-    with running_service(folder, store.environment()) as service:
+def _fuzz(store: Store, folder: Path, examples: int, seed: int | None) -> bool:
+    name = store.environment()["TOKEN_STORE"]
+    trail = folder / f"audit-{name}"
+    settings = {
+        "AUDIT_LOG": str(trail / "audit.jsonl"),
+        "AUDIT_KEY": KEY_TEXT,
+        "RATE_LIMIT_PER_SECOND": "100000",  # counts each request and refuses none
+        **store.environment(),
+    }
+    with running_service(folder, settings) as service:
         run = fuzz(service, examples=examples, seconds=_SECONDS, seed=seed)
-    sys.stdout.write(f"{store.environment()['TOKEN_STORE']}\n{run.stdout}{run.stderr}\n")
-    return run.returncode
+    report = verified(files(trail))
+    recorded = f"{report.events} audit events, {len(report.findings)} findings"
+    sys.stdout.write(f"{name}\n{run.stdout}{run.stderr}\n{recorded}\n")
+    return run.returncode != 0 or not report.is_whole or not report.events
 
 
 if __name__ == "__main__":
