@@ -301,7 +301,10 @@ TABLE: Final = (
         affects="calls on tokens, within 2.5 s and then at once",
         check="audit",
         recovers_within_seconds=5,
-        tests=(f"{_AUDIT}::test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long",),
+        tests=(
+            "tests/failures/test_audit.py::test_audit_disk_hangs",
+            f"{_AUDIT}::test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long",
+        ),
     ),
     # the process and its files
     Failure(
