@@ -9,6 +9,7 @@ import structlog
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.answer_bodies import BatchGetResponse, BatchItem, revealed_body
 from app.api.answers import json_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.body import strict_body
@@ -16,7 +17,7 @@ from app.api.dependencies import Events, Vault
 from app.api.openapi import BODY, STORE, answers, extra
 from app.api.problems import Problem, problem_of
 from app.api.refusals import record_refused_item
-from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, revealed_body
+from app.api.request_bodies import BatchGetRequest
 from app.callers.service_key import Scope
 from app.errors import Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId

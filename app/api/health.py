@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.answer_bodies import Health, Ready
 from app.api.answers import json_answer
-from app.api.schemas import Health, Ready
 
 router = APIRouter(tags=["health"])
 

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from app import errors
 from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.problems import MEDIA_TYPE, STATUS, Problem
-from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+from app.api.request_bodies import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
 if TYPE_CHECKING:

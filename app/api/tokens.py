@@ -8,12 +8,13 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import errors
+from app.api.answer_bodies import Revealed, Token, revealed_body, token_fields
 from app.api.answers import json_answer
 from app.api.body import strict_body
 from app.api.conditions import ChangeCondition, StoreCondition
 from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
 from app.api.openapi import BODY, IF_MATCH, IF_NONE_MATCH, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
-from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, revealed_body, token_fields
+from app.api.request_bodies import PatchTokenRequest, StoreTokenRequest
 from app.callers.service_key import Scope
 from app.tokens.models import StoredToken
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from app.api.answer_bodies import Erased, Token, TokenList, token_fields
 from app.api.answers import json_answer
 from app.api.authentication import Deleter, Reader
 from app.api.dependencies import UserIdPath, Vault
 from app.api.openapi import STORE, answers
-from app.api.schemas import Erased, Token, TokenList, token_fields
 
 router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"])
 
