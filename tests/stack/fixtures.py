@@ -39,7 +39,9 @@ def supabase_stack(postgres: Postgres, stack_reaper: Reaper) -> Iterator[Supabas
 
 
 @pytest.fixture
-def supabase(supabase_stack: SupabaseStack) -> SupabaseStack:
+def supabase(supabase_stack: SupabaseStack) -> Iterator[SupabaseStack]:
     """The session's Supabase project: without tokens, without faults, running."""
     supabase_stack.reset()
-    return supabase_stack
+    yield supabase_stack
+    supabase_stack.faults.reset()  # a module's own service may be next, and looks at nothing first
+    supabase_stack.start_postgrest()
