@@ -11,6 +11,7 @@ import structlog
 from app.errors import VaultError
 from app.tokens.reencryption import Sweep, SweepPlan
 from app.tokens.sweep_report import SweepReport
+from app.tokens.told import Told
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
@@ -28,7 +29,8 @@ class BackgroundSweep:
     """Runs a gentle sweep every `interval_seconds`, give or take a fifth.
 
     Any number of replicas may do so at once: each row still moves once, and the pauses and the rows that they begin
-    with differ so that they rarely meet.
+    with differ so that they rarely meet. A row that cannot be read is counted by every sweep, and
+    leaves a record of it once.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class BackgroundSweep:
         self._events = events
         self._interval_seconds = interval_seconds
         self._observer = observer or _Quiet()
+        self._recorded = Told()
         self._sweep: Sweep | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -73,6 +76,7 @@ class BackgroundSweep:
                 events=self._events,
                 observer=self._observer,
                 plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=PATIENCE_SECONDS, scattered=True),
+                recorded=self._recorded,
             )
             try:
                 _log_report(await self._sweep.run())

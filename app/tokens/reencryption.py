@@ -25,6 +25,7 @@ from app.tokens.patience import Patience, StoppedError
 from app.tokens.rewrap_writer import RewrapWriter
 from app.tokens.side_by_side import Tasks, all_of
 from app.tokens.sweep_report import SweepReport
+from app.tokens.told import Told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,6 @@ CONCURRENT_ROWS: Final = 32
 PATIENCE_SECONDS: Final = 300.0
 _MAXIMUM_PASSES: Final = 20
 _BETWEEN_PASSES_SECONDS: Final = 0.1
-_TOLD_ONCE: Final = 10_000
 _COUNT_WHEN_STOPPED_SECONDS: Final = 10.0
 CALLER: Final = Caller("token-vault-rewrap")
 
@@ -76,7 +76,7 @@ class SweepObserver(Protocol):
 
 
 class Sweep:
-    """One sweep; `run` it once."""
+    """One sweep; `run` it once. `recorded` knows of which unreadable rows those before it have left a record."""
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Sweep:
         events: TokenEvents,
         observer: SweepObserver,
         plan: SweepPlan,
+        recorded: Told | None = None,
     ) -> None:
         self._tokens = tokens
         self._cipher = cipher
@@ -104,7 +105,8 @@ class Sweep:
         self._proven = False
         self._found: Counter[str] = Counter()
         self._found_before: Counter[str] = Counter()
-        self._told: set[str] = set()
+        self._told = Told()
+        self._recorded = Told() if recorded is None else recorded
         self._unrecorded: list[TokenEvent] = []
 
     def stop(self, reason: str = "it was told to stop") -> None:
@@ -277,18 +279,17 @@ class Sweep:
         return Rewrap(row, transitions.rewrapped(row, sealed))
 
     def _moved(self, rewrap: Rewrap) -> None:
+        self._recorded.forget(rewrap.before.id)
         self._report.moved += 1
         self._record(rewrap.after, SUCCESS, None)
 
     def _unreadable(self, row_id: str, error: VaultError, row: StoredToken | None) -> None:
         self._found[error.code] += 1
         self._report.unreadable = self._found_before | self._found  # whichever pass has met more of them
-        if row_id in self._told:  # a later pass comes by again
+        if not self._told.is_news(row_id, error.code):  # a later pass comes by again
             return
-        if len(self._told) < _TOLD_ONCE:
-            self._told.add(row_id)
         self._observer.unreadable(row_id, error)
-        if row is not None:
+        if row is not None and self._recorded.is_news(row_id, error.code):
             self._record(row, error.code, error.detail)
 
     def _record(self, row: StoredToken, outcome: str, detail: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,10 @@ from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
 from app.security.shape import MAXIMUM_CIPHERTEXT_CHARACTERS
 from app.security.strategy import EncryptionStrategy, Sealed
+from app.tokens.background_sweep import BackgroundSweep
+from app.tokens.events import NoAuditTrail, TokenEvents
+from app.tokens.token_cipher import TokenCipher
+from app.tokens.told import REMEMBERED, Told
 from tests.process.rewrap_run import rewrap
 from tests.process.stored_rows import (
     Row,
@@ -127,6 +132,49 @@ async def test_they_stay_counted_where_a_later_pass_is_stopped(tmp_path: Path, p
     assert report.unreadable.total() == 4
     assert dict(report.unreadable) == {"integrity": 2, "key_denied": 1, "malformed_ciphertext": 1}
     assert len(heard.unreadable_ids) == 4
+
+
+async def test_sweeps_in_the_background_count_them_each_time_and_record_them_once(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    broken = broken_rows()
+    rows.insert(broken.values())
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        background = BackgroundSweep(
+            tokens=tokens,
+            cipher=TokenCipher(encryption=local_encryption(2)),
+            events=TokenEvents(audit=NoAuditTrail(), observers=[heard]),
+            interval_seconds=0.01,
+            observer=heard,
+        )
+        background.start()
+        await _until(lambda: len(heard.unreadable_ids) >= 12)
+        recorded = [event.outcome for event in heard.events]
+        # another error of one of them is news
+        rows.replace([broken["flipped"] | {"access_token": "nonsense"}])
+        await _until(lambda: len(heard.events) > 4)
+        await background.close()
+    assert sorted(recorded) == ["integrity", "integrity", "key_denied", "malformed_ciphertext"]
+    assert [event.outcome for event in heard.events[4:]] == ["malformed_ciphertext"]
+
+
+def test_what_was_told_is_forgotten_when_it_was_mended_and_memory_is_bounded() -> None:
+    told = Told()
+    assert [told.is_news("row", "integrity") for _ in range(2)] == [True, False]
+    told.forget("row")
+    assert told.is_news("row", "integrity")
+    for number in range(2 * REMEMBERED):
+        told.is_news(str(number), "integrity")
+    assert len(told) == REMEMBERED
+    assert not told.is_news("row", "integrity")
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came to pass")
 
 
 # --- rows that the primary seals wrongly
