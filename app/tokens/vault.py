@@ -28,12 +28,12 @@ from app.tokens.models import (
     TokenStatus,
     parse_user_id,
 )
+from app.tokens.shared_census import SharedCensus
 from app.tokens.single_rewrap import rewrapped, write_rewrap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from app.tokens.census import CensusLine
     from app.tokens.events import TokenEvents
     from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, TokenPatch
     from app.tokens.repository import TokenRepository
@@ -74,7 +74,7 @@ class TokenVault:
         self._on_reveal = on_reveal
         self._now = now
         self._deadline_seconds = deadline_seconds
-        self._counting: asyncio.Future[list[CensusLine]] | None = None
+        self._census = SharedCensus(tokens=tokens)
 
     async def store(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
@@ -217,20 +217,8 @@ class TokenVault:
             return deleted
 
     async def census(self) -> Census:
-        """Count the tokens by how they are encrypted; reads no secret and leaves no record.
-
-        Those who ask while it is being counted wait for the same count. One that takes too long goes on without them,
-        for the store would not notice that they have left.
-        """
-        if self._counting is None or self._counting.done():
-            self._counting = asyncio.ensure_future(self._tokens.census())
-            self._counting.add_done_callback(lambda count: count.cancelled() or count.exception())  # seen in any case
-        try:
-            async with asyncio.timeout(self._deadline_seconds):
-                lines = await asyncio.shield(self._counting)
-        except TimeoutError:
-            message = "the tokens could not be counted in time; `token-vault encryption status` takes longer"
-            raise StoreTimeout(message) from None
+        """Count the tokens by how they are encrypted; reads no secret and leaves no record."""
+        lines = await self._census.lines(within_seconds=self._deadline_seconds)
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
 
     async def _find(self, token_id: TokenId) -> StoredToken | None:

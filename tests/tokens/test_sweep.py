@@ -288,7 +288,8 @@ class _Deaf(Heard):
 async def test_nothing_secret_is_told_or_printed(kms: Kms, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
     rows.insert([*_under_first(20), *broken_rows().values()])
     before = rows.rows()
-    service = encryption(kms_settings(kms, primary=True))
+    aws_secret = "wJalrXUtnFEMI/K7MDENG"
+    service = encryption(kms_settings(kms, primary=True) | {"AWS_SECRET_ACCESS_KEY": aws_secret})
     heard, said = Heard(), io.StringIO()
     kms.faults.error("ThrottlingException", times=2)
     with redirect_stdout(said), redirect_stderr(said), caplog.at_level(logging.DEBUG, logger="app"):
@@ -296,7 +297,7 @@ async def test_nothing_secret_is_told_or_printed(kms: Kms, rows: Rows, caplog: p
             running = sweep(tokens, service, heard=heard)
             report = await running.run()
     everything = said.getvalue() + caplog.text + repr((heard, report, running))
-    secrets = [*KEYS.values(), "1234~access of", "refresh of", kms.environment()["AWS_SECRET_ACCESS_KEY"] + "!"]
+    secrets = [*KEYS.values(), "1234~access of", "refresh of", aws_secret]
     for one in (before, rows.rows()):
         secrets += [row[name] for row in one.values() for name in ("access_token", "refresh_token") if row[name]]
     assert len(heard.events) == 24
