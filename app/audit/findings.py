@@ -37,7 +37,9 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
+    files: int = 0
     chains: int = 0
+    live: int = 0  # chains that are being written
     events: int = 0
 
     @property

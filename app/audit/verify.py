@@ -15,7 +15,7 @@ from app.audit.lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, STAR
 from app.audit.witness import witnesses_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from app.audit.keys import AuditKey
@@ -53,7 +53,8 @@ class Verifier:
         """Read all of it and report. Raises `OSError` where a file cannot be read."""
         named: list[Path] = []
         others: list[Path] = []
-        for path in dict.fromkeys(files):
+        for path in _once_each(files):
+            self._report.files += 1
             (named if chain_of_file(path) else others).append(path)
         for path in [*sorted(named, key=lambda path: path.name), *others]:
             self._read(path)
@@ -170,6 +171,7 @@ class Verifier:
                 self._note("interrupted", place, f"interrupted, witnessed by chain {by}: it ended here when that began")
             self._note_torn(chain, "half a line, cut short by the interruption")
         elif chain.files and is_being_written(chain.files[-1]):
+            self._report.live += 1
             self._note("live", place, "it is being written")
             self._note_torn(chain, "half a line of a write that is under way")
         elif self._partial:
@@ -220,6 +222,16 @@ class Verifier:
         for place in chain.torn:
             self._note("torn", place, words)
         chain.torn.clear()
+
+
+def _once_each(files: Iterable[Path]) -> Iterator[Path]:
+    """Leave out what was named before, also under another name, unless that says another chain; raises `OSError`."""
+    names: dict[tuple[int, int], dict[str | None, Path]] = {}
+    for path in files:
+        status = path.stat()
+        names.setdefault((status.st_dev, status.st_ino), {}).setdefault(chain_of_file(path), path)
+    for by_chain in names.values():
+        yield from (path for chain, path in by_chain.items() if chain is not None or len(by_chain) == 1)
 
 
 def _range(first: int, last: int) -> str:

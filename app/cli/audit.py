@@ -58,9 +58,11 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
         click.echo(_line("note", note))
     for finding in report.findings:
         click.echo(_line("FAIL", finding))
-    counted = f"{report.events:,} events in {report.chains:,} chains and {len(files):,} files"
+    counted = f"{report.events:,} events in {report.chains:,} chains and {report.files:,} files"
+    if report.live:
+        counted += f"; {report.live:,} of the chains are still open, and what was cut off their ends would not show"
     if not report.chains:
-        click.echo(f"\nNot verified: there is no line of an audit trail in {len(files):,} files.")
+        click.echo(f"\nNot verified: there is no line of an audit trail in {report.files:,} files.")
         sys.exit(NOT_WHOLE)
     if not report.is_whole:
         click.echo(f"\nNot whole: {len(report.findings):,} findings; {counted}. What to do: docs/audit.md")

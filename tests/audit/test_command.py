@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import pytest
 
 from app.cli.doctor import OK, WARNING, audit_findings
 from app.config.settings import Settings
-from tests.audit.trails import KEY_TEXT, files, keep
+from tests.audit.trails import KEY_TEXT, an_event, files, keep, opened_trail
 from tests.process.home import new_home, token_vault
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ def test_a_whole_record_is_0_and_is_found_by_itself(tmp_path: Path) -> None:
     keep(tmp_path, 3)
     done = _audit("verify", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "Whole: 3 events in 1 chains and 1 files.\n", "")
+
+
+async def test_the_closing_line_says_how_many_chains_are_still_open(tmp_path: Path) -> None:
+    async with opened_trail(tmp_path) as one, opened_trail(tmp_path):
+        await one.append(an_event())
+        done = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == (
+        "Whole: 1 events in 2 chains and 2 files; "
+        "2 of the chains are still open, and what was cut off their ends would not show."
+    )
 
 
 def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> None:

@@ -290,3 +290,20 @@ def test_part_of_a_record_notes_what_is_elsewhere(record: Path) -> None:
     notes = verified([first, killed], partial=True).notes
     assert [note.problem for note in notes] == ["goes_on", "goes_on"]
     assert f"saw it end with seq {EVENTS + 2}; seq {ends_at + 1} " in notes[0].words
+
+
+def test_a_file_under_several_names_is_read_once(record: Path, tmp_path: Path) -> None:
+    all_files = files(record)
+    (tmp_path / "linked").symlink_to(record)
+    (tmp_path / "same").hardlink_to(all_files[0])
+    again = [tmp_path / "same", *all_files, *((tmp_path / "linked" / file.name) for file in all_files)]
+    report = verified(again)
+    assert (report.findings, report.files, report.chains, report.events) == ([], len(all_files), 3, EVENTS + 5)
+    assert verified([record / ".." / "record" / all_files[2].name, *all_files]).is_whole
+
+
+def test_a_file_in_the_place_of_another_chain_s_is_no_second_name(record: Path) -> None:
+    first, *_, last = files(record)
+    last.unlink()
+    last.hardlink_to(first)
+    assert "foreign_line" in problems(verified(files(record)))
