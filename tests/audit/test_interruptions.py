@@ -48,8 +48,8 @@ asyncio.run(main())
 """
 
 
-def _killed_chain(folder: Path) -> Path:
-    """Return the file of a process that was killed with SIGKILL after twenty events."""
+def _killed_chain(folder: Path, *, cut_to: int | None = None) -> Path:
+    """Return the file of a process that was killed with SIGKILL after twenty events, and cut to so many lines before."""
     before = files(folder)
     process = subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, folder], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -58,6 +58,8 @@ def _killed_chain(folder: Path) -> Path:
     [file] = [path for path in files(folder) if path not in before]
     live = verified([file])
     assert (problems(live), [note.problem for note in live.notes]) == ([], ["live"])
+    if cut_to is not None:
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:cut_to]))
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
     return file
@@ -94,6 +96,13 @@ def test_a_tail_that_is_cut_before_the_next_start_is_not_seen_to_be_missing(tmp_
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]))
     assert problems(verified([file])) == ["no_end"]
+    keep(tmp_path, 1)
+    assert verified(files(tmp_path)).is_whole
+
+
+def test_a_live_chain_that_is_cut_and_then_killed_is_not_seen_to_be_short(tmp_path: Path) -> None:
+    """A limit that docs/audit.md states: only a copy that has left the machine tells."""
+    _killed_chain(tmp_path, cut_to=3)
     keep(tmp_path, 1)
     assert verified(files(tmp_path)).is_whole
 
