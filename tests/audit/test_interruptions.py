@@ -49,7 +49,7 @@ asyncio.run(main())
 
 
 def _killed_chain(folder: Path, *, cut_to: int | None = None) -> Path:
-    """Return the file of a process that was killed with SIGKILL after twenty events, and cut to so many lines before."""
+    """Return the file of a process that was killed with SIGKILL after twenty events, and maybe cut just before."""
     before = files(folder)
     process = subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, folder], stdout=subprocess.PIPE)
     assert process.stdout is not None

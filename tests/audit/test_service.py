@@ -172,7 +172,7 @@ def test_a_key_that_asks_for_too_much_does_not_fill_the_record(tmp_path: Path) -
     [end] = members(files(tmp_path / "audit"), "end")
     limited = [event for event in events if event["outcome"] == "rate_limited"]
     assert {event["service"] for event in limited} == {"full"}
-    assert 10 <= len(limited) <= 50
+    assert 10 <= len(limited) < answers.count(429)
     assert len(events) + sum(event.get("omitted", 0) for event in events) + end["omitted"] == asked
 
 
