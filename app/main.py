@@ -31,9 +31,10 @@ from app.composition import (
 from app.config.settings import Settings, load_settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.observability.checks import encryption_check, kms_check, service_keys_check
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_logging, end_log
 from app.observability.readiness import TIMEOUT, Readiness
 from app.observability.readiness import State as CheckState
+from app.observability.unhandled import log_unhandled_in_loop
 from app.tokens.background_sweep import BackgroundSweep
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.rewrap_on_read import RewrapOnRead
@@ -81,12 +82,15 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        asyncio.get_running_loop().set_exception_handler(log_unhandled_in_loop)
         try:
             async with _running(settings, watching) as state:
                 yield state
         except Exception as error:
             _log.critical("failed", exc_info=error)
             raise
+        finally:
+            end_log()  # a worker dies of its signal, and nothing is done after that
 
     app = FastAPI(
         title="PulsePlan token vault",

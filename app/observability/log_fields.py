@@ -38,6 +38,7 @@ OF_THE_PROCESS: Final = frozenset(
         "code",
         "expires_at",
         "keys",
+        "log_lines_dropped",
         "moved",
         "overtaken",
         "primary",

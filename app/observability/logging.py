@@ -3,8 +3,8 @@
 Libraries log what they handle: URLs with user ids, headers with keys, rows in exception texts. So their loggers are
 held at WARNING whatever LOG_LEVEL says, what they say is logged without the values that they put into it, and an
 exception is logged as its type and the lines of code it passed, never as its text. `app.observability.log_fields` says
-which fields a line may have. Lines that standard output does not take are lost: a full disk below the log takes no call
-down.
+which fields a line may have, `app.observability.log_output` how lines get out without anybody waiting for them, and
+`app.observability.unhandled` what becomes of errors that nobody catches.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import json
 import logging
 import sys
 import traceback
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
 from app.observability.log_fields import keep_allowed_fields
+from app.observability.log_output import STANDARD_OUTPUT, LogOutput
+from app.observability.unhandled import hook_unhandled, plain_words
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from structlog.typing import Processor
 
 _UVICORN = "uvicorn.error"  # its lifecycle messages; its access log would print query strings
+_ASYNCIO = "asyncio"  # puts the reprs of tasks and callbacks into its messages
 
 
 def configure_logging(*, level: str, log_format: str) -> None:
     """Send our own lines and the standard library's to standard output in one format."""
-    output = cast("TextIO", _UnfailingOutput())
+    output = _output()
     logging.raiseExceptions = False  # it would print a line that cannot be formatted, arguments and all
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -47,10 +49,16 @@ def configure_logging(*, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(output),
+        logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(output)
+    resumed = structlog.wrap_logger(
+        structlog.ReturnLogger(),
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    )
+    output.tell_dropped = lambda count: f"{resumed.warning('log_resumed', log_lines_dropped=count)}\n"
+    handler = logging.StreamHandler(cast("TextIO", output))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, _withhold_values, *shared, _withhold_traceback],
@@ -65,18 +73,34 @@ def configure_logging(*, level: str, log_format: str) -> None:
     for name in list(logging.root.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger(_UVICORN).setLevel(max(logging.INFO, logging.getLevelNamesMapping()[level]))
+    hook_unhandled()
 
 
-class _UnfailingOutput:
-    """Standard output for those who must not fail with it."""
+def end_log() -> None:
+    """Have every line written, and wait for those that follow: the process may end after any of them."""
+    _output().end()
 
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # a full disk, a pipe without a reader; closed
-            sys.stdout.write(text)
 
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
+def _output() -> LogOutput:
+    """Return the process's one output, so that lines keep their order however often logging is configured."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogOutput):
+            handler.stream.go_on()
+            return handler.stream
+    # where there is none, something else may have its number
+    return LogOutput(descriptor=None if sys.__stdout__ is None else STANDARD_OUTPUT)
+
+
+class _Lines:
+    """Takes finished lines from structlog, whose own logger for files has a lock that is not reentrant."""
+
+    def __init__(self, output: LogOutput) -> None:
+        self._output = output
+
+    def msg(self, line: str) -> None:
+        self._output.write(line + "\n")
+
+    debug = info = warning = error = critical = msg
 
 
 _encoder = json.JSONEncoder(default=repr, ensure_ascii=False)
@@ -102,10 +126,20 @@ def _name_exception(_logger: object, _method: str, event: MutableMapping[str, An
 
 
 def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Leave a library's message as its programmer wrote it, without the values; uvicorn's alone becomes whole."""
+    """Leave a library's message as its programmer wrote it, without the values; uvicorn's alone becomes whole.
+
+    A message without values may have them in it already, mostly after its first line. One that is no text, such as an
+    exception, is named by its type.
+    """
     values = event.pop("positional_args", None)
-    if values and event["_record"].name == _UVICORN:
-        event["event"] = str(event["event"]) % values
+    name, message = event["_record"].name, event["_record"].msg
+    if not isinstance(message, str):
+        event["event"] = type(message).__qualname__
+    elif values and name == _UVICORN:
+        event["event"] = message % values
+    elif not values:
+        line = message.partition("\n")[0]
+        event["event"] = plain_words(line) if name == _ASYNCIO else line
     return event
 
 

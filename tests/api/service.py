@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import httpx
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_SECONDS = 30
+_LINE_SECONDS = 5
 COMMAND = Path(sys.executable).with_name("token-vault")
 
 _EVERY = frozenset(Scope)
@@ -52,12 +54,26 @@ class Service:
     @contextmanager
     def logged(self) -> Iterator[list[dict[str, Any]]]:
         """Collect the lines that are logged inside of the block."""
-        start = self.log.stat().st_size
+        before = len(self.lines())
         lines: list[dict[str, Any]] = []
         yield lines
-        with self.log.open("rb") as file:
-            file.seek(start)
-            lines += [json.loads(line) for line in file.read().splitlines()]
+        lines += [json.loads(line) for line in self.lines()[before:-1]]
+
+    def lines(self) -> list[str]:
+        """Wait until every line so far has reached the log, and return them all, with one more of our own.
+
+        Lines come out moments after they are logged, and in order: where a request's own line is, those before it are.
+        """
+        mark = uuid4().hex
+        httpx.get(f"{self.url}/healthz", headers={"X-Request-ID": mark}, trust_env=False, timeout=20)
+        deadline = time.monotonic() + _LINE_SECONDS
+        while mark not in (written := self.log.read_text()):
+            if time.monotonic() > deadline:
+                message = f"a request's line did not come:\n{written}"
+                raise RuntimeError(message)
+            time.sleep(0.002)
+        lines = written.splitlines()
+        return lines[: next(place for place, line in enumerate(lines, 1) if mark in line)]
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def test_a_missing_column_is_named(project: SupabaseStack, tmp_path_factory: pyt
         time.sleep(1)
         environment = SupabaseStore(project).environment()
         with running_service(tmp_path_factory.mktemp("column"), environment) as service:
-            assert "lacks the columns version" in service.log.read_text()
+            assert "lacks the columns version" in "\n".join(service.lines())
     finally:
         project.sql("alter table public.oauth_tokens rename column renamed to version")
         project.sql("notify pgrst, 'reload schema'")
@@ -245,8 +245,8 @@ def test_a_wrong_key_is_misconfigured_and_not_ready(
     with running_service(tmp_path_factory.mktemp(which), environment) as service, service.client() as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["store"]) == (503, "down")
-        assert "SUPABASE_SERVICE_KEY" in service.log.read_text(), "the log says what is wrong"
-        assert getattr(project, which) not in service.log.read_text()
+        assert "SUPABASE_SERVICE_KEY" in "\n".join(service.lines()), "the log says what is wrong"
+        assert getattr(project, which) not in "\n".join(service.lines())
         problem(client.put(CANVAS, json={"access_token": "x"}), 500, "store_misconfigured")
         if which != "anon_key":  # row-level security shows anon an empty table; readiness is what notices
             problem(client.get(CANVAS), 500, "store_misconfigured")

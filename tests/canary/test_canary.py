@@ -96,7 +96,7 @@ def test_no_traceback_is_printed(run: Run) -> None:
 
 
 _DEFECTS = """
-import asyncio, httpx, sys
+import asyncio, gc, httpx, sys, threading, warnings
 from app.config.settings import Settings
 from app.main import create_app
 
@@ -123,15 +123,28 @@ async def main():
     async with httpx.AsyncClient(transport=transport, base_url="http://vault") as client:
         for which in ("plain", "chained", "group", "named"):
             answer = await client.get(f"/v1/defect/{which}", params={"token": secret})
-            print(answer.status_code, answer.headers, answer.text)
+            print(answer.status_code, answer.headers, answer.text, file=sys.stderr)
+    lost = asyncio.create_task(defect("chained"), name=secret)
+    await asyncio.sleep(0.01)
+    del lost
+    gc.collect()
+    asyncio.get_running_loop().call_soon(fail, secret)
+    await asyncio.sleep(0.01)
+
+def fail(here):
+    raise KeyError(here)
 
 asyncio.run(main())
+thread = threading.Thread(target=fail, args=(secret,), name=secret)
+thread.start()
+thread.join()
+warnings.warn(secret)
 """
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_defect_tells_nothing(tmp_path: Path, log_format: str) -> None:
-    """Whatever is raised in a route that nobody has thought of, by its text, its notes, its cause or its frames."""
+    """Whatever is raised in a route or outside of any, by its text, its notes, its cause or its frames."""
     marked = Marked()
     done = subprocess.run(
         [sys.executable, "-c", _DEFECTS, marked.access, marked.master_key],
@@ -142,7 +155,9 @@ def test_a_defect_tells_nothing(tmp_path: Path, log_format: str) -> None:
         timeout=60,
         check=True,
     )
-    assert done.stdout.count("500 Headers") == 4
+    assert done.stderr.count("500 Headers") == 4
     assert done.stdout.count("internal_error") == 4
+    for told in ("never retrieved", "Exception in callback", "thread_failed", "python_warning"):
+        assert done.stdout.count(told) == 1
     printed = [Place("both streams", (done.stdout + done.stderr).encode())]
     assert find([*marked.tokens(), *marked.others({}, None)], printed) == []

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.api.service import Service
 from tests.security.keys import MASTER_KEY
 from tests.stack.supabase import SupabaseStack
@@ -181,7 +183,7 @@ logging.getLogger("httpx").info({SECRET!r})
 def test_a_defect_is_answered_with_internal_and_logged_without_its_text(tmp_path: Path) -> None:
     """A route that fails in a way nobody thought of, in the real application."""
     program = f"""
-import asyncio, httpx
+import asyncio, httpx, sys
 from app.config.settings import Settings
 from app.main import create_app
 
@@ -195,16 +197,16 @@ async def main():
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://vault") as client:
         answer = await client.get("/v1/defect", headers={{"X-Request-ID": "request-9"}})
-    print(answer.status_code, answer.headers["cache-control"], answer.text)
+    print(answer.status_code, answer.headers["cache-control"], answer.text, file=sys.stderr)
 
 asyncio.run(main())
 """
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
     )
-    line, request, answer = output.stdout.splitlines()
-    assert answer.startswith("500 no-store ")
-    assert '"code":"internal"' in answer
+    line, request = output.stdout.splitlines()
+    assert output.stderr.startswith("500 no-store ")
+    assert '"code":"internal"' in output.stderr
     logged = json.loads(line)
     assert (logged["event"], logged["exception"], logged["request_id"]) == (
         "internal_error",
@@ -214,3 +216,77 @@ asyncio.run(main())
     told = json.loads(request)
     assert (told["event"], told["status"], told["outcome"]) == ("request", 500, "internal")
     assert "CANARY" not in output.stdout + output.stderr
+
+
+_UNCAUGHT = """
+import asyncio, gc, logging, sys, threading, uvloop, warnings
+from app.observability.logging import configure_logging
+from app.observability.unhandled import log_unhandled_in_loop
+
+secret, which, loop_kind = sys.argv[1:]
+configure_logging(level="DEBUG", log_format="json")
+
+async def lost():
+    raise ValueError(secret)
+
+def failing(argument):
+    raise KeyError(argument)
+
+async def main():
+    if which == "handled":
+        asyncio.get_running_loop().set_exception_handler(log_unhandled_in_loop)
+    task = asyncio.create_task(lost(), name=secret)
+    await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+    asyncio.get_running_loop().call_soon(failing, secret)
+    asyncio.get_running_loop().call_exception_handler({"message": "Odd thing <" + secret})
+    await asyncio.sleep(0.01)
+
+(uvloop if loop_kind == "uvloop" else asyncio).run(main())
+thread = threading.Thread(target=failing, args=(secret,), name=secret)
+thread.start()
+thread.join()
+warnings.warn(secret)
+
+class Odd:
+    def __del__(self):
+        raise ValueError(secret)
+
+Odd()
+logging.getLogger("some.library").error(ValueError(secret))
+logging.getLogger("some.library").error("a head\\n" + secret)
+failing(secret)
+"""
+
+
+@pytest.mark.parametrize("loop_kind", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("which", ["handled", "by itself"])
+def test_what_nobody_catches_is_logged_by_type_and_place(tmp_path: Path, which: str, loop_kind: str) -> None:
+    """A lost task, a failing callback, a thread, a warning, a finaliser, and the program itself."""
+    output = subprocess.run(
+        [sys.executable, "-c", _UNCAUGHT, SECRET, which, loop_kind],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=30,
+    )
+    assert (output.returncode, output.stderr) == (1, "")
+    assert "CANARY" not in output.stdout
+    lines = [json.loads(line) for line in output.stdout.splitlines()]
+    messages = ["Task exception was never retrieved", "Odd thing", "Exception in callback"]
+    in_loop = [line["reason"] if which == "handled" else line["event"] for line in lines[:3]]
+    assert in_loop == messages
+    assert {line["event"] for line in lines[:3]} == ({"unhandled_in_loop"} if which == "handled" else set(messages))
+    assert [line.get("exception") for line in lines[:3]] == ["ValueError", None, "KeyError"]
+    assert [(line["event"], line.get("exception")) for line in lines[3:]] == [
+        ("thread_failed", "KeyError"),
+        ("python_warning", "UserWarning"),
+        ("unraisable", "ValueError"),
+        ("ValueError", None),
+        ("a head", None),
+        ("failed", "KeyError"),
+    ]
+    for line in lines[3:6] + lines[8:]:
+        assert line["frames"]

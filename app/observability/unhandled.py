@@ -1,0 +1,74 @@
+"""What nobody caught: lost tasks, failing callbacks and threads, warnings, and errors that Python cannot raise.
+
+Python and asyncio print these with the exception's text and with the arguments of the callback. Here each becomes a
+log line like any other, of type and frames.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+if TYPE_CHECKING:
+    import asyncio
+    from types import TracebackType
+    from typing import TextIO
+
+_log = structlog.get_logger()
+_PLAIN_WORDS: Final = re.compile(r"(?:[A-Za-z-]+[,;:.!]?(?: |$))*")
+
+
+def hook_unhandled() -> None:
+    """Log what reaches Python's own hooks; a hook that somebody else has set is theirs."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _log_end_of_program
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _log_unraisable
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _log_end_of_thread
+    warnings.showwarning = _log_warning
+
+
+def log_unhandled_in_loop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a task, a callback or a protocol left behind; for `loop.set_exception_handler`."""
+    _log.error("unhandled_in_loop", reason=plain_words(str(context.get("message"))), exc_info=context.get("exception"))
+
+
+def plain_words(message: str) -> str:
+    """Return the words that a message begins with: what comes after them in asyncio's is a repr, arguments and all."""
+    found = _PLAIN_WORDS.match(message)
+    return found[0].strip() if found else ""
+
+
+def _log_end_of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):  # has no text, and is nothing that failed
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _log.critical("failed", exc_info=(kind, error, trace))
+
+
+def _log_end_of_thread(failed: threading.ExceptHookArgs) -> None:
+    if not issubclass(failed.exc_type, SystemExit):
+        _log.error("thread_failed", exc_info=failed.exc_value)
+
+
+def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
+    _log.error("unraisable", exc_info=failed.exc_value)
+
+
+def _log_warning(  # noqa: PLR0917  the signature is Python's
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del message, file, line
+    place = f"{filename.rpartition('site-packages/')[2]}:{lineno}"
+    _log.warning("python_warning", exception=category.__qualname__, frames=[place])
