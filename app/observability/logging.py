@@ -133,7 +133,9 @@ def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, A
     """
     values = event.pop("positional_args", None)
     name, message = event["_record"].name, event["_record"].msg
-    if not isinstance(message, str):
+    if isinstance(message, OSError) and name == _UVICORN:
+        event["event"] = str(message)  # the address that is taken
+    elif not isinstance(message, str):
         event["event"] = type(message).__qualname__
     elif values and name == _UVICORN:
         event["event"] = message % values
