@@ -38,17 +38,22 @@ def allow_open_files() -> None:
 
 
 def lock_memory(*, swaps: Path = Path("/proc/swaps")) -> None:
-    """Keep all memory out of swap where that is permitted; else warn where there is swap in use.
-
-    A limit that is too small would let later allocations fail, so then it is not tried.
-    """
-    if _may_lock() and _lock():
+    """Keep all memory out of swap and say so; where that is not permitted, warn if there is swap in use."""
+    if keep_memory_out_of_swap():
         _log.info("memory_locked")
     elif swap_is_in_use(swaps):
         _log.warning(
             "memory_may_be_swapped",
             reason="swap is in use; switch it off, or allow RLIMIT_MEMLOCK=unlimited (or CAP_IPC_LOCK)",
         )
+
+
+def keep_memory_out_of_swap() -> bool:
+    """Lock what the process has and will have, before it holds a key; whether that is permitted.
+
+    A limit that is too small would let later allocations fail, so then it is not tried.
+    """
+    return _may_lock() and _lock()
 
 
 def warn_about_root() -> None:

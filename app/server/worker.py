@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.main import create_app
-from app.server.process import forbid_core_dumps, lock_memory
+from app.server.process import forbid_core_dumps, keep_memory_out_of_swap, lock_memory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def create_hardened_app() -> FastAPI:
     """Protect the process before it holds a key, then build the application from the environment."""
     forbid_core_dumps()
+    keep_memory_out_of_swap()
     app = create_app()
-    lock_memory()
+    lock_memory()  # again, for it says so in the log, which is configured only now
     return app

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from app.server.process import swap_is_in_use
-from tests.process.home import new_home
+from tests.process.home import Home, new_home
 from tests.process.started import Started, started
 from tests.process.workers import workers_of
 
@@ -52,10 +52,12 @@ def test_no_process_of_it_leaves_a_core_dump(tmp_path: Path, serve: Serve) -> No
 
 
 @pytest.mark.skipif(not _may_lock_memory(), reason="this user may not lock memory")
-def test_every_worker_locks_its_memory_where_that_is_permitted_and_uses_no_more(tmp_path: Path, serve: Serve) -> None:
+def test_every_process_that_reads_keys_locks_its_memory_where_that_is_permitted_and_uses_no_more(
+    tmp_path: Path, serve: Serve
+) -> None:
     with serve(new_home(tmp_path), workers=2) as server:
-        for process in workers_of(server):
-            assert int(_status(process, "VmLck")) > 50_000
+        for process in {server.process.pid, *workers_of(server)}:
+            assert int(_status(process, "VmLck")) > 50_000, "the supervisor has read the keys too"
             assert int(_status(process, "VmRSS")) < 150_000, "kB: stacks and arenas are not filled"
         assert _events(server).count("memory_locked") == 2
 
@@ -78,6 +80,40 @@ def test_as_a_plain_user_it_cannot_be_looked_into_and_serves_without_locked_memo
         if hard != "unlimited":
             assert _status(vault.pid, "VmLck") == "0", "a limit that is too small lets later allocations fail"
         assert "runs_as_root" not in _events(vault)
+
+
+@pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="takes root and setpriv to become somebody else")
+def test_no_process_of_the_group_shows_its_user_a_secret_in_its_environment(
+    tmp_path: Path, stack_reaper: Reaper
+) -> None:
+    for path in (tmp_path, *tmp_path.iterdir()):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    somebody = ("setpriv", "--reuid", str(SOMEBODY), "--regid", str(SOMEBODY), "--clear-groups")
+    reading = ("--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
+    home = new_home(tmp_path)
+    with started(home, reaper=stack_reaper, workers=2, prefix=(*somebody, *reading)) as vault:
+        children = _children(vault.pid)
+        assert len(children) == 3, "two workers and the resource tracker"
+        for process in (vault.pid, *children):
+            shown = subprocess.run(
+                [*somebody, "cat", f"/proc/{process}/environ"], capture_output=True, check=False
+            ).stdout
+            assert all(secret.encode() not in shown for secret in _secrets_of(home)), process
+        # even root finds none there: nothing is shown while a worker has not asked for protection yet
+        for process in children:
+            started_with = Path(f"/proc/{process}/environ").read_bytes()
+            assert b"PATH=" in started_with
+            assert b"TOKEN_ENCRYPTION_KEY" not in started_with
+            assert b"SERVICE_KEYS" not in started_with
+
+
+def _secrets_of(home: Home) -> tuple[str, str]:
+    return home.settings["TOKEN_ENCRYPTION_KEY"], home.settings["SERVICE_KEYS"]
+
+
+def _children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root is warned about")
