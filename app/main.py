@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from app.api import batch, encryption_status, health, metrics, tokens, user_tokens
 from app.api.admission import Admission
-from app.api.openapi import document
+from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
 from app.api.request_context import RequestContext
 from app.api.request_spans import RequestSpans
@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         description=_DESCRIPTION,
         version=version("pulseplan-token-vault"),
         lifespan=lifespan,
-        openapi_url="/openapi.json" if settings.api_docs else None,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -115,6 +115,8 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         routers.append(metrics.router)
     for router in routers:
         app.router.routes.extend(router.routes)  # include_router would match each path twice, once for the router
+    if settings.api_docs:
+        app.router.routes.append(document_route(app))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 

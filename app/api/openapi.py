@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from app import errors
 from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
@@ -17,6 +19,7 @@ from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from pydantic import BaseModel
+    from starlette.requests import Request
 
 _REF = "#/components/schemas/{model}"
 _REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, BatchGetRequest)
@@ -129,6 +132,18 @@ def document(app: FastAPI) -> dict[str, Any]:
             schema["components"]["schemas"].pop(unused, None)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def document_route(app: FastAPI) -> Route:
+    """Return the route of the document, which is written down once: anybody may ask for it, so it has to be cheap."""
+    written: list[bytes] = []
+
+    async def openapi(_: Request) -> Response:
+        if not written:
+            written.append(bytes(JSONResponse(document(app)).body))
+        return Response(written[0], media_type="application/json")
+
+    return Route("/openapi.json", openapi, include_in_schema=False)
 
 
 def _problem(kinds: list[type[errors.VaultError]]) -> dict[str, Any]:

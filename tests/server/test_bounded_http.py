@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.server.bounded_http import BoundedHttp, WireLimits
+from app.server.bounded_http import BoundedHttp
+from app.server.wire_limits import WireLimits
 from tests.stack.ports import LOOPBACK
 
 HEAD = b"POST /echo HTTP/1.1\r\nHost: vault\r\n"
@@ -23,7 +24,6 @@ PATIENCE_SECONDS = 6.0
 LIMITS = WireLimits(
     head_bytes=4096,
     request_bytes=100_000,
-    pipelined=4,
     head_seconds=0.5,
     request_seconds=0.6,
     unread_seconds=0.5,
@@ -86,8 +86,12 @@ async def _vault(limits: WireLimits = LIMITS, *, slow: float = 0.0, reads: bool 
         seen.append(request)
         await asyncio.sleep(slow)
         answer = json.dumps(request).encode() if scope["path"] != "/large" else b"." * 8_000_000
-        head = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]}
+        length = [] if scope["path"] == "/pieces" else [(b"content-length", b"%d" % len(answer))]
+        head = {"type": "http.response.start", "status": 200, "headers": length}
         await send(head)
+        if scope["path"] == "/pieces":
+            for _ in range(1000):
+                await send({"type": "http.response.body", "body": b"." * 100_000, "more_body": True})
         await send({"type": "http.response.body", "body": answer})
 
     class Hasty(BoundedHttp):
@@ -246,10 +250,45 @@ async def test_a_hundred_megabytes_are_not_taken_in(framing: str, *, reads: bool
         assert not vault.protocols
 
 
+async def test_pipelined_requests_wait_unread_and_each_is_answered_in_order() -> None:
+    """A read holds all of them, so what is not begun is what the protocol has kept back by itself."""
+    async with _vault(slow=0.02) as vault:
+        numbered = [b"GET /%d HTTP/1.1\r\nHost: vault\r\n\r\n" % number for number in range(40)]
+        answered = asyncio.create_task(vault.answer_to(*numbered, HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"))
+        waiting = 0
+        while not answered.done():
+            waiting = max([waiting, *(len(protocol.pipeline) for protocol in vault.protocols)])
+            await asyncio.sleep(0.001)
+        assert [echo["path"] for echo in _echoes(answered.result())] == [
+            *(f"/{number}" for number in range(40)),
+            "/echo",
+        ]
+        assert waiting <= LIMITS.pipelined
+
+
+async def test_pipelined_bodies_that_look_like_heads_are_bodies() -> None:
+    body = b"GET / HTTP/1.1\r\n\r\n" * 3 + b"\r\n\r\n"
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    async with _vault() as vault:
+        echoes = _echoes(await vault.answer_to(request * 5 + HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"))
+    assert [echo["body"] for echo in echoes] == [body.decode()] * 5 + ["hi"]
+
+
 async def test_pipelining_without_end_is_cut_off_and_what_was_begun_is_answered() -> None:
     async with _vault(slow=0.05) as vault:
-        answer = await vault.answer_to(SMALL * 500)
+        answer = await vault.answer_to(SMALL * 5_000)
         assert 1 <= len(_echoes(answer)) == len(vault.seen) <= LIMITS.pipelined + 2
+
+
+async def test_a_newcomer_is_served_between_the_requests_of_those_that_have_sent_ahead() -> None:
+    async with _vault(replace(LIMITS, connections=100)) as vault:
+        flood = [await vault.connect() for _ in range(60)]
+        for _, writer in flood:
+            writer.write(b"GET /flood HTTP/1.1\r\nHost: vault\r\n\r\n" * 100)
+        await vault.answer_to(HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi")
+        before = [request["path"] for request in vault.seen].index("/echo")
+        assert before < 60 * 100 / 10
+        _close(flood)
 
 
 # --- what is too slow
@@ -304,6 +343,20 @@ async def test_an_answer_that_nobody_reads_is_thrown_away() -> None:
         writer.close()
 
 
+async def test_a_reader_that_stirs_now_and_then_gets_no_more_time_for_one_answer() -> None:
+    async with _vault() as vault:
+        reader, writer = await vault.connect()
+        writer.write(b"GET /pieces HTTP/1.1\r\nHost: vault\r\n\r\n")
+        began = asyncio.get_running_loop().time()
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:  # as much as lets the other side write again, and far less than it has to say
+                await reader.readexactly(400_000)
+                await asyncio.sleep(LIMITS.unread_seconds / 5)
+        assert asyncio.get_running_loop().time() - began < 4 * LIMITS.unread_seconds
+        assert not vault.protocols
+        writer.close()
+
+
 async def test_a_slow_application_is_waited_for_past_every_limit() -> None:
     async with _vault(slow=1.5) as vault:
         answer = await vault.answer_to(SMALL + HEAD)  # and the head of a second one, which never ends
@@ -343,6 +396,19 @@ async def test_where_all_are_served_the_newcomer_is_shed() -> None:
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in await asyncio.gather(*served))
 
 
+async def test_callers_that_do_not_read_are_shed_and_a_newcomer_is_served() -> None:
+    """Their requests are here whole, and their answers wait for them."""
+    async with _vault(replace(LIMITS, unread_seconds=60.0)) as vault:
+        flood = [await vault.connect() for _ in range(LIMITS.connections)]
+        for _, writer in flood:
+            writer.write(b"GET /large HTTP/1.1\r\nHost: vault\r\n\r\n")
+        await asyncio.sleep(0.3)
+        assert all(protocol.flow.write_paused for protocol in vault.protocols)
+        for _ in range(3):
+            assert len(_echoes(await vault.answer_to(HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"))) == 1
+        _close(flood)
+
+
 async def test_a_stranger_goes_before_a_caller_that_was_answered() -> None:
     async with _vault() as vault:
         reader, writer = await vault.connect()
@@ -365,5 +431,5 @@ def _close(connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]])
 def test_uvicorn_has_what_the_protocol_builds_on() -> None:
     """Each of these is called by uvicorn, its parser or its loop; one that is renamed would bound nothing."""
     own = {name for name, value in vars(BoundedHttp).items() if callable(value) and not name.startswith("_")}
-    assert own <= set(dir(HttpToolsProtocol))
+    assert own - {"handshake_begun", "handshake_lost", "shed"} <= set(dir(HttpToolsProtocol))
     assert {"shutdown", "_unset_keepalive_if_required"} <= set(dir(HttpToolsProtocol))

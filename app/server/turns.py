@@ -1,0 +1,34 @@
+"""Whose turn it is among those who have asked for more than one thing at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, deque[Callable[[], None]]]] = WeakKeyDictionary()
+
+
+def in_turn(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call it on the loop, after all that have asked before: one in each of its rounds.
+
+    A loop accepts one connection in a round. If every connection that has sent ahead were served in each, a thousand of
+    them would let a newcomer wait for all of their work.
+    """
+    queue = _turns.setdefault(loop, deque())
+    queue.append(call)
+    if len(queue) == 1:
+        loop.call_soon(_next, loop, queue)
+
+
+def _next(loop: asyncio.AbstractEventLoop, queue: deque[Callable[[], None]]) -> None:
+    try:
+        queue[0]()
+    finally:
+        queue.popleft()
+        if queue:
+            loop.call_soon(_next, loop, queue)
