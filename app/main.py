@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from app.observability.metrics.exposition import Exposition
     from app.observability.metrics.vault_metrics import VaultMetrics
     from app.observability.tracing import Tracing
+    from app.server.wire_watch import WireWatch
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
 
@@ -62,13 +63,14 @@ RFC 9457 problems: dispatch on `code`, and retry only where `retryable` is true,
 
 
 class State(TypedDict):
-    """What the lifespan hands to the routes."""
+    """What the lifespan hands to the routes, and to the protocol below them."""
 
     vault: TokenVault
     service_keys: ServiceKeyDirectory
     readiness: Readiness
     events: TokenEvents
     exposition: NotRequired[Exposition]
+    wire: NotRequired[WireWatch]
 
 
 def create_app(settings: Settings | None = None, *, tracing: Tracing | None = None) -> FastAPI:
@@ -155,9 +157,9 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
             if measured is None:
                 yield state
             else:
-                look = looking(measured.state, measured.requests, encryption, service_keys)
+                look = looking(measured, encryption, service_keys)
                 async with looked_at(look), counted(settings, measured.rows, repository, cipher):
-                    yield State(**state, exposition=watching.exposition(look, readiness))
+                    yield State(**state, exposition=watching.exposition(look, readiness), wire=measured.wire)
     finally:
         sweeper.cancel()
         await readiness.close()

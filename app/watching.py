@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from app.callers.directory import ServiceKeyDirectory
     from app.composition import Encryption
     from app.config.settings import Settings
-    from app.observability.metrics.requests import RequestMetrics
     from app.observability.metrics.rows import RowMetrics
-    from app.observability.metrics.state import StateMetrics
     from app.observability.metrics.workers import WorkerFolder
     from app.observability.readiness import Readiness
     from app.observability.tracing import Tracing
@@ -84,16 +82,15 @@ def build_watching(settings: Settings, tracing: Tracing | None) -> Watching:
     return Watching(built, workers, tracing)
 
 
-def looking(
-    state: StateMetrics, requests: RequestMetrics, encryption: Encryption, service_keys: ServiceKeyDirectory
-) -> Callable[[], None]:
+def looking(measured: VaultMetrics, encryption: Encryption, service_keys: ServiceKeyDirectory) -> Callable[[], None]:
     """Return what brings the gauges up to date that nobody tells of a change; it waits for nothing."""
 
     def look() -> None:
-        requests.publish()
-        state.service_keys(len(service_keys.alive_services()))
+        measured.requests.publish()
+        measured.wire.publish()
+        measured.state.service_keys(len(service_keys.alive_services()))
         if encryption.data_keys is not None:
-            state.data_keys(len(encryption.data_keys))
+            measured.state.data_keys(len(encryption.data_keys))
 
     return look
 
@@ -116,6 +113,7 @@ async def counted(
     settings: Settings, rows: RowMetrics, tokens: TokenRepository, cipher: TokenCipher
 ) -> AsyncIterator[None]:
     """Count the rows now and then, unless METRICS_CENSUS_SECONDS is 0."""
+    rows.counted_every(settings.metrics_census_seconds)
     if settings.metrics_census_seconds == 0:
         yield
         return

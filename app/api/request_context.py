@@ -11,7 +11,8 @@ import structlog
 
 from app.api.problems import problem_response
 from app.api.security_headers import OVER_TLS, SECURITY_HEADERS
-from app.errors import InternalError
+from app.errors import InternalError, Overloaded
+from app.observability.metrics.labels import SHED
 from app.observability.request_log import CLIENT_LEFT, RequestRecord, current_request, write_request
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class RequestContext:
 
     def _ended(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         if self._metrics is not None:
-            self._metrics.ended(getattr(scope.get("route"), "path", None), scope["method"], status, seconds)
+            route = SHED if record.outcome == Overloaded.code else getattr(scope.get("route"), "path", None)
+            self._metrics.ended(route, scope["method"], status, seconds)
             self._metrics.refusals.answered(record.outcome)
         write_request(record, scope, status, seconds)
 

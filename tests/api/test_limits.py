@@ -16,6 +16,7 @@ from app.api.admission import Admission
 from app.callers.limits import Limits
 from tests.api.fixtures import problem
 from tests.api.service import Service, running_service
+from tests.observability.exposed import scraped
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"
@@ -59,6 +60,9 @@ def test_the_excess_of_one_service_is_429_and_of_the_process_503_and_probes_are_
         waiting += stack.enter_context(_held(tight, "full", 2))
         with tight.client("canvas") as client:
             problem(client.get(CANVAS), 503, "overloaded")
+            requests = scraped(client).labelled("token_vault_requests_total")
+            refused = frozenset({("route", "shed"), ("method", "GET"), ("status", "503")})
+            assert requests[refused] == 1, "alerts count it among the failing calls"
             assert client.get("/healthz").status_code == 200
             assert client.get("/readyz").status_code == 200
         for connection in waiting:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "token-vault.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "token-vault.json"
 DOCUMENT = ROOT / "docs" / "observability.md"
-_FUNCTIONS = {"rate", "increase", "sum", "max", "min", "histogram_quantile", "time"}
+_FUNCTIONS = {"absent", "rate", "increase", "sum", "max", "min", "histogram_quantile", "time"}
 _WORDS = {"by"}
 _OF_EVERY_TARGET = {"job", "instance"}
 

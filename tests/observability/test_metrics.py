@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,21 @@ def test_a_request_that_is_refused_to_protect_the_vault_is_counted_by_reason(use
     assert (name, frozenset({("reason", "overloaded")})) in before.series, (
         "there before it happens, or no alert sees it"
     )
+
+
+def test_what_never_becomes_a_request_is_counted_where_the_connection_is_refused(used: Service) -> None:
+    name = "token_vault_refused_total"
+    address = ("127.0.0.1", int(used.url.rpartition(":")[2]))
+    with used.client() as client:
+        before = scraped(client)
+        with socket.create_connection(address, timeout=_WAIT_SECONDS) as caller:
+            caller.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
+            assert b" 431 " in caller.recv(1000)
+            assert caller.recv(100) == b"", "closed"
+        after = scraped(client)
+    assert after.value(name, reason="head_too_large") == before.value(name, reason="head_too_large") + 1
+    assert sum(after.labelled(name).values()) == sum(before.labelled(name).values()) + 1
+    assert after.value("token_vault_connections") == 1, "the scrape's own"
 
 
 def test_operations_are_counted_by_kind_provider_and_outcome(vault: Service) -> None:

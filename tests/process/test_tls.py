@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from app.server.tls import Tls, TlsError
 from tests.process.certificates import Authority, new_authority
-from tests.process.home import Home, new_home, token_vault
+from tests.process.home import Home, new_home, new_master_key, token_vault
 from tests.process.started import Started, started
 from tests.process.wire import token_path
 from tests.stack.ports import LOOPBACK
@@ -121,6 +122,52 @@ def test_a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it(vault: Tls
         assert connection.recv(1) == b""
         connection.close()
     assert time.monotonic() - began < 9, "uvicorn's loop would wait for a minute"
+
+
+def test_a_flood_that_never_shakes_hands_leaves_callers_served_and_descriptors_free(
+    tmp_path: Path, stack_reaper: Reaper
+) -> None:
+    """Of 300 descriptors half are for connections; the store, the audit trail and the log need theirs."""
+    servers = new_authority(tmp_path, "servers")
+    certificate, key = servers.issue(tmp_path, "vault")
+    home = new_home(
+        tmp_path,
+        TLS_CERT_FILE=str(certificate),
+        TLS_KEY_FILE=str(key),
+        AUDIT_LOG=str(tmp_path / "audit"),
+        AUDIT_KEY=new_master_key(),
+    )
+    few = ("prlimit", "--nofile=300:300")
+    with started(home, reaper=stack_reaper, prefix=few) as process, ExitStack() as flood:
+        vault = TlsVault(home, process, servers, servers, tmp_path)
+        context = vault.context()
+        kept = HTTPSConnection(LOOPBACK, vault.port, timeout=5, context=context)
+        flood.callback(kept.close)
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        most = 0
+        for _ in range(10):
+            for _ in range(60):
+                silent = socket.create_connection((LOOPBACK, vault.port), timeout=5)
+                flood.callback(silent.close)
+            most = max(most, len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
+            assert vault.get(token_path(USER), context)[0] == 404
+            kept.request("GET", "/healthz")
+            assert kept.getresponse().read()
+        assert 150 <= most < 250
+        shed = _metric(vault, context, 'token_vault_refused_total{reason="shed"}')
+        assert shed > 400
+        assert 1 < _metric(vault, context, "token_vault_connections") <= 150
+        assert "Too many open files" not in process.output
+
+
+def _metric(vault: TlsVault, context: ssl.SSLContext, series: str) -> float:
+    connection = HTTPSConnection(LOOPBACK, vault.port, timeout=5, context=context)
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    [value] = [line.removeprefix(series) for line in lines if line.startswith(f"{series} ")]
+    return float(value)
 
 
 def test_no_traceback_is_printed_for_those_who_were_refused(vault: TlsVault) -> None:

@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.observability.metrics.vault_metrics import VaultMetrics
 from app.server.bounded_http import BoundedHttp
 from app.server.wire_limits import WireLimits
 from tests.stack.ports import LOOPBACK
@@ -40,7 +41,14 @@ class Vault:
 
     port: int
     protocols: set[Any]
+    metrics: VaultMetrics
     seen: list[dict[str, Any]] = field(default_factory=list)
+
+    def refused(self) -> dict[str, float]:
+        """Return by reason what was refused below any request."""
+        samples = [one for family in self.metrics.registry.collect() for one in family.samples]
+        counts = [one for one in samples if one.name == "token_vault_refused_total" and one.value]
+        return {one.labels["reason"]: one.value for one in counts}
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(LOOPBACK, self.port)
@@ -102,9 +110,11 @@ async def _vault(limits: WireLimits = LIMITS, *, slow: float = 0.0, reads: bool 
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Hasty(config, state, {}), LOOPBACK, 0)
+    metrics = VaultMetrics()
+    told = {"wire": metrics.wire}
+    server = await loop.create_server(lambda: Hasty(config, state, told), LOOPBACK, 0)
     try:
-        yield Vault(server.sockets[0].getsockname()[1], state.connections, seen)
+        yield Vault(server.sockets[0].getsockname()[1], state.connections, metrics, seen)
     finally:
         server.close()
         for protocol in list(state.connections):
@@ -213,6 +223,7 @@ async def test_a_large_head_is_431_and_nothing_is_asked_of_the_application(head:
         writer.write(head)
         answer = await _until_closed(reader, writer)
         assert answer.startswith(b"HTTP/1.1 431 ")
+        assert vault.refused() == {"head_too_large": 1}
         assert b"x-content-type-options: nosniff" in answer
         assert len(vault.seen) == (1 if before else 0)
 
@@ -248,6 +259,7 @@ async def test_a_hundred_megabytes_are_not_taken_in(framing: str, *, reads: bool
         assert sent < 20_000_000, "what the kernels of both sides hold"
         await _until_closed(reader, writer)
         assert not vault.protocols
+        assert sum(vault.refused().values()) == 1
 
 
 async def test_pipelined_requests_wait_unread_and_each_is_answered_in_order() -> None:
@@ -299,6 +311,7 @@ async def test_a_head_that_never_ends_is_408() -> None:
         answer = await vault.answer_to(*(HEAD[at : at + 1] for at in range(len(HEAD))), pause=0.05)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert vault.seen == []
+        assert vault.refused() == {"too_slow": 1}
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"], ids=["nothing", "blank lines"])
@@ -340,6 +353,7 @@ async def test_an_answer_that_nobody_reads_is_thrown_away() -> None:
         assert len(vault.protocols) == 1
         await asyncio.sleep(LIMITS.unread_seconds + 0.5)
         assert not vault.protocols
+        assert vault.refused() == {"unread": 1}
         writer.close()
 
 
@@ -373,6 +387,7 @@ async def test_a_flood_of_idle_connections_sheds_its_own_and_a_caller_is_served(
         flood = [await vault.connect() for _ in range(30)]
         await asyncio.sleep(0.1)
         assert len(vault.protocols) == LIMITS.connections
+        assert vault.refused() == {"shed": 30 - LIMITS.connections}
         for _ in range(3):
             assert len(_echoes(await vault.answer_to(HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"))) == 1
         _close(flood)

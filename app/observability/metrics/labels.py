@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 OTHER: Final = "other"
 NONE: Final = "none"
 UNMATCHED: Final = "unmatched"
+SHED: Final = "shed"  # refused before it was looked at, so its route is not known
 PROVIDERS: Final = frozenset({"canvas", "google", "microsoft", "apple", "notion"})
 METHODS: Final = frozenset({"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 KMS_OPERATIONS: Final = frozenset({"GenerateDataKey", "Decrypt"})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # codes of errors that a request is answered with, and names for what is refused before there is a request
 ANSWERED: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
-REASONS: Final = (*sorted(ANSWERED), "head_too_large", "too_slow", "other")
+REASONS: Final = (*sorted(ANSWERED), "head_too_large", "shed", "too_slow", "unread", "other")
 
 
 class RefusalMetrics:
@@ -22,7 +22,7 @@ class RefusalMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         refused = Counter(
             "token_vault_refused",
-            "Requests that were refused to protect the vault, by reason; `overloaded` is load shedding.",
+            "Requests and connections refused to protect the vault, by reason; `overloaded` is load shedding.",
             ["reason"],
             registry=registry,
         )

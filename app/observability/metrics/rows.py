@@ -48,6 +48,12 @@ class RowMetrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self._interval = Gauge(
+            "token_vault_census_interval_seconds",
+            "How often the rows are counted; 0 where they are not.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._local = frozenset(f"local:v{version}" for version in local_versions)
         self._labels = (*sorted(self._local), "kms", NONE, OTHER)
 
@@ -60,6 +66,9 @@ class RowMetrics:
         if census.due is not None:
             self._due.set(census.due)
         self._taken.set(time.time())
+
+    def counted_every(self, seconds: float) -> None:
+        self._interval.set(seconds)
 
     def _label(self, scheme: str | None) -> str:
         if scheme is None:

@@ -14,6 +14,7 @@ from app.observability.metrics.requests import RequestMetrics
 from app.observability.metrics.rows import RowMetrics
 from app.observability.metrics.state import StateMetrics
 from app.observability.metrics.store import StoreMetrics
+from app.observability.metrics.wire import WireMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,7 @@ class VaultMetrics:
         self.registry = registry = CollectorRegistry()
         self.refusals = RefusalMetrics(registry)
         self.requests = RequestMetrics(registry, refusals=self.refusals)
+        self.wire = WireMetrics(registry, refusals=self.refusals)
         self.operations = OperationMetrics(registry)
         self.sweeps = SweepMetrics(registry)
         self.encryption = PrometheusCounters(registry)
