@@ -6,7 +6,10 @@ another test has proved a line already, the line names that one.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from app.api.problems import STATUS
@@ -26,7 +29,8 @@ _PROCESS: Final = "tests/failures/test_process.py"
 class Failure:
     """One line. `code` is what the calls in `affects` are answered with; `None` where they are answered as ever.
 
-    `check` is the check of `/readyz` that goes down, which makes the answer 503; `None` where the replica stays ready.
+    `check` is the check of `/readyz` that goes down, which makes the answer 503; `None` where the replica stays ready,
+    or where no process is left to answer, as `runs` says.
     `recovers_within_seconds` counts from the end of the failure, without a restart; `None` where `ends_with` says what
     it takes.
     """
@@ -37,11 +41,17 @@ class Failure:
     check: str | None
     recovers_within_seconds: int | None
     ends_with: str = ""
+    runs: bool = True
     tests: tuple[str, ...]
 
     @property
     def status(self) -> int | None:
         return None if self.code is None else STATUS[ERRORS[self.code]]
+
+    @property
+    def holds_stores(self) -> bool:
+        """Whether a test of this line stores while it fails, and looks for each acknowledged token afterwards."""
+        return any(test in _holding_stores() for test in self.tests)
 
     @property
     def retryable(self) -> bool:
@@ -182,6 +192,7 @@ TABLE: Final = (
         check=None,
         recovers_within_seconds=None,
         ends_with="a writable file and a start",
+        runs=False,
         tests=(f"{_SQLITE}::test_read_only_file_system",),
     ),
     Failure(
@@ -341,6 +352,7 @@ TABLE: Final = (
         check=None,
         recovers_within_seconds=None,
         ends_with="exit code 0 within 20 s",
+        runs=False,
         tests=(
             "tests/process/test_shutdown_under_load.py::test_sigterm_under_load",
             "tests/process/test_shutdown.py::test_a_request_in_flight_is_finished_and_kept",
@@ -353,23 +365,45 @@ TABLE: Final = (
         check=None,
         recovers_within_seconds=None,
         ends_with="a start",
+        runs=False,
         tests=("tests/process/test_durability.py::test_every_acknowledged_write_outlives_kill_9",),
     ),
 )
 BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
-HEADING: Final = "| failure | answer | of | retryable, `Retry-After` | `/readyz` | over within | shown by |"
+_HOLD_STORES: Final = ("demand", "_demand", "demand_nothing_lost")
+_HOLDS_ELSEWHERE: Final = frozenset({"tests/process/test_durability.py::test_every_acknowledged_write_outlives_kill_9"})
+_ROOT: Final = Path(__file__).parents[2]
+
+
+@cache
+def _holding_stores() -> frozenset[str]:
+    """Return the tests that call one of those functions, as their code says it."""
+    return _HOLDS_ELSEWHERE | frozenset(
+        f"{file.relative_to(_ROOT)}::{function.name}"
+        for file in Path(__file__).parent.glob("test_*.py")
+        for function in ast.walk(ast.parse(file.read_text()))
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("test_")
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _HOLD_STORES
+    )
+
+
+HEADING: Final = (
+    "| failure | answer | of | retryable, `Retry-After` | `/readyz` | over within | stores held | shown by |"
+)
 
 
 def render() -> str:
     """Return the table as `docs/failures.md` holds it."""
-    lines = [HEADING, "|---|---|---|---|---|---|---|", *(_line(failure) for failure in TABLE)]
+    lines = [HEADING, "|---|---|---|---|---|---|---|---|", *(_line(failure) for failure in TABLE)]
     return "\n".join(lines) + "\n"
 
 
 def _line(failure: Failure) -> str:
     answer = "as ever" if failure.code is None else f"{failure.status} `{failure.code}`"
     ready = "200" if failure.check is None else f"503, `{failure.check}` down"
+    ready = ready if failure.runs else "no answer"
     within = failure.recovers_within_seconds
     cells = (
         failure.name,
@@ -378,6 +412,7 @@ def _line(failure: Failure) -> str:
         "yes" if failure.retryable else "no",
         ready,
         failure.ends_with if within is None else f"{within} s",
+        "yes" if failure.holds_stores else "no",
         ", ".join(f"`{test.rpartition('::')[2]}`" for test in failure.tests),
     )
     return f"| {' | '.join(cells)} |"

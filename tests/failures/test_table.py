@@ -28,6 +28,19 @@ def test_the_document_holds_this_table() -> None:
     assert found == render()
 
 
+def test_stores_are_held_only_where_a_scenario_does() -> None:
+    assert BY_NAME["PostgreSQL stopped"].holds_stores
+    assert BY_NAME["KMS denies"].holds_stores
+    assert not BY_NAME["PostgREST stopped"].holds_stores, "its test stores nothing while it fails"
+    assert not BY_NAME["Disk full below the log"].holds_stores
+
+
+def test_readiness_has_no_answer_where_no_process_runs() -> None:
+    gone = [line for line in render().splitlines() if "| no answer |" in line]
+    assert len(gone) == len([failure for failure in TABLE if not failure.runs]) == 3
+    assert all(failure.code is None and failure.check is None for failure in TABLE if not failure.runs)
+
+
 def test_every_line_is_one_failure() -> None:
     assert len(BY_NAME) == len(TABLE)
 
