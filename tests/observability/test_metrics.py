@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +17,13 @@ import httpx
 import pytest
 from prometheus_client import generate_latest
 
+from app.api.problems import STATUS
+from app.config.settings import Settings
+from app.main import create_app
+from app.observability.metrics.labels import KMS_OPERATIONS, KMS_OUTCOMES, OUTCOMES, PROVIDERS
 from app.observability.metrics.vault_metrics import VaultMetrics
+from app.tokens.events import Operation, TokenEvent
+from app.tokens.models import Caller, TokenId
 from tests.api.service import Service, running_service
 from tests.observability.exposed import Exposed, read, scraped
 from tests.security.keys import MASTER_KEY
@@ -177,6 +184,36 @@ def test_ten_thousand_users_and_five_hundred_providers_leave_fewer_than_300_seri
     assert sum(value for labels, value in missed.items() if ("outcome", "token_not_found") in labels) == 10_000
     assert "made-up" not in seen.text
     assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", seen.text), "no user id"
+
+
+def test_every_outcome_of_every_operation_on_every_route_leaves_fewer_than_1000_series() -> None:
+    """All that can be at once, KMS included: each product of labels at its largest."""
+    metrics = VaultMetrics(local_versions=[1, 2, 3])
+    providers = [f"made-up-{number}" for number in range(50)] + sorted(PROVIDERS)
+    for operation, provider, outcome in product(Operation, providers, [*sorted(OUTCOMES), "made-up"]):
+        metrics.operations.record(
+            TokenEvent(
+                operation=operation,
+                user_id=None,
+                token_id=TokenId(str(uuid4()), provider),
+                scheme=None,
+                encryption_method=None,
+                outcome=outcome,
+                detail=None,
+                caller=Caller("tests"),
+            )
+        )
+    statuses = {200, 201, 204, 499, *STATUS.values()}
+    app = create_app(Settings.model_validate({"token_encryption_key": MASTER_KEY, "service_keys": "[]"}))
+    routes = [
+        (getattr(route, "path", ""), method) for route in app.routes for method in getattr(route, "methods", None) or ()
+    ]
+    assert len(routes) > 10
+    for (route, method), status in product([*routes, (None, "GET"), ("shed", "GET")], statuses):
+        metrics.requests.ended(route, method, status, 0.01)
+    for kms_operation, outcome in product(KMS_OPERATIONS, [*KMS_OUTCOMES, "made-up"]):
+        metrics.encryption.kms_request(kms_operation, outcome, 0.01)
+    assert len(read(generate_latest(metrics.registry).decode()).series) < 1000
 
 
 def test_nothing_in_the_answer_is_a_secret_a_key_a_host_or_a_path(used: Service) -> None:

@@ -55,6 +55,10 @@ def _codes(error: type[errors.VaultError]) -> Iterator[str]:
 
 CODES: Final = frozenset(_codes(errors.VaultError))
 OUTCOMES: Final = CODES | {SUCCESS, CANCELLED}
+# what a provider's tokens can be the reason for; any other outcome has the same cause whatever the provider
+OF_TOKENS: Final = frozenset(
+    {SUCCESS, errors.TokenNotFound.code, errors.TokenInactive.code, errors.VersionConflict.code}
+)
 # pre-made, so that the first failure is an increase and not the birth of a series, which no alert would see
 DECRYPTION_FAILURES: Final = tuple(
     error.code

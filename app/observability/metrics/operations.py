@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter
 
-from app.observability.metrics.labels import NONE, OTHER, OUTCOMES, PROVIDERS
+from app.observability.metrics.labels import NONE, OF_TOKENS, OTHER, OUTCOMES, PROVIDERS
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -22,7 +22,7 @@ class OperationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._operations = Counter(
             "token_vault_token_operations",
-            "Attempts on tokens. A provider is one of PulsePlan's, `other`, or `none` where all are concerned.",
+            "Attempts on tokens. A provider is one of PulsePlan's, `other`, or `none` where it is not what counts.",
             ["operation", "provider", "outcome"],
             registry=registry,
         )
@@ -30,9 +30,11 @@ class OperationMetrics:
 
     def record(self, event: TokenEvent) -> None:
         provider = NONE if event.token_id is None else event.token_id.provider
-        if provider not in PROVIDERS and event.token_id is not None:
-            provider = OTHER
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
+        if outcome not in OF_TOKENS:
+            provider = NONE
+        elif provider not in PROVIDERS and event.token_id is not None:
+            provider = OTHER
         counter = self._counted.get((event.operation, provider, outcome))
         if counter is None:
             counter = self._operations.labels(event.operation.value, provider, outcome)
