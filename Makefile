@@ -15,7 +15,7 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
 	@$(BIN)/python -m tests.stack.install
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev ## try every operation of the API with made-up requests, for some minutes
 	@$(BIN)/python -m tests.stack.install

@@ -16,7 +16,11 @@ import uvloop
 from app.composition import build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.counters import InMemoryCounters
+from app.security.data_keys import DataKeyCache
+from app.security.encryption import EncryptionService
+from app.security.kms import KmsEnvelopeStrategy
 from app.security.kms_cost import price_of
+from app.security.local import LocalStrategy
 from app.tokens.models import StoredToken
 from app.tokens.token_cipher import TokenCipher
 from benchmarks.kms_stand_in import ARNS
@@ -42,7 +46,6 @@ _LOCAL_2: Final = key_settings(2, 1)
 _KMS_A: Final = {**_LOCAL_2, "USE_KMS": "true", "KMS_KEY_ID": ARNS[0]}
 _KMS_B: Final = {**_LOCAL_2, "USE_KMS": "true", "KMS_KEY_ID": ARNS[1], "KMS_PREVIOUS_KEY_IDS": json.dumps([ARNS[0]])}
 # what a loop that keeps no data key would have
-_ASKING_EACH_TIME: Final = {"DATA_KEY_MAX_MESSAGES": "1", "DATA_KEY_CACHE_SIZE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ async def _measured(store: _Store, direction: _Direction, aws: dict[str, str], r
     store.clear()
     for chunk in _rows(direction, aws, rows):
         store.insert(chunk)
-    settings = direction.target | aws | (_ASKING_EACH_TIME if plain else {})
+    settings = direction.target | aws
     counters = InMemoryCounters()
     async with _opened(store.settings | settings, counters) as (tokens, encryption):
         cipher = TokenCipher(encryption=encryption.service)
@@ -121,10 +124,29 @@ async def _measured(store: _Store, direction: _Direction, aws: dict[str, str], r
         before = _kms_requests(counters)
         found = await _all_rows(tokens) if plain else []
         began = perf_counter()
-        moved = await (plain_loop(tokens, encryption.service, found) if plain else swept(tokens, cipher))
+        forgetful = _forgetful(_settings(settings), encryption, counters)
+        moved = await (plain_loop(tokens, forgetful, found) if plain else swept(tokens, cipher))
         run = Run(moved, perf_counter() - began, _kms_requests(counters) - before)
     assert run.rows == rows
     return run
+
+
+def _forgetful(
+    settings: Settings, encryption: Encryption, counters: InMemoryCounters
+) -> Callable[[], EncryptionService]:
+    """Return what makes a service without a data key in its memory."""
+    kms, keyring = encryption.kms, settings.keyring()
+    if kms is None or keyring is None:
+        return lambda: encryption.service
+    local = LocalStrategy(keyring=keyring)
+
+    def service() -> EncryptionService:
+        data_keys = DataKeyCache(max_age_seconds=1, max_messages=1, size=1, counters=counters)
+        under_kms = KmsEnvelopeStrategy(kms=kms, data_keys=data_keys)
+        first, second = (under_kms, local) if settings.use_kms else (local, under_kms)
+        return EncryptionService(primary=first, readers=[second], counters=counters)
+
+    return service
 
 
 def _rows(direction: _Direction, aws: dict[str, str], count: int) -> Iterator[list[Row]]:

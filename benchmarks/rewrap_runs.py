@@ -22,7 +22,7 @@ from tests.process.stored_rows import SqliteRows, local_encryption
 from tests.tokens.sweeps import bound_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from app.errors import VaultError
@@ -62,20 +62,25 @@ async def swept(tokens: TokenRepository, cipher: TokenCipher) -> int:
     return report.moved
 
 
-async def plain_loop(tokens: TokenRepository, service: EncryptionService, rows: Sequence[StoredToken]) -> int:
-    """Read a row, decrypt, encrypt and write it, one after the other; it proves nothing and waits for each step."""
+async def plain_loop(
+    tokens: TokenRepository, service: Callable[[], EncryptionService], rows: Sequence[StoredToken]
+) -> int:
+    """Read a row, decrypt, encrypt and write it, one after the other; it proves nothing and waits for each step.
+
+    `service` gives one that remembers no data key, so that under KMS each step is a request.
+    """
     moved = 0
     for listed in rows:
         [row] = (await tokens.get_rows([listed.id])).values()
         where = {"provider": row.token_id.provider, "service_type": row.token_id.service_type}
         fields = {SecretField.ACCESS_TOKEN: row.access_ciphertext, SecretField.REFRESH_TOKEN: row.refresh_ciphertext}
         texts = {
-            field: service.decrypt_token(text, row.token_id.user_id, field=field, **where)
+            field: service().decrypt_token(text, row.token_id.user_id, field=field, **where)
             for field, text in fields.items()
             if text is not None
         }
         sealed = {
-            field: service.seal(text, TokenContext(row.token_id.user_id, field=field, **where))
+            field: service().seal(text, TokenContext(row.token_id.user_id, field=field, **where))
             for field, text in texts.items()
         }
         secrets = SealedSecrets(sealed[SecretField.ACCESS_TOKEN], sealed.get(SecretField.REFRESH_TOKEN))
