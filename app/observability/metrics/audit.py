@@ -28,7 +28,7 @@ class AuditMetrics:
         self._failures = {reason: failures.labels(reason) for reason in REASONS}
         self._omitted = Counter(
             "token_vault_audit_omitted",
-            "Attempts without a service key that were left out because too many came at once.",
+            "Refusals that were left out of the trail because one caller had too many at once.",
             registry=registry,
         )
 
