@@ -15,8 +15,8 @@ from app.tokens.told import Told
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
-    from app.tokens.reencryption import SweepObserver
     from app.tokens.repository import TokenRepository
+    from app.tokens.sweep_report import SweepObserver
     from app.tokens.token_cipher import TokenCipher
 
 ROWS_PER_SECOND: Final = 200.0

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from app.errors import EncryptionError, InvalidRequest, KeyDenied, StoreError, StoreTimeout, VaultError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
+    from app.tokens.sweep_report import SweepObserver
     from app.tokens.token_cipher import TokenCipher
 
 PAGE_ROWS: Final = 200
@@ -63,16 +64,6 @@ class SweepPlan:
     scattered: bool = False
     deadline_seconds: float | None = None
     patience_seconds: float = PATIENCE_SECONDS
-
-
-class SweepObserver(Protocol):
-    """Hears of a sweep while it runs. Nothing it is given holds a secret."""
-
-    def progressed(self, report: SweepReport) -> None: ...
-
-    def unreadable(self, row_id: str, error: VaultError) -> None: ...
-
-    def waiting(self, error: VaultError, seconds: float) -> None: ...
 
 
 class Sweep:

@@ -1,9 +1,13 @@
-"""What a sweep has to say of itself."""
+"""What a sweep has to say of itself, and to whom."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from app.errors import VaultError
 
 
 @dataclass(slots=True)
@@ -25,3 +29,13 @@ class SweepReport:
     remaining: int | None = None
     stopped: str | None = None
     seconds: float = 0.0
+
+
+class SweepObserver(Protocol):
+    """Hears of a sweep while it runs. Nothing it is given holds a secret."""
+
+    def progressed(self, report: SweepReport) -> None: ...
+
+    def unreadable(self, row_id: str, error: VaultError) -> None: ...
+
+    def waiting(self, error: VaultError, seconds: float) -> None: ...
