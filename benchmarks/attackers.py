@@ -1,6 +1,6 @@
 """A process that misbehaves in three ways at once, until it is stopped: `python -m benchmarks.attackers PORT FILE`.
 
-A slow-loris client holds 200 connections whose heads never end, two callers send bodies of 100 MB, and eight read
+A slow-loris client holds 200 connections whose heads never end, two callers send bodies of 100 MB, and 160 read
 tokens of PulsePlan's old format without a pause, each of another user. FILE has the service key in its first line and
 the users after it.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOOPBACK = "127.0.0.1"
-_LORIS, _GIANTS, _READERS = 200, 2, 8
+_LORIS, _GIANTS, _READERS = 200, 2, 160  # more readers than derivations may wait
 _GIANT_BYTES = 100_000_000
 _USERS = 4_000  # more than keys are cached, so that each read derives one
 _NOW = "2026-01-01T00:00:00+00:00"
