@@ -89,7 +89,7 @@ class LocalStrategy:
         master_key = self._keyring.key(version)  # first: MIN_KEY_VERSION also refuses what is derived already
         if version not in self._roots:
             if not wait:
-                raise KeyNotAtHand((_FAMILY, version), derived=True)
+                raise KeyNotAtHand((_FAMILY, version))  # once for each version, so not behind everybody else's
             self._derive_root(version, master_key)
         return self._user_key(version, context.user_id)
 
