@@ -24,6 +24,7 @@ STANDARD_OUTPUT: Final = 1
 MOST_WAITING: Final = 2_000_000  # characters, some five thousand lines; as many again may be in the thread's hands
 END_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.001
+_GATHER_SECONDS: Final = 0.005
 _ATOMIC_BYTES: Final = 4096  # PIPE_BUF of Linux: workers and the audit trail share the pipe, and no two such writes mix
 
 
@@ -102,6 +103,7 @@ class LogOutput:
     def _run(self) -> None:
         while True:
             self._wake.get()
+            time.sleep(_GATHER_SECONDS)  # a switch of threads for each line would cost more than the line
             while taken := self._take():
                 with suppress(Exception):  # this thread must not end
                     self._write(*taken)

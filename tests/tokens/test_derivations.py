@@ -50,14 +50,14 @@ async def test_a_whole_batch_of_old_tokens_of_different_users_opens() -> None:
 
 
 async def test_a_flood_is_bounded_and_told_in_time_and_derives_nothing_for_those_who_left() -> None:
-    derivations = Derivations(maximum_waiting=10, wait_seconds=0.3)
+    derivations = Derivations(maximum_waiting=10, wait_seconds=0.3, refusal_seconds=0.1)
     cipher = TokenCipher(encryption=service(), derivations=derivations)
     holding = threading.Event()
     threads = [derivations.submit(lambda: holding.wait(10)) for _ in range(max(1, (os.cpu_count() or 1) - 1))]
     answers = [asyncio.create_task(_outcome(cipher.open_access(_old_token()))) for _ in range(200)]
     await asyncio.sleep(0.4)
     refused = [task.result() for task in answers if task.done()]
-    assert len(refused) == 200 - (10 - len(threads)), "all but those in the queue are answered at once"
+    assert len(refused) == 200 - (10 - len(threads)), "all but those in the queue are answered soon"
     assert {name for _, name in refused} == {"KeyUnavailable"}
     assert max(seconds for seconds, _ in refused) < 0.4
     before = time.process_time()
@@ -88,7 +88,7 @@ async def test_its_threads_have_the_lowest_priority_and_no_other_thread_has() ->
 
 
 async def test_a_place_is_given_back_however_a_derivation_ends() -> None:
-    derivations = Derivations(maximum_waiting=1)
+    derivations = Derivations(maximum_waiting=1, refusal_seconds=0.01)
 
     def fails() -> None:
         raise ZeroDivisionError
@@ -98,6 +98,14 @@ async def test_a_place_is_given_back_however_a_derivation_ends() -> None:
             await derivations.submit(fails)
     slow = derivations.submit(lambda: time.sleep(0.05))
     with pytest.raises(KeyUnavailable):
-        derivations.submit(fails)
+        await derivations.submit(fails)
     await slow
     await derivations.submit(lambda: None)
+
+
+async def test_who_is_refused_is_told_so_only_after_a_while() -> None:
+    derivations = Derivations(maximum_waiting=0, refusal_seconds=0.3)
+    began = time.monotonic()
+    with pytest.raises(KeyUnavailable):
+        await derivations.submit(lambda: None)
+    assert time.monotonic() - began >= 0.25, "else it would ask again at once"
