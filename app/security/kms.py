@@ -124,7 +124,7 @@ class KmsEnvelopeStrategy:
         if kept is not None:  # another caller's request has ended since we looked
             return kept, None
         ends_at = self._data_keys.end_of_one_asked_for_now()
-        secret = self._kms.unwrap_data_key(package.wrapped, context.encryption_context())
+        secret = self._kms.unwrap_data_key(package.wrapped, context.encryption_context(), key_arn=package.key_arn)
         aead = CommittingAead(secret, info=_INFO)
         try:
             _open(aead, package, context)

@@ -398,6 +398,43 @@ def test_the_key_is_pinned_and_previous_ones_are_tried_in_order(kms: Kms) -> Non
     assert all(request.context == CONTEXT for request in kms.requests)
 
 
+def test_a_previous_key_that_kms_has_answered_for_goes_first_for_its_own_packages(kms: Kms) -> None:
+    """Else each row of a sweep from one KMS key to the next would cost a request more."""
+    new = kms.create_key()
+    old, newer = envelope(kms), envelope(kms, key_id=new)
+    before = [old.seal(there) for there in (HERE, ELSEWHERE["user"], ELSEWHERE["provider"])]
+    after = newer.seal()
+    reader = envelope(kms, key_id=new, previous_key_ids=[kms.alias])
+    assert reader.open(before[0]) == TOKEN
+    kms.forget_requests()
+    assert reader.open(before[1], ELSEWHERE["user"]) == TOKEN
+    assert reader.open(after) == TOKEN
+    assert [request.key_id for request in kms.requests] == [kms.alias, new]
+    kms.move_alias(kms.alias, new)
+    with pytest.raises(KeyDenied, match="KMS_PREVIOUS_KEY_IDS"):
+        reader.open(before[2], ELSEWHERE["provider"])
+    assert [request.key_id for request in kms.requests[2:]] == [kms.alias, new], "each was asked all the same"
+
+
+def test_a_kid_that_lies_changes_the_order_and_nothing_else(kms: Kms) -> None:
+    new = kms.create_key()
+    ciphertext = envelope(kms).seal()
+    reader = envelope(kms, key_id=new, previous_key_ids=[kms.key_arn])
+    assert reader.open(reader.seal(ELSEWHERE["user"]), ELSEWHERE["user"]) == TOKEN
+    assert reader.open(envelope(kms).seal(ELSEWHERE["provider"]), ELSEWHERE["provider"]) == TOKEN
+    kms.forget_requests()
+    for kid in (new, kms.key_arn.replace("key/", "key/0")):
+        with pytest.raises(IntegrityError):
+            reader.open(changed(ciphertext, kid=kid))
+    with pytest.raises(IntegrityError):
+        reader.open(changed(envelope(kms, key_id=new).seal(), kid=kms.key_arn))
+    assert [request.key_id for request in kms.requests if request.operation == "Decrypt"] == [
+        *(new, kms.key_arn),
+        *(new, kms.key_arn),
+        *(kms.key_arn, new),
+    ]
+
+
 def test_without_its_key_among_them_a_package_is_denied_and_not_broken(kms: Kms) -> None:
     ciphertext = envelope(kms).seal()
     reader = envelope(kms, key_id=kms.create_key(), previous_key_ids=[kms.create_key()])
