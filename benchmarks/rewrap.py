@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import os
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import uvloop
 
+from app.cli.rewrap import RESEAL_PROCESS
 from app.composition import build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.counters import InMemoryCounters
@@ -22,6 +24,8 @@ from app.security.kms import KmsEnvelopeStrategy
 from app.security.kms_cost import price_of
 from app.security.local import LocalStrategy
 from app.tokens.models import StoredToken
+from app.tokens.resealing_here import ResealerHere
+from app.tokens.resealing_processes import ResealerProcesses
 from app.tokens.token_cipher import TokenCipher
 from benchmarks.kms_stand_in import ARNS
 from benchmarks.rewrap_runs import Run, plain_loop, swept
@@ -36,9 +40,11 @@ if TYPE_CHECKING:
 
     from app.composition import Encryption
     from app.tokens.repository import TokenRepository
+    from app.tokens.resealer import Resealer
     from benchmarks.bench import Bench
     from tests.process.stored_rows import Row
 
+PROCESSES: Final = 2
 _TEN_MILLION: Final = 10_000_000
 _MANY: Final = 100_000
 _FEW: Final = 200
@@ -100,16 +106,19 @@ def measure(bench: Bench) -> list[Line]:
             for direction in _DIRECTIONS:
                 rows = direction.quick_rows if bench.quick else direction.rows
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    loop = runner.run(_measured(store, direction, aws, few, plain=True))
-                    ours = runner.run(_measured(store, direction, aws, rows, plain=False))
-                lines += _lines(store, direction, ours, loop)
+                    loop = runner.run(_measured(store, direction, aws, few, processes=None))
+                    for processes in (1, PROCESSES):
+                        ours = runner.run(_measured(store, direction, aws, rows, processes=processes))
+                        lines += _lines(store, direction, ours, loop, processes)
     return lines
 
 
-def _lines(store: _Store, direction: _Direction, ours: Run, loop: Run) -> list[Line]:
+def _lines(store: _Store, direction: _Direction, ours: Run, loop: Run, processes: int) -> list[Line]:
     name = f"rewrap {direction.name}, {store.name}"
     target = direction.target_of_ratio if store.name == "Supabase" else None
-    requests = round(ours.kms_requests / ours.rows * _TEN_MILLION)
+    if processes > 1:
+        name = f"  with --processes {processes}"
+    requests = round(ours.kms_requests / ours.rows * _TEN_MILLION) if processes == 1 else 0  # the others' are theirs
     return [
         Line(name, ours.rate, "rows/s", ours.rate / loop.rate, "a plain loop", target),
         Line("  ten million rows", _TEN_MILLION / ours.rate / _HOUR_SECONDS, "h"),
@@ -117,8 +126,10 @@ def _lines(store: _Store, direction: _Direction, ours: Run, loop: Run) -> list[L
     ]
 
 
-async def _measured(store: _Store, direction: _Direction, aws: dict[str, str], rows: int, *, plain: bool) -> Run:
-    """Fill the store, and move everything."""
+async def _measured(
+    store: _Store, direction: _Direction, aws: dict[str, str], rows: int, *, processes: int | None
+) -> Run:
+    """Fill the store, and move everything: in so many processes, or in a plain loop."""
     store.clear()
     for chunk in _rows(direction, aws, rows):
         store.insert(chunk)
@@ -128,13 +139,39 @@ async def _measured(store: _Store, direction: _Direction, aws: dict[str, str], r
         cipher = TokenCipher(encryption=encryption.service)
         await cipher.prove_primary()  # the start of a process is not what is measured
         before = _kms_requests(counters)
-        found = await _all_rows(tokens) if plain else []
-        began = perf_counter()
-        forgetful = _forgetful(_settings(settings), encryption, counters)
-        moved = await (plain_loop(tokens, forgetful, found) if plain else swept(tokens, cipher))
+        if processes is None:
+            found = await _all_rows(tokens)
+            forgetful = _forgetful(_settings(settings), encryption, counters)
+            began = perf_counter()
+            moved = await plain_loop(tokens, forgetful, found)
+        else:
+            began = perf_counter()
+            moved = await _swept(tokens, ResealerHere(cipher=cipher), store.settings | settings, processes)
         run = Run(moved, perf_counter() - began, _kms_requests(counters) - before)
     assert run.rows == rows
     return run
+
+
+async def _swept(tokens: TokenRepository, here: Resealer, settings: dict[str, str], processes: int) -> int:
+    """Sweep as the command does; its processes read their settings from the environment, and their start counts."""
+    if processes == 1:
+        return await swept(tokens, here)
+    with _environment({"TOKEN_ENCRYPTION_KEY": KEYS[1], **settings}):
+        several = ResealerProcesses(here=here, command=RESEAL_PROCESS, processes=processes)
+        async with several:
+            return await swept(tokens, several)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Have this process's children find the settings, and nothing else that it has."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _forgetful(

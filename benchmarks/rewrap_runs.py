@@ -15,6 +15,7 @@ from app.tokens import transitions
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Rewrap
 from app.tokens.reencryption import Sweep, SweepPlan
+from app.tokens.resealing_here import ResealerHere
 from app.tokens.sqlite_repository import SqliteRepository
 from app.tokens.token_cipher import SealedSecrets, TokenCipher
 from benchmarks.table import Line, Target
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from app.security.encryption import EncryptionService
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
+    from app.tokens.resealer import Resealer
     from app.tokens.sweep_report import SweepReport
     from benchmarks.bench import Bench
 
@@ -54,10 +56,10 @@ class _Quiet:
     def waiting(self, error: VaultError, seconds: float) -> None: ...
 
 
-async def swept(tokens: TokenRepository, cipher: TokenCipher) -> int:
+async def swept(tokens: TokenRepository, resealer: Resealer) -> int:
     """Sweep everything, and return how many rows moved."""
     events = TokenEvents(audit=NoAuditTrail())
-    report = await Sweep(tokens=tokens, cipher=cipher, events=events, observer=_Quiet(), plan=SweepPlan()).run()
+    report = await Sweep(tokens=tokens, resealer=resealer, events=events, observer=_Quiet(), plan=SweepPlan()).run()
     assert report.remaining == 0
     return report.moved
 
@@ -116,7 +118,7 @@ def _peak_bytes(path: Path, count: int) -> int:
     async def run() -> None:
         tokens = SqliteRepository(path=path)
         try:
-            assert await swept(tokens, TokenCipher(encryption=local_encryption(2))) == count
+            assert await swept(tokens, ResealerHere(cipher=TokenCipher(encryption=local_encryption(2)))) == count
         finally:
             await tokens.close()
 

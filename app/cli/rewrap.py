@@ -6,7 +6,7 @@ import asyncio
 import re
 import signal
 import sys
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -21,6 +21,8 @@ from app.observability.logging import configure_logging
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.reencryption import Sweep, SweepPlan
+from app.tokens.resealing_here import ResealerHere
+from app.tokens.resealing_processes import ResealerProcesses
 from app.tokens.sweep_report import SweepReport
 from app.tokens.token_cipher import TokenCipher
 
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from app.security.encryption import EncryptionService
+    from app.tokens.resealer import Resealer
 
 NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
+MAXIMUM_PROCESSES: Final = 64
+RESEAL_PROCESS: Final = (sys.executable, "-P", "-m", "app.cli.reseal_process")
 _MANUAL: Final = "docs/key-rotation.md"
 
 
@@ -39,14 +44,23 @@ _MANUAL: Final = "docs/key-rotation.md"
 @click.option(
     "--rate", type=click.IntRange(1), metavar="N", help="Rows a second at most.  [default: as fast as it goes]"
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MAXIMUM_PROCESSES),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Decrypt and encrypt in this many processes: one for each core, where KMS is asked.",
+)
 @click.option("--provider", metavar="P", help="Only this provider's tokens, like canvas.")
 @click.option(
     "--timeout", "timeout_seconds", type=click.IntRange(1), metavar="SECONDS", help="Stop after this many seconds."
 )
-def rewrap(
+def rewrap(  # noqa: PLR0917  click gives each by its name
     dry_run: bool,  # noqa: FBT001  click's way
     limit: int | None,
     rate: int | None,
+    processes: int,
     provider: str | None,
     timeout_seconds: int | None,
 ) -> None:
@@ -71,21 +85,25 @@ def rewrap(
     except SettingsError as error:
         raise Wrong(str(error)) from None
     with closing(encryption):
-        report, reason = asyncio.run(_sweep(settings, encryption.service, plan))
+        report, reason = asyncio.run(_sweep(settings, encryption.service, plan, processes))
     print_summary(report, plan)
     sys.exit(_conclude(report, plan, reason))
 
 
-async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepPlan) -> tuple[SweepReport, str | None]:
+async def _sweep(
+    settings: Settings, encryption: EncryptionService, plan: SweepPlan, processes: int
+) -> tuple[SweepReport, str | None]:
     """Run the sweep; return its report, and why it did not end by itself, if it did not."""
     progress = SweepProgress(plan)
     told_to_stop = _first_signal()
-    async with opened_store(settings) as tokens, _opened_audit(settings, plan) as audit:
+    async with (
+        opened_store(settings) as tokens,
+        _opened_audit(settings, plan) as audit,
+        _resealing(TokenCipher(encryption=encryption), processes) as resealer,
+    ):
         # no log line for each token: its failures are printed anyway, and successes would bury them
         events = TokenEvents(audit=audit)
-        sweep = Sweep(
-            tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events, observer=progress, plan=plan
-        )
+        sweep = Sweep(tokens=tokens, resealer=resealer, events=events, observer=progress, plan=plan)
         told_to_stop.add_done_callback(lambda name: sweep.stop(f"{name.result()} told it to stop"))
         async with _shown(progress):
             try:
@@ -96,6 +114,22 @@ async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepP
                     raise Wrong(reason) from None
                 return progress.report, reason
     return report, report.stopped
+
+
+@asynccontextmanager
+async def _resealing(cipher: TokenCipher, processes: int) -> AsyncIterator[Resealer]:
+    here = ResealerHere(cipher=cipher)
+    if processes == 1:
+        yield here
+        return
+    async with AsyncExitStack() as stack:
+        several = ResealerProcesses(here=here, command=RESEAL_PROCESS, processes=processes)
+        try:
+            await stack.enter_async_context(several)
+        except OSError as error:
+            message = f"the system does not start {processes} processes: {error.strerror}"
+            raise Wrong(message) from None
+        yield several
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import structlog
 
 from app.errors import VaultError
 from app.tokens.reencryption import Sweep, SweepPlan
+from app.tokens.resealing_here import ResealerHere
 from app.tokens.sweep_report import SweepReport
 from app.tokens.told import Told
 
@@ -43,7 +44,7 @@ class BackgroundSweep:
         observer: SweepObserver | None = None,
     ) -> None:
         self._tokens = tokens
-        self._cipher = cipher
+        self._resealer = ResealerHere(cipher=cipher)
         self._events = events
         self._interval_seconds = interval_seconds
         self._observer = observer or _Quiet()
@@ -72,7 +73,7 @@ class BackgroundSweep:
             await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311
             self._sweep = Sweep(
                 tokens=self._tokens,
-                cipher=self._cipher,
+                resealer=self._resealer,
                 events=self._events,
                 observer=self._observer,
                 plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=PATIENCE_SECONDS, scattered=True),

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from app.errors import EncryptionError, InvalidRequest, KeyDenied, StoreError, StoreTimeout, VaultError
+from app.errors import EncryptionError, InvalidRequest, StoreError, StoreTimeout, VaultError
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller, Rewrap, UnreadableRow
 from app.tokens.patience import Patience, StoppedError
+from app.tokens.resealer import PrimaryDeniedError
 from app.tokens.rewrap_writer import RewrapWriter
 from app.tokens.side_by_side import Tasks, all_of
 from app.tokens.sweep_report import SweepReport
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
     from app.tokens.models import StoredToken
     from app.tokens.repository import TokenRepository
+    from app.tokens.resealer import Resealer
     from app.tokens.sweep_report import SweepObserver
-    from app.tokens.token_cipher import TokenCipher
+    from app.tokens.token_cipher import SealedSecrets
 
 PAGE_ROWS: Final = 200
 CONCURRENT_PAGES: Final = 3
-CONCURRENT_ROWS: Final = 32
 PATIENCE_SECONDS: Final = 300.0
 _MAXIMUM_PASSES: Final = 20
 _BETWEEN_PASSES_SECONDS: Final = 0.1
@@ -73,14 +74,14 @@ class Sweep:
         self,
         *,
         tokens: TokenRepository,
-        cipher: TokenCipher,
+        resealer: Resealer,
         events: TokenEvents,
         observer: SweepObserver,
         plan: SweepPlan,
         recorded: Told | None = None,
     ) -> None:
         self._tokens = tokens
-        self._cipher = cipher
+        self._resealer = resealer
         self._events = events
         self._observer = observer
         self._plan = plan
@@ -90,7 +91,7 @@ class Sweep:
         )
         self._writer = RewrapWriter(tokens=tokens, patience=self._patience, report=self._report, on_moved=self._moved)
         self._pages = asyncio.Semaphore(CONCURRENT_PAGES)
-        self._rows = asyncio.Semaphore(CONCURRENT_ROWS)
+        self._rows = asyncio.Semaphore(resealer.concurrent_rows)
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._proven = False
@@ -134,7 +135,7 @@ class Sweep:
 
     async def _run(self) -> None:
         report = self._report
-        await self._patience.call(self._cipher.prove_primary)  # until then its scheme may not be known
+        await self._patience.call(self._resealer.prove_primary)  # until then its scheme may not be known
         self._proven = True
         census = await self._patience.call(self._counted)
         report.due = None if census is None else census.due
@@ -180,13 +181,13 @@ class Sweep:
 
     async def _census(self) -> Census:
         lines = await self._tokens.census(provider=self._plan.provider)
-        return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
+        return Census.of(lines, primary_scheme=self._resealer.primary_scheme)
 
     async def _due_schemes(self, census: Census | None) -> list[str | None]:
         if census is not None:
             return census.due_schemes
         schemes = await self._patience.call(self._tokens.schemes)
-        return [scheme for scheme in schemes if scheme != self._cipher.primary_scheme]
+        return [scheme for scheme in schemes if scheme != self._resealer.primary_scheme]
 
     async def _walk(self, scheme: str | None) -> None:
         """Take the rows of one scheme page by page, several pages at a time."""
@@ -251,23 +252,22 @@ class Sweep:
         async with self._rows:
             await self._patience.turn()
             try:
-                secrets = await self._patience.call(self._cipher.open, row)
-            except EncryptionError as error:
-                self._unreadable(row.id, error, row)
-                return None
-            if self._plan.dry_run:
-                self._report.moved += 1
-                return None
-            try:
-                sealed = await self._patience.call(self._cipher.reseal, row.token_id, secrets)
-            except KeyDenied:  # it is the primary's, so no other row would fare better
-                raise
+                sealed = await self._patience.call(self._resealed, row)
+            except PrimaryDeniedError as denied:
+                raise denied.error from None
             except (EncryptionError, InvalidRequest) as error:
                 self._unreadable(row.id, error, row)
                 return None
+        if sealed is None:
+            self._report.moved += 1
+            return None
         if sealed.access.scheme == row.encryption_scheme:
             return None
         return Rewrap(row, transitions.rewrapped(row, sealed))
+
+    async def _resealed(self, row: StoredToken) -> SealedSecrets | None:
+        """Return the row's secrets under the primary; of a dry run, which only opens them, `None`."""
+        return await self._resealer.reseal(row, open_only=self._plan.dry_run)
 
     def _moved(self, rewrap: Rewrap) -> None:
         self._recorded.forget(rewrap.before.id)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import SecretStr
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from app.security.encryption import EncryptionService
     from app.security.strategy import Sealed
     from app.tokens.models import StoredToken
+
+    class Encrypted(Protocol):
+        """What is opened of a row."""
+
+        @property
+        def token_id(self) -> TokenId: ...
+        @property
+        def access_ciphertext(self) -> str: ...
+        @property
+        def refresh_ciphertext(self) -> str | None: ...
 
 
 T = TypeVar("T")
@@ -89,7 +99,7 @@ class TokenCipher:
             self._encryption.note_fallback(error)
             return sealed
 
-    async def open(self, token: StoredToken) -> Secrets:
+    async def open(self, token: Encrypted) -> Secrets:
         """Decrypt both; raises an `EncryptionError`."""
 
         def open_both(*, wait: bool) -> Secrets:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.process.home import COMMAND, COMMAND_SECONDS, environment, token_vault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _COUNTS: Final = ("due", "moved", "overtaken", "unreadable", "in doubt", "remaining", "seconds", "rows/s")
@@ -46,6 +47,14 @@ class Printed:
     @property
     def verdict(self) -> str:
         return self.stdout.splitlines()[-1]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + COMMAND_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def rewrap(*arguments: str, folder: Path, settings: Mapping[str, str]) -> Printed:

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ import pytest
 from app.tokens.reencryption import PAGE_ROWS
 from tests.process.home import COMMAND, COMMAND_SECONDS, environment, new_master_key, run, token_vault
 from tests.process.key_commands import demand_refusal
-from tests.process.rewrap_run import Printed, ended, rewrap, started
+from tests.process.rewrap_run import Printed, ended, rewrap, started, wait_for
 from tests.process.stored_rows import (
     KEYS,
     Row,
@@ -186,7 +185,7 @@ def test_a_signal_ends_it_cleanly_with_true_counts(sqlite: SqliteRows, tmp_path:
     settings = sqlite.settings() | SECOND
     sqlite.insert(_under_first(1_000))
     process = started("--rate", "100", folder=tmp_path, settings=settings)
-    _wait_for(lambda: any(row["encryption_scheme"] == "local:v2" for row in sqlite.rows().values()))
+    wait_for(lambda: any(row["encryption_scheme"] == "local:v2" for row in sqlite.rows().values()))
     done = ended(process, by=number)
     left = sum(row["encryption_scheme"] == "local:v1" for row in sqlite.rows().values())
     assert (done.exit_code, done.stderr) == (2, "")
@@ -427,11 +426,3 @@ def test_migrate_to_kms_takes_the_options_of_rewrap(tmp_path: Path) -> None:
     assert re.findall(r"--[a-z-]+", theirs.partition("Options:")[2]) == re.findall(
         r"--[a-z-]+", ours.partition("Options:")[2]
     )
-
-
-def _wait_for(condition: object) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + COMMAND_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

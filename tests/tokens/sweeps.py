@@ -20,6 +20,8 @@ from app.security.keyring import decode_key_text
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.reencryption import Sweep, SweepPlan
 from app.tokens.repository import TokenRepository
+from app.tokens.resealer import Resealer
+from app.tokens.resealing_here import ResealerHere
 from app.tokens.sweep_report import SweepReport
 from app.tokens.token_cipher import TokenCipher
 from tests.process.stored_rows import KEYS, Row, Rows, access_of, key_settings, refresh_of
@@ -53,13 +55,18 @@ class Heard:
 
 
 def sweep(
-    tokens: TokenRepository, service: EncryptionService, *, heard: Heard | None = None, plan: SweepPlan | None = None
+    tokens: TokenRepository,
+    service: EncryptionService,
+    *,
+    heard: Heard | None = None,
+    plan: SweepPlan | None = None,
+    resealer: Resealer | None = None,
 ) -> Sweep:
-    """Return a sweep of the whole table."""
+    """Return a sweep of the whole table, in this process unless a `resealer` is given."""
     heard = heard or Heard()
     return Sweep(
         tokens=tokens,
-        cipher=TokenCipher(encryption=service),
+        resealer=resealer or ResealerHere(cipher=TokenCipher(encryption=service)),
         events=TokenEvents(audit=NoAuditTrail(), observers=[heard]),
         observer=heard,
         plan=plan or SweepPlan(),
