@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from app.errors import EncryptionError, InvalidRequest, StoreError, StoreTimeout, VaultError
+from app.errors import EncryptionError, InvalidRequest, StoreMisconfigured, StoreTimeout, VaultError
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.events import SUCCESS, Operation, TokenEvent
@@ -247,7 +247,7 @@ class Sweep:
     async def _prepared(self, row: StoredToken | UnreadableRow) -> Rewrap | None:
         """Return the row under the new key, or `None` where there is nothing to write."""
         if isinstance(row, UnreadableRow):
-            self._unreadable(row.id, StoreError(row.detail), None)
+            self._unreadable(row.id, StoreMisconfigured(row.detail), None)
             return None
         async with self._rows:
             await self._patience.turn()

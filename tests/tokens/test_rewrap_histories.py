@@ -19,11 +19,12 @@ from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenId, TokenInput, TokenPatch
 from app.tokens.repository import TokenRepository
 from app.tokens.rewrap_on_read import RewrapOnRead
-from app.tokens.sqlite_repository import SqliteRepository
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
 from tests.process.stored_rows import local_encryption
+from tests.stack.supabase import SupabaseStack
 from tests.tokens.hesitant import hesitant, pauses
+from tests.tokens.stores import SqliteStore, Store, SupabaseStore
 from tests.tokens.sweeps import sweep
 
 CALLER: Final = Caller("tests")
@@ -116,19 +117,30 @@ class Timing:
     between_sweeps: list[int]
 
 
+all_histories = given(
+    histories=st.lists(calls, min_size=1, max_size=4), timing=st.builds(Timing, waits, waits, waits, waits)
+)
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(histories=st.lists(calls, min_size=1, max_size=4), timing=st.builds(Timing, waits, waits, waits, waits))
+@all_histories
 def test_no_acknowledged_write_is_lost_and_no_deleted_token_returns(
     histories: list[list[tuple[str, int]]], timing: Timing
 ) -> None:
     """Two sweeps at once, over and over, and rewraps on read run beside the clients."""
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_history(Path(folder), histories, timing))
+        asyncio.run(_history(SqliteStore(Path(folder) / "vault.db"), histories, timing))
 
 
-async def _history(folder: Path, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
-    tokens = SqliteRepository(path=folder / "vault.db")
-    try:
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@all_histories
+def test_nor_on_supabase(supabase: SupabaseStack, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
+    supabase.reset()  # for each history, not only for the first
+    asyncio.run(_history(SupabaseStore(supabase), histories, timing))
+
+
+async def _history(store: Store, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
+    async with store.open() as tokens:
         on_read = RewrapOnRead(
             tokens=hesitant(tokens, pauses(timing.reads)),
             cipher=TokenCipher(encryption=local_encryption(NEW)),
@@ -153,8 +165,6 @@ async def _history(folder: Path, histories: list[list[tuple[str, int]]], timing:
             row = await tokens.get(client.token_id)
             assert (row is None) is (client.held.access is None)
             assert row is None or _is_whole(row)
-    finally:
-        await tokens.close()
 
 
 def _is_whole(row: StoredToken) -> bool:

@@ -34,7 +34,7 @@ from tests.process.stored_rows import (
     sealed_row,
 )
 from tests.tokens.hesitant import hesitant
-from tests.tokens.stores import SqliteStore, SupabaseStore
+from tests.tokens.stores import SqliteStore, SupabaseStore, raw_row
 from tests.tokens.sweeps import Heard, all_moved, counts, sweep
 
 if TYPE_CHECKING:
@@ -210,6 +210,15 @@ def _strategy() -> LocalStrategy:
     keyring = Settings(_env_file=None, **values).keyring()  # type: ignore[call-arg]
     assert keyring is not None
     return LocalStrategy(keyring=keyring)
+
+
+async def test_a_row_that_is_no_token_is_the_stores_fault_and_not_the_vaults(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    rows.insert(_under_first(3))
+    SqliteStore(rows.path).insert_raw(**raw_row(metadata="{", encryption_scheme="local:v1"))
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, local_encryption(2)).run()
+    assert (report.moved, dict(report.unreadable), report.remaining) == (3, {"store_misconfigured": 1}, 1)
 
 
 async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_stops_nothing(tmp_path: Path) -> None:
