@@ -13,7 +13,7 @@ from app.api.problems import problem_response
 from app.api.security_headers import OVER_TLS, SECURITY_HEADERS
 from app.errors import InternalError, Overloaded
 from app.observability.metrics.labels import SHED
-from app.observability.request_log import CLIENT_LEFT, RequestRecord, current_request, write_request
+from app.observability.request_log import CLIENT_LEFT, RequestLog, RequestRecord, current_request
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +35,7 @@ class RequestContext:
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._requests = RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +82,7 @@ class RequestContext:
             route = SHED if record.outcome == Overloaded.code else getattr(scope.get("route"), "path", None)
             self._metrics.ended(route, scope["method"], status, seconds)
             self._metrics.refusals.answered(record.outcome)
-        write_request(record, scope, status, seconds)
+        self._requests.write(record, scope, status, seconds)
 
 
 def _headers_for(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import select
+import stat
 import sys
 import threading
 import time
@@ -24,8 +25,9 @@ STANDARD_OUTPUT: Final = 1
 MOST_WAITING: Final = 2_000_000  # characters, some five thousand lines; as many again may be in the thread's hands
 END_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.001
-_GATHER_SECONDS: Final = 0.005
+_GATHER_SECONDS: Final = 0.05
 _ATOMIC_BYTES: Final = 4096  # PIPE_BUF of Linux: workers and the audit trail share the pipe, and no two such writes mix
+_FILE_BYTES: Final = 65_536  # to a file no two writes mix at all
 
 
 class LogOutput:
@@ -38,6 +40,7 @@ class LogOutput:
         """`descriptor` of `None` loses everything."""
         self.tell_dropped: Callable[[int], str] = "{} lines dropped\n".format
         self._descriptor = descriptor
+        self._most_bytes = _FILE_BYTES if _is_file(descriptor) else _ATOMIC_BYTES
         self._torn = False
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
@@ -54,6 +57,7 @@ class LogOutput:
         self._lost = 0  # of those that the thread has taken
         self._busy = False
         self._wait_until: float | None = None
+        self._hurry = threading.Event()
 
     def write(self, text: str) -> None:
         if self._descriptor is None or sys.is_finalizing():
@@ -80,11 +84,13 @@ class LogOutput:
         """
         if self._wait_until is None:
             self._wait_until = time.monotonic() + within_seconds
+        self._hurry.set()
         self._wait()
 
     def go_on(self) -> None:
         """Take `end` back, where the process did not end."""
         self._wait_until = None
+        self._hurry.clear()
 
     def _wait(self) -> None:
         until = self._wait_until or 0.0
@@ -103,7 +109,7 @@ class LogOutput:
     def _run(self) -> None:
         while True:
             self._wake.get()
-            time.sleep(_GATHER_SECONDS)  # a switch of threads for each line would cost more than the line
+            self._hurry.wait(_GATHER_SECONDS)  # switching threads for each line would cost more than the line
             while taken := self._take():
                 with suppress(Exception):  # this thread must not end
                     self._write(*taken)
@@ -120,7 +126,7 @@ class LogOutput:
 
     def _write(self, lines: list[str], dropped: int) -> None:
         if self._tell():
-            for piece in _pieces(lines):
+            for piece in _pieces(lines, self._most_bytes):
                 if not self._put(b"".join(piece)):
                     self._lost += len(piece)
         else:
@@ -156,16 +162,23 @@ class LogOutput:
                 room.poll()
 
 
+def _is_file(descriptor: int | None) -> bool:
+    try:
+        return descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
 def _encoded(line: str) -> bytes:
     return line.encode(errors="backslashreplace")  # a lone surrogate
 
 
-def _pieces(lines: list[str]) -> Iterator[list[bytes]]:
+def _pieces(lines: list[str], most_bytes: int) -> Iterator[list[bytes]]:
     """Group lines so that each group is written at once."""
     piece: list[bytes] = []
     size = 0
     for line in map(_encoded, lines):
-        if piece and size + len(line) > _ATOMIC_BYTES:
+        if piece and size + len(line) > most_bytes:
             yield piece
             piece, size = [], 0
         piece.append(line)

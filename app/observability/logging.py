@@ -16,6 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
+from pydantic_core import to_json
 
 from app.observability.log_fields import keep_allowed_fields
 from app.observability.log_output import STANDARD_OUTPUT, LogOutput
@@ -40,12 +41,8 @@ def configure_logging(*, level: str, log_format: str) -> None:
         _name_exception,
         keep_allowed_fields,
     ]
-    renderer: Processor
-    if log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    else:
-        # one encoder for all lines; json.dumps would make one for each
-        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+    to_people = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    renderer: Processor = to_people if log_format == "console" else _render_json
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -103,11 +100,11 @@ class _Lines:
     debug = info = warning = error = critical = msg
 
 
-_encoder = json.JSONEncoder(default=repr, ensure_ascii=False)
-
-
-def _to_json(event: object, **_: object) -> str:
-    return _encoder.encode(event)
+def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    try:
+        return to_json(event, fallback=repr).decode()  # several times faster than the standard library's
+    except ValueError:  # a lone surrogate, say, which is no UTF-8
+        return json.dumps(event, default=repr)
 
 
 def _name_exception(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

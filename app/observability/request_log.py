@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_LEFT: Final = 499  # no answer was begun; nginx's number for it
-_log = structlog.get_logger("app.requests")
 _BAD: Final = 400
 _UUID: Final = re.compile(UUID_PATTERN)
 _SLUG: Final = re.compile(SLUG_PATTERN)
@@ -60,23 +59,34 @@ def note_failure(outcome: str, reason: str | None) -> None:
         record.failed(outcome, reason)
 
 
-def write_request(record: RequestRecord, scope: Mapping[str, Any], status: int, seconds: float) -> None:
-    """Write the line of a request that has ended, at DEBUG for a probe and at WARNING for what went wrong.
+class RequestLog:
+    """Writes the line of each request that has ended: at DEBUG of a probe, at WARNING of what went wrong, else at INFO.
 
-    `scope` is ASGI's; of it the route's template is logged, and user and provider only where they have their form:
-    anything else in a path may be a secret.
+    Of all that is observed this costs a caller most, so loggers are bound once; make it after logging is configured.
     """
-    route = getattr(scope.get("route"), "path", None)
-    event = record.event if record.events == 1 else None
-    outcome = record.outcome or (SUCCESS if event is None else event.outcome)
-    if route in PROBES:
-        write = _log.debug if _log.is_enabled_for(logging.DEBUG) else None
-    elif status < _BAD and outcome == SUCCESS:
-        write = _log.info if _log.is_enabled_for(logging.INFO) else None
-    else:
-        write = _log.warning if _log.is_enabled_for(logging.WARNING) else None
-    if write is not None:
-        head = {
+
+    def __init__(self) -> None:
+        log = structlog.get_logger("app.requests").bind()
+        self._of_probe = log.debug if log.is_enabled_for(logging.DEBUG) else None
+        self._of_success = log.info if log.is_enabled_for(logging.INFO) else None
+        self._of_failure = log.warning if log.is_enabled_for(logging.WARNING) else None
+
+    def write(self, record: RequestRecord, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+        """Write one line.
+
+        `scope` is ASGI's; of it the route's template is logged, and user and provider only where they have their form:
+        anything else in a path may be a secret.
+        """
+        route = getattr(scope.get("route"), "path", None)
+        event = record.event if record.events == 1 else None
+        outcome = record.outcome or (SUCCESS if event is None else event.outcome)
+        if route in PROBES:
+            write = self._of_probe
+        else:
+            write = self._of_success if status < _BAD and outcome == SUCCESS else self._of_failure
+        if write is None:
+            return
+        fields = {
             "request_id": record.request_id,
             "service": scope["state"].get("service"),
             "method": scope["method"],
@@ -84,29 +94,27 @@ def write_request(record: RequestRecord, scope: Mapping[str, Any], status: int, 
             "status": status,
             "duration_ms": round(seconds * 1_000, 2),
         }
-        about = _named_by(scope.get("path_params") or {}) if event is None else _told_by(event)
-        write("request", **head, **about, **_end(record, event, outcome))
+        if event is None:
+            fields |= _named_by(scope.get("path_params") or {})
+        else:
+            _tell_event(fields, event)
+        fields["outcome"] = outcome
+        if record.events > 1:
+            fields["operations"] = record.events
+        reason = record.reason or (None if event is None else event.detail)
+        if reason is not None:
+            fields["reason"] = reason
+        if record.trace_id is not None:
+            fields["trace_id"] = record.trace_id
+        write("request", **fields)
 
 
-def _told_by(event: TokenEvent) -> dict[str, str | None]:
-    told: dict[str, str | None] = {"operation": event.operation.value, "user_id": event.user_id}
+def _tell_event(fields: dict[str, Any], event: TokenEvent) -> None:
+    fields["operation"], fields["user_id"] = event.operation.value, event.user_id
     if event.token_id is not None:
-        told["provider"], told["service_type"] = event.token_id.provider, event.token_id.service_type
+        fields["provider"], fields["service_type"] = event.token_id.provider, event.token_id.service_type
     if event.encryption_method is not None:
-        told["encryption_method"] = event.encryption_method
-    return told
-
-
-def _end(record: RequestRecord, event: TokenEvent | None, outcome: str) -> dict[str, str | int]:
-    end: dict[str, str | int] = {"outcome": outcome}
-    if record.events > 1:
-        end["operations"] = record.events
-    reason = record.reason or (None if event is None else event.detail)
-    if reason is not None:
-        end["reason"] = reason
-    if record.trace_id is not None:
-        end["trace_id"] = record.trace_id
-    return end
+        fields["encryption_method"] = event.encryption_method
 
 
 def _named_by(path: Mapping[str, str]) -> dict[str, str]:

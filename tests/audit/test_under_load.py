@@ -154,7 +154,7 @@ def test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart(
             time.sleep(0.05)
         output = server.stop().output
     assert SECRET not in output
-    assert '"reason": "EFBIG"' in output
+    assert '"reason":"EFBIG"' in output
     assert verified(files(tmp_path / "audit")).findings == []
     assert len(files(tmp_path / "audit")) == 1
 

@@ -60,7 +60,7 @@ def test_audit_events_and_spans_are_kept_up_to_the_end(run: Run) -> None:
     assert {"PUT /v1/users/{user_id}/tokens/{provider}", "store get", "KMS GenerateDataKey"} <= run.spans
     assert run.exit_code == 0
     [log] = [place for place in run.files if place.name == "log"]
-    assert b'"reason": "EFBIG"' in log.content, "its disk was full"
+    assert b'"reason":"EFBIG"' in log.content, "its disk was full"
     assert b"Failed to export" in log.content, "the collector has refused some"
     assert b"Finished server process" in log.content
 

@@ -180,6 +180,24 @@ logging.getLogger("httpx").info({SECRET!r})
     assert "CANARY" not in output.stdout + output.stderr
 
 
+def test_whatever_a_field_holds_its_line_is_json_and_not_lost(tmp_path: Path) -> None:
+    program = """
+import pathlib, structlog
+from app.observability.logging import configure_logging
+configure_logging(level="INFO", log_format="json")
+log = structlog.get_logger()
+log.info("odd", reason="\\ud800", keys=[float("nan"), 2**70])
+log.info("odd", reason=pathlib.Path("x"), keys={1, 2})
+log.info("odd", reason="\\n\\x00\\u2028")
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=30)
+    surrogate, objects, controls = (json.loads(line) for line in output.stdout.splitlines())
+    assert (surrogate["reason"], surrogate["keys"][1]) == ("\ud800", 2**70)
+    assert (objects["event"], objects["level"]) == ("odd", "info")
+    assert controls["reason"] == "\n\x00\u2028"
+    assert output.stderr == b""
+
+
 def test_a_defect_is_answered_with_internal_and_logged_without_its_text(tmp_path: Path) -> None:
     """A route that fails in a way nobody thought of, in the real application."""
     program = f"""

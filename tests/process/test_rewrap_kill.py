@@ -176,7 +176,7 @@ def test_no_acknowledged_write_is_lost_to_sweeps_that_are_killed_beside_four_rep
         assert client.wrong == []
         assert client.done > 100
         assert killed >= 5
-        assert '"service": "rewrap-on-read"' in server.output
+        assert '"service":"rewrap-on-read"' in server.output
         assert (last.exit_code, last.counts["remaining"], last.counts["unreadable"]) == (0, 0, 0), last
     reader, found = local_encryption(2), rows.rows().values()
     held = {row["user_id"]: what_a_row_holds(reader, row)[0] for row in found}
