@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -11,18 +10,19 @@ from postgrest.types import CountMethod
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from app.tokens import postgrest_query
 from app.tokens.census import CensusLine
 from app.tokens.lookup_queue import LookupQueue
 from app.tokens.models import TokenId, UnreadableRow
+from app.tokens.postgrest_query import STRANGE
 from app.tokens.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
-from app.tokens.supabase_errors import UnknownOutcomeError, demand_postgrest_answer, translated
+from app.tokens.supabase_errors import UnknownOutcomeError, demand_postgrest_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import httpx
     from postgrest import AsyncFilterRequestBuilder, AsyncRequestBuilder, AsyncSelectRequestBuilder
-    from postgrest._async.request_builder import AsyncQueryRequestBuilder as _Query
     from pydantic import SecretStr
     from supabase import AsyncClient
 
@@ -34,7 +34,6 @@ PAGE_ROWS: Final = 1_000
 CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways take
 CENSUS_SECONDS: Final = 310.0  # longer than its statement_timeout in migration 0003
 _CENSUS: Final = "token_vault_census"
-_STRANGE: Final = "the token store answered with something that is not rows"
 _COLUMNS: Final = ",".join(COLUMNS)
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -65,13 +64,11 @@ class SupabaseRepository:
 
     async def check(self) -> None:
         try:
-            await self._read(self._table().select(_COLUMNS).limit(1))
+            await postgrest_query.read(self._table().select(_COLUMNS).limit(1))
         except StoreMisconfigured as error:
             raise await self._named(error) from None
         # row-level security hides rows without a word, so an empty answer alone proves nothing
-        with _outcome_does_not_matter(), translated():
-            answer = await self._client.rpc("token_vault_sees_every_row", get=True).execute()
-        if answer.data is not True:
+        if await postgrest_query.call(self._client.rpc("token_vault_sees_every_row", get=True)) is not True:
             message = "SUPABASE_SERVICE_KEY sees no rows of oauth_tokens: it is not the service role's key"
             raise StoreMisconfigured(message)
 
@@ -96,7 +93,7 @@ class SupabaseRepository:
             to_columns(token), on_conflict="user_id,provider,service_type", ignore_duplicates=True
         )
         try:
-            rows, _ = await _execute(query)
+            rows = await postgrest_query.write(query)
         except UnknownOutcomeError as unknown:
             return await self._confirmed(token, set(COLUMNS), unknown)
         return from_columns(rows[0]) if rows else None
@@ -106,7 +103,7 @@ class SupabaseRepository:
         query = self._table().update(columns).eq("id", before.id).eq("version", before.version)
         query = _under_scheme(query, before.encryption_scheme)
         try:
-            rows, _ = await _execute(query)
+            rows = await postgrest_query.write(query)
         except UnknownOutcomeError as unknown:
             return await self._confirmed(after, set(columns), unknown)
         return from_columns(rows[0]) if rows else None
@@ -114,7 +111,7 @@ class SupabaseRepository:
     async def delete(self, token: StoredToken) -> bool:
         query = self._table().delete().eq("id", token.id).eq("version", token.version)
         try:
-            rows, _ = await _execute(query)
+            rows = await postgrest_query.write(query)
         except UnknownOutcomeError as unknown:
             if await self._find(token.id, unknown) is None:
                 return True
@@ -126,7 +123,9 @@ class SupabaseRepository:
         for chunk in (tokens[at : at + CHUNK_IDS] for at in range(0, len(tokens), CHUNK_IDS)):
             # raw filter text, and all of it ours: ids as the database gave them, and numbers
             conditions = ",".join(f"and(id.eq.{UUID(token.id)},version.eq.{int(token.version)})" for token in chunk)
-            rows, _ = await self._read(self._table().delete().or_(conditions))  # how many, a lost answer takes along
+            rows, _ = await postgrest_query.read(
+                self._table().delete().or_(conditions)
+            )  # how many, a lost answer takes along
             deleted += len(rows)
         return deleted
 
@@ -138,7 +137,7 @@ class SupabaseRepository:
                 for line in lines
             ]
         except (KeyError, TypeError, ValueError):
-            raise StoreMisconfigured(_STRANGE) from None
+            raise StoreMisconfigured(STRANGE) from None
 
     async def schemes(self) -> list[str | None]:
         return await self._call("token_vault_schemes", {})
@@ -151,13 +150,13 @@ class SupabaseRepository:
             query = query.gt("id", after)
         if provider is not None:
             query = query.eq("provider", provider)
-        rows, _ = await self._read(query.order("id").limit(limit))
+        rows, _ = await postgrest_query.read(query.order("id").limit(limit))
         return [_decode_or_report(row) for row in rows]
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found: dict[str, StoredToken] = {}
         for chunk in (row_ids[at : at + CHUNK_IDS] for at in range(0, len(row_ids), CHUNK_IDS)):
-            rows, _ = await self._read(self._select().in_("id", chunk))
+            rows, _ = await postgrest_query.read(self._select().in_("id", chunk))
             found |= {row["id"]: from_columns(row) for row in rows}
         return found
 
@@ -175,17 +174,12 @@ class SupabaseRepository:
     def _select(self) -> AsyncSelectRequestBuilder:
         return self._table().select(_COLUMNS)
 
-    async def _read(self, query: _Query) -> tuple[list[dict[str, Any]], int | None]:
-        with _outcome_does_not_matter():
-            return await _execute(query)
-
     async def _call(self, function: str, arguments: dict[str, Any]) -> list[Any]:
         """Call one of the migrations' functions; each returns a JSON array, which no cap on rows cuts."""
-        with _outcome_does_not_matter(), translated():
-            answer = await self._client.rpc(function, arguments).execute()
-        if not isinstance(answer.data, list):
-            raise StoreUnavailable(_STRANGE)
-        return answer.data
+        answer = await postgrest_query.call(self._client.rpc(function, arguments))
+        if not isinstance(answer, list):
+            raise StoreUnavailable(STRANGE)
+        return answer
 
     async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
         """Read those of up to 25 tokens that exist."""
@@ -198,7 +192,7 @@ class SupabaseRepository:
             query = self._select()
             for column, [value] in members.items():
                 query = query.eq(column, value)
-            rows, _ = await self._read(query)
+            rows, _ = await postgrest_query.read(query)
         else:
             rows = await self._read_pages(members)
         if any(row.get(column) not in values for row in rows for column, values in members.items()):
@@ -213,7 +207,7 @@ class SupabaseRepository:
         missing = []
         for column in COLUMNS:
             try:
-                await self._read(self._table().select(column).limit(1))
+                await postgrest_query.read(self._table().select(column).limit(1))
             except StoreMisconfigured:
                 missing.append(column)
         if 0 < len(missing) < len(COLUMNS):
@@ -233,7 +227,7 @@ class SupabaseRepository:
                 query = query.in_(column, values)
             if found:
                 query = query.gt("id", found[-1]["id"])
-            rows, count = await self._read(query.order("id").limit(PAGE_ROWS))
+            rows, count = await postgrest_query.read(query.order("id").limit(PAGE_ROWS))
             if count is None or (count > 0 and not rows):
                 message = "the token store did not say how many rows there are"
                 raise StoreUnavailable(message)
@@ -256,21 +250,10 @@ class SupabaseRepository:
 
     async def _find(self, row_id: str, unknown: UnknownOutcomeError) -> StoredToken | None:
         try:
-            rows, _ = await self._read(self._select().eq("id", row_id))
+            rows, _ = await postgrest_query.read(self._select().eq("id", row_id))
         except StoreError:
             raise unknown.store_error from None
         return from_columns(rows[0]) if rows else None
-
-
-async def _execute(query: _Query) -> tuple[list[dict[str, Any]], int | None]:
-    """Send a query once; return its rows and, where one was asked for, their count beyond any cap."""
-    with translated():
-        answer = await query.execute()
-    rows: Any = answer.data
-    # the client hands on whatever JSON came
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UnknownOutcomeError(StoreUnavailable(_STRANGE))
-    return rows, answer.count
 
 
 def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:
@@ -298,12 +281,3 @@ def _rewrap_columns(rewrap: Rewrap) -> dict[str, Any]:
         "encryption_scheme": after.encryption_scheme,
         "metadata": {name: value for name, value in encryption_metadata(after).items() if value is not None},
     }
-
-
-@contextmanager
-def _outcome_does_not_matter() -> Iterator[None]:
-    """Report a read whose outcome is unknown as what kept its answer away."""
-    try:
-        yield
-    except UnknownOutcomeError as unknown:
-        raise unknown.store_error from None
