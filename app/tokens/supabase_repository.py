@@ -123,9 +123,8 @@ class SupabaseRepository:
         for chunk in (tokens[at : at + CHUNK_IDS] for at in range(0, len(tokens), CHUNK_IDS)):
             # raw filter text, and all of it ours: ids as the database gave them, and numbers
             conditions = ",".join(f"and(id.eq.{UUID(token.id)},version.eq.{int(token.version)})" for token in chunk)
-            rows, _ = await postgrest_query.read(
-                self._table().delete().or_(conditions)
-            )  # how many, a lost answer takes along
+            # no read-back: how many there were, a lost answer takes along
+            rows, _ = await postgrest_query.read(self._table().delete().or_(conditions))
             deleted += len(rows)
         return deleted
 
