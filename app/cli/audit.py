@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from app.audit.family import Family
-from app.audit.findings import Finding
+from app.audit.findings import Finding, Report
 from app.audit.reading import Kept, Reading, Wanted, read_events
 from app.audit.stream_target import is_stream
 from app.audit.verify import Verifier
+from app.cli.counts import counted
 from app.cli.failure import Wrong
 from app.cli.table import print_table
 from app.config.audit import AuditReaderSettings, wrong_names
@@ -58,16 +59,14 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
         click.echo(_line("note", note))
     for finding in report.findings:
         click.echo(_line("FAIL", finding))
-    counted = f"{report.events:,} events in {report.chains:,} chains and {report.files:,} files"
-    if report.live:
-        counted += f"; {report.live:,} of the chains are still open, and what was cut off their ends would not show"
+    looked_at = _looked_at(report)
     if not report.chains:
-        click.echo(f"\nNot verified: there is no line of an audit trail in {report.files:,} files.")
+        click.echo(f"\nNot verified: there is no line of an audit trail in {counted(report.files, 'file')}.")
         sys.exit(NOT_WHOLE)
     if not report.is_whole:
-        click.echo(f"\nNot whole: {len(report.findings):,} findings; {counted}. What to do: docs/audit.md")
+        click.echo(f"\nNot whole: {counted(len(report.findings), 'finding')}; {looked_at}. What to do: docs/audit.md")
         sys.exit(NOT_WHOLE)
-    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {counted}.")
+    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {looked_at}.")
 
 
 @audit.command()
@@ -119,8 +118,7 @@ def show(
     if not keys:
         click.echo("Nothing was checked: AUDIT_KEY is not set.", err=True)
     if reading.doubtful:
-        unreadable = f", {reading.unreadable:,} of them cannot be shown" if reading.unreadable else ""
-        click.echo(f"{reading.doubtful:,} lines are not as the vault writes them{unreadable}: docs/audit.md", err=True)
+        click.echo(f"{_doubt(reading)}: docs/audit.md", err=True)
         sys.exit(NOT_WHOLE)
 
 
@@ -131,6 +129,13 @@ def _print(reading: Reading) -> None:
         print_table([(mark, *row) for mark, row in zip(marks, rows, strict=True)])
     else:
         print_table(rows)
+
+
+def _doubt(reading: Reading) -> str:
+    if reading.doubtful == 1:
+        return f"1 line is not as the vault writes it{' and cannot be shown' if reading.unreadable else ''}"
+    unreadable = f", {reading.unreadable:,} of them cannot be shown" if reading.unreadable else ""
+    return f"{reading.doubtful:,} lines are not as the vault writes them{unreadable}"
 
 
 def _mark(one: Kept) -> str:
@@ -164,6 +169,20 @@ def _files_of(settings: AuditReaderSettings) -> list[Path]:
 
 def _unreadable(error: OSError) -> Wrong:
     return Wrong(f"{error.filename} cannot be read: {error.strerror}")
+
+
+def _looked_at(report: Report) -> str:
+    events, chains, files = (
+        counted(count, noun)
+        for count, noun in ((report.events, "event"), (report.chains, "chain"), (report.files, "file"))
+    )
+    words = f"{events} in {chains} and {files}"
+    if report.live == 1:
+        which = "the chain" if report.chains == 1 else "1 of the chains"
+        words += f"; {which} is still open, and what was cut off its end would not show"
+    elif report.live:
+        words += f"; {report.live:,} of the chains are still open, and what was cut off their ends would not show"
+    return words
 
 
 def _line(state: str, finding: Finding) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from app.cli.counts import counted
 from app.cli.failure import Wrong, settings_or_stop
-from app.cli.master_keys import state_of, tokens, unneeded_versions
+from app.cli.master_keys import state_of, unneeded_versions
 from app.cli.store import opened_store
 from app.cli.table import print_table
 from app.composition import Encryption, build_encryption
@@ -106,7 +107,7 @@ def _print(found: Status) -> None:
     if census.versions:
         click.echo("")
         print_table([("MASTER KEY", "TOKENS", "KEY", "REFUSED BY"), *_version_rows(found)], right=[1])
-    click.echo(f"\nALLOW_LEGACY_FORMATS=false would refuse {tokens(census.legacy)}.")
+    click.echo(f"\nALLOW_LEGACY_FORMATS=false would refuse {counted(census.legacy, 'token')}.")
     for advice in _advice(found):
         click.echo(f"  - {advice}")
 
@@ -134,7 +135,8 @@ def _advice(found: Status) -> Iterator[str]:
     if missing:
         yield f"Give back the master keys of version {', '.join(missing)}: without them tokens cannot be read."
     if census.unknown:
-        yield f"Of no known format: {tokens(census.unknown)}. `token-vault rewrap --dry-run` names what it cannot read."
+        unknown = counted(census.unknown, "token")
+        yield f"Of no known format: {unknown}. `token-vault rewrap --dry-run` names what it cannot read."
     if census.due:
         yield "`token-vault rewrap` moves what is due."
     elif census.due == 0 and census.rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from app.cli.counts import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,10 +47,10 @@ def reasons_to_keep(version: int, settings: Settings, census: Census) -> Iterato
         yield f"version {version} is ENCRYPTION_KEY_VERSION: {role}"
     needing = census.needing_version(version)
     if needing:
-        yield f"version {version} is still needed by {tokens(needing)}; `token-vault rewrap` moves them"
+        yield f"version {version} is still needed by {counted(needing, 'token')}; `token-vault rewrap` moves them"
     if census.unknown:
         yield (
-            f"{tokens(census.unknown)} of no known format: nobody can tell which key that needs; "
+            f"{counted(census.unknown, 'token')} of no known format: nobody can tell which key that needs; "
             "`token-vault rewrap --dry-run` names what it cannot read"
         )
 
@@ -72,11 +74,6 @@ def settings_without(version: int, settings: Settings, census: Census) -> Iterat
         yield f"MIN_KEY_VERSION={lowest}: no token needs a lower version"
     if settings.allow_legacy_formats and not census.legacy:
         yield "ALLOW_LEGACY_FORMATS=false: no token is in a format of PulsePlan's"
-
-
-def tokens(count: int) -> str:
-    """Say how many tokens that is."""
-    return f"{count:,} token" if count == 1 else f"{count:,} tokens"
 
 
 def _listed(versions: list[int]) -> str:

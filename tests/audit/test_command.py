@@ -29,7 +29,7 @@ def _audit(*arguments: object, folder: Path, **settings: str) -> CompletedProces
 def test_a_whole_record_is_0_and_is_found_by_itself(tmp_path: Path) -> None:
     keep(tmp_path, 3)
     done = _audit("verify", folder=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Whole: 3 events in 1 chains and 1 files.\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Whole: 3 events in 1 chain and 1 file.\n", "")
 
 
 async def test_the_closing_line_says_how_many_chains_are_still_open(tmp_path: Path) -> None:
@@ -38,9 +38,20 @@ async def test_the_closing_line_says_how_many_chains_are_still_open(tmp_path: Pa
         done = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == (
-        "Whole: 1 events in 2 chains and 2 files; "
+        "Whole: 1 event in 2 chains and 2 files; "
         "2 of the chains are still open, and what was cut off their ends would not show."
     )
+
+
+async def test_one_open_chain_is_told_of_in_the_singular(tmp_path: Path) -> None:
+    async with opened_trail(tmp_path) as one:
+        await one.append(an_event())
+        alone = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
+        await asyncio.to_thread(keep, tmp_path, 1)
+        beside = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
+    ending = "is still open, and what was cut off its end would not show."
+    assert alone.stdout.splitlines()[-1] == f"Whole: 1 event in 1 chain and 1 file; the chain {ending}"
+    assert beside.stdout.splitlines()[-1] == f"Whole: 2 events in 2 chains and 2 files; 1 of the chains {ending}"
 
 
 def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> None:
@@ -51,7 +62,7 @@ def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> 
     finding, *_ = done.stdout.splitlines()
     chain = file.name.split(".")[1]
     assert finding.startswith(f"FAIL  {file}:3, chain {chain}, seq 7: wrong_mac: ")
-    assert "Not whole: 1 findings" in done.stdout
+    assert "Not whole: 1 finding; 2 events in 1 chain and 1 file." in done.stdout
 
 
 def test_another_key_or_the_earlier_one(tmp_path: Path) -> None:
@@ -70,7 +81,9 @@ def test_part_of_a_record(tmp_path: Path) -> None:
 
 def test_what_holds_no_line_at_all_is_not_whole(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("no line of a trail\n")
-    assert _audit("verify", "log", folder=tmp_path).returncode == 1
+    done = _audit("verify", "log", folder=tmp_path)
+    assert done.returncode == 1
+    assert "there is no line of an audit trail in 1 file." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -156,6 +169,20 @@ def test_show_marks_what_the_vault_has_not_written_and_counts_what_cannot_be_sho
     told = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
     assert [event.get("genuine") for event in told].count(False) == shown
     assert [event.get("genuine") for event in told].count(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (b'"service":"innocent"', "1 line is not as the vault writes it"),
+        (b'"purpose":{}', "1 line is not as the vault writes it and cannot be shown"),
+    ],
+)
+def test_show_tells_of_one_line_in_the_singular(tmp_path: Path, edit: bytes, words: str) -> None:
+    [file] = keep(tmp_path, 1)
+    file.write_bytes(file.read_bytes().replace(b'"purpose":"nightly-sync"', edit))
+    done = _audit("show", "--json", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"{words}: docs/audit.md\n")
 
 
 def test_show_without_the_key_says_that_nothing_was_checked(tmp_path: Path) -> None:
