@@ -22,6 +22,7 @@ from app.cli.counts import counted
 from app.cli.failure import Wrong
 from app.cli.table import print_table
 from app.config.audit import AuditReaderSettings, wrong_names
+from app.config.settings import ENV_FILE
 from app.tokens.events import Operation
 
 WHOLE, NOT_WHOLE = 0, 1
@@ -150,6 +151,9 @@ def _settings() -> AuditReaderSettings:
     except SettingsSourceError:
         message = "a setting could not be parsed"
         raise Wrong(message) from None
+    except (OSError, UnicodeDecodeError):
+        message = f"{ENV_FILE} cannot be read as UTF-8 text"
+        raise Wrong(message) from None
 
 
 def _files_of(settings: AuditReaderSettings) -> list[Path]:
@@ -192,14 +196,14 @@ def _line(state: str, finding: Finding) -> str:
 def _time(text: str) -> datetime:
     """Read a moment, or how long ago it was; without an offset it is UTC."""
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago is not None:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # no time, or before the year 1
         message = "--since must be a time like 2026-11-24T18:00:00Z, or how long ago, like 24h"
         raise Wrong(message) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _row(event: dict[str, Any]) -> tuple[str, ...]:
