@@ -11,7 +11,7 @@ import pytest
 
 from tests.process.home import Home, new_home
 from tests.process.wire import Answer, Wire, token_path, wires
-from tests.process.workers import worker_of_each, workers_of
+from tests.process.workers import one_wire_to_each_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,15 +42,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def one_wire_to_each_worker(server: Server) -> Iterator[list[Wire]]:
-    """Connect until each worker has accepted somebody; which one accepts is up to the kernel."""
-    with wires(server, 200) as opened:
-        for tried, wire in enumerate(opened, start=1):
-            wire.call("GET", "/healthz")
-            owners = worker_of_each(server, opened[:tried])
-            if set(owners) == workers_of(server):
-                break
-        yield [opened[owners.index(worker)] for worker in workers_of(server)]
+def one_wire_each(server: Server) -> Iterator[list[Wire]]:
+    with one_wire_to_each_worker(server) as opened:
+        yield opened
 
 
 def _all_at_once(contenders: list[Wire], method: str, path: str, secrets: list[str], **conditions: str) -> list[Answer]:
@@ -60,11 +54,11 @@ def _all_at_once(contenders: list[Wire], method: str, path: str, secrets: list[s
     return [wire.hear() for wire in contenders]
 
 
-def test_of_two_rotations_of_one_version_exactly_one_wins(one_wire_to_each_worker: list[Wire]) -> None:
-    pairs = list(combinations(one_wire_to_each_worker, 2))
+def test_of_two_rotations_of_one_version_exactly_one_wins(one_wire_each: list[Wire]) -> None:
+    pairs = list(combinations(one_wire_each, 2))
     assert len(pairs) == 6
     path = token_path(uuid4())
-    assert one_wire_to_each_worker[0].call("PUT", path, {"access_token": "the first"}).etag == '"1"'
+    assert one_wire_each[0].call("PUT", path, {"access_token": "the first"}).etag == '"1"'
     for version in range(1, ROTATIONS + 1):
         secrets = [f"one of {version}", f"other of {version}"]
         pair = list(random.choice(pairs))  # noqa: S311  a draw, not a secret
@@ -101,11 +95,11 @@ def test_of_eight_creations_of_a_token_exactly_one_succeeds(server: Server) -> N
             assert (revealed.etag, revealed.body["access_token"]) == ('"1"', secrets[winner])
 
 
-def test_an_acknowledged_change_is_what_every_other_worker_reveals_at_once(one_wire_to_each_worker: list[Wire]) -> None:
+def test_an_acknowledged_change_is_what_every_other_worker_reveals_at_once(one_wire_each: list[Wire]) -> None:
     """SQLite shows a change to other processes only once it is committed, so an answer that came earlier would show."""
     path = token_path(uuid4())
     for version in range(1, CHANGES + 1):
-        writer, *readers = random.sample(one_wire_to_each_worker, WORKERS)
+        writer, *readers = random.sample(one_wire_each, WORKERS)
         assert writer.call("PUT", path, {"access_token": f"secret {version}"}).etag == f'"{version}"'
         for reader in readers:
             reader.ask("GET", path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,17 +18,19 @@ import httpx
 from tests.api.fixtures import problem
 from tests.failures.scenario import eventually
 from tests.process.home import COMMAND, Home, environment, new_home
+from tests.process.server import Server
+from tests.process.wire import token_path
+from tests.process.workers import one_wire_to_each_worker
 from tests.security.keys import MASTER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.stack.reaper import Reaper
 
 START_SECONDS = 30
 STOP_SECONDS = 20
-READ_SECONDS = 10
+READ_SECONDS = 40
 USER = str(uuid4())
 CANVAS = f"/v1/users/{USER}/tokens/canvas"
 # each item leaves a line of its own, for none of these tokens is there
@@ -34,15 +38,16 @@ BATCH = {"tokens": [{"user_id": USER, "provider": "canvas"}] * 100}
 
 
 @contextmanager
-def _unread(home: Home, reaper: Reaper) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def _unread(home: Home, reaper: Reaper, *, workers: int = 1) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     process = subprocess.Popen(
-        [COMMAND, "serve"],
+        [COMMAND, "serve", "--workers", str(workers)],
         cwd=home.folder,
         env=environment(home.settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         bufsize=0,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     reaper.watch(process.pid, signal.SIGTERM)
     headers = {"Authorization": f"Bearer {home.service_key}"}
@@ -52,7 +57,8 @@ def _unread(home: Home, reaper: Reaper) -> Iterator[tuple[httpx.Client, subproce
             eventually(lambda: _answers(client), within_seconds=START_SECONDS)
             yield client, process
     finally:
-        process.kill()
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers too
         process.wait()
         reaper.forget(process.pid)
         if process.stdout is not None:
@@ -108,6 +114,27 @@ def test_a_log_that_nobody_reads_holds_no_call_up_and_says_afterwards_what_is_mi
             assert client.post("/v1/tokens/batch-get", json=BATCH).status_code == 200
         process.terminate()
         assert process.wait(STOP_SECONDS) == 0, "and it stops when it is told to"
+
+
+def test_two_workers_behind_one_pipe_that_nobody_reads_serve_on(tmp_path: Path, stack_reaper: Reaper) -> None:
+    home, path = new_home(tmp_path), token_path(uuid4())
+    with _unread(home, stack_reaper, workers=2) as (client, process):
+        reader = _Reader(process)
+        for _ in range(2):
+            reader.until(event="Application startup complete.")
+        assert client.put(path, json={"access_token": "kept"}).status_code == 201
+        with one_wire_to_each_worker(Server(home, process, Path(os.devnull))) as wires:
+            assert len(wires) == 2
+            for _ in range(120):  # more lines than may wait, of each
+                for wire in wires:
+                    wire.ask("POST", "/v1/tokens/batch-get", BATCH)
+                assert [wire.hear().status for wire in wires] == [200, 200]
+            assert [wire.call("GET", "/healthz").status for wire in wires] == [200, 200]
+            assert [wire.call("GET", path).body["access_token"] for wire in wires] == ["kept", "kept"]
+        dropped = [reader.until(event="log_resumed")["log_lines_dropped"] for _ in range(2)]
+        assert min(dropped) > 0, "both had more to say than the pipe took"
+        process.terminate()
+        assert process.wait(STOP_SECONDS) == 0
 
 
 def test_with_the_audit_trail_in_the_same_pipe_only_what_it_must_keep_is_refused(

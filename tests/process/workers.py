@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from tests.process.wire import wires
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from tests.process.wire import Wire
 
 _PROC: Final = Path("/proc")
+_TRIED: Final = 200
 
 
 def workers_of(server: Server) -> frozenset[int]:
@@ -27,6 +31,18 @@ def worker_of_each(server: Server, wires: list[Wire]) -> list[int | None]:
     """Return for each connection the worker that has accepted it, `None` where none has yet."""
     ports = dict(_accepted(server))
     return [ports.get(wire.local_port) for wire in wires]
+
+
+@contextmanager
+def one_wire_to_each_worker(server: Server) -> Iterator[list[Wire]]:
+    """Connect until each worker has accepted somebody; which one accepts is up to the kernel."""
+    with wires(server, _TRIED) as opened:
+        for tried, wire in enumerate(opened, start=1):
+            wire.call("GET", "/healthz")
+            owners = worker_of_each(server, opened[:tried])
+            if set(owners) == workers_of(server):
+                break
+        yield [opened[owners.index(worker)] for worker in workers_of(server)]
 
 
 def _accepted(server: Server) -> Iterator[tuple[int, int]]:
