@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CALLERS: Final = 4
 _PAUSE_SECONDS: Final = 0.01
-_PATIENCE_SECONDS: Final = 30.0
+_PATIENCE_SECONDS: Final = 60.0
 
 
 def secret_of(user_id: str) -> str:

@@ -31,21 +31,23 @@ def demand(
     """Break and mend the service's surroundings while callers store, and demand all that the table says of it."""
     failure = BY_NAME[name]
     with service.client() as client, Load(service) as load:
-        load.wait_for_acknowledgements(20)
-        kept = load.acknowledged[0]
-        breaks()
-        load.wait_for_refusals(4)
-        _demand_reads(client, failure, kept)
-        _demand_readiness(client, failure)
+        kept = fails(client, load, failure, breaks=breaks)
         mends()
         recovers(client, failure, kept)
         load.wait_for_acknowledgements(8)
     demand_nothing_lost(load, service, store)
-    assert {(each.status, each.code, each.retryable) for each in load.refused} == {
-        (failure.status, failure.code, failure.retryable)
-    }
-    assert {each.retry_after is not None for each in load.refused} == {failure.retryable}
-    assert (load.cut, load.strange) == ([], [])
+    demand_refusals(load, failure)
+
+
+def fails(client: httpx.Client, load: Load, failure: Failure, *, breaks: Callable[[], object]) -> str:
+    """Break it once tokens are stored, and demand what is seen meanwhile; returns the user of one that is stored."""
+    load.wait_for_acknowledgements(20)
+    kept = load.acknowledged[0]
+    breaks()
+    load.wait_for_refusals(4)
+    _demand_reads(client, failure, kept)
+    _demand_readiness(client, failure)
+    return kept
 
 
 def recovers(client: httpx.Client, failure: Failure, kept: str) -> None:
@@ -65,6 +67,15 @@ def demand_nothing_lost(load: Load, service: Service, store: Rows) -> None:
     with service.client() as client:
         for user_id in load.acknowledged[-30:]:
             assert client.get(path_of(user_id)).json()["access_token"] == secret_of(user_id)
+
+
+def demand_refusals(load: Load, failure: Failure) -> None:
+    """Look at every answer that was no success: each is the one of the table, and no connection was cut."""
+    assert {(each.status, each.code, each.retryable) for each in load.refused} == {
+        (failure.status, failure.code, failure.retryable)
+    }
+    assert {each.retry_after is not None for each in load.refused} == {failure.retryable}
+    assert (load.cut, load.strange) == ([], [])
 
 
 def eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:

@@ -159,13 +159,22 @@ TABLE: Final = (
         ),
     ),
     Failure(
-        name="Supabase's service key expired or wrong",
+        name="Supabase's service key wrong, or expired at the start",
         code="store_misconfigured",
         affects="every call",
         check="store",
         recovers_within_seconds=None,
         ends_with="a new key and a restart",
         tests=(f"{_STORES}::test_a_wrong_key_is_misconfigured_and_not_ready",),
+    ),
+    Failure(
+        name="Supabase's service key expires",
+        code="store_misconfigured",
+        affects="every call, from 30 s after its end",
+        check="store",
+        recovers_within_seconds=None,
+        ends_with="a new key and a restart",
+        tests=(f"{_POSTGRES}::test_the_service_key_expires",),
     ),
     # SQLite
     Failure(

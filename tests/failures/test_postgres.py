@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.service import running_service
-from tests.failures.load import Load
-from tests.failures.scenario import demand, demand_nothing_lost, recovers
+from tests.failures.load import Load, path_of
+from tests.failures.scenario import demand, demand_nothing_lost, demand_refusals, fails, recovers
 from tests.failures.table import BY_NAME
 from tests.stack.postgres import running_postgres
 from tests.stack.supabase import running_supabase
@@ -18,6 +18,7 @@ from tests.tokens.stores import SupabaseStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.api.service import Service
     from tests.stack.reaper import Reaper
@@ -122,6 +123,29 @@ def test_postgrest_answers_html(project: Project) -> None:
         breaks=lambda: faults.answer(200),
         mends=faults.clear,
     )
+
+
+def test_the_service_key_expires(project: Project, tmp_path: Path) -> None:
+    """The one failure that comes by itself, and that no waiting ends."""
+    failure = BY_NAME["Supabase's service key expires"]
+    settings = SupabaseStore(project.stack).environment()
+    key = project.stack.new_service_key(lifetime_seconds=4)
+    with (
+        running_service(tmp_path, settings | {"SUPABASE_SERVICE_KEY": key}) as service,
+        service.client() as client,
+        Load(service) as load,
+    ):
+        kept = fails(client, load, failure, breaks=lambda: None)
+        load.wait_for_refusals(40)
+        log = "\n".join(service.lines())
+    assert "SUPABASE_SERVICE_KEY" in log, "whoever is paged reads which setting it is"
+    assert key not in log
+    demand_refusals(load, failure)
+    with running_service(tmp_path, settings) as restarted, restarted.client() as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.put(path_of(kept), json={"access_token": "new"}).status_code == 200
+        load.acknowledged.remove(kept)
+        demand_nothing_lost(load, restarted, project)
 
 
 def test_default_transaction_read_only_is_noticed_by_nobody(project: Project) -> None:

@@ -25,6 +25,10 @@ class ProjectKeys:
     # a new-style key: no token, only the gateway knows which role it stands for
     secret: str
 
+    def service_for(self, lifetime_seconds: int) -> str:
+        """Make another service key, whose `exp` is so many seconds ahead."""
+        return _key(self.jwt_secret, role="service_role", lifetime_seconds=lifetime_seconds)
+
 
 def new_project_keys() -> ProjectKeys:
     """Make a project's keys, unlike those of any other project."""
