@@ -25,7 +25,9 @@ import pytest
 import yaml
 
 from app.config.settings import Settings
+from app.server.liveness import ANSWER_SECONDS
 from tests.command_lines import check_command_line
+from tests.process.home import token_vault
 from tests.stack.postgres import Database, Postgres
 
 ROOT = Path(__file__).parents[1]
@@ -149,26 +151,27 @@ def _answering(status: int) -> Iterator[int]:
             thread.join()
 
 
-def _run_health_check(**environment: str) -> int:
+def _run_health_check(folder: Path, **settings: str) -> int:
     command = json.loads(_all(FINAL, "HEALTHCHECK")[0].partition("CMD ")[2])
-    assert command[:2] == ["python", "-c"]
-    # -S: no site packages, so the standard library has to do
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", *command[1:]], env=environment, capture_output=True, timeout=20, check=False
-    )
-    return done.returncode
+    check_command_line(command)
+    return token_vault(*command[1:], folder=folder, settings=settings).returncode
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
-def test_the_health_check_believes_the_status(status: int, exit_code: int) -> None:
+def test_the_health_check_believes_the_status(tmp_path: Path, status: int, exit_code: int) -> None:
     with _answering(status) as port:
-        assert _run_health_check(PORT=str(port), http_proxy="http://127.0.0.1:1") == exit_code
+        assert _run_health_check(tmp_path, PORT=str(port), http_proxy="http://127.0.0.1:1") == exit_code
 
 
-def test_the_health_check_fails_where_nobody_listens() -> None:
+def test_the_health_check_fails_where_nobody_listens(tmp_path: Path) -> None:
     with _answering(200) as port:
         pass
-    assert _run_health_check(PORT=str(port)) == 1
+    assert _run_health_check(tmp_path, PORT=str(port)) == 1
+
+
+def test_the_health_check_has_time_for_what_it_does() -> None:
+    options = dict(re.findall(r"--([a-z-]+)=([0-9]+)", _all(FINAL, "HEALTHCHECK")[0]))
+    assert ANSWER_SECONDS < int(options["timeout"]) < int(options["interval"])
 
 
 # --- docker-compose.yml

@@ -8,6 +8,7 @@ from app.cli.audit import audit
 from app.cli.doctor import doctor
 from app.cli.encryption import encryption
 from app.cli.failure import Commands
+from app.cli.health import health
 from app.cli.init import init
 from app.cli.keys import keys
 from app.cli.kms import kms
@@ -26,5 +27,5 @@ def main() -> None:
     """
 
 
-for command in (init, serve, keys, service_key, kms, encryption, rewrap, audit, doctor):
+for command in (init, serve, keys, service_key, kms, encryption, rewrap, audit, doctor, health):
     main.add_command(command)

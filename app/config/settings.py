@@ -10,15 +10,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
 from app.config.audit import AuditKeyText, AuditKeyTexts
+from app.config.listening import ListeningSettings
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ENV_FILE = Path(".env")
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, when it is imported
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+S = TypeVar("S", bound=BaseSettings)
 KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
 
 
@@ -34,17 +36,8 @@ class SettingsError(Exception):
     """Names the settings that are wrong, in one line, without their values."""
 
 
-class Settings(BaseSettings):
+class Settings(ListeningSettings):
     """The process's configuration; README.md and .env.example describe each setting for operators."""
-
-    model_config = SettingsConfigDict(
-        env_file=ENV_FILE,
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
 
     token_store: Literal["sqlite", "supabase"] = "sqlite"  # noqa: S105  a store's name
     sqlite_path: Path = Path("data/vault.db")
@@ -53,7 +46,7 @@ class Settings(BaseSettings):
 
     token_encryption_key: SecretStr | None = None
     encryption_key_version: KeyVersion = 1
-    token_encryption_previous_keys: Annotated[dict[KeyVersion, SecretStr], NoDecode] = {}
+    token_encryption_previous_keys: Annotated[dict[KeyVersion, SecretStr], NoDecode] = {}  # noqa: RUF012  pydantic copies it
     min_key_version: KeyVersion = 1
     allow_legacy_formats: bool = True
 
@@ -86,13 +79,7 @@ class Settings(BaseSettings):
     maximum_concurrent_per_service: Annotated[int, Field(ge=0, le=100_000)] = 256
     maximum_concurrent: Annotated[int, Field(ge=0, le=100_000)] = 512
 
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    tls_client_ca_file: Path | None = None
     api_docs: bool = True
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"
     metrics: bool = True
@@ -211,12 +198,6 @@ class Settings(BaseSettings):
         if self.min_key_version > self.encryption_key_version:
             yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so nothing new could be read"
 
-    def _wrong_tls(self) -> Iterator[str]:
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            yield "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"
-        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
-            yield "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
-
     def keyring(self) -> Keyring | None:
         """Return the decoded master keys, or `None` where none is set."""
         if self.token_encryption_key is None:
@@ -254,8 +235,17 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Read the environment and `.env`, or raise `SettingsError`."""
+    return _loaded(Settings)
+
+
+def load_listening_settings() -> ListeningSettings:
+    """Read no more than where the vault listens, or raise `SettingsError`."""
+    return _loaded(ListeningSettings)
+
+
+def _loaded(kind: type[S]) -> S:
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         raise SettingsError("; ".join(_describe(problem) for problem in error.errors(include_input=False))) from None
     except SettingsSourceError:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPTIONS = {
     (): (
         *("--version", "--help"),
-        *("audit", "doctor", "encryption", "init", "keys", "kms", "rewrap", "serve", "service-key"),
+        *("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key"),
     ),
     ("init",): ("--help",),
     ("serve",): ("--host", "--port", "--workers", "--tls-cert", "--tls-key", "--tls-client-ca", "--help"),
@@ -46,6 +46,7 @@ OPTIONS = {
     ("service-key", "list"): ("--help",),
     ("service-key", "revoke"): ("FINGERPRINT", "--service", "--help"),
     ("doctor",): ("--help",),
+    ("health",): ("--host", "--port", "--help"),
 }
 
 

@@ -32,6 +32,7 @@ BROKEN: Final = {
     ("audit", "verify", "lines"): _PRINTS,
     ("audit", "show", "lines"): _PRINTS,
     ("doctor",): _PRINTS,
+    ("health",): "socket.create_connection",
 }
 # Python imports a module of this name before anything else
 BREAKING: Final = """
