@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
+from app.tokens.derivations import acting_for
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
 
 if TYPE_CHECKING:
+    from contextvars import Token
     from types import TracebackType
 
     from app.security.context import SecretField
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 class Attempt:
     """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
 
-    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three fields are what the
+    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three public fields are what the
     operation learns of the token and hands out.
     """
 
@@ -35,6 +37,7 @@ class Attempt:
     scheme: str | None = None
     method: str | None = None
     revealed: tuple[SecretField, ...] = ()
+    _before: Token[str] = field(init=False)
 
     def of(self, token: StoredToken) -> None:
         """Note how the token is encrypted."""
@@ -47,12 +50,14 @@ class Attempt:
     async def __aenter__(self) -> Self:
         self.events.demand_open()
         await self.deadline.__aenter__()
+        self._before = acting_for.set(self.caller.service)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         outcome, detail = SUCCESS if error is None else InternalError.code, None
+        acting_for.reset(self._before)
         try:
             await self.deadline.__aexit__(kind, error, trace)
             if isinstance(error, VaultError):

@@ -7,8 +7,11 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections import OrderedDict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from app.errors import KeyUnavailable
 
@@ -19,13 +22,32 @@ T = TypeVar("T")
 MAXIMUM_WAITING: Final = 128  # more than the largest batch; at 20 ms each on one thread, as much as fits into the wait
 WAIT_SECONDS: Final = 2.0  # shorter than the caller's own deadline, by more than a derivation takes
 REFUSAL_SECONDS: Final = 1.0
+NOBODY: Final = ""  # the vault itself: a sweep, a self-test
 _LOWEST_PRIORITY: Final = 19
+# the service that the current operation is for; most of what runs in between has no use for it
+acting_for: Final[ContextVar[str]] = ContextVar("acting_for", default=NOBODY)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    derive: Callable[[], Any]
+    due: float
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> Any:  # noqa: ANN401  what `derive` returns
+        if time.monotonic() > self.due:
+            message = "the key could not be derived in time"
+            raise KeyUnavailable(message, retry_after_seconds=2)
+        return self.derive()
 
 
 class Derivations:
     """A queue for PBKDF2. One processor is left to the event loop, and on Linux its threads run at the lowest priority.
 
-    What waits too long fails without having been begun, and what finds the queue full fails after `refusal_seconds`:
+    Services take turns, each with its oldest derivation. One alone may fill the whole queue; where it is full the
+    service that has the most waiting goes without its newest, which may be the one that comes.
+
+    What waits too long fails without having been begun, and what finds no place fails after `refusal_seconds`:
     who is told at once asks again at once, and a flood of such callers would take the event loop from the others. Both
     are `KeyUnavailable`, since the same call may pass later.
     """
@@ -36,45 +58,67 @@ class Derivations:
         maximum_waiting: int = MAXIMUM_WAITING,
         wait_seconds: float = WAIT_SECONDS,
         refusal_seconds: float = REFUSAL_SECONDS,
+        threads: int | None = None,
     ) -> None:
+        """`maximum_waiting` counts those that are being derived too; `threads` are all processors but one."""
         self._maximum_waiting = maximum_waiting
         self._refusal_seconds = refusal_seconds
         self._wait_seconds = wait_seconds
-        self._waiting = 0
-        threads = max(1, (os.cpu_count() or 1) - 1)
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # whose turn it is comes first, none is empty
+        self._count = 0
+        threads = threads or max(1, (os.cpu_count() or 1) - 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="derivation", initializer=_yield_to_others)
 
-    def submit(self, derive: Callable[[], T]) -> asyncio.Future[T]:
+    def submit(self, derive: Callable[[], T], *, service: str = NOBODY) -> asyncio.Future[T]:
         """Have it done in a thread; the result is `KeyUnavailable` where too many wait already."""
-        if self._waiting >= self._maximum_waiting:
-            return self._refused()
-        due = time.monotonic() + self._wait_seconds
+        job = _Job(derive, time.monotonic() + self._wait_seconds)
+        with self._lock:
+            is_new = self._count < self._maximum_waiting
+            refused = None if is_new else self._give_way(job, service)
+            if refused is not job:
+                self._waiting.setdefault(service, deque()).append(job)
+            self._count += is_new
+        if is_new:
+            self._threads.submit(self._derive_next)  # as often as jobs wait, and each takes whichever has its turn
+        if refused is not None:
+            asyncio.get_running_loop().call_later(self._refusal_seconds, _refuse, refused)
+        return asyncio.wrap_future(job.future)
 
-        def derive_in_time() -> T:
-            if time.monotonic() > due:
-                message = "the key could not be derived in time"
-                raise KeyUnavailable(message, retry_after_seconds=2)
-            return derive()
+    def _give_way(self, job: _Job, service: str) -> _Job:
+        """Take out the newest of the service that has more waiting than this one will have, or return this job."""
+        heaviest = max(self._waiting, key=lambda name: len(self._waiting[name]), default=service)
+        if len(self._waiting.get(heaviest, ())) <= len(self._waiting.get(service, ())) + 1:
+            return job
+        return self._waiting[heaviest].pop()
 
-        future = asyncio.get_running_loop().run_in_executor(self._threads, derive_in_time)
-        self._waiting += 1
-        future.add_done_callback(self._done)
-        return future
+    def _derive_next(self) -> None:
+        with self._lock:
+            service, jobs = self._waiting.popitem(last=False)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[service] = jobs  # behind the others
+        wanted = job.future.set_running_or_notify_cancel()
+        try:
+            result = job.run() if wanted else None
+        except BaseException as error:  # noqa: BLE001  whoever waits is told, whatever it is
+            self._give_back()
+            job.future.set_exception(error)
+            del job  # which holds the error now, whose traceback holds this frame
+        else:
+            self._give_back()
+            if wanted:
+                job.future.set_result(result)
 
-    def _refused(self) -> asyncio.Future[T]:
-        loop = asyncio.get_running_loop()
-        refused: asyncio.Future[T] = loop.create_future()
+    def _give_back(self) -> None:
+        """Free the place before anybody hears of it, who may need it for the next."""
+        with self._lock:
+            self._count -= 1
 
-        def refuse() -> None:
-            if not refused.done():  # else its caller has gone away
-                message = "too many keys of old tokens are being derived"
-                refused.set_exception(KeyUnavailable(message, retry_after_seconds=2))
 
-        loop.call_later(self._refusal_seconds, refuse)
-        return refused
-
-    def _done(self, _: asyncio.Future[T]) -> None:
-        self._waiting -= 1
+def _refuse(job: _Job) -> None:
+    if job.future.set_running_or_notify_cancel():  # else its caller has gone away
+        job.future.set_exception(KeyUnavailable("too many keys of old tokens are being derived", retry_after_seconds=2))
 
 
 def _yield_to_others() -> None:

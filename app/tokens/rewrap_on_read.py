@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from app.errors import AuditUnavailable, StoreTimeout, VaultError
+from app.tokens.derivations import NOBODY, acting_for
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller
 from app.tokens.single_rewrap import rewrapped, write_rewrap
@@ -81,6 +82,7 @@ class RewrapOnRead:
         return True
 
     async def _work(self) -> None:
+        acting_for.set(NOBODY)  # it began in the context of one reader, and works for all
         await asyncio.sleep(self._delay_seconds)  # the reader's answer goes out first
         while self._waiting:
             await self._rewrap(self._waiting.popleft())

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
-from app.tokens.derivations import Derivations
+from app.tokens.derivations import Derivations, acting_for
 from app.tokens.models import TokenId
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class TokenCipher:
         """
         alone = False
         while True:
-            key = missing.key
+            key = _flight_of(missing)
             flight = self._waiting.get(key) if key is not None and not alone else None
             if flight is None:
                 flight = self._in_a_thread(partial(copy_context().run, call, wait=True), derives=missing.derived)
@@ -193,22 +193,29 @@ class TokenCipher:
             except KeyNotAtHand as reason:
                 missing = reason
                 error = None if flight.cancelled() else flight.exception()
-                if missing.key == key and isinstance(error, KeyUnavailable | KeyDenied):
+                if _flight_of(missing) == key and isinstance(error, KeyUnavailable | KeyDenied):
                     # a copy: as one object it would gather the traceback of everyone who raises it
                     raise copy.copy(error) from None
                 # A broken ciphertext leaves no key behind. Ours may be whole; and if it is not, a crowd would wait one
                 # for the other, where threads of their own share what KMS says.
-                alone = missing.key == key and error is not None
+                alone = _flight_of(missing) == key and error is not None
 
     def _in_a_thread(self, call: Callable[[], T], *, derives: bool) -> asyncio.Future[T]:
         if derives:
-            return self._derivations.submit(call)
+            return self._derivations.submit(call, service=acting_for.get())
         return asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _landed(self, key: Hashable, flight: asyncio.Future[Any]) -> None:
         del self._waiting[key]
         if not flight.cancelled():
             flight.exception()  # seen, though its caller may be gone
+
+
+def _flight_of(missing: KeyNotAtHand) -> Hashable | None:
+    """Name what may be waited for together: a derivation only within a service, since each has its own turns."""
+    if missing.key is None or not missing.derived:
+        return missing.key
+    return acting_for.get(), missing.key
 
 
 def _seal_both(seal: Callable[[str, TokenContext], Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:

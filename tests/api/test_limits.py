@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from app.api.admission import Admission
 from app.callers.limits import Limits
+from benchmarks.attackers import prepare
 from tests.api.fixtures import problem
 from tests.api.service import Service, running_service
 from tests.observability.exposed import scraped
+from tests.security.legacy_tokens import legacy_ciphertext
+from tests.tokens.stores import SqliteStore, raw_row
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"
 BODY = b'{"access_token": "x"}'
+WELL = {"status": "ok"}
+FULL = "too many keys of old tokens are being derived"
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +159,50 @@ def _held(service: Service, key: str, count: int) -> Iterator[list[_Held]]:
     finally:
         for one in held:
             one.close()
+
+
+def test_a_flood_of_old_tokens_leaves_another_service_its_turns(tmp_path: Path) -> None:
+    """Each of them takes a PBKDF2. Two batches are more than may wait, and the flood asks again at once."""
+    store = SqliteStore(tmp_path / "vault.db")
+    secrets = {str(uuid4()): f"secret {number}" for number in range(10)}
+    with running_service(tmp_path, {**store.environment(), "REWRAP_ON_READ": "false"}) as service:
+        prepare(store.path, service.keys["reveal"], tmp_path / "users")
+        _, *users = (tmp_path / "users").read_text().splitlines()
+        for user, secret in secrets.items():
+            store.insert_raw(**raw_row(user_id=user, access_token=legacy_ciphertext(secret, user), metadata=WELL))
+        with _flooded(service, users) as refused, service.client("full") as another:
+            while not refused:
+                time.sleep(0.05)
+            before, reasons = len(refused), list[str]()
+            for user, secret in secrets.items():
+                answer = another.get(f"/v1/users/{user}/tokens/canvas")
+                while answer.status_code == 503 and len(reasons) < 20:  # a busy machine derives nothing in two seconds
+                    reasons.append(answer.json()["detail"])
+                    answer = another.get(f"/v1/users/{user}/tokens/canvas")
+                assert answer.json()["access_token"] == secret
+        assert set(reasons) <= {"the key could not be derived in time", "the key was not there in time"}
+        assert len(refused) > before, "all the while others were told that the queue is full"
+
+
+@contextmanager
+def _flooded(service: Service, users: list[str]) -> Iterator[list[str]]:
+    """Read old tokens of ever other users, in three batches at a time; yields what was refused for want of room."""
+    refused: list[str] = []
+    over = threading.Event()
+
+    def read(turns: Iterator[str]) -> None:
+        with service.client("reveal") as client:
+            while not over.is_set():
+                batch = [{"user_id": next(turns), "provider": "canvas"} for _ in range(100)]
+                results = client.post("/v1/tokens/batch-get", json={"tokens": batch}).json()["results"]
+                refused.extend(one["problem"]["detail"] for one in results if one["problem"]["detail"] == FULL)
+
+    threads = [threading.Thread(target=read, args=(itertools.cycle(users[number::3]),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield refused
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
