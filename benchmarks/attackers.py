@@ -1,8 +1,7 @@
-"""A process that misbehaves in three ways at once, until it is stopped: `python -m benchmarks.attackers PORT FILE`.
+"""A flood in two ways at once, until it is stopped: `python -m benchmarks.attackers PORT FILE WORKERS`.
 
-A slow-loris client holds 200 connections whose heads never end, two callers send bodies of 100 MB, and 160 read
-tokens of PulsePlan's old format without a pause, each of another user. FILE has the service key in its first line and
-the users after it.
+For each worker of the vault two callers send bodies of 100 MB, and 160 read tokens of PulsePlan's old format without a
+pause, each of another user. FILE has the service key in its first line and the users after it.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import apsw
 
+from benchmarks.load import LOOPBACK
 from benchmarks.requests import Requests, new_user_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOPBACK = "127.0.0.1"
-_LORIS, _GIANTS, _READERS = 200, 2, 160  # more readers than derivations may wait
+_GIANTS, _READERS = 2, 160  # more readers than derivations may wait
 _GIANT_BYTES = 100_000_000
 _USERS = 4_000  # more than keys are cached, so that each read derives one
 _NOW = "2026-01-01T00:00:00+00:00"
@@ -40,18 +39,6 @@ def prepare(database: Path, service_key: str, file: Path) -> None:
             [(user, user, junk, _NOW) for user in users],
         )
     file.write_text("\n".join([service_key, *users]))
-
-
-async def _loris(port: int) -> None:
-    while True:
-        with suppress(OSError):
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: vault\r\nX-Slow: ")
-            while not writer.is_closing():
-                await asyncio.sleep(1)
-                writer.write(b"a")
-                await writer.drain()
-        await asyncio.sleep(0.1)
 
 
 async def _giant(port: int, requests: Requests, user_id: str) -> None:
@@ -78,15 +65,14 @@ async def _reader(port: int, requests: Requests, users: Iterator[str]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _attack(port: int, key: str, users: list[str]) -> None:
+async def _attack(port: int, key: str, users: list[str], workers: int) -> None:
     requests, turns = Requests(key), itertools.cycle(users)
     await asyncio.gather(
-        *(_loris(port) for _ in range(_LORIS)),
-        *(_giant(port, requests, users[number]) for number in range(_GIANTS)),
-        *(_reader(port, requests, turns) for _ in range(_READERS)),
+        *(_giant(port, requests, users[number]) for number in range(_GIANTS * workers)),
+        *(_reader(port, requests, turns) for _ in range(_READERS * workers)),
     )
 
 
 if __name__ == "__main__":
     service_key, *user_ids = Path(sys.argv[2]).read_text().splitlines()
-    asyncio.run(_attack(int(sys.argv[1]), service_key, user_ids))
+    asyncio.run(_attack(int(sys.argv[1]), service_key, user_ids, int(sys.argv[3])))

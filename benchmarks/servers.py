@@ -39,9 +39,7 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Return the memory that the process has in use, as Linux counts it."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        kilobytes = status.partition("VmRSS:")[2].split()[0]
-        return int(kilobytes) * 1024
+        return resident_bytes(self.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ class Servers:
         port = free_port()
         command = [str(_TOKEN_VAULT), "serve", "--port", str(port), "--workers", str(workers)]
         with self._serving(folder, command, port, settings or {}) as server:
+            _wait_until_all_have_started(self.folder / folder / "log", workers)
             yield server
 
     @contextmanager
@@ -121,6 +120,12 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
         reaper.forget(process.pid)
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has in use, as Linux counts it."""
+    kilobytes = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+    return int(kilobytes) * 1024
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Ask a process to end, and make it if it does not."""
     process.terminate()
@@ -136,6 +141,16 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     while not _is_healthy(port):
         if process.poll() is not None or time.monotonic() > deadline:
             message = f"the server does not answer: {log.read_text()[-2000:]}"
+            raise RuntimeError(message)
+        time.sleep(_POLL_SECONDS)
+
+
+def _wait_until_all_have_started(log: Path, workers: int) -> None:
+    """Wait for the workers that have not answered: the first that does says nothing of the others."""
+    deadline = time.monotonic() + _START_SECONDS
+    while workers > 1 and log.read_text().count("Application startup complete") < workers:
+        if time.monotonic() > deadline:
+            message = f"a worker does not start: {log.read_text()[-2000:]}"
             raise RuntimeError(message)
         time.sleep(_POLL_SECONDS)
 
