@@ -141,6 +141,10 @@ class KeyDenied(EncryptionError):
     code = "key_denied"
 
 
+class CredentialsDenied(KeyDenied):
+    """Who asks the key service cannot say who they are, or not any more; it is about no key and no ciphertext."""
+
+
 class IntegrityError(EncryptionError):
     """The ciphertext does not authenticate under this key in this context."""
 

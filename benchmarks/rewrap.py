@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import psycopg
-import uvloop
 
-from app.cli.rewrap import RESEAL_PROCESS
 from app.composition import build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.counters import InMemoryCounters
+from app.reseal_process import COMMAND, first_line
 from app.security.data_keys import DataKeyCache
 from app.security.encryption import EncryptionService
 from app.security.kms import KmsEnvelopeStrategy
 from app.security.kms_cost import price_of
 from app.security.local import LocalStrategy
+from app.server.environment import open_variables
 from app.tokens.models import StoredToken
 from app.tokens.resealing_here import ResealerHere
 from app.tokens.resealing_processes import ResealerProcesses
@@ -54,7 +53,6 @@ _HOUR_SECONDS: Final = 3_600
 _LOCAL_2: Final = key_settings(2, 1)
 _KMS_A: Final = {**_LOCAL_2, "USE_KMS": "true", "KMS_KEY_ID": ARNS[0]}
 _KMS_B: Final = {**_LOCAL_2, "USE_KMS": "true", "KMS_KEY_ID": ARNS[1], "KMS_PREVIOUS_KEY_IDS": json.dumps([ARNS[0]])}
-# what a loop that keeps no data key would have
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def measure(bench: Bench) -> list[Line]:
         for store in (_sqlite(bench.folder), _supabase(project)):
             for direction in _DIRECTIONS:
                 rows = direction.quick_rows if bench.quick else direction.rows
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                with asyncio.Runner() as runner:  # the command's own loop, for both
                     loop = runner.run(_measured(store, direction, aws, few, processes=None))
                     for processes in (1, PROCESSES):
                         ours = runner.run(_measured(store, direction, aws, rows, processes=processes))
@@ -153,25 +151,18 @@ async def _measured(
 
 
 async def _swept(tokens: TokenRepository, here: Resealer, settings: dict[str, str], processes: int) -> int:
-    """Sweep as the command does; its processes read their settings from the environment, and their start counts."""
+    """Sweep as the command does; the start of its processes counts."""
     if processes == 1:
         return await swept(tokens, here)
-    with _environment({"TOKEN_ENCRYPTION_KEY": KEYS[1], **settings}):
-        several = ResealerProcesses(here=here, command=RESEAL_PROCESS, processes=processes)
-        async with several:
-            return await swept(tokens, several)
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Have this process's children find the settings, and nothing else that it has."""
-    before = dict(os.environ)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    several = ResealerProcesses(
+        here=here,
+        command=COMMAND,
+        environment=open_variables(),
+        first_line=first_line(_settings(settings)),
+        processes=processes,
+    )
+    async with several:
+        return await swept(tokens, several)
 
 
 def _forgetful(

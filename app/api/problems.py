@@ -39,6 +39,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.StoreMisconfigured: 500,
     errors.KeyUnavailable: 503,
     errors.KeyDenied: 500,
+    errors.CredentialsDenied: 500,
     errors.IntegrityError: 500,
     errors.MalformedCiphertext: 500,
     errors.ContextMismatch: 500,

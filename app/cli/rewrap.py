@@ -16,8 +16,11 @@ from app.cli.store import opened_store
 from app.cli.sweep_progress import TICK_SECONDS, SweepProgress, print_summary
 from app.composition import build_encryption, open_audit
 from app.config.settings import Settings, SettingsError
-from app.errors import VaultError
+from app.errors import InternalError, VaultError
 from app.observability.logging import configure_logging
+from app.reseal_process import COMMAND, first_line
+from app.server.environment import open_variables
+from app.server.process import forbid_core_dumps
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.reencryption import Sweep, SweepPlan
@@ -33,8 +36,7 @@ if TYPE_CHECKING:
     from app.tokens.resealer import Resealer
 
 NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
-MAXIMUM_PROCESSES: Final = 64
-RESEAL_PROCESS: Final = (sys.executable, "-P", "-m", "app.cli.reseal_process")
+MAXIMUM_PROCESSES: Final = 16  # the pages that are under way at once have no work for more
 _MANUAL: Final = "docs/key-rotation.md"
 
 
@@ -75,6 +77,7 @@ def rewrap(  # noqa: PLR0917  click gives each by its name
     if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
         message = f"--provider must match {SLUG_PATTERN}"
         raise Wrong(message)
+    forbid_core_dumps()
     settings = settings_or_stop()
     configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
     plan = SweepPlan(
@@ -99,7 +102,7 @@ async def _sweep(
     async with (
         opened_store(settings) as tokens,
         _opened_audit(settings, plan) as audit,
-        _resealing(TokenCipher(encryption=encryption), processes) as resealer,
+        _resealing(settings, TokenCipher(encryption=encryption), processes) as resealer,
     ):
         # no log line for each token: its failures are printed anyway, and successes would bury them
         events = TokenEvents(audit=audit)
@@ -117,18 +120,26 @@ async def _sweep(
 
 
 @asynccontextmanager
-async def _resealing(cipher: TokenCipher, processes: int) -> AsyncIterator[Resealer]:
+async def _resealing(settings: Settings, cipher: TokenCipher, processes: int) -> AsyncIterator[Resealer]:
     here = ResealerHere(cipher=cipher)
     if processes == 1:
         yield here
         return
     async with AsyncExitStack() as stack:
-        several = ResealerProcesses(here=here, command=RESEAL_PROCESS, processes=processes)
+        several = ResealerProcesses(
+            here=here,
+            command=COMMAND,
+            environment=open_variables(),
+            first_line=first_line(settings),
+            processes=processes,
+        )
         try:
             await stack.enter_async_context(several)
         except OSError as error:
             message = f"the system does not start {processes} processes: {error.strerror}"
             raise Wrong(message) from None
+        except InternalError as error:
+            raise Wrong(error.detail) from None
         yield several
 
 

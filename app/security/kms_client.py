@@ -112,6 +112,7 @@ class KmsClient:
         except IncorrectKeyError:
             raise KeyDenied(WHY_DENIED["IncorrectKeyException"]) from None
         self._key_arn = answer["KeyId"]
+        self._answered[answer["KeyId"]] = self._key_ids[0]
         return GeneratedDataKey(_data_key(answer["Plaintext"]), answer["CiphertextBlob"], answer["KeyId"])
 
     def unwrap_data_key(self, wrapped: bytes, encryption_context: Mapping[str, str], *, key_arn: str) -> bytes:

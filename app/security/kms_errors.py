@@ -21,7 +21,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from app.errors import IntegrityError, KeyDenied, KeyUnavailable
+from app.errors import CredentialsDenied, IntegrityError, KeyDenied, KeyUnavailable
 from app.security.aws_errors import EXPIRED_AT_ONCE, error_name
 from app.security.kms_package import MAXIMUM_NAME_CHARACTERS, MAXIMUM_WRAPPED_BYTES
 
@@ -71,6 +71,18 @@ WHY_DENIED: Final = {
 }
 
 
+_OF_CREDENTIALS: Final = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+
+
 class IncorrectKeyError(Exception):
     """KMS says that another key made this; the next configured one may be it."""
 
@@ -82,7 +94,7 @@ def meaning_of(error: Exception) -> Exception:
         return _meaning_of_code(code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if concerns_credentials(error):
         message = "no usable AWS credentials were found"
-        return KeyDenied(message)
+        return CredentialsDenied(message)
     if isinstance(error, BotoCoreError) and not isinstance(
         error, BotoConnectionError | BotoHttpClientError | ResponseParserError
     ):
@@ -109,7 +121,8 @@ def _meaning_of_code(code: str, status: int) -> Exception:
         return KeyUnavailable(message)
     if not code or code.isdigit():  # botocore puts the status where an answer has no code, and KMS's always have one
         return KeyUnavailable(UNREACHABLE)
-    return KeyDenied(WHY_DENIED.get(code, "KMS refuses the request; kms_request_failed in the log has its error code"))
+    reason = WHY_DENIED.get(code, "KMS refuses the request; kms_request_failed in the log has its error code")
+    return CredentialsDenied(reason) if code in _OF_CREDENTIALS else KeyDenied(reason)
 
 
 def whole(operation: str, answer: dict[str, Any]) -> dict[str, Any]:

@@ -58,10 +58,11 @@ class PulsePlanKmsReader:
         name = fingerprint(decoded, context)
         try:
             # readers of one token ask KMS together; nothing is kept, for here KMS gives the token itself
-            return self._decrypting.run(name, lambda: self._decrypt(decoded, context)).decode()
+            return self._decrypting.run(name, lambda: self._decrypt(decoded, context, package.get("key_id"))).decode()
         except UnicodeDecodeError:
             message = "the plaintext is not text"
             raise IntegrityError(message) from None
 
-    def _decrypt(self, blob: bytes, context: TokenContext) -> bytes:
-        return self._kms.decrypt(blob, context.encryption_context())
+    def _decrypt(self, blob: bytes, context: TokenContext, key_id: object) -> bytes:
+        key_arn = key_id if isinstance(key_id, str) else None
+        return self._kms.decrypt(blob, context.encryption_context(), key_arn=key_arn)

@@ -11,20 +11,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from app.errors import EncryptionError, InvalidRequest, StoreMisconfigured, StoreTimeout, VaultError
+from app.errors import (
+    CredentialsDenied,
+    EncryptionError,
+    InvalidRequest,
+    KeyUnavailable,
+    StoreMisconfigured,
+    StoreTimeout,
+    VaultError,
+)
 from app.tokens import transitions
 from app.tokens.census import Census
-from app.tokens.events import SUCCESS, Operation, TokenEvent
-from app.tokens.models import Caller, Rewrap, UnreadableRow
+from app.tokens.models import Rewrap, UnreadableRow
 from app.tokens.patience import Patience, StoppedError
 from app.tokens.resealer import PrimaryDeniedError
 from app.tokens.rewrap_writer import RewrapWriter
 from app.tokens.side_by_side import Tasks, all_of
+from app.tokens.sweep_record import SweepRecord
 from app.tokens.sweep_report import SweepReport
 from app.tokens.told import Told
 
@@ -44,7 +51,6 @@ PATIENCE_SECONDS: Final = 300.0
 _MAXIMUM_PASSES: Final = 20
 _BETWEEN_PASSES_SECONDS: Final = 0.1
 _COUNT_WHEN_STOPPED_SECONDS: Final = 10.0
-CALLER: Final = Caller("token-vault-rewrap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +92,24 @@ class Sweep:
         self._observer = observer
         self._plan = plan
         self._report = SweepReport()
+        self._record = SweepRecord(
+            report=self._report,
+            observer=observer,
+            events=events,
+            recorded=Told() if recorded is None else recorded,
+            keeps_events=not plan.dry_run,
+        )
         self._patience = Patience(
             seconds=plan.patience_seconds, per_second=plan.rows_per_second, on_wait=observer.waiting
         )
-        self._writer = RewrapWriter(tokens=tokens, patience=self._patience, report=self._report, on_moved=self._moved)
+        self._writer = RewrapWriter(
+            tokens=tokens, patience=self._patience, report=self._report, on_moved=self._record.moved
+        )
         self._pages = asyncio.Semaphore(CONCURRENT_PAGES)
         self._rows = asyncio.Semaphore(resealer.concurrent_rows)
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._proven = False
-        self._found: Counter[str] = Counter()
-        self._found_before: Counter[str] = Counter()
-        self._told = Told()
-        self._recorded = Told() if recorded is None else recorded
-        self._unrecorded: list[TokenEvent] = []
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Let what is being written finish, take no further row, and end."""
@@ -126,12 +136,20 @@ class Sweep:
         except StoppedError as stopped:
             self._report.stopped = stopped.reason
             await self._count_what_is_left()
+        except VaultError:
+            if self._proven:
+                await self._count_what_is_left()
+                self._end(began)
+            raise
         finally:
             if deadline is not None:
                 deadline.cancel()
+        self._end(began)
+        return self._report
+
+    def _end(self, began: float) -> None:
         self._report.seconds = time.monotonic() - began
         self._observer.progressed(self._report)
-        return self._report
 
     async def _run(self) -> None:
         report = self._report
@@ -141,11 +159,11 @@ class Sweep:
         report.due = None if census is None else census.due
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
-            self._begin_pass()
+            self._record.begin_pass()
             before = report.moved + report.overtaken
             for scheme in await self._due_schemes(census):
                 await self._walk(scheme)
-            report.unreadable = self._found
+            self._record.end_pass()
             census = await self._patience.call(self._counted)
             report.remaining = None if census is None else census.due
             if census is not None:
@@ -159,10 +177,6 @@ class Sweep:
             )  # rows that others wrote meanwhile, under another key or none
         reason = "others keep writing rows under another key"
         raise StoppedError(reason)
-
-    def _begin_pass(self) -> None:
-        """Count unreadable rows anew; until this pass is through those of the last one are still there."""
-        self._found_before, self._found = self._report.unreadable, Counter()
 
     async def _counted(self) -> Census | None:
         """Count, or return `None` where the store cannot in its time; once, for each attempt is a scan."""
@@ -226,10 +240,10 @@ class Sweep:
             if refused and len(refused) == len(rewraps):  # it may not be about these rows
                 await self._patience.call(self._prove_store)
             for rewrap, error in refused:
-                self._unreadable(rewrap.before.id, error, rewrap.before)
+                self._record.unreadable(rewrap.before.id, error, rewrap.before)
         finally:
             self._pages.release()
-            await self._record_what_was_done()
+            await self._record.write()
         self._observer.progressed(self._report)
 
     async def _prove_store(self) -> None:
@@ -240,14 +254,10 @@ class Sweep:
     async def _demand_record(self) -> None:
         self._events.demand_open()
 
-    async def _record_what_was_done(self) -> None:
-        events, self._unrecorded = self._unrecorded, []
-        await all_of(map(self._events.record, events))
-
     async def _prepared(self, row: StoredToken | UnreadableRow) -> Rewrap | None:
         """Return the row under the new key, or `None` where there is nothing to write."""
         if isinstance(row, UnreadableRow):
-            self._unreadable(row.id, StoreMisconfigured(row.detail), None)
+            self._record.unreadable(row.id, StoreMisconfigured(row.detail), None)
             return None
         async with self._rows:
             await self._patience.turn()
@@ -256,7 +266,7 @@ class Sweep:
             except PrimaryDeniedError as denied:
                 raise denied.error from None
             except (EncryptionError, InvalidRequest) as error:
-                self._unreadable(row.id, error, row)
+                self._record.unreadable(row.id, error, row)
                 return None
         if sealed is None:
             self._report.moved += 1
@@ -266,34 +276,14 @@ class Sweep:
         return Rewrap(row, transitions.rewrapped(row, sealed))
 
     async def _resealed(self, row: StoredToken) -> SealedSecrets | None:
-        """Return the row's secrets under the primary; of a dry run, which only opens them, `None`."""
-        return await self._resealer.reseal(row, open_only=self._plan.dry_run)
+        """Return the row's secrets under the primary; of a dry run, which only opens them, `None`.
 
-    def _moved(self, rewrap: Rewrap) -> None:
-        self._recorded.forget(rewrap.before.id)
-        self._report.moved += 1
-        self._record(rewrap.after, SUCCESS, None)
-
-    def _unreadable(self, row_id: str, error: VaultError, row: StoredToken | None) -> None:
-        self._found[error.code] += 1
-        self._report.unreadable = self._found_before | self._found  # whichever pass has met more of them
-        if not self._told.is_news(row_id, error.code):  # a later pass comes by again
-            return
-        self._observer.unreadable(row_id, error)
-        if row is not None and self._recorded.is_news(row_id, error.code):
-            self._record(row, error.code, error.detail)
-
-    def _record(self, row: StoredToken, outcome: str, detail: str | None) -> None:
-        if not self._plan.dry_run:
-            self._unrecorded.append(
-                TokenEvent(
-                    operation=Operation.REWRAP,
-                    user_id=row.token_id.user_id,
-                    token_id=row.token_id,
-                    scheme=row.encryption_scheme,
-                    encryption_method=row.encryption_method,
-                    outcome=outcome,
-                    detail=detail,
-                    caller=CALLER,
-                )
-            )
+        Credentials that expire half-way are no row's fault, and new ones may come: that is waited for.
+        """
+        try:
+            return await self._resealer.reseal(row, open_only=self._plan.dry_run)
+        except (CredentialsDenied, PrimaryDeniedError) as error:
+            denied = error.error if isinstance(error, PrimaryDeniedError) else error
+            if isinstance(denied, CredentialsDenied):
+                raise KeyUnavailable(denied.detail) from None
+            raise

@@ -12,21 +12,24 @@ from app.tokens.resealer import PrimaryDeniedError
 from app.tokens.token_cipher import SealedSecrets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.tokens.token_cipher import Encrypted
 
 MAXIMUM_LINE_BYTES: Final = 4 * 1024 * 1024  # two of the longest ciphertexts, with each character escaped
-_PRIMARY_DENIED: Final = "PrimaryDenied"
+READY: Final = b"ready\n"  # the first line of a process, before any answer
+
+
+def _with_subclasses(error: type[errors.VaultError]) -> Iterator[type[errors.VaultError]]:
+    yield error
+    for subclass in error.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
+# what a `Resealer` raises; of each its detail goes along, and nothing else that it may have
 _ERRORS: Final = {
     error.__name__: error
-    for error in (
-        errors.KeyUnavailable,
-        errors.KeyDenied,
-        errors.IntegrityError,
-        errors.MalformedCiphertext,
-        errors.ContextMismatch,
-        errors.InvalidRequest,
-        errors.InternalError,
-    )
+    for error in (*_with_subclasses(errors.EncryptionError), errors.InvalidRequest, errors.InternalError)
 }
 
 
@@ -82,18 +85,18 @@ class Answer(NamedTuple):
         return cls(number, SealedSecrets(Sealed(*access), None if refresh is None else Sealed(*refresh)))
 
 
-def _words_of(error: errors.VaultError | PrimaryDeniedError | None) -> list[str] | None:
+def _words_of(error: errors.VaultError | PrimaryDeniedError | None) -> list[object] | None:
+    """Return an error's class, its detail, and whether it is about the primary rather than the row."""
     if error is None:
         return None
-    if isinstance(error, PrimaryDeniedError):
-        return [_PRIMARY_DENIED, error.error.detail]
-    return [type(error).__name__, error.detail]
+    is_of_primary = isinstance(error, PrimaryDeniedError)
+    told = error.error if isinstance(error, PrimaryDeniedError) else error
+    return [type(told).__name__, told.detail, is_of_primary]
 
 
-def _error_of(name: str, detail: str) -> errors.VaultError | PrimaryDeniedError:
-    if name == _PRIMARY_DENIED:
-        return PrimaryDeniedError(errors.KeyDenied(detail))
-    return _ERRORS[name](detail)
+def _error_of(name: str, detail: str, is_of_primary: bool) -> errors.VaultError | PrimaryDeniedError:  # noqa: FBT001
+    error: errors.VaultError = _ERRORS[name](detail)
+    return PrimaryDeniedError(error) if is_of_primary and isinstance(error, errors.KeyDenied) else error
 
 
 def _line(content: object) -> bytes:

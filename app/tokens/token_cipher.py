@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from app.security.strategy import Sealed
     from app.tokens.models import StoredToken
 
-    class Encrypted(Protocol):
-        """What is opened of a row."""
-
-        @property
-        def token_id(self) -> TokenId: ...
-        @property
-        def access_ciphertext(self) -> str: ...
-        @property
-        def refresh_ciphertext(self) -> str | None: ...
-
-
 T = TypeVar("T")
 _ROUNDS = 3
 WAITING_CALLS = 64
 KEY_SECONDS = 2.5
+
+
+class Encrypted(Protocol):
+    """What is opened of a row."""
+
+    @property
+    def token_id(self) -> TokenId: ...
+    @property
+    def access_ciphertext(self) -> str: ...
+    @property
+    def refresh_ciphertext(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)

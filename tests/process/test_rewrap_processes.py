@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
-from app.cli.rewrap import RESEAL_PROCESS
+from app.config.settings import Settings
+from app.errors import InternalError
+from app.reseal_process import COMMAND, first_line
+from app.security.context import SecretField
+from app.server.environment import open_variables
 from app.tokens.reencryption import PAGE_ROWS
 from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES
 from app.tokens.resealing_here import ResealerHere
-from app.tokens.resealing_processes import ResealerProcesses
-from app.tokens.sqlite_repository import SqliteRepository
+from app.tokens.resealing_processes import ANSWER_SECONDS, ResealerProcesses
 from app.tokens.token_cipher import TokenCipher
-from tests.process.home import environment
 from tests.process.rewrap_run import ended, rewrap, started, wait_for
 from tests.process.stored_rows import (
     KEYS,
+    Row,
     Rows,
     SqliteRows,
     SupabaseRows,
@@ -36,10 +41,11 @@ from tests.process.stored_rows import (
     sealed_row,
     what_a_row_holds,
 )
+from tests.tokens.stores import SqliteStore
 from tests.tokens.sweeps import Heard, bound_row, sweep
 
 if TYPE_CHECKING:
-    import subprocess
+    from collections.abc import Sequence
 
     from app.tokens.sweep_report import SweepReport
     from tests.stack.kms import Kms
@@ -123,7 +129,7 @@ def test_a_signal_to_all_of_them_ends_it_cleanly_with_true_counts(
     sqlite.insert([sealed_row(local_encryption(1)) for _ in range(1_000)])
     process = started("--processes", "2", "--rate", "100", folder=tmp_path, settings=sqlite.settings() | SECOND)
     wait_for(lambda: sqlite.count("local:v2") > 0)
-    children = _children_of(process)
+    children = _children_of(process.pid)
     if number == signal.SIGTERM:
         for child in children:
             os.kill(child, number)
@@ -139,10 +145,11 @@ def test_a_signal_to_all_of_them_ends_it_cleanly_with_true_counts(
 
 
 def test_when_the_sweep_is_killed_its_processes_end(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(1_000)])
-    process = started("--processes", "2", "--rate", "100", folder=tmp_path, settings=sqlite.settings() | SECOND)
+    # long enough that the kill cuts some line
+    sqlite.insert([_long_row() for _ in range(600)])
+    process = started("--processes", "2", folder=tmp_path, settings=sqlite.settings() | SECOND)
     wait_for(lambda: sqlite.count("local:v2") > 0)
-    children = _children_of(process)
+    children = _children_of(process.pid)
     assert len(children) == 2
     process.kill()
     assert process.communicate()[1] == ""
@@ -155,26 +162,25 @@ def test_a_process_that_is_killed_ends_the_sweep_as_unfinished_and_the_next_one_
     sqlite.insert([sealed_row(local_encryption(1)) for _ in range(3 * PAGE_ROWS)])
     process = started("--processes", "2", "--rate", "100", folder=tmp_path, settings=sqlite.settings() | SECOND)
     wait_for(lambda: sqlite.count("local:v2") > 0)
-    os.kill(_children_of(process)[0], signal.SIGKILL)
+    os.kill(_children_of(process.pid)[0], signal.SIGKILL)
     done = ended(process)
     assert done.exit_code == 2
     assert "a process of the sweep ended before its work was done" in done.verdict
     assert "Traceback" not in done.stdout + done.stderr
     assert done.counts["moved"] == sqlite.count("local:v2")
+    assert done.counts["remaining"] == sqlite.count("local:v1")
     again = rewrap("--processes", "2", folder=tmp_path, settings=sqlite.settings() | SECOND)
     assert (again.exit_code, again.counts["remaining"]) == (0, 0)
     assert all(what_a_row_holds(local_encryption(2), row)[0] == access_of(key) for key, row in sqlite.rows().items())
 
 
-@pytest.mark.parametrize("processes", ["0", "65", "many"])
+@pytest.mark.parametrize("processes", ["0", "17", "many"])
 def test_a_number_of_processes_that_makes_no_sense_is_refused(tmp_path: Path, processes: str) -> None:
     done = rewrap("--processes", processes, folder=tmp_path, settings={})
     assert (done.exit_code, "--processes" in done.stderr) == (2, True)
 
 
-async def test_where_an_alias_moves_meanwhile_everything_ends_under_its_new_key(
-    kms: Kms, sqlite: SqliteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_where_an_alias_moves_meanwhile_everything_ends_under_its_new_key(kms: Kms, sqlite: SqliteRows) -> None:
     """Only the processes hear of it, for only they seal."""
     new = kms.create_key()
     sqlite.insert([sealed_row(local_encryption(1)) for _ in range(4 * PAGE_ROWS)])
@@ -186,22 +192,107 @@ async def test_where_an_alias_moves_meanwhile_everything_ends_under_its_new_key(
         if report.moved:
             kms.move_alias(kms.alias, new)
 
-    monkeypatch.chdir(tmp_path)
-    for name, value in environment(settings).items():
-        monkeypatch.setenv(name, value)
-    tokens, service = SqliteRepository(path=tmp_path / "vault.db"), encryption(settings)
-    here = ResealerHere(cipher=TokenCipher(encryption=service))
-    try:
-        async with ResealerProcesses(here=here, command=RESEAL_PROCESS, processes=2) as resealer:
-            report = await sweep(tokens, service, heard=Heard(on_progress=move_alias), resealer=resealer).run()
-    finally:
-        await tokens.close()
+    async with SqliteStore(sqlite.path).open() as tokens, _several(settings) as resealer:
+        heard = Heard(on_progress=move_alias)
+        report = await sweep(tokens, encryption(settings), heard=heard, resealer=resealer).run()
     assert report.remaining == 0
     assert sqlite.count(f"kms:{new}") == 4 * PAGE_ROWS
 
 
-def _children_of(process: subprocess.Popen[str]) -> list[int]:
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+def test_what_the_settings_say_meanwhile_is_for_the_next_sweep(sqlite: SqliteRows, tmp_path: Path) -> None:
+    """Processes that read them for themselves would seal everything under a key that the sweep knows nothing of."""
+    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(30)])
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(_dotenv(sqlite.settings() | SECOND))
+    process = started("--processes", "2", folder=tmp_path, settings={})
+    wait_for(lambda: len(_children_of(process.pid)) == 2)
+    dotenv.write_text(_dotenv(sqlite.settings() | key_settings(3, 1, 2)))
+    done = ended(process)
+    assert (done.exit_code, done.counts["moved"]) == (0, 30), done
+    assert sqlite.count("local:v2") == 30
+
+
+def test_no_process_has_a_secret_in_its_environment_or_can_be_dumped(sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(300)])
+    process = started("--processes", "2", "--rate", "50", folder=tmp_path, settings=sqlite.settings() | SECOND)
+    wait_for(lambda: sqlite.count("local:v2") > 0)
+    children = _children_of(process.pid)
+    for child in children:
+        given = Path(f"/proc/{child}/environ").read_bytes() + Path(f"/proc/{child}/cmdline").read_bytes()
+        assert [key for key in KEYS.values() if key.encode() in given] == []
+    for one in (process.pid, *children):
+        [cores] = re.findall(r"Max core file size +(\S+) +(\S+)", Path(f"/proc/{one}/limits").read_text())
+        assert cores == ("0", "0")
+    ended(process, by=signal.SIGTERM)
+
+
+async def test_a_process_that_stands_still_is_not_waited_for_for_ever(sqlite: SqliteRows) -> None:
+    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(40)])
+    others, before = set(_children_of(os.getpid())), sqlite.rows()
+
+    def stop_one(report: SweepReport) -> None:
+        if not report.moved:
+            os.kill(min(set(_children_of(os.getpid())) - others), signal.SIGSTOP)
+
+    async with SqliteStore(sqlite.path).open() as tokens, _several(SECOND, answer_seconds=1) as resealer:
+        heard = Heard(on_progress=stop_one)
+        with pytest.raises(InternalError, match="did not answer"):
+            await sweep(tokens, local_encryption(2), heard=heard, resealer=resealer).run()
+    assert sqlite.rows() == before
+    assert set(_children_of(os.getpid())) == others
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    {
+        "ends at once": ("", "does not start"),
+        "is something else": ("print('hello')", "does not start"),
+        "answers half a line": ("print('ready'); print('[0,[[\"v2:AAAA', end='')", "ended before its work was done"),
+        "answers nonsense": ("print('ready'); print('{}'); input()", "ended before its work was done"),
+        "knows another error": ("print('ready'); print('[0,null,[\"X\",\"y\",false]]'); input()", "ended before"),
+    }.values(),
+)
+async def test_whatever_a_process_says_the_sweep_ends_with_an_error(
+    sqlite: SqliteRows, program: str, message: str
+) -> None:
+    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(3)])
+    before = sqlite.rows()
+    command = (sys.executable, "-uc", f"import sys; sys.stdin.readline(); {program}")
+    async with SqliteStore(sqlite.path).open() as tokens:
+        with pytest.raises(InternalError, match=message):
+            async with _several(SECOND, command=command) as resealer:
+                await sweep(tokens, local_encryption(2), resealer=resealer).run()
+    assert sqlite.rows() == before
+
+
+def _several(
+    settings: dict[str, str], *, command: Sequence[str] = COMMAND, answer_seconds: float = ANSWER_SECONDS
+) -> ResealerProcesses:
+    values: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
+    return ResealerProcesses(
+        here=ResealerHere(cipher=TokenCipher(encryption=encryption(settings))),
+        command=command,
+        environment=open_variables(),
+        first_line=first_line(Settings(_env_file=None, **values)),  # type: ignore[call-arg]
+        processes=2,
+        answer_seconds=answer_seconds,
+    )
+
+
+def _dotenv(settings: dict[str, str]) -> str:
+    return "".join(f"{name}='{value}'\n" for name, value in settings.items())
+
+
+def _long_row() -> Row:
+    row = sealed_row(local_encryption(1))
+    row["access_token"] = local_encryption(1).encrypt_token(
+        "x" * 16_000, row["user_id"], provider="canvas", service_type="default", field=SecretField.ACCESS_TOKEN
+    )
+    return row
+
+
+def _children_of(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in listed.split()]
 
 

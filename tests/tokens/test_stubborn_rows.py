@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -21,6 +22,8 @@ from app.security.shape import MAXIMUM_CIPHERTEXT_CHARACTERS
 from app.security.strategy import EncryptionStrategy, Sealed
 from app.tokens.background_sweep import BackgroundSweep
 from app.tokens.events import NoAuditTrail, TokenEvents
+from app.tokens.reencryption import SweepPlan
+from app.tokens.sweep_report import SweepReport
 from app.tokens.token_cipher import TokenCipher
 from app.tokens.told import REMEMBERED, Told
 from tests.process.rewrap_run import rewrap
@@ -29,15 +32,17 @@ from tests.process.stored_rows import (
     SqliteRows,
     SupabaseRows,
     broken_rows,
+    encryption,
     key_settings,
     local_encryption,
     sealed_row,
 )
 from tests.tokens.hesitant import hesitant
 from tests.tokens.stores import SqliteStore, SupabaseStore, raw_row
-from tests.tokens.sweeps import Heard, all_moved, counts, sweep
+from tests.tokens.sweeps import Heard, all_moved, bound_row, counts, kms_settings, sweep
 
 if TYPE_CHECKING:
+    from tests.stack.kms import Kms
     from tests.stack.supabase import SupabaseStack
 
 SECOND = key_settings(2, 1)
@@ -252,6 +257,39 @@ async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_st
     assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
     after = rows.rows()
     assert [row["id"] for row in bad if after[row["id"]] != before[row["id"]]] == []
+
+
+@pytest.mark.parametrize("to_kms", [False, True], ids=["from KMS", "to KMS"])
+async def test_credentials_that_expire_half_way_are_waited_for_and_are_no_rows_fault(
+    kms: Kms, tmp_path: Path, *, to_kms: bool
+) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    source, target = (encryption(kms_settings(kms, primary=primary)) for primary in (not to_kms, to_kms))
+    rows.insert([bound_row(source, str(uuid4()), 0) for _ in range(12)])
+
+    def expire(report: SweepReport) -> None:
+        if report.due == 12 and not report.moved and not heard.waits:
+            kms.faults.error("ExpiredTokenException", times=3)
+
+    heard = Heard(on_progress=expire)
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, target, heard=heard).run()
+    assert counts(report) == all_moved(12)
+    assert set(heard.waits) == {"key_unavailable"}
+    assert heard.unreadable_ids == []
+
+
+async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms: Kms, tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    under_kms, local = (encryption(kms_settings(kms, primary=primary)) for primary in (True, False))
+    rows.insert([bound_row(under_kms, str(uuid4()), 0) for _ in range(10)])
+    kms.faults.error("ExpiredTokenException")
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, local, heard=heard, plan=SweepPlan(patience_seconds=0.2)).run()
+    assert report.stopped == "the AWS credentials have expired"
+    assert counts(report) == {**all_moved(10), "moved": 0, "remaining": 10}
+    assert (heard.unreadable_ids, heard.events) == ([], [])
 
 
 async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_no_row(tmp_path: Path) -> None:

@@ -1,38 +1,55 @@
 """One of the processes of `token-vault rewrap --processes N`: reseals what its standard input asks for, until it ends.
 
-It has the settings of the command that starts it.
+The first line of that input has the settings of the sweep, just as it has read them: a process that read them for
+itself might find others, and seal everything under another key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
-import signal
+import pickle
 import sys
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import structlog
 
 from app.composition import build_encryption
-from app.config.settings import load_settings
-from app.errors import VaultError
+from app.errors import InternalError, VaultError
 from app.observability.logging import configure_logging
-from app.server.process import forbid_core_dumps
-from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES, Answer, Question
+from app.server.environment import hidden_variables
+from app.server.process import forbid_core_dumps, keep_memory_out_of_swap
+from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES, READY, Answer, Question
 from app.tokens.resealer import PrimaryDeniedError
 from app.tokens.resealing_here import ResealerHere
 from app.tokens.side_by_side import Tasks
 from app.tokens.token_cipher import TokenCipher
 
 if TYPE_CHECKING:
+    from app.config.settings import Settings
     from app.tokens.resealer import Resealer
+
+COMMAND: Final = (sys.executable, "-P", "-m", "app.reseal_process")
+_log = structlog.get_logger()
+
+
+def first_line(settings: Settings) -> bytes:
+    """Return what such a process has to be told, secrets and all."""
+    return base64.b64encode(pickle.dumps((hidden_variables(), settings))) + b"\n"
 
 
 def main() -> None:
     forbid_core_dumps()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who stops the whole unit stops its sweep, which then ends our input
+    keep_memory_out_of_swap()
     with _answers_alone() as answers, suppress(BrokenPipeError):  # the sweep has gone
         configure_logging(level="CRITICAL", log_format="console")
-        with closing(build_encryption(load_settings())) as encryption:
+        line = sys.stdin.buffer.readline()
+        hidden, settings = pickle.loads(base64.b64decode(line))  # noqa: S301  ours, from who has started us
+        os.environ.update(hidden)
+        with closing(build_encryption(settings)) as encryption:
+            _write(answers, READY)
             asyncio.run(_answer_all(ResealerHere(cipher=TokenCipher(encryption=encryption.service)), answers))
 
 
@@ -48,7 +65,8 @@ async def _answer_all(resealer: Resealer, answers: BinaryIO) -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin.buffer)
     async with Tasks() as tasks:
-        while line := await questions.readline():
+        # a line without an end is what a sweep has left that was killed
+        while (line := await questions.readline()).endswith(b"\n"):
             tasks.start(_answer(resealer, Question.parse(line), answers))
             tasks.raise_first()
 
@@ -58,9 +76,16 @@ async def _answer(resealer: Resealer, question: Question, answers: BinaryIO) -> 
         answer = Answer(question.number, await resealer.reseal(question.ciphertexts, open_only=question.open_only))
     except (VaultError, PrimaryDeniedError) as error:
         answer = Answer(question.number, error=error)
-    line = memoryview(answer.line())
-    while line:  # the sweep reads all the time, so this hardly waits
-        line = line[answers.write(line) :]
+    except Exception as error:  # noqa: BLE001  whoever waits must hear of it
+        _log.critical("failed", exc_info=error)
+        answer = Answer(question.number, error=InternalError("a process of the sweep has a defect"))
+    _write(answers, answer.line())
+
+
+def _write(answers: BinaryIO, line: bytes) -> None:
+    rest = memoryview(line)
+    while rest:  # the sweep reads all the time, so this hardly waits
+        rest = rest[answers.write(rest) :]
 
 
 if __name__ == "__main__":
