@@ -58,7 +58,7 @@ class RequestContext:
                 # appended: no route of ours sets any of these
                 message["headers"] = [*message["headers"], *identified]
             elif not message.get("more_body") and not over:
-                end()  # before the caller knows: whoever has an answer finds its line in the log
+                end()  # before the caller knows: its line is queued, and is written within a moment
             await send(message)
 
         if self._metrics is not None:

@@ -53,7 +53,25 @@ OF_THE_PROCESS: Final = frozenset(
 )
 ALLOWED: Final = OF_EVERY_LINE | OF_REQUESTS | OF_THE_PROCESS
 _STDLIB_BRIDGE: Final = frozenset({"_record", "_from_structlog"})  # structlog takes them out again
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def keep_plain_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put the type's name in the place of everything that is no text, number or list of them; a structlog processor.
+
+    Whatever renders a line may look into an object, past the `repr` that hides what it holds.
+    """
+    for name, value in event.items():
+        if type(value) not in _PLAIN:
+            event[name] = _plain(value)
+    return event
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [one if type(one) in _PLAIN else type(one).__qualname__ for one in value]
+    return type(value).__qualname__
 
 
 def keep_allowed_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

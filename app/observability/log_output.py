@@ -127,8 +127,7 @@ class LogOutput:
     def _write(self, lines: list[str], dropped: int) -> None:
         if self._tell():
             for piece in _pieces(lines, self._most_bytes):
-                if not self._put(b"".join(piece)):
-                    self._lost += len(piece)
+                self._lost += len(piece) - self._put(b"".join(piece))
         else:
             self._lost += len(lines)
         self._lost += dropped
@@ -140,16 +139,16 @@ class LogOutput:
             self._lost = 0
         return not self._lost
 
-    def _put(self, data: bytes) -> bool:
-        rest = b"\n" + data if self._torn else data
-        try:
+    def _put(self, data: bytes) -> int:
+        """Write whole lines, and return how many of them arrived whole."""
+        begin = b"\n" if self._torn else b""
+        rest = begin + data
+        with suppress(OSError):  # a full disk, a pipe without a reader
             while rest:
                 written = self._write_some(rest)
                 self._torn = not rest[:written].endswith(b"\n")
                 rest = rest[written:]
-        except OSError:  # a full disk, a pipe without a reader
-            return False
-        return True
+        return data.count(b"\n") - rest.count(b"\n") + (len(rest) > len(data))
 
     def _write_some(self, data: bytes) -> int:
         descriptor = -1 if self._descriptor is None else self._descriptor

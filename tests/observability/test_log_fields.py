@@ -7,9 +7,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.observability.log_fields import ALLOWED, keep_allowed_fields
+from pydantic import SecretStr
+
+from app.observability.log_fields import ALLOWED, keep_allowed_fields, keep_plain_values
 
 ROOT = Path(__file__).parents[2]
 _LEVELS = {"debug", "info", "warning", "error", "critical", "level"}
@@ -55,6 +58,34 @@ def test_a_line_of_allowed_fields_is_left_as_it_is() -> None:
     line = {"event": "request", "status": 200}
     assert keep_allowed_fields(None, "info", line) is line
     assert line == {"event": "request", "status": 200}
+
+
+class _HidesItself(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "hidden"
+
+
+@dataclass(frozen=True)
+class _Holder:
+    name: str
+    secret: str = field(repr=False)
+
+
+def test_nothing_looks_into_an_object() -> None:
+    """Renderers know dataclasses, models and bytes better than their `repr`, which may be what hides a secret."""
+    values = (
+        _Holder("a", "CANARY"),
+        b"CANARY",
+        _HidesItself("CANARY"),
+        SecretStr("CANARY"),
+        {"k": "CANARY"},
+        {"CANARY"},
+    )
+    for value in values:
+        line = keep_plain_values(None, "info", {"reason": value, "keys": ["plain", value], "status": 200})
+        assert line == {"reason": type(value).__qualname__, "keys": ["plain", type(value).__qualname__], "status": 200}
 
 
 def test_every_field_that_the_code_logs_is_in_the_list() -> None:

@@ -122,6 +122,29 @@ def test_a_disk_that_was_full_is_told_when_it_is_not(tmp_path: Path) -> None:
         os.close(each)
 
 
+def test_of_a_write_that_is_cut_the_lines_that_arrived_are_not_counted_as_missing(tmp_path: Path) -> None:
+    """The limit of the process's files cuts it in the middle of a line, as a full disk does."""
+    program = """
+import os, resource
+from app.observability.log_output import LogOutput
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+output = LogOutput(descriptor=1)
+output.tell_dropped = "{} are missing\\n".format
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_100, unlimited[1]))
+for number in range(150):
+    output.write(f"{number:399}\\n")
+output.end()
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+output.write("next\\n")
+output.end()
+"""
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run([sys.executable, "-c", program], stdout=log, check=True, cwd=tmp_path, timeout=30)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [int(line) for line in lines[:75]] == list(range(75))
+    assert (lines[75].strip(), lines[76:]) == ("", ["75 are missing", "next"])
+
+
 def test_a_short_program_loses_no_line_however_it_ends_and_a_forked_child_says_its_own(tmp_path: Path) -> None:
     program = """
 import os, structlog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,16 +187,43 @@ import pathlib, structlog
 from app.observability.logging import configure_logging
 configure_logging(level="INFO", log_format="json")
 log = structlog.get_logger()
-log.info("odd", reason="\\ud800", keys=[float("nan"), 2**70])
-log.info("odd", reason=pathlib.Path("x"), keys={1, 2})
+log.info("odd", reason="\\ud800", keys=2**70)
+log.info("odd", reason=pathlib.Path("x"), keys={1, 2}, seconds=float("nan"))
 log.info("odd", reason="\\n\\x00\\u2028")
 """
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=30)
-    surrogate, objects, controls = (json.loads(line) for line in output.stdout.splitlines())
-    assert (surrogate["reason"], surrogate["keys"][1]) == ("\ud800", 2**70)
-    assert (objects["event"], objects["level"]) == ("odd", "info")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    surrogate, objects, controls = (json.loads(line, parse_constant=refuse) for line in output.stdout.splitlines())
+    assert (surrogate["reason"], surrogate["keys"]) == ("\ud800", 2**70)
+    assert (objects["reason"], objects["keys"], objects["seconds"]) == ("PosixPath", "set", None)
     assert controls["reason"] == "\n\x00\u2028"
     assert output.stderr == b""
+
+
+def test_the_line_of_the_deepest_error_is_one_that_a_pipe_takes_at_once(tmp_path: Path) -> None:
+    program = f"""
+import logging, structlog
+from app.observability.logging import configure_logging
+configure_logging(level="INFO", log_format="json")
+def deep_{"x" * 200}(n):
+    deep_{"x" * 200}(n + 1)
+for log in (structlog.get_logger().error, logging.getLogger("some.library").error):
+    try:
+        deep_{"x" * 200}(0)
+    except RecursionError:
+        log("failed" * 1_000 if log.__self__.__class__ is logging.Logger else "failed", exc_info=True)
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=30)
+    lines = output.stdout.splitlines(keepends=True)
+    assert len(lines) == 2
+    for line in lines:
+        assert len(line) <= select.PIPE_BUF
+        frames = json.loads(line)["frames"]
+        assert [frame for frame in frames if frame.endswith("more)")] == [frames[12]]
+        assert len(frames) == 25
 
 
 def test_a_defect_is_answered_with_internal_and_logged_without_its_text(tmp_path: Path) -> None:
