@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.stack.faults import Cut, Fault, Reply, Request, reads, writes
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.supabase import SupabaseStack
 
 TABLE = "/rest/v1/oauth_tokens"
@@ -23,7 +24,9 @@ def headers(key: str) -> dict[str, str]:
 
 @pytest.fixture
 def client(supabase: SupabaseStack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=supabase.url, headers=headers(supabase.service_key), timeout=10.0) as client:
+    with httpx.Client(
+        base_url=supabase.url, headers=headers(supabase.service_key), timeout=10.0, verify=PLAIN_HTTP
+    ) as client:
         yield client
 
 
@@ -64,7 +67,7 @@ def test_answers_of_many_pieces_arrive_whole(supabase: SupabaseStack, client: ht
 
 
 def test_only_known_keys_pass(supabase: SupabaseStack) -> None:
-    with httpx.Client(base_url=supabase.url) as client:
+    with httpx.Client(base_url=supabase.url, verify=PLAIN_HTTP) as client:
         missing = client.get(TABLE)
         wrong = client.get(TABLE, headers=headers(supabase.wrong_key))
         mixed = client.get(
@@ -88,7 +91,7 @@ def test_a_secret_key_stands_for_the_service_role(supabase: SupabaseStack, *, au
     key = supabase.secret_key
     sent = headers(key) if authorised else {"apikey": key}
 
-    assert httpx.get(f"{supabase.url}{SEES_EVERY_ROW}", headers=sent).json() is True
+    assert httpx.get(f"{supabase.url}{SEES_EVERY_ROW}", headers=sent, verify=PLAIN_HTTP).json() is True
 
 
 def test_a_delay_before_holds_the_request_back(supabase: SupabaseStack, client: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.supabase import SupabaseStack
 
 TABLE = "/rest/v1/oauth_tokens"
@@ -45,7 +46,7 @@ def everything(supabase: SupabaseStack) -> list[dict[str, object]]:
 def test_the_service_sees_and_changes_the_row(
     supabase: SupabaseStack, service: dict[str, str], row: dict[str, object]
 ) -> None:
-    with httpx.Client(base_url=supabase.url, headers=service) as client:
+    with httpx.Client(base_url=supabase.url, headers=service, verify=PLAIN_HTTP) as client:
         assert [each["id"] for each in client.get(TABLE).json()] == [str(row["id"])]
         changed = client.patch(TABLE, params={"version": "eq.1"}, json={"version": 2}).json()
         assert [each["version"] for each in changed] == [2]
@@ -57,7 +58,7 @@ def test_the_service_sees_and_changes_the_row(
 
 @pytest.mark.usefixtures("row")
 def test_outsiders_see_no_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
-    with httpx.Client(base_url=supabase.url, headers=outsider) as client:
+    with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
         answer = client.get(TABLE)
         counted = client.head(TABLE, headers={"Prefer": "count=exact"})
 
@@ -67,7 +68,7 @@ def test_outsiders_see_no_row(supabase: SupabaseStack, outsider: dict[str, str])
 
 def test_outsiders_change_no_row(supabase: SupabaseStack, outsider: dict[str, str], row: dict[str, object]) -> None:
     unfiltered = {"id": "not.is.null"}
-    with httpx.Client(base_url=supabase.url, headers=outsider) as client:
+    with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
         updated = client.patch(TABLE, params=unfiltered, json={"access_token": "theirs"})
         deleted = client.delete(TABLE, params=unfiltered)
 
@@ -82,7 +83,7 @@ def test_outsiders_add_no_row(
 ) -> None:
     theirs = {"user_id": str(uuid4()), "provider": "canvas", "access_token": "theirs"}
 
-    answer = httpx.post(f"{supabase.url}{TABLE}", json=theirs, headers=outsider | {"Prefer": prefer})
+    answer = httpx.post(f"{supabase.url}{TABLE}", json=theirs, headers=outsider | {"Prefer": prefer}, verify=PLAIN_HTTP)
 
     assert answer.status_code in {401, 403}
     assert answer.json()["code"] == "42501"
@@ -90,7 +91,7 @@ def test_outsiders_add_no_row(
 
 
 def test_outsiders_are_told_that_they_do_not_see_every_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
-    with httpx.Client(base_url=supabase.url, headers=outsider) as client:
+    with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
         assert client.get(SEES_EVERY_ROW).json() is False
         assert client.post(SEES_EVERY_ROW).json() is False
 

@@ -14,6 +14,8 @@ import httpx
 import psycopg
 import pytest
 
+from tests.stack.plain_http import PLAIN_HTTP
+
 START_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -60,6 +62,7 @@ def test_nothing_outlives_the_stack(stack: tuple[subprocess.Popen[str], dict[str
     answer = httpx.get(
         f"{environment['SUPABASE_URL']}/rest/v1/oauth_tokens",
         headers={"apikey": key, "Authorization": f"Bearer {key}"},
+        verify=PLAIN_HTTP,
     )
     assert answer.json() == []
     folder = Path(parse_qs(urlsplit(environment["POSTGRES_URI"]).query)["host"][0])

@@ -20,6 +20,7 @@ import httpx
 from app.callers.key_list import render_key_list
 from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
 from tests.security.keys import MASTER_KEY
+from tests.stack.plain_http import PLAIN_HTTP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Service:
     def client(self, key: str = "full") -> httpx.Client:
         """Return a client that presents this key."""
         headers = {"Authorization": f"Bearer {self.keys[key]}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=PLAIN_HTTP)
 
     @contextmanager
     def logged(self) -> Iterator[list[dict[str, Any]]]:
@@ -65,7 +66,7 @@ class Service:
         Lines come out moments after they are logged, and in order: where a request's own line is, those before it are.
         """
         mark = uuid4().hex
-        httpx.get(f"{self.url}/healthz", headers={"X-Request-ID": mark}, trust_env=False, timeout=20)
+        httpx.get(f"{self.url}/healthz", headers={"X-Request-ID": mark}, trust_env=False, timeout=20, verify=PLAIN_HTTP)
         deadline = time.monotonic() + _LINE_SECONDS
         while mark not in (written := self.log.read_text()):
             if time.monotonic() > deadline:
@@ -125,7 +126,7 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/healthz", trust_env=False).status_code == 200:
+            if httpx.get(f"{url}/healthz", trust_env=False, verify=PLAIN_HTTP).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.05)

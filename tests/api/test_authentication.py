@@ -12,6 +12,7 @@ import pytest
 from app.callers.service_key import Scope, generate_key
 from tests.api.fixtures import problem
 from tests.api.service import Service
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.tokens.stores import Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -74,7 +75,10 @@ def _headers(service: Service) -> dict[str, dict[str, str] | list[tuple[str, str
 @pytest.mark.parametrize("case", range(13))
 def test_without_a_live_key_nothing_is_answered(service: Service, route: str, case: int) -> None:
     name, headers = list(_headers(service).items())[case]
-    with service.logged() as lines, httpx.Client(base_url=service.url, headers=headers, trust_env=False) as client:
+    with (
+        service.logged() as lines,
+        httpx.Client(base_url=service.url, headers=headers, trust_env=False, verify=PLAIN_HTTP) as client,
+    ):
         response = ROUTES[route][1](client, "canvas")
     problem(response, 401, "unauthenticated")
     assert response.headers["www-authenticate"].startswith("Bearer"), name
@@ -120,7 +124,7 @@ def test_a_key_limited_to_a_provider_lists_only_that_and_erases_no_user(service:
 
 
 def test_a_caller_without_a_key_learns_nothing_from_a_broken_body(service: Service) -> None:
-    with httpx.Client(base_url=service.url, trust_env=False) as client:
+    with httpx.Client(base_url=service.url, trust_env=False, verify=PLAIN_HTTP) as client:
         problem(client.put("/v1/users/x/tokens/Y", content=b"\xff"), 401, "unauthenticated")
         problem(client.put(CANVAS, content=b" " * 100_000), 401, "unauthenticated")
     with service.client("read") as client:
@@ -128,7 +132,7 @@ def test_a_caller_without_a_key_learns_nothing_from_a_broken_body(service: Servi
 
 
 def test_health_needs_no_key_and_says_nothing(service: Service) -> None:
-    with httpx.Client(base_url=service.url, trust_env=False) as client:
+    with httpx.Client(base_url=service.url, trust_env=False, verify=PLAIN_HTTP) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         ready = client.get("/readyz")
         assert ready.status_code == 200
@@ -149,7 +153,7 @@ def test_request_ids_are_taken_where_they_are_sane(service: Service) -> None:
 def test_no_answer_of_the_api_may_be_stored(service: Service, route: str) -> None:
     with service.client() as client:
         assert ROUTES[route][1](client, "canvas").headers["cache-control"] == "no-store"
-    with httpx.Client(base_url=service.url, trust_env=False) as client:
+    with httpx.Client(base_url=service.url, trust_env=False, verify=PLAIN_HTTP) as client:
         assert ROUTES[route][1](client, "canvas").headers["cache-control"] == "no-store"
 
 

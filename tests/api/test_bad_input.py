@@ -11,6 +11,7 @@ import pytest
 
 from tests.api.fixtures import problem
 from tests.api.service import Service
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.tokens.stores import Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -273,7 +274,7 @@ def test_what_is_not_http_does_no_harm(service: Service, raw: bytes) -> None:
     with socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(raw)
         connection.recv(4096)
-    assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
+    assert httpx.get(f"{service.url}/healthz", trust_env=False, verify=PLAIN_HTTP).status_code == 200
 
 
 def test_a_caller_that_leaves_in_the_middle_of_a_body_writes_nothing(service: Service, served_store: Store) -> None:

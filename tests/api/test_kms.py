@@ -21,6 +21,7 @@ from tests.process.stored_rows import SqliteRows, encryption, local_encryption, 
 from tests.security.keys import MASTER_KEY
 from tests.stack.kms import Kms
 from tests.stack.kms_faults import Policy
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.tokens.stores import SqliteStore, Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -208,7 +209,9 @@ async def test_a_thousand_cold_reads_of_one_user_are_one_request(kms: Kms, tmp_p
         kms.forget_requests()
         kms.faults.delay(0.3, operation="Decrypt", times=1)
         limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(headers=client.headers, limits=limits, timeout=30, trust_env=False) as crowd:
+        async with httpx.AsyncClient(
+            headers=client.headers, limits=limits, timeout=30, trust_env=False, verify=PLAIN_HTTP
+        ) as crowd:
             answers = await asyncio.gather(*(crowd.get(service.url + CANVAS) for _ in range(1000)))
         assert {answer.status_code for answer in answers} == {200}
         assert kms.operations().count("Decrypt") == 1

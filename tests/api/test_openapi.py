@@ -13,6 +13,7 @@ from app import errors
 from app.api.problems import STATUS
 from app.callers.service_key import Scope
 from tests.api.service import Service
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.tokens.stores import SqliteStore
 
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"
@@ -35,7 +36,7 @@ ROUTES = {
 
 @pytest.fixture
 def document(sqlite_service: tuple[Service, SqliteStore]) -> Any:
-    return httpx.get(f"{sqlite_service[0].url}/openapi.json", trust_env=False).json()
+    return httpx.get(f"{sqlite_service[0].url}/openapi.json", trust_env=False, verify=PLAIN_HTTP).json()
 
 
 def _operations(document: Any) -> Iterator[tuple[str, str, Any]]:

@@ -22,6 +22,7 @@ from tests.api.fixtures import problem
 from tests.process.home import new_home
 from tests.process.server import Server, serving
 from tests.security.keys import MASTER_KEY
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.reaper import Reaper
 from tests.tokens.stores import SqliteStore
 
@@ -117,7 +118,7 @@ def vault(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Ite
     home = new_home(folder, SERVICE_KEYS="", SERVICE_KEYS_FILE=str(file), TOKEN_ENCRYPTION_KEY=MASTER_KEY)
     with (
         serving(home, workers=2, reaper=stack_reaper) as server,
-        httpx.Client(base_url=server.url, trust_env=False) as client,
+        httpx.Client(base_url=server.url, trust_env=False, verify=PLAIN_HTTP) as client,
     ):
         running = Vault(server, SqliteStore(folder / "data" / "vault.db"), keys, file, client)
         assert running.request("revoked", "GET", f"/v1/users/{USER}/tokens").status_code == 200

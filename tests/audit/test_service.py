@@ -18,6 +18,7 @@ from app.main import create_app
 from tests.api.service import Service, running_service
 from tests.audit.trails import KEY_TEXT, files, members, verified
 from tests.security.keys import MASTER_KEY
+from tests.stack.plain_http import PLAIN_HTTP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +135,7 @@ def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(au
         with audited.service.client("canvas") as client:
             client.get(_path(user_id, "google"))
             client.delete(f"/v1/users/{user_id}/tokens")
-        with httpx.Client(base_url=audited.service.url, trust_env=False) as client:
+        with httpx.Client(base_url=audited.service.url, trust_env=False, verify=PLAIN_HTTP) as client:
             client.get(path)
             client.get(path, headers={"Authorization": f"Bearer {unknown}", "X-Purpose": "canary"})
             client.get(path, headers={"Authorization": f"Bearer {audited.service.keys['expired']}"})

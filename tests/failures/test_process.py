@@ -18,6 +18,7 @@ from tests.failures.load import path_of
 from tests.failures.scenario import demand, eventually
 from tests.failures.table import BY_NAME
 from tests.process.home import COMMAND, environment, new_home
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.tokens.stores import SqliteStore
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def test_a_service_key_ends_to_the_second(tmp_path: Path) -> None:
         ends = datetime.now(UTC) + timedelta(seconds=4)
         let_it_end(ends)
         headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=service.url, headers=headers, trust_env=False) as client:
+        with httpx.Client(base_url=service.url, headers=headers, trust_env=False, verify=PLAIN_HTTP) as client:
             tokens = f"/v1/users/{uuid4()}/tokens"
             eventually(lambda: client.get(tokens).status_code == 200, within_seconds=3)
             time.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds()))
@@ -77,7 +78,7 @@ def test_disk_full_below_the_log(tmp_path: Path) -> None:
         )
     try:
         url = f"http://127.0.0.1:{home.settings['PORT']}"
-        with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        with httpx.Client(base_url=url, headers=headers, trust_env=False, verify=PLAIN_HTTP) as client:
             eventually(lambda: _answers(client), within_seconds=START_SECONDS)
             user_id = str(uuid4())
             assert client.put(path_of(user_id), json={"access_token": "kept"}).status_code == 201

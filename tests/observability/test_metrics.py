@@ -28,6 +28,7 @@ from tests.api.service import Service, running_service
 from tests.observability.exposed import Exposed, read, scraped
 from tests.security.keys import MASTER_KEY
 from tests.stack.kms import Kms
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.supabase import SupabaseStack
 from tests.tokens.stores import SqliteStore, SupabaseStore
 
@@ -224,7 +225,7 @@ def test_nothing_in_the_answer_is_a_secret_a_key_a_host_or_a_path(used: Service)
         client.put(_path(user), json={"access_token": SECRET, "base_url": "https://canary.example.edu"})
         client.get(_path(user), params={"service_type": SECRET})
         client.get(f"/v1/users/{SECRET}/tokens/{SECRET}")
-        with httpx.Client(base_url=used.url, trust_env=False) as stranger:
+        with httpx.Client(base_url=used.url, trust_env=False, verify=PLAIN_HTTP) as stranger:
             stranger.get(_path(user), headers={"Authorization": f"Bearer {SECRET}"})
         seen = scraped(client)
     hidden = ("canary", str(user), MASTER_KEY.lower(), "127.0.0.1", "localhost", "vault.db", *used.keys.values())

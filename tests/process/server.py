@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import httpx
 
 from tests.process.home import COMMAND, Home, environment
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.ports import LOOPBACK
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class Server:
     def client(self, service_key: str | None = None) -> httpx.Client:
         """Return a client with the home's service key, or with another."""
         key = service_key or self.home.service_key
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, verify=PLAIN_HTTP
+        )
 
     def terminate(self) -> None:
         """Send SIGTERM to the process that was started, as an orchestrator does, and don't wait."""
@@ -117,7 +120,7 @@ class Server:
 
     def _is_healthy(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=2).is_success
+            return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=2, verify=PLAIN_HTTP).is_success
         except httpx.TransportError:
             return False
 

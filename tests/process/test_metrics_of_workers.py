@@ -15,6 +15,7 @@ from tests.observability.exposed import Exposed, scraped
 from tests.process.home import Home, new_home
 from tests.process.wire import token_path
 from tests.process.workers import workers_of
+from tests.stack.plain_http import PLAIN_HTTP
 
 if TYPE_CHECKING:
     import pytest
@@ -85,7 +86,7 @@ def _wait_for_a_new_worker(server: Server, killed: int) -> None:
 
 def _answers(server: Server) -> bool:
     try:
-        return httpx.get(f"{server.url}/healthz", trust_env=False, timeout=2).is_success
+        return httpx.get(f"{server.url}/healthz", trust_env=False, timeout=2, verify=PLAIN_HTTP).is_success
     except httpx.TransportError:
         return False
 

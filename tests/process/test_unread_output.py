@@ -22,6 +22,7 @@ from tests.process.server import Server
 from tests.process.wire import token_path
 from tests.process.workers import one_wire_to_each_worker
 from tests.security.keys import MASTER_KEY
+from tests.stack.plain_http import PLAIN_HTTP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,7 @@ def _unread(home: Home, reaper: Reaper, *, workers: int = 1) -> Iterator[tuple[h
     headers = {"Authorization": f"Bearer {home.service_key}"}
     url = f"http://127.0.0.1:{home.settings['PORT']}"
     try:
-        with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=4) as client:
+        with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=4, verify=PLAIN_HTTP) as client:
             eventually(lambda: _answers(client), within_seconds=START_SECONDS)
             yield client, process
     finally:
@@ -149,7 +150,7 @@ def test_with_the_audit_trail_in_the_same_pipe_only_what_it_must_keep_is_refused
                 break
         problem(answer, 503, "audit_unavailable")
         assert time.monotonic() - began < 2.5
-        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=4) as stranger:
+        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=4, verify=PLAIN_HTTP) as stranger:
             for _ in range(50):
                 problem(client.get(CANVAS), 503, "audit_unavailable")
                 problem(stranger.get(CANVAS), 401, "unauthenticated")
