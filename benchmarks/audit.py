@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from app.cli.keys import new_master_key
+from app.security.keyring import new_key_text
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
 from benchmarks.table import Line, Target
@@ -25,7 +25,7 @@ UNOBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "ERROR", "METRICS": "false"
 
 def measure(bench: Bench) -> list[Line]:
     user_ids = new_user_ids(TOKENS)
-    key = new_master_key()
+    key = new_key_text()
     audited = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": key}
     contestants = {_NONE: UNOBSERVED} | {
         f"audit {sync}": {**OBSERVED, **audited, "AUDIT_SYNC": sync} for sync in ("off", "interval", "always")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from app.callers.key_file import add_key
 from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
-from app.cli.keys import new_master_key
+from app.security.keyring import new_key_text
 from benchmarks.load import Load, Plan, drive
 from benchmarks.requests import Requests
 from benchmarks.servers import Servers
@@ -87,7 +87,7 @@ def opened(*, quick: bool) -> Iterator[Bench]:
         key = generate_key()
         service_keys = folder / "service-keys.json"
         add_key(service_keys, ServiceKey(service="benchmarks", sha256=hash_key(key), scopes=frozenset(Scope)))
-        settings = {"TOKEN_ENCRYPTION_KEY": new_master_key(), "SERVICE_KEYS_FILE": str(service_keys)}
+        settings = {"TOKEN_ENCRYPTION_KEY": new_key_text(), "SERVICE_KEYS_FILE": str(service_keys)}
         yield Bench(
             quick=quick,
             folder=folder,

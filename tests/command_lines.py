@@ -1,4 +1,4 @@
-"""Whether a command line that stands in a file is one that `token-vault` takes."""
+"""The command lines that `token-vault` takes, and whether one that stands in a file is among them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def check_command_line(words: Sequence[str]) -> None:
             assert found is not None
             command = found
             context = command.make_context(name, arguments, parent=context)
+
+
+def commands_of(group: click.Group) -> dict[str, click.Command]:
+    """Return the commands below this one by name."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}

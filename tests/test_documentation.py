@@ -21,7 +21,7 @@ from app.cli import main
 from app.config.settings import Settings
 from app.main import create_app
 from tests.api.service import COMMAND, Service, running_service
-from tests.command_lines import PROGRAM, check_command_line
+from tests.command_lines import PROGRAM, check_command_line, commands_of
 from tests.security.keys import MASTER_KEY
 
 ROOT = Path(__file__).parents[1]
@@ -230,7 +230,7 @@ def test_readme_names_every_command_with_every_option() -> None:
 
 
 def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    for name, command in commands_of(group).items():
         if isinstance(command, click.Group):
             yield from _leaves(command, f"{prefix}{name} ")
         else:

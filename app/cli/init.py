@@ -10,8 +10,8 @@ import click
 from app.callers.key_file import add_key
 from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
 from app.cli.failure import Wrong, settings_or_stop
-from app.cli.keys import new_master_key
 from app.config.settings import ENV_FILE, Settings
+from app.security.keyring import new_key_text
 
 _DATABASE = Path("data/vault.db")
 _AUDIT = Path("data/audit/audit.jsonl")
@@ -63,10 +63,10 @@ def _write_env() -> None:
         raise Wrong(message)
     text = _ENV.format(
         database=_DATABASE,
-        master_key=new_master_key(),
+        master_key=new_key_text(),
         service_keys=_SERVICE_KEYS,
         audit=_AUDIT,
-        audit_key=new_master_key(),
+        audit_key=new_key_text(),
     )
     draft = ENV_FILE.with_name(f"{ENV_FILE.name}.{os.getpid()}.new")
     try:

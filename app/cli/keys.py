@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import secrets
 import sys
 
 import click
@@ -14,7 +12,7 @@ from app.cli.master_keys import configured_versions, reasons_to_keep, settings_w
 from app.cli.store import opened_store
 from app.config.settings import Settings
 from app.observability.logging import configure_logging
-from app.security.keyring import RECOMMENDED_KEY_BYTES
+from app.security.keyring import new_key_text
 from app.tokens.census import Census
 
 _REMINDER = """
@@ -31,7 +29,7 @@ def keys() -> None:
 @keys.command()
 def generate() -> None:
     """Print a fresh 32-byte master key in base64, ready for TOKEN_ENCRYPTION_KEY."""
-    click.echo(new_master_key())
+    click.echo(new_key_text())
 
 
 @keys.command()
@@ -62,7 +60,3 @@ def retire(version: int) -> None:
 async def _count(settings: Settings) -> Census:
     async with opened_store(settings) as tokens:
         return Census.of(await tokens.census(), primary_scheme=None)  # what is due does not matter here
-
-
-def new_master_key() -> str:
-    return base64.b64encode(secrets.token_bytes(RECOMMENDED_KEY_BYTES)).decode()

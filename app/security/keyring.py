@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 MINIMUM_KEY_BYTES = 16
 RECOMMENDED_KEY_BYTES = 32
+
+
+def new_key_text() -> str:
+    """Return a fresh master key of the recommended size in base64."""
+    return base64.b64encode(secrets.token_bytes(RECOMMENDED_KEY_BYTES)).decode()
 
 
 def decode_key_text(text: str) -> bytes:

@@ -9,6 +9,7 @@ import click
 import pytest
 
 from app.cli import main
+from tests.command_lines import commands_of
 from tests.process.home import token_vault
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ OPTIONS = {
 def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
     if isinstance(command, click.Group):
-        for name, below in command.commands.items():
+        for name, below in commands_of(command).items():
             yield from _commands(below, (*path, name))
 
 

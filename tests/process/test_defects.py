@@ -8,6 +8,7 @@ import click
 import pytest
 
 from app.cli import main
+from tests.command_lines import commands_of
 from tests.process.home import new_home, token_vault
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def fail(*_, **__):
 
 def _leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     if isinstance(command, click.Group):
-        for name, below in command.commands.items():
+        for name, below in commands_of(command).items():
             yield from _leaves(below, (*path, name))
     else:
         yield path
