@@ -19,6 +19,7 @@ import httpx
 
 from app.callers.key_list import render_key_list
 from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from tests.process.home import AS_USERS_HAVE_IT
 from tests.security.keys import MASTER_KEY
 from tests.stack.plain_http import PLAIN_HTTP
 
@@ -99,7 +100,11 @@ def running_service(
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*within, COMMAND, "serve", *arguments], cwd=folder, env=inherited | settings, stdout=output, stderr=output
+            [*within, COMMAND, "serve", *arguments],
+            cwd=folder,
+            env=inherited | AS_USERS_HAVE_IT | settings,
+            stdout=output,
+            stderr=output,
         )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -12,6 +12,7 @@ import pytest
 from tests.api.fixtures import problem
 from tests.api.service import Service, running_service
 from tests.stack.faults import Request, every_request, reads, writes
+from tests.stack.plain_http import PLAIN_HTTP
 from tests.stack.supabase import SupabaseStack
 from tests.tokens.stores import SupabaseStore
 
@@ -133,7 +134,7 @@ def _wait_for_column(project: SupabaseStack, column: str) -> None:
     # a write: for those PostgREST looks into its cached schema, for reads PostgreSQL into its own
     url = f"{project.url}/rest/v1/oauth_tokens?user_id=eq.00000000-0000-4000-8000-00000000ffff"
     deadline = time.monotonic() + 10
-    while not httpx.patch(url, json={column: 1}, headers=headers, trust_env=False).is_success:
+    while not httpx.patch(url, json={column: 1}, headers=headers, trust_env=False, verify=PLAIN_HTTP).is_success:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

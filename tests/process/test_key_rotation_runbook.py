@@ -17,7 +17,7 @@ import pytest
 
 from app.tokens.background_sweep import ROWS_PER_SECOND
 from app.tokens.reencryption import PATIENCE_SECONDS
-from tests.process.home import COMMAND, COMMAND_SECONDS, Home, new_home
+from tests.process.home import AS_USERS_HAVE_IT, COMMAND, COMMAND_SECONDS, Home, new_home
 from tests.process.rewrap_run import rewrap
 from tests.process.stored_rows import (
     KEYS,
@@ -136,7 +136,7 @@ class Operator:
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=self._home.folder,
-            env={"PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"},
+            env=AS_USERS_HAVE_IT | {"PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
