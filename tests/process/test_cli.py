@@ -10,7 +10,7 @@ import pytest
 
 from app.cli import main
 from tests.command_lines import commands_of
-from tests.process.home import token_vault
+from tests.process.home import COMMAND, run, token_vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_every_command_stands_in_the_table() -> None:
 @pytest.mark.parametrize("command", OPTIONS, ids=" ".join)
 def test_help_names_every_option(tmp_path: Path, command: tuple[str, ...]) -> None:
     # a wrong setting must not keep anybody from reading the help
-    done = token_vault(*command, "--help", folder=tmp_path, settings={"PORT": "wrong"})
+    done = run(COMMAND, *command, "--help", folder=tmp_path, settings={"PORT": "wrong"})
     assert (done.returncode, done.stderr) == (0, "")
     assert [option for option in OPTIONS[command] if option not in done.stdout] == []
 
@@ -78,7 +78,7 @@ def test_the_help_names_every_scope(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("serve", "--nonsense"), ("serve", "--workers", "0")])
 def test_a_wrong_command_line_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = token_vault(*arguments, folder=tmp_path)
+    done = run(COMMAND, *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.cli import main
 from tests.command_lines import commands_of
-from tests.process.home import new_home, token_vault
+from tests.process.home import COMMAND, new_home, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,8 +72,8 @@ def test_it_is_one_line_and_2_and_where_it_was_is_logged_without_its_text(
         tmp_path, PYTHONPATH="broken", AWS_REGION="us-east-1", SERVICE_KEYS_FILE="keys.json", SERVICE_KEYS=""
     )
     audit_key = home.settings["TOKEN_ENCRYPTION_KEY"]
-    done = token_vault(
-        *words, folder=tmp_path, settings={**home.settings, "AUDIT_KEY": audit_key, "LOG_FORMAT": "json"}
+    done = run(
+        COMMAND, *words, folder=tmp_path, settings={**home.settings, "AUDIT_KEY": audit_key, "LOG_FORMAT": "json"}
     )
     assert (done.returncode, done.stderr) == (
         2,
