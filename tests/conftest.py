@@ -10,16 +10,19 @@ pytest_plugins = ["tests.stack.fixtures", "tests.stack.kms_fixtures", "tests.tok
 # Files that take longest, longest first: begun last they would run alone, while the other processes have nothing left.
 _LONGEST = (
     "tests/process/test_rewrap_kill.py",
-    "tests/canary/test_canary.py",
-    "tests/fuzz/test_openapi_fuzz.py",
     "tests/process/test_key_rotation_runbook.py",
-    "tests/process/test_races.py",
-    "tests/failures/test_postgres.py",
-    "tests/security/test_kms_failures.py",
+    "tests/api/test_kms.py",
     "tests/tokens/test_sweep.py",
+    "tests/canary/test_canary.py",
     "tests/process/test_rewrap_command.py",
-    "tests/audit/test_under_load.py",
+    "tests/security/test_kms_failures.py",
+    "tests/fuzz/test_openapi_fuzz.py",
+    "tests/process/test_races.py",
+    "tests/process/test_rewrap_processes.py",
     "tests/api/test_store_failures.py",
+    "tests/failures/test_postgres.py",
+    "tests/api/test_histories.py",
+    "tests/audit/test_under_load.py",
     "tests/api/test_abandonment.py",
 )
 
