@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _COUNTS: Final = ("due", "moved", "overtaken", "unreadable", "in doubt", "remaining", "seconds", "rows/s")
 _LINE: Final = re.compile(r"^([a-z/]+(?: [a-z]+)?) {2,}([0-9][0-9,.]*|unknown)(?:  (.*))?$")
+_PROGRESS: Final = re.compile(r"^(?:counting|[0-9,]+(?: of [0-9,]+)? (?:read|done), .*)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +86,8 @@ def ended(process: subprocess.Popen[str], *, by: signal.Signals | None = None) -
     finally:
         process.kill()
     return Printed(process.returncode, stdout, stderr)
+
+
+def without_progress(printed: str) -> str:
+    """Return what it has printed but for how far it is, which it tells once it has taken seconds."""
+    return _PROGRESS.sub("", printed)

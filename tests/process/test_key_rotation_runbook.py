@@ -18,7 +18,7 @@ import pytest
 from app.tokens.background_sweep import ROWS_PER_SECOND
 from app.tokens.reencryption import PATIENCE_SECONDS
 from tests.process.home import AS_USERS_HAVE_IT, COMMAND, COMMAND_SECONDS, Home, new_home
-from tests.process.rewrap_run import rewrap
+from tests.process.rewrap_run import rewrap, without_progress
 from tests.process.stored_rows import (
     KEYS,
     Row,
@@ -172,7 +172,7 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
 
 def comparable(output: str) -> str:
     """Return what must be the same each time: how long it took may differ, and with it how wide the columns are."""
-    return re.sub(" {2,}", "  ", _TIMES.sub(r"\1", output.strip("\n")))
+    return re.sub(" {2,}", "  ", _TIMES.sub(r"\1", without_progress(output).strip("\n")))
 
 
 @pytest.fixture
