@@ -1,6 +1,9 @@
 """Fixtures for every test."""
 
+from collections.abc import Iterator
+
 import pytest
+import structlog
 
 # its assertions explain themselves like those of a test
 pytest.register_assert_rewrite("tests.token_table")
@@ -31,3 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order is kept otherwise."""
     places = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: places.get(item.location[0], len(places)))
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """Undo what an application that a test builds in this process does to the log, which the next test may look at."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
