@@ -106,9 +106,8 @@ def test_readme_names_exactly_the_scopes() -> None:
 
 def test_readme_names_exactly_the_errors_with_status_and_retryable() -> None:
     rows = _table("| code | status | retryable | what to do |")
-    assert [tuple(row[:3]) for row in rows] == [
-        (f"`{error.code}`", str(status), "yes" if error.retryable else "no") for error, status in STATUS.items()
-    ]
+    errors = ((f"`{error.code}`", str(status), "yes" if error.retryable else "no") for error, status in STATUS.items())
+    assert [tuple(row[:3]) for row in rows] == list(dict.fromkeys(errors)), "a class may share its base's code"
     assert all(row[3] for row in rows)
 
 

@@ -73,9 +73,11 @@ def test_every_token_moves_to_kms_once_and_what_cannot_be_read_is_told(kms: Kms,
     dry = rewrap("--processes", "3", "--dry-run", folder=tmp_path, settings=settings)
     assert (dry.exit_code, dry.counts["readable"], dry.counts["unreadable"]) == (1, len(sealed) + len(old), 4), dry
     assert rows.rows() == before
-    kms.forget_requests()
+    kms.faults.error("ThrottlingException", every=10)
     done = rewrap("--processes", "3", folder=tmp_path, settings=settings)
-    assert (done.exit_code, done.stderr) == (1, ""), done
+    kms.faults.clear()
+    assert done.exit_code == 1, done
+    assert all(line.startswith("waiting") for line in done.stderr.splitlines())
     assert (done.counts["moved"], done.counts["remaining"]) == (len(sealed) + len(old), 4)
     assert done.unreadable == dry.unreadable
     assert done.unreadable.keys() == {row["id"] for row in broken.values()}
