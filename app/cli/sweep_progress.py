@@ -35,7 +35,7 @@ class SweepProgress:
 
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._report: SweepReport | None = None
         self._done_lately: deque[tuple[float, int]] = deque()
         self._next_line_at = time.monotonic() + _BETWEEN_LINES_SECONDS
