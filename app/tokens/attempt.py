@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
-from app.tokens.derivations import acting_for
+from app.tokens.acting_for import acting_for
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from app.errors import KeyUnavailable
+from app.tokens.acting_for import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +22,7 @@ T = TypeVar("T")
 MAXIMUM_WAITING: Final = 128  # more than the largest batch; at 20 ms each on one thread, as much as fits into the wait
 WAIT_SECONDS: Final = 2.0  # shorter than the caller's own deadline, by more than a derivation takes
 REFUSAL_SECONDS: Final = 1.0
-NOBODY: Final = ""  # the vault itself: a sweep, a self-test
 _LOWEST_PRIORITY: Final = 19
-# the service that the current operation is for; most of what runs in between has no use for it
-acting_for: Final[ContextVar[str]] = ContextVar("acting_for", default=NOBODY)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from app.errors import AuditUnavailable, StoreTimeout, VaultError
-from app.tokens.derivations import NOBODY, acting_for
+from app.tokens.acting_for import NOBODY, acting_for
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller
 from app.tokens.single_rewrap import rewrapped, write_rewrap

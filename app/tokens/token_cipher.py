@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
-from app.tokens.derivations import Derivations, acting_for
+from app.tokens.acting_for import acting_for
+from app.tokens.derivations import Derivations
 from app.tokens.models import TokenId
 
 if TYPE_CHECKING:

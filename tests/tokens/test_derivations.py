@@ -16,7 +16,8 @@ from uuid import uuid4
 import pytest
 
 from app.errors import KeyUnavailable
-from app.tokens.derivations import MAXIMUM_WAITING, Derivations, acting_for
+from app.tokens.acting_for import acting_for
+from app.tokens.derivations import MAXIMUM_WAITING, Derivations
 from app.tokens.models import StoredToken, TokenId
 from app.tokens.token_cipher import KEY_SECONDS, TokenCipher
 from tests.security.keys import service
