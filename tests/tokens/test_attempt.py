@@ -12,10 +12,11 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
-from app.errors import AuditUnavailable
+from app.errors import AuditUnavailable, TokenNotFound
 from app.observability.counters import InMemoryCounters
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
+from app.tokens.acting_for import NOBODY, acting_for
 from app.tokens.events import TokenEvent, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
 from app.tokens.token_cipher import TokenCipher
@@ -100,3 +101,13 @@ async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tm
         with pytest.raises(asyncio.CancelledError):
             await storing
     assert [event.outcome for event in watcher.heard] == ["audit_unavailable"]
+
+
+async def test_what_follows_an_attempt_in_its_task_is_for_its_service_no_more(tmp_path: Path) -> None:
+    token_id = TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, _Trail(), _Watcher()) as vault:
+        await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+        assert acting_for.get() == NOBODY
+        with pytest.raises(TokenNotFound):
+            await vault.reveal(TokenId(str(uuid4()), "google"), caller=CALLER)
+        assert acting_for.get() == NOBODY

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 from pydantic import SecretStr
 
+from app.tokens.acting_for import NOBODY, acting_for
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenInput
 from app.tokens.repository import TokenRepository
@@ -45,6 +46,7 @@ class Bench:
     calls: Counter[str] = field(default_factory=Counter)
     recorded: Recorded = field(default_factory=Recorded)
     waits_at_gate: int = 0
+    wrote_for: set[str] = field(default_factory=set)
 
     def on_read(self) -> RewrapOnRead:
         return RewrapOnRead(
@@ -76,6 +78,7 @@ class Bench:
 
     async def _at_gate(self) -> None:
         self.waits_at_gate += 1
+        self.wrote_for.add(acting_for.get())
         await self.gate.wait()
 
 
@@ -135,6 +138,15 @@ async def test_a_reader_does_not_wait_for_it_nor_for_a_store_that_takes_no_write
     bench.gate.set()
     await _until(lambda: bench.moved() == 20)
     await on_read.close()
+
+
+async def test_it_works_for_all_and_not_in_the_turns_of_the_service_that_has_read(bench: Bench) -> None:
+    [token] = await bench.insert(1)
+    on_read = bench.on_read()
+    await bench.vault(on_read).reveal(token.token_id, caller=CALLER)
+    await _until(lambda: bench.moved() == 1)
+    await on_read.close()
+    assert bench.wrote_for == {NOBODY}
 
 
 async def test_no_more_than_so_many_wait_and_the_others_are_forgotten_until_they_are_read_again(bench: Bench) -> None:
