@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from app.errors import IntegrityError, MalformedCiphertext
+from app.processors import spare_processors
 from app.security.aead import KEY_BYTES, TAG_BYTES, open_without_commitment
 from app.security.shape import Family
 from app.security.strategy import KeyNotAtHand
@@ -38,7 +38,7 @@ class PulsePlanLocalReader:
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
         # a flood of old tokens must leave a processor to everybody else
-        self._derivations = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) - 1))
+        self._derivations = threading.BoundedSemaphore(spare_processors())
 
     def scheme_of(self, ciphertext: str) -> str:
         return f"{self.family}:v{_split(ciphertext)[0]}"

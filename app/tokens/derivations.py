@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from app.errors import KeyUnavailable
+from app.processors import spare_processors
 from app.tokens.acting_for import NOBODY
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ class Derivations:
         refusal_seconds: float = REFUSAL_SECONDS,
         threads: int | None = None,
     ) -> None:
-        """`maximum_waiting` counts those that are being derived too; `threads` are all processors but one."""
+        """`maximum_waiting` counts those that are being derived too; `threads` are all usable processors but one."""
         self._maximum_waiting = maximum_waiting
         self._refusal_seconds = refusal_seconds
         self._wait_seconds = wait_seconds
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # whose turn it is comes first, none is empty
         self._count = 0
-        threads = threads or max(1, (os.cpu_count() or 1) - 1)
+        threads = threads or spare_processors()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="derivation", initializer=_yield_to_others)
 
     def submit(self, derive: Callable[[], T], *, service: str = NOBODY) -> asyncio.Future[T]:
