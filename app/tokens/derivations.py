@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -32,12 +33,6 @@ class _Job:
     due: float
     future: Future[Any] = field(default_factory=Future)
 
-    def run(self) -> Any:  # noqa: ANN401  what `derive` returns
-        if time.monotonic() > self.due:
-            message = "the key could not be derived in time"
-            raise KeyUnavailable(message, retry_after_seconds=2)
-        return self.derive()
-
 
 class Derivations:
     """A queue for PBKDF2. One processor is left to the event loop, and on Linux its threads run at the lowest priority.
@@ -58,30 +53,43 @@ class Derivations:
         refusal_seconds: float = REFUSAL_SECONDS,
         threads: int | None = None,
     ) -> None:
-        """`maximum_waiting` counts those that are being derived too; `threads` are all usable processors but one."""
+        """`maximum_waiting` leaves out those being derived; `threads` are at most all usable processors but one."""
         self._maximum_waiting = maximum_waiting
         self._refusal_seconds = refusal_seconds
         self._wait_seconds = wait_seconds
+        self._maximum_threads = threads or spare_processors()
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # whose turn it is comes first, none is empty
-        self._count = 0
-        threads = threads or spare_processors()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="derivation", initializer=_yield_to_others)
+        self._threads = 0  # each ends when nothing waits, so without any nothing does
 
     def submit(self, derive: Callable[[], T], *, service: str = NOBODY) -> asyncio.Future[T]:
         """Have it done in a thread; the result is `KeyUnavailable` where too many wait already."""
         job = _Job(derive, time.monotonic() + self._wait_seconds)
         with self._lock:
-            is_new = self._count < self._maximum_waiting
-            refused = None if is_new else self._give_way(job, service)
-            if refused is not job:
-                self._waiting.setdefault(service, deque()).append(job)
-            self._count += is_new
-        if is_new:
-            self._threads.submit(self._derive_next)  # as often as jobs wait, and each takes whichever has its turn
+            if self._have_a_thread():
+                refused, reason = self._let_in(job, service), "too many keys of old tokens are being derived"
+            else:
+                refused, reason = job, "there is no thread to derive the key"
         if refused is not None:
-            asyncio.get_running_loop().call_later(self._refusal_seconds, _refuse, refused)
+            asyncio.get_running_loop().call_later(self._refusal_seconds, _refuse, refused, reason)
         return asyncio.wrap_future(job.future)
+
+    def _have_a_thread(self) -> bool:
+        """Start one more if there may be one, and return whether there is any."""
+        if self._threads < self._maximum_threads:
+            with suppress(RuntimeError):  # the system has none to give
+                threading.Thread(target=self._derive_all, name="derivation").start()
+                self._threads += 1
+        return self._threads > 0
+
+    def _let_in(self, job: _Job, service: str) -> _Job | None:
+        """Have it wait, and return who has to go for that, which may be itself."""
+        refused = None
+        if sum(map(len, self._waiting.values())) >= self._maximum_waiting:
+            refused = self._give_way(job, service)
+        if refused is not job:
+            self._waiting.setdefault(service, deque()).append(job)
+        return refused
 
     def _give_way(self, job: _Job, service: str) -> _Job:
         """Take out the newest of the service that has more waiting than this one will have, or return this job."""
@@ -90,35 +98,45 @@ class Derivations:
             return job
         return self._waiting[heaviest].pop()
 
-    def _derive_next(self) -> None:
+    def _derive_all(self) -> None:
+        _yield_to_others()
+        while (job := self._next()) is not None:
+            _derive(job)
+
+    def _next(self) -> _Job | None:
+        """Take out the job whose turn it is, or count this thread as gone."""
         with self._lock:
+            if not self._waiting:
+                self._threads -= 1
+                return None
             service, jobs = self._waiting.popitem(last=False)
             job = jobs.popleft()
             if jobs:
                 self._waiting[service] = jobs  # behind the others
-        wanted = job.future.set_running_or_notify_cancel()
-        try:
-            result = job.run() if wanted else None
-        except BaseException as error:  # noqa: BLE001  whoever waits is told, whatever it is
-            self._give_back()
-            job.future.set_exception(error)
-            del job  # which holds the error now, whose traceback holds this frame
-        else:
-            self._give_back()
-            if wanted:
-                job.future.set_result(result)
-
-    def _give_back(self) -> None:
-        """Free the place before anybody hears of it, who may need it for the next."""
-        with self._lock:
-            self._count -= 1
+            return job
 
 
-def _refuse(job: _Job) -> None:
+def _derive(job: _Job) -> None:
+    if not job.future.set_running_or_notify_cancel():
+        return
+    try:
+        if time.monotonic() > job.due:
+            message = "the key could not be derived in time"
+            raise KeyUnavailable(message, retry_after_seconds=2)  # noqa: TRY301  as if the derivation had
+        result = job.derive()
+    except BaseException as error:  # noqa: BLE001  whoever waits is told, whatever it is
+        job.future.set_exception(error)
+        del job  # which holds the error now, whose traceback holds this frame
+    else:
+        job.future.set_result(result)
+
+
+def _refuse(job: _Job, reason: str) -> None:
     if job.future.set_running_or_notify_cancel():  # else its caller has gone away
-        job.future.set_exception(KeyUnavailable("too many keys of old tokens are being derived", retry_after_seconds=2))
+        job.future.set_exception(KeyUnavailable(reason, retry_after_seconds=2))
 
 
 def _yield_to_others() -> None:
     if sys.platform == "linux":  # elsewhere priorities belong to processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        with suppress(OSError):  # a sandbox may forbid it, and they are few anyway
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
