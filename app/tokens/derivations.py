@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from app.errors import KeyUnavailable
@@ -63,7 +64,10 @@ class Derivations:
         self._threads = 0  # each ends when nothing waits, so without any nothing does
 
     def submit(self, derive: Callable[[], T], *, service: str = NOBODY) -> asyncio.Future[T]:
-        """Have it done in a thread; the result is `KeyUnavailable` where too many wait already."""
+        """Have it done in a thread; the result is `KeyUnavailable` where too many wait already.
+
+        Who cancels it frees its place, and has it not done where it is not under way.
+        """
         job = _Job(derive, time.monotonic() + self._wait_seconds)
         with self._lock:
             if self._have_a_thread():
@@ -72,7 +76,18 @@ class Derivations:
                 refused, reason = job, "there is no thread to derive the key"
         if refused is not None:
             asyncio.get_running_loop().call_later(self._refusal_seconds, _refuse, refused, reason)
-        return asyncio.wrap_future(job.future)
+        waiting = asyncio.wrap_future(job.future)
+        waiting.add_done_callback(partial(self._withdraw, job, service))
+        return waiting
+
+    def _withdraw(self, job: _Job, service: str, waiting: asyncio.Future[Any]) -> None:
+        """Free the place of a job that nobody waits for any more, unless it is being done already."""
+        if not waiting.cancelled():
+            return
+        with self._lock, suppress(KeyError, ValueError):
+            self._waiting[service].remove(job)
+            if not self._waiting[service]:
+                del self._waiting[service]
 
     def _have_a_thread(self) -> bool:
         """Start one more if there may be one, and return whether there is any."""

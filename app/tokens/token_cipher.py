@@ -17,6 +17,7 @@ from app.security.context import SecretField, TokenContext
 from app.security.strategy import KeyNotAtHand
 from app.tokens.acting_for import acting_for
 from app.tokens.derivations import Derivations
+from app.tokens.flight import Flight
 from app.tokens.models import TokenId
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TokenCipher:
 
     def __init__(self, *, encryption: EncryptionService, derivations: Derivations | None = None) -> None:
         self._encryption = encryption
-        self._waiting: dict[Hashable, asyncio.Future[Any]] = {}
+        self._flights: dict[Hashable, Flight] = {}
         self._derivations = derivations or Derivations()
         # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
@@ -176,24 +177,26 @@ class TokenCipher:
     async def _as_soon_as_at_hand(self, call: Callable[..., T], missing: KeyNotAtHand) -> T:
         """Wait for a key in a thread, or beside a call that is waiting for it already.
 
-        A thread goes on when its caller has gone away, for others may wait beside it.
+        The call goes on when its caller has gone away, for others may wait beside it.
         """
         alone = False
         while True:
             key = _flight_of(missing)
-            flight = self._waiting.get(key) if key is not None and not alone else None
+            flight = self._flights.get(key) if key is not None and not alone else None
             if flight is None:
                 flight = self._in_a_thread(partial(copy_context().run, call, wait=True), derives=missing.derived)
                 if not alone and key is not None:
-                    self._waiting[key] = flight
-                    flight.add_done_callback(partial(self._landed, key))
-                return await asyncio.shield(flight)
-            await asyncio.wait([flight])
+                    self._flights[key] = flight
+                    flight.result.add_done_callback(partial(self._landed, key))
+                with flight.awaited():
+                    return await asyncio.shield(flight.result)
+            with flight.awaited():
+                await asyncio.wait([flight.result])
             try:
                 return call(wait=False)
             except KeyNotAtHand as reason:
                 missing = reason
-                error = None if flight.cancelled() else flight.exception()
+                error = None if flight.result.cancelled() else flight.result.exception()
                 if _flight_of(missing) == key and isinstance(error, KeyUnavailable | KeyDenied):
                     # a copy: as one object it would gather the traceback of everyone who raises it
                     raise copy.copy(error) from None
@@ -201,15 +204,15 @@ class TokenCipher:
                 # for the other, where threads of their own share what KMS says.
                 alone = _flight_of(missing) == key and error is not None
 
-    def _in_a_thread(self, call: Callable[[], T], *, derives: bool) -> asyncio.Future[T]:
+    def _in_a_thread(self, call: Callable[[], Any], *, derives: bool) -> Flight:
         if derives:
-            return self._derivations.submit(call, service=acting_for.get())
-        return asyncio.get_running_loop().run_in_executor(self._threads, call)
+            return Flight(self._derivations.submit(call, service=acting_for.get()), derives)
+        return Flight(asyncio.get_running_loop().run_in_executor(self._threads, call), derives)
 
-    def _landed(self, key: Hashable, flight: asyncio.Future[Any]) -> None:
-        del self._waiting[key]
-        if not flight.cancelled():
-            flight.exception()  # seen, though its caller may be gone
+    def _landed(self, key: Hashable, result: asyncio.Future[Any]) -> None:
+        del self._flights[key]
+        if not result.cancelled():
+            result.exception()  # seen, though its caller may be gone
 
 
 def _flight_of(missing: KeyNotAtHand) -> Hashable | None:

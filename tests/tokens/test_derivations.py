@@ -214,17 +214,52 @@ async def test_a_full_queue_goes_without_the_newest_of_the_service_that_has_the_
     assert await _outcomes(again) == ["0", "1", "2", "3", "4", "KeyUnavailable"], "each place was given back once"
 
 
-async def test_a_caller_that_leaves_costs_no_derivation_and_no_place() -> None:
-    derivations = Derivations(maximum_waiting=2, wait_seconds=30, refusal_seconds=0.01, threads=1)
-    begun: list[str] = []
-    for _ in range(5):
+async def test_callers_that_leave_cost_no_derivation_and_no_place() -> None:
+    derivations = Derivations(maximum_waiting=20, wait_seconds=30, refusal_seconds=0.01, threads=1)
+    encryption = service()
+    cipher = TokenCipher(encryption=encryption, derivations=derivations)
+    rows = [_old_token() for _ in range(40)]
+    with _held(derivations):
+        for some in (rows[:20], rows[20:]):
+            leaving = [asyncio.create_task(cipher.open_access(row)) for row in some]
+            await asyncio.sleep(0.01)
+            assert not any(task.done() for task in leaving), "each has a place, those of the others before"
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            await asyncio.sleep(0.01)
+        staying = asyncio.create_task(_outcome(cipher.open_access(staying_row := _old_token())))
+        await asyncio.sleep(0.01)
+    assert await staying == "IntegrityError"
+    assert _derived(encryption, [*rows, staying_row]) == [staying_row]
+
+
+async def test_a_key_is_derived_for_whoever_stays_though_the_first_or_the_second_leaves() -> None:
+    derivations = Derivations(wait_seconds=30, threads=1)
+    for leaves in (0, 1):
+        encryption, row = service(), _old_token()
+        cipher = TokenCipher(encryption=encryption, derivations=derivations)
         with _held(derivations):
-            leaving = derivations.submit(lambda: begun.append("left"), service="a")
-            staying = derivations.submit(_named("stayed"), service="a")
-            leaving.cancel()
-            await asyncio.sleep(0)
-        assert await staying == "stayed"
-    assert begun == []
+            crowd = [asyncio.create_task(_outcome(cipher.open_access(row))) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            crowd.pop(leaves).cancel()
+            await asyncio.sleep(0.01)
+        assert [await one for one in crowd] == ["IntegrityError"] * 2
+        assert _derived(encryption, [row]) == [row]
+
+
+async def test_who_comes_as_the_last_one_leaves_has_the_key_derived_anew() -> None:
+    derivations = Derivations(wait_seconds=30, threads=1)
+    cipher = TokenCipher(encryption=service(), derivations=derivations)
+    row = _old_token()
+    with _held(derivations):
+        first = asyncio.create_task(_outcome(cipher.open_access(row)))
+        await asyncio.sleep(0.01)
+        first.cancel()  # and before it is gone from the list of those that may be waited for
+        second = asyncio.create_task(_outcome(cipher.open_access(row)))
+        third = asyncio.create_task(_outcome(cipher.open_access(row)))
+        await asyncio.sleep(0.01)
+    assert [await second, await third] == ["IntegrityError"] * 2
 
 
 async def test_the_turn_of_a_service_does_not_wait_for_anothers_for_the_same_key() -> None:

@@ -16,7 +16,7 @@ from app.security.context import SecretField, TokenContext
 from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
 from app.tokens.models import TokenId
-from app.tokens.token_cipher import TokenCipher
+from app.tokens.token_cipher import WAITING_CALLS, TokenCipher
 from tests.security.envelopes import (
     OTHER_USER,
     TOKEN,
@@ -91,6 +91,22 @@ async def test_a_caller_that_goes_away_takes_the_key_from_nobody(kms: Kms) -> No
     first.cancel()
     assert (await second).get_secret_value()
     assert kms.operations() == ["Decrypt"]
+
+
+async def test_callers_that_come_and_go_share_one_thread_that_asks_kms(kms: Kms) -> None:
+    theirs = token(TokenId(OTHER_USER, "canvas"), access_ciphertext=envelope(kms).seal(_context(OTHER_USER)))
+    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    cipher = _cipher(envelope(kms))
+    kms.faults.delay(1.5, times=1)
+    for _ in range(WAITING_CALLS + 1):
+        leaving = asyncio.create_task(cipher.open_access(row))
+        await asyncio.sleep(0.001)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    staying = asyncio.create_task(cipher.open_access(row))
+    assert (await cipher.open_access(theirs)).get_secret_value()
+    assert not staying.done(), "there was a thread for the others all the while"
+    assert (await staying).get_secret_value()
 
 
 async def test_a_hundred_reads_of_one_direct_package_are_a_few_requests(kms: Kms) -> None:
