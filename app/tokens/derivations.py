@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
-MAXIMUM_WAITING: Final = 128  # more than the largest batch; at 20 ms each on one thread, as much as fits into the wait
+MAXIMUM_OF_A_SERVICE: Final = 128  # more than the largest batch, and than one thread derives in the wait at 20 ms each
+MAXIMUM_WAITING: Final = 8 * MAXIMUM_OF_A_SERVICE  # so that it takes eight floods until one takes places from another
 WAIT_SECONDS: Final = 2.0  # shorter than the caller's own deadline, by more than a derivation takes
 REFUSAL_SECONDS: Final = 1.0
 _LOWEST_PRIORITY: Final = 19
@@ -38,8 +39,10 @@ class _Job:
 class Derivations:
     """A queue for PBKDF2. One processor is left to the event loop, and on Linux its threads run at the lowest priority.
 
-    Services take turns, each with its oldest derivation. One alone may fill the whole queue; where it is full the
-    service that has the most waiting goes without its newest, which may be the one that comes.
+    Services take turns, each with its oldest derivation, and each has so many places of its own. Where those of all
+    together are taken, the service that has the most waiting goes without its newest, which may be the one that comes.
+    So one flood leaves another service all its places and every second turn, and no more than that: a large batch of
+    old tokens may still be late, but what was derived of it is at hand when it is asked for again.
 
     What waits too long fails without having been begun, and what finds no place fails after `refusal_seconds`:
     who is told at once asks again at once, and a flood of such callers would take the event loop from the others. Both
@@ -50,12 +53,14 @@ class Derivations:
         self,
         *,
         maximum_waiting: int = MAXIMUM_WAITING,
+        maximum_of_a_service: int = MAXIMUM_OF_A_SERVICE,
         wait_seconds: float = WAIT_SECONDS,
         refusal_seconds: float = REFUSAL_SECONDS,
         threads: int | None = None,
     ) -> None:
-        """`maximum_waiting` leaves out those being derived; `threads` are at most all usable processors but one."""
+        """Have so many wait, apart from those being derived, on `threads`: by default all usable processors but one."""
         self._maximum_waiting = maximum_waiting
+        self._maximum_of_a_service = maximum_of_a_service
         self._refusal_seconds = refusal_seconds
         self._wait_seconds = wait_seconds
         self._maximum_threads = threads or spare_processors()
@@ -99,6 +104,8 @@ class Derivations:
 
     def _let_in(self, job: _Job, service: str) -> _Job | None:
         """Have it wait, and return who has to go for that, which may be itself."""
+        if len(self._waiting.get(service, ())) >= self._maximum_of_a_service:
+            return job
         refused = None
         if sum(map(len, self._waiting.values())) >= self._maximum_waiting:
             refused = self._give_way(job, service)

@@ -20,7 +20,7 @@ from app.security.context import SecretField, TokenContext
 from app.security.encryption import EncryptionService
 from app.security.strategy import KeyNotAtHand
 from app.tokens.acting_for import acting_for
-from app.tokens.derivations import MAXIMUM_WAITING, Derivations
+from app.tokens.derivations import MAXIMUM_OF_A_SERVICE, Derivations
 from app.tokens.models import StoredToken, TokenId
 from app.tokens.token_cipher import TokenCipher
 from tests.security.keys import service
@@ -62,7 +62,6 @@ async def test_a_whole_batch_of_old_tokens_of_different_users_opens() -> None:
     cipher = TokenCipher(encryption=service())
     opened = await asyncio.gather(*(cipher.open_access(row) for row in rows))
     assert [secret.get_secret_value() for secret in opened] == [f"token of {user}" for user in users]
-    assert MAXIMUM_WAITING >= 100, "the largest batch"
 
 
 async def test_a_flood_is_bounded_and_told_in_time_and_derives_nothing_for_those_who_left() -> None:
@@ -181,11 +180,21 @@ def _named(name: str) -> Callable[[], str]:
     return lambda: name
 
 
-async def test_a_service_alone_may_fill_the_whole_queue() -> None:
-    derivations = Derivations(maximum_waiting=10, wait_seconds=30, refusal_seconds=0.01, threads=1)
+async def test_a_service_has_so_many_places_and_no_more() -> None:
+    derivations = Derivations(maximum_of_a_service=10, wait_seconds=30, refusal_seconds=0.01, threads=1)
     with _held(derivations):
         calls = [derivations.submit(_named(f"a{number}"), service="a") for number in range(11)]
     assert await _outcomes(calls) == [*(f"a{number}" for number in range(10)), "KeyUnavailable"]
+
+
+async def test_a_flood_takes_no_place_of_anothers_largest_batch() -> None:
+    derivations = Derivations(wait_seconds=30, refusal_seconds=0.01, threads=1)
+    with _held(derivations):
+        flood = [derivations.submit(_named(f"a{number}"), service="a") for number in range(160)]
+        batch = [derivations.submit(_named(f"b{number}"), service="b") for number in range(100)]
+        flood += [derivations.submit(_named("late"), service="a") for _ in range(160)]
+    assert await _outcomes(batch) == [f"b{number}" for number in range(100)]
+    assert (await _outcomes(flood)).count("KeyUnavailable") == 320 - MAXIMUM_OF_A_SERVICE
 
 
 async def test_services_take_turns_each_with_its_oldest() -> None:
