@@ -5,10 +5,13 @@ from __future__ import annotations
 import click
 
 from app.cli.failure import Wrong, settings_or_stop
+from app.cli.guarded import Guarded
 from app.cli.rewrap import rewrap
 
 
-@click.command(params=rewrap.params, help=rewrap.help, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Guarded, params=rewrap.params, help=rewrap.help, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.pass_context
 def migrate_to_kms(context: click.Context, /, **_options: object) -> None:
     """Insist on KMS, and go on as the command does."""

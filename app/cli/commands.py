@@ -1,23 +1,20 @@
-"""What all commands have in common: how they are found, and how a defect in one of them ends."""
+"""How commands are found."""
 
 from __future__ import annotations
 
-import errno
 from importlib import import_module
-from typing import Any, Final
+from typing import Final
 
 import click
+
+from app.cli.guarded import Guarded
 
 # each lies in the module of its name
 NAMES: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
 
 
-class Commands(click.Group):
-    """Imports a command once it is called, for most of what one of them needs the others do without.
-
-    A command that has a defect stops with one line and exit code 2: nothing was found out. Python's own traceback
-    would print the text of whatever library raised the exception.
-    """
+class Commands(Guarded, click.Group):
+    """Imports a command once it is called, for most of what one of them needs the others do without."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
         return list(NAMES)
@@ -28,15 +25,3 @@ class Commands(click.Group):
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(import_module(f"app.cli.{name}"), name)
         return command
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):  # click's own ways to stop
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # nobody reads on, which click makes quiet
-                raise
-            from app.cli.defect import Defect  # noqa: PLC0415  it needs the log, which most commands do without
-
-            raise Defect.of(error) from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -9,12 +12,13 @@ import pytest
 
 from app.cli import main
 from tests.command_lines import commands_of
-from tests.process.home import COMMAND, new_home, run
+from tests.process.home import COMMAND, Home, new_home, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from subprocess import CompletedProcess
 
+SCRIPT: Final = Path(__file__).parents[2] / "scripts" / "migrate_to_kms.py"
 SECRET: Final = "CANARY-of-a-library"
 # what each command calls of a library
 _PRINTS, _LOOPS = "click.echo", "asyncio.run"
@@ -59,22 +63,25 @@ def test_every_command_is_broken_here() -> None:
     assert {next(leaf for leaf in leaves if words[: len(leaf)] == leaf) for words in BROKEN} == leaves
 
 
-@pytest.mark.parametrize("words", BROKEN, ids=" ".join)
-def test_it_is_one_line_and_2_and_where_it_was_is_logged_without_its_text(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    module, _, name = BROKEN[words].rpartition(".")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "sitecustomize.py").write_text(BREAKING.format(module=module, name=name, secret=SECRET))
-    (tmp_path / "lines").touch()
-    (tmp_path / "keys.json").write_text("[]")
+def _broken_home(folder: Path, called: str) -> Home:
+    """Return a home in which whatever is called by this name fails in every process of Python."""
+    module, _, name = called.rpartition(".")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "sitecustomize.py").write_text(BREAKING.format(module=module, name=name, secret=SECRET))
+    (folder / "lines").touch()
+    (folder / "keys.json").write_text("[]")
     home = new_home(
-        tmp_path, PYTHONPATH="broken", AWS_REGION="us-east-1", SERVICE_KEYS_FILE="keys.json", SERVICE_KEYS=""
+        folder,
+        PYTHONPATH="broken",
+        AWS_REGION="us-east-1",
+        SERVICE_KEYS_FILE="keys.json",
+        SERVICE_KEYS="",
+        LOG_FORMAT="json",
     )
-    audit_key = home.settings["TOKEN_ENCRYPTION_KEY"]
-    done = run(
-        COMMAND, *words, folder=tmp_path, settings={**home.settings, "AUDIT_KEY": audit_key, "LOG_FORMAT": "json"}
-    )
+    return Home(folder, home.service_key, {**home.settings, "AUDIT_KEY": home.settings["TOKEN_ENCRYPTION_KEY"]})
+
+
+def _demand_one_line_and_a_log_line(done: CompletedProcess[str]) -> None:
     assert (done.returncode, done.stderr) == (
         2,
         "Error: a defect of the vault stopped it, RuntimeError: its log line says where\n",
@@ -83,3 +90,18 @@ def test_it_is_one_line_and_2_and_where_it_was_is_logged_without_its_text(
     assert "Traceback" not in done.stdout
     assert "failed" in done.stdout
     assert "sitecustomize.py:5 fail" in done.stdout
+
+
+@pytest.mark.parametrize("words", BROKEN, ids=" ".join)
+def test_it_is_one_line_and_2_and_where_it_was_is_logged_without_its_text(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    home = _broken_home(tmp_path, BROKEN[words])
+    _demand_one_line_and_a_log_line(run(COMMAND, *words, folder=tmp_path, settings=home.settings))
+
+
+@pytest.mark.parametrize("called", ["json.loads", "asyncio.run"])
+def test_the_script_that_moves_tokens_to_kms_ends_the_same_way(tmp_path: Path, called: str) -> None:
+    home = _broken_home(tmp_path, called)
+    settings = {**home.settings, "USE_KMS": "true", "KMS_KEY_ID": "alias/none", "KMS_PREVIOUS_KEY_IDS": json.dumps([])}
+    _demand_one_line_and_a_log_line(run(sys.executable, str(SCRIPT), folder=tmp_path, settings=settings))
