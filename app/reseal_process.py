@@ -20,7 +20,7 @@ from app.composition import build_encryption
 from app.errors import InternalError, VaultError
 from app.observability.logging import configure_logging
 from app.server.environment import hidden_variables
-from app.server.process import forbid_core_dumps, keep_memory_out_of_swap
+from app.server.protection import protect_process
 from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES, READY, Answer, Question
 from app.tokens.resealer import PrimaryDeniedError
 from app.tokens.resealing_here import ResealerHere
@@ -41,8 +41,7 @@ def first_line(settings: Settings) -> bytes:
 
 
 def main() -> None:
-    forbid_core_dumps()
-    keep_memory_out_of_swap()
+    protect_process()
     with _answers_alone() as answers, suppress(BrokenPipeError):  # the sweep has gone
         configure_logging(level="CRITICAL", log_format="console")
         line = sys.stdin.buffer.readline()

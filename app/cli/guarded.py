@@ -8,14 +8,17 @@ from typing import Any
 
 import click
 
+from app.server.protection import protect_process
+
 
 class Guarded(click.Command):
-    """A command that stops with one line and exit code 2 for a defect too: nothing was found out.
+    """A command whose process is protected first of all, and that stops with one line and exit code 2 for a defect too.
 
-    Python's own traceback would print the text of whatever library raised it.
+    Nothing was found out then, and Python's own traceback would print the text of whatever library raised it.
     """
 
     def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  click's
+        protect_process()
         try:
             return super().main(*arguments, **options)
         except Exception as error:  # noqa: BLE001  what click knows it has handled

@@ -20,7 +20,6 @@ from app.errors import InternalError, VaultError
 from app.observability.logging import configure_logging
 from app.reseal_process import COMMAND, first_line
 from app.server.environment import open_variables
-from app.server.process import forbid_core_dumps
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.reencryption import Sweep, SweepPlan
@@ -77,7 +76,6 @@ def rewrap(  # noqa: PLR0917  click gives each by its name
     if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
         message = f"--provider must match {SLUG_PATTERN}"
         raise Wrong(message)
-    forbid_core_dumps()
     settings = settings_or_stop()
     configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
     plan = SweepPlan(

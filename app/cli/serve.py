@@ -24,7 +24,7 @@ from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
 from app.server.bounded_http import BoundedHttp
-from app.server.process import allow_open_files, forbid_core_dumps, keep_memory_out_of_swap, warn_about_root
+from app.server.process import allow_open_files, warn_about_root
 from app.server.supervised import supervise
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 from app.tokens.sqlite_file import prepare_database
@@ -57,8 +57,6 @@ def serve(
     tls_client_ca: Path | None,
 ) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
-    forbid_core_dumps()
-    keep_memory_out_of_swap()
     settings = settings_or_stop()
     tls = _tls(
         tls_cert or settings.tls_cert_file,

@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app.server.environment import hidden_variables
-from app.server.process import forbid_core_dumps, keep_memory_out_of_swap
+from app.server.protection import protect_process
 
 
 class _Supervised(uvicorn.Config):
@@ -22,8 +22,7 @@ class _Supervised(uvicorn.Config):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Protect the worker before its process holds a secret: this is what unpickles the first of them."""
-        forbid_core_dumps()
-        keep_memory_out_of_swap()
+        protect_process()
         self.__dict__.update(state)
         os.environ.update(self.hidden)
 

@@ -6,7 +6,8 @@ import gc
 from typing import TYPE_CHECKING
 
 from app.main import create_app
-from app.server.process import forbid_core_dumps, keep_memory_out_of_swap, lock_memory
+from app.server.process import lock_memory
+from app.server.protection import protect_process
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
 def create_hardened_app() -> FastAPI:
     """Protect the process before it holds a key, then build the application from the environment."""
-    forbid_core_dumps()
-    keep_memory_out_of_swap()
+    protect_process()
     app = create_app()
     gc.collect()
     gc.freeze()  # what is built lives as long as the process, and looking at it each time held calls up for 30 ms

@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from app.server.process import swap_is_in_use
-from tests.process.home import Home, new_home
+from tests.process.home import COMMAND, Home, environment, new_home
+from tests.process.rewrap_run import wait_for
 from tests.process.started import Started, started
 from tests.process.workers import workers_of
 
@@ -25,6 +27,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'
 IS_ROOT = os.geteuid() == 0
 IPC_LOCK = 14
 SOMEBODY = 54_321
+SCRIPT = Path(__file__).parents[2] / "scripts" / "migrate_to_kms.py"
+COMMANDS = {
+    "rewrap": [COMMAND, "rewrap"],
+    "keys retire": [COMMAND, "keys", "retire", "1"],
+    "audit verify": [COMMAND, "audit", "verify"],
+    "health": [COMMAND, "health"],
+    "the script": [sys.executable, str(SCRIPT)],
+}
 
 
 def _limit(process: int, name: str) -> list[str]:
@@ -49,6 +59,35 @@ def test_no_process_of_it_leaves_a_core_dump(tmp_path: Path, serve: Serve) -> No
         for process in {server.process.pid, *workers_of(server)}:
             assert _limit(process, "Max core file size") == ["0", "0"]
             assert int(_limit(process, "Max open files")[0]) >= 4096 or IS_ROOT is False
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command: list[str]) -> None:
+    os.mkfifo(tmp_path / ".env")  # whoever reads it stands still until it is written
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            writing = _once_it_is_read(tmp_path / ".env")
+            assert _limit(process.pid, "Max core file size") == ["0", "0"]
+            if _may_lock_memory():
+                assert int(_status(process.pid, "VmLck")) > 10_000
+            os.close(writing)
+        finally:
+            process.kill()
+
+
+def _once_it_is_read(fifo: Path) -> int:
+    """Wait for a reader, and return what it reads from: it goes on once that is closed."""
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    wait_for(is_read)
+    return opened[0]
 
 
 @pytest.mark.skipif(not _may_lock_memory(), reason="this user may not lock memory")
