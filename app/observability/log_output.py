@@ -127,7 +127,8 @@ class LogOutput:
     def _write(self, lines: list[str], dropped: int) -> None:
         if self._tell():
             for piece in _pieces(lines, self._most_bytes):
-                self._lost += len(piece) - self._put(b"".join(piece))
+                whole = b"".join(piece)
+                self._lost += whole.count(b"\n") - self._put(whole)
         else:
             self._lost += len(lines)
         self._lost += dropped

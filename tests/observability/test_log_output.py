@@ -122,6 +122,18 @@ def test_a_disk_that_was_full_is_told_when_it_is_not(tmp_path: Path) -> None:
         os.close(each)
 
 
+def test_what_is_written_as_several_lines_is_not_counted_as_missing(tmp_path: Path) -> None:
+    """An exception in the format for people is one line more."""
+    file = tmp_path / "log"
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+    output = LogOutput(descriptor=descriptor)
+    for number in range(2):
+        output.write(f"{number}\nRuntimeError\n")
+        output.end()
+    assert file.read_text() == "0\nRuntimeError\n1\nRuntimeError\n"
+    os.close(descriptor)
+
+
 def test_of_a_write_that_is_cut_the_lines_that_arrived_are_not_counted_as_missing(tmp_path: Path) -> None:
     """The limit of the process's files cuts it in the middle of a line, as a full disk does."""
     program = """
