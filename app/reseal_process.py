@@ -18,7 +18,7 @@ import structlog
 
 from app.composition import build_encryption
 from app.errors import InternalError, VaultError
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_command_logging
 from app.server.environment import hidden_variables
 from app.server.protection import protect_process
 from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES, READY, Answer, Question
@@ -43,7 +43,7 @@ def first_line(settings: Settings) -> bytes:
 def main() -> None:
     protect_process()
     with _answers_alone() as answers, suppress(BrokenPipeError):  # the sweep has gone
-        configure_logging(level="CRITICAL", log_format="console")
+        configure_command_logging()
         line = sys.stdin.buffer.readline()
         hidden, settings = pickle.loads(base64.b64decode(line))  # noqa: S301  ours, from who has started us
         os.environ.update(hidden)

@@ -18,7 +18,7 @@ from app.composition import build_encryption, build_service_key_directory, open_
 from app.config.audit import derived
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_command_logging
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def doctor() -> None:
     Exit codes: 0 all is well or only warned about, 1 something failed, 2 a setting is wrong.
     """
     settings = settings_or_stop()
-    configure_logging(level="CRITICAL", log_format="console")  # the findings below say it all
+    configure_command_logging()  # the findings below say it all
     failed = False
     for state, subject, words in _findings(settings):
         colour = {OK: "green", WARNING: "yellow", FAILURE: "red"}[state]

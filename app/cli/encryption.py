@@ -19,7 +19,7 @@ from app.cli.table import print_table
 from app.composition import Encryption, build_encryption
 from app.config.settings import Settings, SettingsError
 from app.errors import EncryptionError
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_command_logging
 from app.tokens.census import Census
 from app.tokens.token_cipher import TokenCipher
 
@@ -51,7 +51,7 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
     Exit codes: 0 counted, 1 counted, but what new tokens are sealed with does not work, 2 nothing could be counted.
     """
     settings = settings_or_stop()
-    configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
+    configure_command_logging()  # the lines below say it all
     try:
         built = build_encryption(settings)
     except SettingsError as error:

@@ -11,7 +11,7 @@ from app.cli.failure import settings_or_stop
 from app.cli.master_keys import configured_versions, reasons_to_keep, settings_without
 from app.cli.store import opened_store
 from app.config.settings import Settings
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_command_logging
 from app.security.keyring import new_key_text
 from app.tokens.census import Census
 
@@ -40,7 +40,7 @@ def retire(version: int) -> None:
     Exit codes: 0 it can be retired, 1 it is still needed, 2 nothing could be counted, or a setting is wrong.
     """
     settings = settings_or_stop()
-    configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
+    configure_command_logging()  # the lines below say it all
     census = asyncio.run(_count(settings))
     reasons = list(reasons_to_keep(version, settings, census))
     for reason in reasons:

@@ -17,7 +17,7 @@ from app.cli.sweep_progress import TICK_SECONDS, SweepProgress, print_summary
 from app.composition import build_encryption, open_audit
 from app.config.settings import Settings, SettingsError
 from app.errors import InternalError, VaultError
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_command_logging
 from app.reseal_process import COMMAND, first_line
 from app.server.environment import open_variables
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
@@ -77,7 +77,7 @@ def rewrap(  # noqa: PLR0917  click gives each by its name
         message = f"--provider must match {SLUG_PATTERN}"
         raise Wrong(message)
     settings = settings_or_stop()
-    configure_logging(level="CRITICAL", log_format="console")  # the lines below say it all
+    configure_command_logging()  # the lines below say it all
     plan = SweepPlan(
         provider=provider, limit=limit, rows_per_second=rate, dry_run=dry_run, deadline_seconds=timeout_seconds
     )

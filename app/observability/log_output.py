@@ -1,4 +1,4 @@
-"""Where log lines go: into a queue, and by a thread of its own to standard output.
+"""Where log lines go: into a queue, and by a thread of its own to standard output, or for a command to standard error.
 
 A reader of the log that stands still, or a disk that hangs below it, must hold no call up. So whoever logs only queues
 its line. Where the queue is full the newest lines are dropped, and as soon as the output takes something again a line
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-STANDARD_OUTPUT: Final = 1
 MOST_WAITING: Final = 2_000_000  # characters, some five thousand lines; as many again may be in the thread's hands
 END_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.001
@@ -38,8 +37,8 @@ class LogOutput:
 
     def __init__(self, *, descriptor: int | None) -> None:
         """`descriptor` of `None` loses everything."""
+        self.descriptor = descriptor
         self.tell_dropped: Callable[[int], str] = "{} lines dropped\n".format
-        self._descriptor = descriptor
         self._most_bytes = _FILE_BYTES if _is_file(descriptor) else _ATOMIC_BYTES
         self._torn = False
         self._begin()
@@ -60,7 +59,7 @@ class LogOutput:
         self._hurry = threading.Event()
 
     def write(self, text: str) -> None:
-        if self._descriptor is None or sys.is_finalizing():
+        if self.descriptor is None or sys.is_finalizing():
             return
         with self._lock:
             if self._characters + len(text) > MOST_WAITING:
@@ -152,7 +151,7 @@ class LogOutput:
         return data.count(b"\n") - rest.count(b"\n") + (len(rest) > len(data))
 
     def _write_some(self, data: bytes) -> int:
-        descriptor = -1 if self._descriptor is None else self._descriptor
+        descriptor = -1 if self.descriptor is None else self.descriptor
         while True:
             try:
                 return os.write(descriptor, data)

@@ -19,11 +19,11 @@ import structlog
 from pydantic_core import to_json
 
 from app.observability.log_fields import keep_allowed_fields, keep_plain_values
-from app.observability.log_output import STANDARD_OUTPUT, LogOutput
+from app.observability.log_output import LogOutput
 from app.observability.unhandled import hook_unhandled, plain_words
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
 
     from structlog.typing import Processor
 
@@ -34,9 +34,14 @@ _UVICORN = "uvicorn.error"  # its lifecycle messages; its access log would print
 _ASYNCIO = "asyncio"  # puts the reprs of tasks and callbacks into its messages
 
 
-def configure_logging(*, level: str, log_format: str) -> None:
-    """Send our own lines and the standard library's to standard output in one format."""
-    output = _output()
+def configure_command_logging() -> None:
+    """Log what nobody thought of, and for people: a command prints whatever else there is to say."""
+    configure_logging(level="CRITICAL", log_format="console", stream=sys.__stderr__)
+
+
+def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sys.__stdout__) -> None:
+    """Send our own lines and the standard library's to what this stream writes to, in one format."""
+    output = _output(stream)
     logging.raiseExceptions = False  # it would print a line that cannot be formatted, arguments and all
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -45,7 +50,7 @@ def configure_logging(*, level: str, log_format: str) -> None:
         keep_allowed_fields,
         keep_plain_values,
     ]
-    to_people = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    to_people = structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())
     renderer: Processor = to_people if log_format == "console" else _render_json
     structlog.configure(
         processors=[*shared, renderer],
@@ -79,17 +84,25 @@ def configure_logging(*, level: str, log_format: str) -> None:
 
 def end_log() -> None:
     """Have every line written, and wait for those that follow: the process may end after any of them."""
-    _output().end()
+    for output in _outputs():
+        output.end()
 
 
-def _output() -> LogOutput:
-    """Return the process's one output, so that lines keep their order however often logging is configured."""
+def _output(stream: TextIO | None) -> LogOutput:
+    """Return the one output to this stream, so that lines keep their order however often logging is configured."""
+    # where there is no stream, something else may have its number
+    descriptor = None if stream is None else stream.fileno()
+    for output in _outputs():
+        if output.descriptor == descriptor:
+            output.go_on()
+            return output
+    return LogOutput(descriptor=descriptor)
+
+
+def _outputs() -> Iterator[LogOutput]:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogOutput):
-            handler.stream.go_on()
-            return handler.stream
-    # where there is none, something else may have its number
-    return LogOutput(descriptor=None if sys.__stdout__ is None else STANDARD_OUTPUT)
+            yield handler.stream
 
 
 class _Lines:
