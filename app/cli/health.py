@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from app.cli.failure import Wrong
-from app.config.settings import SettingsError, load_listening_settings
+from app.config.listening import load_listening_settings
+from app.config.source import SettingsError
 from app.server.liveness import Liveness, NotAliveError
 
 

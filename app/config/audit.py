@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode
 
 from app.audit.keys import AuditKey, decode_audit_key
+from app.config.source import FROM_ENVIRONMENT
 
 
 def _decodes(key: SecretStr) -> SecretStr:
@@ -38,14 +39,7 @@ AuditKeyTexts = Annotated[tuple[AuditKeyText, ...], NoDecode, BeforeValidator(_l
 class AuditReaderSettings(BaseSettings):
     """What it takes to verify and read the record: an auditor has no other secret of the vault."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = FROM_ENVIRONMENT
 
     audit_log: str | None = None
     audit_key: AuditKeyText | None = None

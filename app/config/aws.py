@@ -11,9 +11,9 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
-from app.config.settings import ENV_FILE, SettingsError
+from app.config.source import ENV_FILE, FROM_ENVIRONMENT, SettingsError
 from app.security.aws_errors import AWS_ERRORS, error_name
 from app.security.kms_client import CONCURRENT_REQUESTS
 from app.security.kms_errors import concerns_credentials, meaning_of
@@ -103,9 +103,7 @@ def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401
 class _Place(BaseSettings):
     """Where KMS is. The other settings need not be there yet when it is set up."""
 
-    model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
-    )
+    model_config = FROM_ENVIRONMENT
 
     aws_region: str | None = None
     aws_endpoint_url_kms: str | None = None

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from app.config.source import FROM_ENVIRONMENT, loaded
 
 
 class ListeningSettings(BaseSettings):
-    """A part of the vault's settings that holds no secret, so that a probe need not read any."""
+    """A part of the vault's settings that holds no secret, so that a probe need not take any."""
 
-    model_config = SettingsConfigDict(
-        env_file=".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
+    model_config = FROM_ENVIRONMENT
 
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
@@ -30,8 +23,18 @@ class ListeningSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
 
-    def _wrong_tls(self) -> Iterator[str]:
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        kind = "inconsistent"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            yield "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"
+            message = "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"
+            raise PydanticCustomError(kind, message)
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
-            yield "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
+            message = "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
+            raise PydanticCustomError(kind, message)
+        return self
+
+
+def load_listening_settings() -> ListeningSettings:
+    """Read no more than where the vault listens, or raise `SettingsError`."""
+    return loaded(ListeningSettings)

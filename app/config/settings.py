@@ -10,30 +10,25 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode
-from pydantic_settings.exceptions import SettingsError as SettingsSourceError
+from pydantic_settings import NoDecode
 
 from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.config.listening import ListeningSettings
+from app.config.source import ENV_FILE, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENV_FILE = Path(".env")
+__all__ = ["ENV_FILE", "METRICS_FOLDER", "Settings", "SettingsError", "load_settings", "metrics_folder"]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, when it is imported
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-S = TypeVar("S", bound=BaseSettings)
 KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
-
-
-class SettingsError(Exception):
-    """Names the settings that are wrong, in one line, without their values."""
 
 
 class Settings(ListeningSettings):
@@ -167,7 +162,6 @@ class Settings(ListeningSettings):
         yield from self._wrong_store()
         yield from self._wrong_kms()
         yield from self._wrong_master_keys()
-        yield from self._wrong_tls()
         if self.audit_log is not None and self.audit_key is None:
             yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 
@@ -235,38 +229,13 @@ class Settings(ListeningSettings):
 
 def load_settings() -> Settings:
     """Read the environment and `.env`, or raise `SettingsError`."""
-    return _loaded(Settings)
-
-
-def load_listening_settings() -> ListeningSettings:
-    """Read no more than where the vault listens, or raise `SettingsError`."""
-    return _loaded(ListeningSettings)
-
-
-def _loaded(kind: type[S]) -> S:
-    try:
-        return kind()
-    except ValidationError as error:
-        raise SettingsError("; ".join(_describe(problem) for problem in error.errors(include_input=False))) from None
-    except SettingsSourceError:
-        message = "a setting could not be parsed"
-        raise SettingsError(message) from None
-    except (OSError, UnicodeDecodeError):
-        message = f"{ENV_FILE} cannot be read as UTF-8 text"
-        raise SettingsError(message) from None
+    return loaded(Settings)
 
 
 def metrics_folder() -> Path | None:
     """Return the folder that several workers share for their metrics; it is no setting, for `serve` makes it."""
     folder = os.environ.get(METRICS_FOLDER)
     return None if folder is None else Path(folder)
-
-
-def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
-    if not problem["loc"]:
-        return str(problem["msg"])
-    reason = str(problem["msg"])
-    return f"{str(problem['loc'][0]).upper()}: {reason[:1].lower()}{reason[1:]}"
 
 
 def _decode(key: SecretStr) -> bytes:

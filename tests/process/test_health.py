@@ -75,5 +75,8 @@ def test_it_needs_no_secret_and_reads_none(tmp_path: Path, stack_reaper: Reaper)
 def test_what_is_no_vault_is_1_and_a_wrong_setting_2(tmp_path: Path) -> None:
     home = new_home(tmp_path)
     assert _health(home, PORT="wrong")[0] == 2
+    needed = "Error: TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither\n"
+    assert _health(home, TLS_KEY_FILE="vault.key") == (2, "", needed)
+    assert _health(home, TLS_CLIENT_CA_FILE="callers.pem")[0] == 2
     with closing(socket.create_server((LOOPBACK, 0))) as silent:
         assert _health(home, "--port", str(silent.getsockname()[1]))[0] == 1
