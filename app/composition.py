@@ -123,7 +123,7 @@ def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCount
 
 
 async def open_repository(settings: Settings) -> TokenRepository:
-    """Open the store that TOKEN_STORE names; raises a `StoreError` where that cannot work at all."""
+    """Open the store that TOKEN_STORE names; raises `StoreError` or `SettingsError` where that cannot work at all."""
     if settings.token_store == "sqlite":  # noqa: S105  a store's name
         return SqliteRepository(path=settings.sqlite_path)
     # importing supabase takes seconds, which the other store should not pay

@@ -122,6 +122,8 @@ def _check_store(settings: Settings) -> Finding:
     except VaultError as error:
         advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105
         return FAILURE, "store", f"{error.code}: {error.detail}.{advice}"
+    except SettingsError as error:
+        return FAILURE, "store", str(error)
     return OK, "store", "oauth_tokens is there, with every column, and its rows are visible"
 
 

@@ -20,6 +20,7 @@ from app.audit.family import Family, demand_writable
 from app.audit.stream_target import is_stream
 from app.cli.failure import Wrong, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, demand_tracing
+from app.config.authorities import believing_context
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
@@ -161,13 +162,17 @@ def _demand_collaborators(settings: Settings) -> None:
 
 
 def _demand_store(settings: Settings) -> None:
-    """Stop with one line where the embedded store cannot work; a remote store may still come up later."""
-    if settings.token_store == "sqlite":  # noqa: S105  a store's name
-        try:
+    """Stop with one line where the store cannot work as it is set; a remote one may still come up later."""
+    try:
+        if settings.token_store == "sqlite":  # noqa: S105  a store's name
             prepare_database(settings.sqlite_path)
-        except StoreError as error:
-            message = f"SQLITE_PATH: {error.detail}"
-            raise Wrong(message) from None
+        else:
+            believing_context()
+    except StoreError as error:
+        message = f"SQLITE_PATH: {error.detail}"
+        raise Wrong(message) from None
+    except SettingsError as error:
+        raise Wrong(str(error)) from None
 
 
 def _demand_audit(settings: Settings) -> None:

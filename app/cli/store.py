@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from app.cli.failure import Wrong
 from app.composition import open_repository
+from app.config.source import SettingsError
 from app.errors import StoreError
 
 if TYPE_CHECKING:
@@ -35,3 +36,5 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
     except StoreError as error:
         message = f"{error.code}: {error.detail}; see `token-vault doctor`"
         raise Wrong(message) from None
+    except SettingsError as error:
+        raise Wrong(str(error)) from None

@@ -14,6 +14,7 @@ from httpx_aiohttp import AiohttpTransport
 from supabase import AsyncClient, AsyncClientOptions, Client, create_client
 from supabase.lib.client_options import SyncClientOptions
 
+from app.config.authorities import believing_context
 from app.config.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ async def open_supabase_client(
 ) -> tuple[AsyncClient, httpx.AsyncClient]:
     """Return a client for the table API and the HTTP client below it, which the caller closes.
 
+    Raises `SettingsError` where SSL_CERT_FILE is wrong.
+
     What differs from the library's defaults, and why:
 
     - aiohttp carries the requests: httpx's own pool leaks a slot for each request that is cancelled while it waits,
@@ -54,7 +57,7 @@ async def open_supabase_client(
                 request.extensions["timeout"]["read"] = seconds
 
     connector = aiohttp.TCPConnector(
-        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=httpx.create_ssl_context()
+        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=believing_context()
     )
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
     session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the DELETEs
@@ -80,7 +83,11 @@ def get_supabase_client() -> Client:
     if settings.supabase_url is None or settings.supabase_service_key is None:
         message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed"
         raise SettingsError(message)
-    http = httpx.Client(timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS), follow_redirects=False)
+    http = httpx.Client(
+        verify=believing_context(),
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        follow_redirects=False,
+    )
     options = SyncClientOptions(
         httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
     )
