@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -27,4 +28,19 @@ class Guarded(click.Command):
             stop = stopped_by(error)
             with suppress(OSError):
                 stop.show()
+            _print_no_more()
             sys.exit(stop.exit_code)
+
+
+def _print_no_more() -> None:
+    """Throw away what a stream still holds: Python would try once more as it ends, and end with a code of its own."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)

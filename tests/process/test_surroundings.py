@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.process.home import new_home, token_vault
+from tests.process.home import COMMAND, COMMAND_SECONDS, environment, new_home, token_vault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +19,8 @@ USES_THE_STORE: Final = (
     ("rewrap",),
     ("keys", "retire", "1"),
 )
+PRINTS: Final = (("keys", "generate"), ("kms", "cost", "--users", "1", "--operations-per-user", "1"), ("--help",))
+FULL: Final = "/dev/full"
 
 
 def _supabase(folder: Path, authorities: Path) -> dict[str, str]:
@@ -45,3 +48,27 @@ def test_doctor_names_authorities_that_cannot_be_read_and_checks_the_rest(tmp_pa
     message = "store         SSL_CERT_FILE: the file that it names cannot be read: No such file or directory"
     assert (done.returncode, done.stderr) == (1, "")
     assert [line for line in done.stdout.splitlines() if line.startswith("FAIL")] == [f"FAIL  {message}"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", PRINTS, ids=" ".join)
+def test_an_output_that_takes_nothing_is_told_on_the_other_one(
+    tmp_path: Path, command: tuple[str, ...], unbuffered: str
+) -> None:
+    settings = environment({"PYTHONUNBUFFERED": unbuffered})
+    with open(FULL, "wb") as full:  # noqa: PTH123  a device, which nothing is made or locked beside
+        for errors in (subprocess.PIPE, full):
+            done = subprocess.run(
+                [COMMAND, *command],
+                cwd=tmp_path,
+                env=settings,
+                stdout=full,
+                stderr=errors,
+                text=True,
+                timeout=COMMAND_SECONDS,
+                check=False,
+            )
+            assert done.returncode == 2
+            if errors == subprocess.PIPE:
+                message = "Error: what there is to say cannot be printed: No space left on device\n"
+                assert done.stderr == message
