@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from app.audit.opened import opened
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -39,7 +41,7 @@ def bytes_of_whole_lines(path: Path) -> int:
 
 
 def _blocks_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         start = file.seek(0, os.SEEK_END)
         while start > 0:
             size = min(_BLOCK_BYTES, start)

@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from app.audit.lines import EVENT, parse_line
+from app.audit.opened import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +91,7 @@ def read_events(files: Iterable[Path], wanted: Wanted, *, keys: Sequence[AuditKe
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield lines without their line feeds, and of longer ones than an event has the first part."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         beginning = True
         while text := file.readline(EVENT_BYTES):
             if beginning:

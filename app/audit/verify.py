@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from app.audit.family import chain_of_file, is_being_written
 from app.audit.findings import Finding, Place, Report
 from app.audit.lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.opened import opened
 from app.audit.witness import witnesses_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Verifier:
         owner = chain_of_file(path)
         if owner is not None:
             self._chain(owner).files.append(path)
-        with path.open("rb") as file:
+        with opened(path) as file:
             number = 0
             while text := file.readline(MAXIMUM_LINE_BYTES):
                 number += 1

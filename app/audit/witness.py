@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app.audit.backwards import bytes_of_whole_lines, lines_from_the_end
 from app.audit.family import is_being_written
 from app.audit.lines import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, parse_line
+from app.audit.opened import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +100,7 @@ def _end_of(chain: str, files: Sequence[Path], keys: Sequence[AuditKey]) -> Witn
 
 
 def _first_line(path: Path) -> Line | None:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return parse_line(file.readline(MAXIMUM_LINE_BYTES).removesuffix(b"\n"))
 
 

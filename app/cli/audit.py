@@ -172,7 +172,7 @@ def _files_of(settings: AuditReaderSettings) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> Wrong:
-    return Wrong(f"{error.filename} cannot be read: {error.strerror}")
+    return Wrong(f"{error.filename or 'the record'} cannot be read: {error.strerror}")
 
 
 def _looked_at(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -104,6 +105,15 @@ def test_what_cannot_be_verified_is_2_in_one_line(
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert named in done.stderr
     assert "tooshort" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_a_file_that_opens_and_cannot_be_read_is_named(tmp_path: Path, command: str) -> None:
+    done = _audit(command, "/proc/self/mem", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: /proc/self/mem cannot be read: ")
 
 
 @pytest.mark.parametrize("since", ["yesterday", "999999d", "0001-01-01T00:00:00+14:00"])
