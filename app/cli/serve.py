@@ -21,6 +21,7 @@ from app.audit.stream_target import is_stream
 from app.cli.failure import Wrong, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, demand_tracing
 from app.config.authorities import believing_context
+from app.config.listening import is_host
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
@@ -58,6 +59,9 @@ def serve(
     tls_client_ca: Path | None,
 ) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
+    if host and not is_host(host):
+        message = "--host is neither an address nor a host's name"
+        raise Wrong(message)
     settings = settings_or_stop()
     tls = _tls(
         tls_cert or settings.tls_cert_file,

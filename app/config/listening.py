@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 
@@ -23,6 +23,14 @@ class ListeningSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
 
+    @field_validator("host")
+    @classmethod
+    def _can_be_looked_up(cls, value: str) -> str:
+        if not is_host(value):
+            kind, message = "host", "is neither an address nor a host's name"
+            raise PydanticCustomError(kind, message)
+        return value
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         kind = "inconsistent"
@@ -33,6 +41,15 @@ class ListeningSettings(BaseSettings):
             message = "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
             raise PydanticCustomError(kind, message)
         return self
+
+
+def is_host(text: str) -> bool:
+    """Whether this could be an address or a host's name: the look-up of others fails with errors of its own kind."""
+    try:
+        encoded = text.encode("idna")  # as Python does before it looks a name up
+    except UnicodeError:
+        return False
+    return bool(encoded) and text.isprintable() and not any(map(str.isspace, text))
 
 
 def load_listening_settings() -> ListeningSettings:

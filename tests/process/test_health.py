@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from contextlib import closing
+import sys
+import threading
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.process.certificates import new_authority
-from tests.process.home import Home, new_home, token_vault
+from tests.process.home import Home, new_home, run, token_vault
 from tests.process.started import started
 from tests.stack.ports import LOOPBACK
 
@@ -59,11 +61,10 @@ def test_it_follows_the_settings_and_tells_a_vault_that_stands_still_or_is_gone(
             assert _health(home, TLS_CERT_FILE="", TLS_KEY_FILE="", TLS_CLIENT_CA_FILE="")[0] == 1, "it speaks TLS"
         assert "Traceback" not in vault.output
     code, _, gone = _health(home)
-    port = home.settings["PORT"]
-    assert (code, gone) == (1, f"Error: no vault answers at {LOOPBACK}, port {port}: Connection refused\n")
+    assert (code, gone) == (1, _no_vault(home, "Connection refused"))
 
 
-def test_it_needs_no_secret_and_reads_none(tmp_path: Path, stack_reaper: Reaper) -> None:
+def test_it_needs_no_secret_and_minds_no_other_setting(tmp_path: Path, stack_reaper: Reaper) -> None:
     home = new_home(tmp_path)
     with started(home, reaper=stack_reaper):
         done = token_vault(
@@ -72,11 +73,87 @@ def test_it_needs_no_secret_and_reads_none(tmp_path: Path, stack_reaper: Reaper)
     assert done.returncode == 0
 
 
-def test_what_is_no_vault_is_1_and_a_wrong_setting_2(tmp_path: Path) -> None:
+NO_HOST = "is neither an address nor a host's name"
+WRONG: list[tuple[list[str], dict[str, str], str]] = [
+    ([], {"PORT": "wrong"}, "PORT: input should be a valid integer, unable to parse string as an integer"),
+    ([], {"TLS_KEY_FILE": "vault.key"}, "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"),
+    ([], {"TLS_CLIENT_CA_FILE": "callers.pem"}, "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"),
+    ([], {"HOST": "a..b"}, f"HOST: {NO_HOST}"),
+    (["--host", "a..b"], {}, f"--host {NO_HOST}"),
+    (["--host", "a b"], {}, f"--host {NO_HOST}"),
+    (["--port", "0"], {}, "Invalid value for '--port': 0 is not in the range 1<=x<=65535."),
+    (["--nothing"], {}, "No such option '--nothing'."),
+]
+
+
+@pytest.mark.parametrize(("options", "settings", "message"), WRONG)
+def test_whatever_is_wrong_is_one_line_and_1_since_docker_keeps_2_for_itself(
+    tmp_path: Path, options: list[str], settings: dict[str, str], message: str
+) -> None:
+    assert _health(new_home(tmp_path), *options, **settings) == (1, "", f"Error: {message}\n")
+
+
+@pytest.mark.parametrize("kind", ["plain", "TLS", "TLS with client certificates"])
+def test_what_says_nothing_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    home = _home(tmp_path, kind)
+    with closing(socket.create_server((LOOPBACK, int(home.settings["PORT"])))):
+        assert _health(home) == (1, "", _no_vault(home, "no answer in time"))
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200", b""], ids=["a beginning of an answer", "bytes"])
+def test_what_says_a_byte_now_and_then_is_not_waited_for_either(tmp_path: Path, begin: bytes) -> None:
     home = new_home(tmp_path)
-    assert _health(home, PORT="wrong")[0] == 2
-    needed = "Error: TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither\n"
-    assert _health(home, TLS_KEY_FILE="vault.key") == (2, "", needed)
-    assert _health(home, TLS_CLIENT_CA_FILE="callers.pem")[0] == 2
-    with closing(socket.create_server((LOOPBACK, 0))) as silent:
-        assert _health(home, "--port", str(silent.getsockname()[1]))[0] == 1
+    ended = threading.Event()
+
+    def trickle(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with closing(connection), suppress(OSError):
+            connection.sendall(begin)
+            while not ended.wait(0.4):
+                connection.sendall(b"x")
+
+    with closing(socket.create_server((LOOPBACK, int(home.settings["PORT"])))) as server:
+        thread = threading.Thread(target=trickle, args=(server,))
+        thread.start()
+        try:
+            assert _health(home) == (1, "", _no_vault(home, "no answer in time"))
+        finally:
+            ended.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "what answers is no HTTP"),
+        (b"HTTP/1.1 2000 OK\r\n", "what answers is no HTTP"),
+        (b"HTTP/1.1 200" + b"0" * 1_000, "what answers is no HTTP"),
+        (b"", "what answers is no HTTP"),
+        (b"HTTP/1.1 503 Service Unavailable\r\n", "/healthz answers 503"),
+    ],
+)
+def test_what_answers_otherwise_is_told_in_a_few_words(tmp_path: Path, answer: bytes, words: str) -> None:
+    home = new_home(tmp_path)
+
+    def reply(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with closing(connection):
+            assert connection.recv(1_000).startswith(b"GET /healthz HTTP/1.1\r\n")
+            connection.sendall(answer)
+
+    with closing(socket.create_server((LOOPBACK, int(home.settings["PORT"])))) as server:
+        thread = threading.Thread(target=reply, args=(server,))
+        thread.start()
+        assert _health(home) == (1, "", _no_vault(home, words))
+        thread.join()
+
+
+def _no_vault(home: Home, words: str) -> str:
+    return f"Error: no vault answers at {LOOPBACK}, port {home.settings['PORT']}: {words}\n"
+
+
+def test_it_imports_next_to_nothing_for_it_runs_every_few_seconds(tmp_path: Path) -> None:
+    code = "import sys, app.cli.commands, app.cli.health; print(*{name.partition('.')[0] for name in sys.modules})"
+    imported = run(sys.executable, "-c", code, folder=tmp_path).stdout.split()
+    assert {"click", "pydantic_settings"} <= set(imported)
+    assert not {"structlog", "cryptography", "uvicorn", "fastapi", "apsw", "boto3"} & set(imported)
