@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -17,18 +19,18 @@ from tests.canary.marked import Marked
 from tests.canary.old_rows import old_rows
 from tests.canary.searcher import Place, Secret
 from tests.canary.traffic import Traffic
-from tests.process.home import token_vault
+from tests.process.home import run, token_vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from app.audit.findings import Report
     from tests.stack.kms import Kms
     from tests.tokens.stores import Store
 
 # what moves tokens with each store, what says the same with any with one; GET /v1/encryption stands for its command
-OF_EACH_STORE: Final = (("doctor",), ("rewrap",))
+SCRIPT: Final = "migrate_to_kms.py"
+OF_EACH_STORE: Final = (("doctor",), ("rewrap",), (SCRIPT,), ("health",))
 OF_ANY_STORE: Final = (
     ("keys", "retire", "1"),
     ("service-key", "list"),
@@ -38,6 +40,7 @@ OF_ANY_STORE: Final = (
 # tokens are in the database alone, encrypted; the settings are in .env and the environment
 DATABASE: Final = "vault.db"
 Command = tuple[str, ...]
+_SCRIPTS: Final = Path(__file__).parents[2] / "scripts"
 _STOP_SECONDS: Final = 20
 
 
@@ -125,5 +128,8 @@ def _kept(folder: Path) -> list[Place]:
 
 def _printed(folder: Path, settings: dict[str, str], commands: Sequence[Command]) -> Iterator[Place]:
     for command in commands:
-        done = token_vault(*command, folder=folder, settings=settings)
+        if command[0] == SCRIPT:
+            done = run(sys.executable, str(_SCRIPTS / SCRIPT), *command[1:], folder=folder, settings=settings)
+        else:
+            done = token_vault(*command, folder=folder, settings=settings)
         yield Place(f"{' '.join(command)}: {done.returncode}", (done.stdout + done.stderr).encode())

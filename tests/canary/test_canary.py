@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.canary.marked import Marked
-from tests.canary.run import DATABASE, OF_ANY_STORE, OF_EACH_STORE, canary_run
+from tests.canary.run import DATABASE, OF_ANY_STORE, OF_EACH_STORE, SCRIPT, canary_run
 from tests.canary.searcher import Place, Secret, find
 from tests.tokens.stores import SqliteStore, SupabaseStore
 
@@ -83,7 +83,8 @@ def test_no_log_and_no_file_holds_a_secret(run: Run) -> None:
 
 def test_no_command_prints_a_secret(run: Run) -> None:
     printed = {place.name: place.content for place in run.commands}
-    assert {"doctor: 0", "rewrap: 1"} <= printed.keys(), "rows that nobody can read are left"
+    assert {"doctor: 0", "rewrap: 1", f"{SCRIPT}: 1"} <= printed.keys(), "rows that nobody can read are left"
+    assert "health: 1" in printed, "the vault has stopped"
     if "doctor: 2" not in printed:
         assert b"Whole: " in printed["audit verify: 0"]
         assert b'"outcome":"success"' in printed["audit show --json: 0"]
