@@ -109,7 +109,7 @@ class Sweep:
         self._rows = asyncio.Semaphore(resealer.concurrent_rows)
         # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
-        self._proven = False
+        self._proven = self._begun = False
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Let what is being written finish, take no further row, and end."""
@@ -137,7 +137,7 @@ class Sweep:
             self._report.stopped = stopped.reason
             await self._count_what_is_left()
         except VaultError:
-            if self._proven:
+            if self._begun:
                 await self._count_what_is_left()
                 self._end(began)
             raise
@@ -157,6 +157,7 @@ class Sweep:
         self._proven = True
         census = await self._patience.call(self._counted)
         report.due = None if census is None else census.due
+        self._begun = True
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
             self._record.begin_pass()
