@@ -89,7 +89,7 @@ def test_after_each_kill_every_row_is_whole_and_the_next_sweep_finishes(
     for attempt in range(2 * kills):
         target = OTHER[1 + attempt % 2]
         scheme, there = f"local:v{target}", rows.count(f"local:v{target}")
-        several = ("--processes", "2") if attempt % 8 == 1 else ()
+        several = ("--processes", "2") if attempt % 12 == 1 else ()
         sweeps = [
             started(*several, folder=tmp_path, settings=_settings(rows, target)) for _ in range(1 + (attempt % 3 == 0))
         ]

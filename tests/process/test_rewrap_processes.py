@@ -70,11 +70,11 @@ def test_every_token_moves_to_kms_once_and_what_cannot_be_read_is_told(kms: Kms,
     rows.insert([*sealed, *(row for row, _ in old), *broken.values()])
     before = rows.rows()
     settings = rows.settings() | key_settings(1) | kms.environment()
-    dry = rewrap("--processes", "3", "--dry-run", folder=tmp_path, settings=settings)
+    dry = rewrap("--processes", "2", "--dry-run", folder=tmp_path, settings=settings)
     assert (dry.exit_code, dry.counts["readable"], dry.counts["unreadable"]) == (1, len(sealed) + len(old), 4), dry
     assert rows.rows() == before
     kms.faults.error("ThrottlingException", every=10)
-    done = rewrap("--processes", "3", folder=tmp_path, settings=settings)
+    done = rewrap("--processes", "2", folder=tmp_path, settings=settings)
     kms.faults.clear()
     assert done.exit_code == 1, done
     assert all(line.startswith("waiting") for line in done.stderr.splitlines())
@@ -96,7 +96,7 @@ def test_every_token_moves_to_kms_once_and_what_cannot_be_read_is_told(kms: Kms,
 def test_one_users_tokens_go_to_one_process_and_share_a_data_key(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     user = str(uuid4())
     sqlite.insert([bound_row(local_encryption(1), user, number) for number in range(20)])
-    done = rewrap("--processes", "4", folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
+    done = rewrap("--processes", "3", folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
     assert (done.exit_code, done.counts["moved"]) == (0, 20)
     of_user = [request for request in kms.requests if request.context["user_id"] == user]
     assert [request.operation for request in of_user] == ["GenerateDataKey"]
