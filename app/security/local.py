@@ -99,5 +99,5 @@ class LocalStrategy:
     def _derive_root(self, version: int, master_key: bytes) -> None:
         with self._deriving:  # concurrent first callers derive once
             if version not in self._roots:
-                salt = f"pulseplan-token-vault/root/v{version}".encode()
+                salt = b"/".join((LABEL, b"root", f"v{version}".encode()))
                 self._roots[version] = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS)
