@@ -70,7 +70,7 @@ class BackgroundSweep:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311  spreads replicas out
             self._sweep = Sweep(
                 tokens=self._tokens,
                 resealer=self._resealer,

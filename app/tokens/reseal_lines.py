@@ -94,7 +94,7 @@ def _words_of(error: errors.VaultError | PrimaryDeniedError | None) -> list[obje
     return [type(told).__name__, told.detail, is_of_primary]
 
 
-def _error_of(name: str, detail: str, is_of_primary: bool) -> errors.VaultError | PrimaryDeniedError:  # noqa: FBT001
+def _error_of(name: str, detail: str, is_of_primary: bool) -> errors.VaultError | PrimaryDeniedError:  # noqa: FBT001  as the line has it
     error: errors.VaultError = _ERRORS[name](detail)
     return PrimaryDeniedError(error) if is_of_primary and isinstance(error, errors.KeyDenied) else error
 

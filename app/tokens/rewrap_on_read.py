@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from app.errors import AuditUnavailable, StoreTimeout, VaultError
 from app.tokens.acting_for import NOBODY, acting_for
-from app.tokens.events import SUCCESS, Operation, TokenEvent
+from app.tokens.events import SUCCESS
 from app.tokens.models import Caller
-from app.tokens.single_rewrap import rewrapped, write_rewrap
+from app.tokens.single_rewrap import rewrap_event, rewrapped, write_rewrap
 
 if TYPE_CHECKING:
     from app.tokens.events import TokenEvents
@@ -101,15 +101,5 @@ class RewrapOnRead:
             outcome, detail = error.code, error.detail
         except TimeoutError:
             outcome, detail = StoreTimeout.code, "the rewrap took too long; it may or may not have happened"
-        event = TokenEvent(
-            operation=Operation.REWRAP,
-            user_id=token.token_id.user_id,
-            token_id=token.token_id,
-            scheme=after.encryption_scheme,
-            encryption_method=after.encryption_method,
-            outcome=outcome,
-            detail=detail,
-            caller=CALLER,
-        )
         with suppress(AuditUnavailable):  # the trail says so itself, and nobody waits for an answer
-            await self._events.record(event)
+            await self._events.record(rewrap_event(after, outcome, detail, caller=CALLER))

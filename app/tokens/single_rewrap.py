@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from app.errors import StoreError
 from app.tokens import transitions
+from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Rewrap
 
 if TYPE_CHECKING:
-    from app.tokens.models import StoredToken
+    from app.tokens.models import Caller, StoredToken
     from app.tokens.repository import TokenRepository
     from app.tokens.token_cipher import TokenCipher
 
@@ -29,6 +30,20 @@ async def rewrapped(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
     if sealed.access.scheme == token.encryption_scheme:
         return None
     return Rewrap(token, transitions.rewrapped(token, sealed))
+
+
+def rewrap_event(row: StoredToken, outcome: str, detail: str | None, *, caller: Caller) -> TokenEvent:
+    """Return the record of an attempt to rewrap one token; `row` is as it stands after that."""
+    return TokenEvent(
+        operation=Operation.REWRAP,
+        user_id=row.token_id.user_id,
+        token_id=row.token_id,
+        scheme=row.encryption_scheme,
+        encryption_method=row.encryption_method,
+        outcome=outcome,
+        detail=detail,
+        caller=caller,
+    )
 
 
 def fate_of(rewrap: Rewrap, row: StoredToken | None) -> Fate:

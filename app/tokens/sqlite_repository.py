@@ -27,7 +27,7 @@ CHUNK_ROWS = 500
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
-    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608
+    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  of names and marks of ours alone
     "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
 )
 # The metadata is merged as RFC 7396 says; a null takes its key away.
@@ -128,7 +128,7 @@ class SqliteRepository:
         for chunk in (tokens[at : at + CHUNK_ROWS] for at in range(0, len(tokens), CHUNK_ROWS)):
             values = ", ".join(["(?, ?)"] * len(chunk))
             parameters = [part for token in chunk for part in (token.id, token.version)]
-            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608
+            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608  of names and marks of ours alone
             deleted += len(await self._write(sql, parameters))
         return deleted
 

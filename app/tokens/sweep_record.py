@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from app.tokens.events import SUCCESS, Operation, TokenEvent
+from app.tokens.events import SUCCESS
 from app.tokens.models import Caller
 from app.tokens.side_by_side import all_of
+from app.tokens.single_rewrap import rewrap_event
 from app.tokens.told import Told
 
 if TYPE_CHECKING:
     from app.errors import VaultError
-    from app.tokens.events import TokenEvents
+    from app.tokens.events import TokenEvent, TokenEvents
     from app.tokens.models import Rewrap, StoredToken
     from app.tokens.sweep_report import SweepObserver, SweepReport
 
@@ -75,15 +76,4 @@ class SweepRecord:
 
     def _keep(self, row: StoredToken, outcome: str, detail: str | None) -> None:
         if self._keeps_events:
-            self._unrecorded.append(
-                TokenEvent(
-                    operation=Operation.REWRAP,
-                    user_id=row.token_id.user_id,
-                    token_id=row.token_id,
-                    scheme=row.encryption_scheme,
-                    encryption_method=row.encryption_method,
-                    outcome=outcome,
-                    detail=detail,
-                    caller=CALLER,
-                )
-            )
+            self._unrecorded.append(rewrap_event(row, outcome, detail, caller=CALLER))
