@@ -8,7 +8,13 @@ import structlog
 # its assertions explain themselves like those of a test
 pytest.register_assert_rewrite("tests.token_table")
 
-pytest_plugins = ["tests.stack.fixtures", "tests.stack.kms_fixtures", "tests.tokens.fixtures", "tests.api.fixtures"]
+pytest_plugins = [
+    "tests.stack.fixtures",
+    "tests.stack.kms_fixtures",
+    "tests.tokens.fixtures",
+    "tests.api.fixtures",
+    "tests.process.fixtures",
+]
 
 # Files that take longest, longest first: begun last they would run alone, while the other processes have nothing left.
 _LONGEST = (

@@ -7,7 +7,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,54 +161,53 @@ def _held(service: Service, key: str, count: int) -> Iterator[list[_Held]]:
             one.close()
 
 
-def test_a_flood_of_old_tokens_leaves_another_service_its_turns(tmp_path: Path) -> None:
-    """Each of them takes a PBKDF2. Two batches are more than may wait, and the flood asks again at once."""
-    store = SqliteStore(tmp_path / "vault.db")
-    secrets = {str(uuid4()): f"secret {number}" for number in range(10)}
-    with running_service(tmp_path, {**store.environment(), "REWRAP_ON_READ": "false"}) as service:
-        prepare(store.path, service.keys["reveal"], tmp_path / "users")
-        _, *users = (tmp_path / "users").read_text().splitlines()
+@contextmanager
+def _beside_a_flood(folder: Path, secrets: Mapping[str, str]) -> Iterator[tuple[httpx.Client, list[str]]]:
+    """Yield the client of a service whose old tokens these are, by user, and the refusals of another's flood."""
+    store = SqliteStore(folder / "vault.db")
+    with running_service(folder, {**store.environment(), "REWRAP_ON_READ": "false"}) as service:
+        prepare(store.path, service.keys["reveal"], folder / "users")
+        _, *users = (folder / "users").read_text().splitlines()
         for user, secret in secrets.items():
             store.insert_raw(**raw_row(user_id=user, access_token=legacy_ciphertext(secret, user), metadata=WELL))
         with _flooded(service, users) as refused, service.client("full") as another:
             while not refused:
                 time.sleep(0.05)
-            before, reasons = len(refused), list[str]()
-            for user, secret in secrets.items():
+            yield another, refused
+
+
+def test_a_flood_of_old_tokens_leaves_another_service_its_turns(tmp_path: Path) -> None:
+    """Each of them takes a PBKDF2. Two batches are more than may wait, and the flood asks again at once."""
+    secrets = {str(uuid4()): f"secret {number}" for number in range(10)}
+    with _beside_a_flood(tmp_path, secrets) as (another, refused):
+        before, reasons = len(refused), list[str]()
+        for user, secret in secrets.items():
+            answer = another.get(f"/v1/users/{user}/tokens/canvas")
+            while answer.status_code == 503 and len(reasons) < 20:  # a busy machine derives nothing in two seconds
+                reasons.append(answer.json()["detail"])
                 answer = another.get(f"/v1/users/{user}/tokens/canvas")
-                while answer.status_code == 503 and len(reasons) < 20:  # a busy machine derives nothing in two seconds
-                    reasons.append(answer.json()["detail"])
-                    answer = another.get(f"/v1/users/{user}/tokens/canvas")
-                assert answer.json()["access_token"] == secret
-        assert set(reasons) <= {"the key could not be derived in time", "the key was not there in time"}
-        assert len(refused) > before, "all the while others were told that the queue is full"
+            assert answer.json()["access_token"] == secret
+    assert set(reasons) <= {"the key could not be derived in time", "the key was not there in time"}
+    assert len(refused) > before, "all the while others were told that the queue is full"
 
 
 def test_a_flood_of_old_tokens_takes_no_place_of_anothers_batch(tmp_path: Path) -> None:
     """Two seconds may be too few for a whole batch beside a flood, but what was derived of it is kept."""
-    store = SqliteStore(tmp_path / "vault.db")
     secrets = {str(uuid4()): f"secret {number}" for number in range(80)}
-    with running_service(tmp_path, {**store.environment(), "REWRAP_ON_READ": "false"}) as service:
-        prepare(store.path, service.keys["reveal"], tmp_path / "users")
-        _, *users = (tmp_path / "users").read_text().splitlines()
-        for user, secret in secrets.items():
-            store.insert_raw(**raw_row(user_id=user, access_token=legacy_ciphertext(secret, user), metadata=WELL))
-        with _flooded(service, users) as refused, service.client("full") as another:
-            while not refused:
-                time.sleep(0.05)
-            left, read, reasons, rounds = list(secrets), dict[str, str](), set[str](), list[int]()
-            while left and len(rounds) < 30:  # a busy machine derives little in two seconds
-                batch = [{"user_id": user, "provider": "canvas"} for user in left]
-                results = another.post("/v1/tokens/batch-get", json={"tokens": batch}).json()["results"]
-                for user, one in zip(left, results, strict=True):
-                    if "token" in one:
-                        read[user] = one["token"]["access_token"]
-                    else:
-                        reasons.add(one["problem"]["detail"])
-                left = [user for user in secrets if user not in read]
-                rounds.append(len(left))
-        assert read == secrets
-        assert reasons <= {"the key could not be derived in time", "the key was not there in time"}
+    with _beside_a_flood(tmp_path, secrets) as (another, _):
+        left, read, reasons, rounds = list(secrets), dict[str, str](), set[str](), list[int]()
+        while left and len(rounds) < 30:  # a busy machine derives little in two seconds
+            batch = [{"user_id": user, "provider": "canvas"} for user in left]
+            results = another.post("/v1/tokens/batch-get", json={"tokens": batch}).json()["results"]
+            for user, one in zip(left, results, strict=True):
+                if "token" in one:
+                    read[user] = one["token"]["access_token"]
+                else:
+                    reasons.add(one["problem"]["detail"])
+            left = [user for user in secrets if user not in read]
+            rounds.append(len(left))
+    assert read == secrets
+    assert reasons <= {"the key could not be derived in time", "the key was not there in time"}
 
 
 @contextmanager

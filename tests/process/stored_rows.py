@@ -49,7 +49,7 @@ def key_settings(primary: int, *previous: int) -> dict[str, str]:
 def encryption(settings: Mapping[str, str]) -> EncryptionService:
     """Build the service that a process with these settings has."""
     values: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
-    return build_encryption(Settings(_env_file=None, **values)).service  # type: ignore[call-arg]
+    return build_encryption(Settings(_env_file=None, **values)).service  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
 
 
 @cache
@@ -151,7 +151,7 @@ class SqliteRows:
             for row in rows:
                 values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
                 names, marks = ", ".join(row), ", ".join("?" * len(row))
-                connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", values)  # noqa: S608
+                connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", values)  # noqa: S608  a test's own columns
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Put these rows in the place of all that are there."""

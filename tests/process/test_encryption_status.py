@@ -39,19 +39,6 @@ THIRD = key_settings(3, 1, 2)
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 
-@pytest.fixture(params=["sqlite", "supabase"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    """An empty store, past the vault."""
-    if request.param == "sqlite":
-        return SqliteRows(tmp_path / "vault.db")
-    return SupabaseRows(request.getfixturevalue("supabase"))
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> SqliteRows:
-    return SqliteRows(tmp_path / "vault.db")
-
-
 def _status(folder: Path, settings: dict[str, str], *arguments: str) -> CompletedProcess[str]:
     return token_vault("encryption", "status", *arguments, folder=folder, settings=settings)
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'
 IS_ROOT = os.geteuid() == 0
 IPC_LOCK = 14
 SOMEBODY = 54_321
+AS_SOMEBODY = ("setpriv", "--reuid", str(SOMEBODY), "--regid", str(SOMEBODY), "--clear-groups")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "migrate_to_kms.py"
 COMMANDS = {
     "rewrap": [COMMAND, "rewrap"],
@@ -101,16 +102,19 @@ def test_every_process_that_reads_keys_locks_its_memory_where_that_is_permitted_
         assert _events(server).count("memory_locked") == 2
 
 
+def _as_somebody(folder: Path) -> tuple[str, ...]:
+    """Give the folder to a user without privileges, and return what begins a command of theirs."""
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    # so that it finds the programs wherever they are installed
+    return (*AS_SOMEBODY, "--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
+
+
 @pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="takes root and setpriv to become somebody else")
 def test_as_a_plain_user_it_cannot_be_looked_into_and_serves_without_locked_memory(
     tmp_path: Path, stack_reaper: Reaper
 ) -> None:
-    for path in (tmp_path, *tmp_path.iterdir()):
-        os.chown(path, SOMEBODY, SOMEBODY)
-    somebody = ("setpriv", "--reuid", str(SOMEBODY), "--regid", str(SOMEBODY), "--clear-groups")
-    # so that it finds the programs wherever they are installed
-    reading = ("--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
-    with started(new_home(tmp_path), reaper=stack_reaper, prefix=(*somebody, *reading)) as vault:
+    with started(new_home(tmp_path), reaper=stack_reaper, prefix=_as_somebody(tmp_path)) as vault:
         assert _status(vault.pid, "Uid") == str(SOMEBODY)
         # of a process that may not be dumped /proc belongs to root, and to its user otherwise
         assert Path(f"/proc/{vault.pid}/environ").stat().st_uid == 0
@@ -125,17 +129,13 @@ def test_as_a_plain_user_it_cannot_be_looked_into_and_serves_without_locked_memo
 def test_no_process_of_the_group_shows_its_user_a_secret_in_its_environment(
     tmp_path: Path, stack_reaper: Reaper
 ) -> None:
-    for path in (tmp_path, *tmp_path.iterdir()):
-        os.chown(path, SOMEBODY, SOMEBODY)
-    somebody = ("setpriv", "--reuid", str(SOMEBODY), "--regid", str(SOMEBODY), "--clear-groups")
-    reading = ("--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
     home = new_home(tmp_path)
-    with started(home, reaper=stack_reaper, workers=2, prefix=(*somebody, *reading)) as vault:
+    with started(home, reaper=stack_reaper, workers=2, prefix=_as_somebody(tmp_path)) as vault:
         children = _children(vault.pid)
         assert len(children) == 3, "two workers and the resource tracker"
         for process in (vault.pid, *children):
             shown = subprocess.run(
-                [*somebody, "cat", f"/proc/{process}/environ"], capture_output=True, check=False
+                [*AS_SOMEBODY, "cat", f"/proc/{process}/environ"], capture_output=True, check=False
             ).stdout
             assert all(secret.encode() not in shown for secret in _secrets_of(home)), process
         # even root finds none there: nothing is shown while a worker has not asked for protection yet

@@ -175,11 +175,6 @@ def comparable(output: str) -> str:
     return re.sub(" {2,}", "  ", _TIMES.sub(r"\1", without_progress(output).strip("\n")))
 
 
-@pytest.fixture
-def sqlite(tmp_path: Path) -> SqliteRows:
-    return SqliteRows(tmp_path / "vault.db")
-
-
 def _operator(
     rows: Rows, folder: Path, serve: Serve, settings: Mapping[str, str], stands_for: Mapping[str, str]
 ) -> Operator:
@@ -296,4 +291,4 @@ def test_a_wrong_promise_is_noticed(sqlite: SqliteRows, tmp_path: Path, serve: S
         _operator(sqlite, tmp_path, serve, key_settings(1), {}) as operator,
         pytest.raises(AssertionError, match="status"),
     ):
-        operator._type("$ token-vault encryption status\nAll is well.\n")  # noqa: SLF001
+        operator._type("$ token-vault encryption status\nAll is well.\n")  # noqa: SLF001  what the page's reader would type

@@ -54,19 +54,6 @@ ERROR_OF = {
 }
 
 
-@pytest.fixture(params=["sqlite", "supabase"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    """An empty store, past the vault."""
-    if request.param == "sqlite":
-        return SqliteRows(tmp_path / "vault.db")
-    return SupabaseRows(request.getfixturevalue("supabase"))
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> SqliteRows:
-    return SqliteRows(tmp_path / "vault.db")
-
-
 def _under_first(count: int, provider: str = "canvas") -> list[Row]:
     return [sealed_row(local_encryption(1), provider=provider) for _ in range(count)]
 

@@ -29,7 +29,6 @@ from tests.process.stored_rows import (
     Row,
     Rows,
     SqliteRows,
-    SupabaseRows,
     access_of,
     broken_rows,
     differences_but_for_encryption,
@@ -51,18 +50,6 @@ if TYPE_CHECKING:
     from tests.stack.kms import Kms
 
 SECOND = key_settings(2, 1)
-
-
-@pytest.fixture(params=["sqlite", "supabase"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    if request.param == "sqlite":
-        return SqliteRows(tmp_path / "vault.db")
-    return SupabaseRows(request.getfixturevalue("supabase"))
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> SqliteRows:
-    return SqliteRows(tmp_path / "vault.db")
 
 
 def test_every_token_moves_to_kms_once_and_what_cannot_be_read_is_told(kms: Kms, rows: Rows, tmp_path: Path) -> None:
@@ -275,7 +262,7 @@ def _several(
         here=ResealerHere(cipher=TokenCipher(encryption=encryption(settings))),
         command=command,
         environment=open_variables(),
-        first_line=first_line(Settings(_env_file=None, **values)),  # type: ignore[call-arg]
+        first_line=first_line(Settings(_env_file=None, **values)),  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         processes=2,
         answer_seconds=answer_seconds,
     )

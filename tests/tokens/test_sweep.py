@@ -53,14 +53,6 @@ MANY: Final = 20_000
 _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
 
 
-@pytest.fixture(params=["sqlite", "supabase"])
-def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    """An empty store, past the vault."""
-    if request.param == "sqlite":
-        return SqliteRows(tmp_path / "vault.db")
-    return SupabaseRows(request.getfixturevalue("supabase"))
-
-
 @asynccontextmanager
 async def _opened(rows: Rows) -> AsyncIterator[TokenRepository]:
     store = SqliteStore(rows.path) if isinstance(rows, SqliteRows) else SupabaseStore(rows.stack)
