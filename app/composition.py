@@ -103,8 +103,8 @@ def build_encryption(
 
 
 def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCounters, watch: KmsWatch) -> KmsClient:
-    from app.config.aws import open_kms_client  # noqa: PLC0415
-    from app.security.kms_client import KmsClient  # noqa: PLC0415
+    from app.config.aws import open_kms_client  # noqa: PLC0415  boto3 is paid for only where it is used
+    from app.security.kms_client import KmsClient  # noqa: PLC0415  boto3 is paid for only where it is used
 
     try:
         client = open_kms_client(settings)
@@ -127,7 +127,7 @@ async def open_repository(settings: Settings) -> TokenRepository:
     if settings.token_store == "sqlite":  # noqa: S105  a store's name
         return SqliteRepository(path=settings.sqlite_path)
     # importing supabase takes seconds, which the other store should not pay
-    from app.tokens.supabase_repository import SupabaseRepository  # noqa: PLC0415
+    from app.tokens.supabase_repository import SupabaseRepository  # noqa: PLC0415  see above
 
     if settings.supabase_url is None or settings.supabase_service_key is None:
         message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed because TOKEN_STORE is supabase"
@@ -146,7 +146,7 @@ def load_tracing() -> Tracing:
 def demand_tracing() -> None:
     """Raise `SettingsError` where the extra that tracing needs is not installed."""
     try:
-        import app.observability.tracing  # noqa: F401, PLC0415
+        import app.observability.tracing  # noqa: F401, PLC0415  only whether it can be imported
     except ImportError:
         message = "OTEL_TRACES is true, and that needs the extra `otel`: pip install 'pulseplan-token-vault[otel]'"
         raise SettingsError(message) from None

@@ -96,8 +96,8 @@ def _encryption_sdk(kms: Kms) -> tuple[Any, Any]:
     """Return the SDK's encrypt and decrypt: its caching manager, its committing suite without signatures."""
     warnings.simplefilter("ignore")  # it announces the end of this interface, which is the one that caches
     import aws_encryption_sdk as sdk  # noqa: PLC0415  it takes a while to import
-    import botocore.session  # noqa: PLC0415
-    from aws_encryption_sdk.identifiers import Algorithm  # noqa: PLC0415
+    import botocore.session  # noqa: PLC0415  as above
+    from aws_encryption_sdk.identifiers import Algorithm  # noqa: PLC0415  as above
 
     os.environ |= {
         "AWS_ENDPOINT_URL_KMS": kms.url,

@@ -206,7 +206,7 @@ async def _all_rows(tokens: TokenRepository) -> list[StoredToken]:
 
 def _settings(values: dict[str, str]) -> Settings:
     named: dict[str, Any] = {name.lower(): value for name, value in values.items()}
-    return Settings(_env_file=None, **{"token_encryption_key": KEYS[1], **named})  # type: ignore[call-arg]
+    return Settings(_env_file=None, **{"token_encryption_key": KEYS[1], **named})  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
 
 
 def _encryption(values: dict[str, str]) -> Encryption:

@@ -115,7 +115,7 @@ def test_the_image_sets_only_real_settings_and_keeps_its_data_in_the_volume() ->
     assert environment.pop("PATH").startswith("/opt/vault/bin:")
     assert environment.keys() <= SETTINGS
     [volume] = _all(FINAL, "VOLUME")
-    settings = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY="k" * 43, **environment)  # type: ignore[call-arg, arg-type]
+    settings = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY="k" * 43, **environment)  # type: ignore[call-arg, arg-type]  # pydantic-settings takes `_env_file`, and fields from elsewhere
     assert settings.sqlite_path.parent == Path(volume)
     assert settings.service_keys_file is not None
     assert settings.service_keys_file.parent == Path(volume)
@@ -267,14 +267,14 @@ def test_the_vaults_environment_is_one_that_it_starts_with(made: dict[str, str])
         for name, value in SERVICES["vault"]["environment"].items()
     }
     assert environment.keys() <= SETTINGS
-    settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg]
+    settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
     assert list(settings.warnings()) == [
         "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
     ]
 
 
 def test_a_stopping_vault_has_the_time_that_it_takes() -> None:
-    from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS  # noqa: PLC0415
+    from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS  # noqa: PLC0415  only this test needs it
 
     assert int(SERVICES["vault"]["stop_grace_period"].removesuffix("s")) > GRACEFUL_SHUTDOWN_SECONDS
 

@@ -81,7 +81,7 @@ def test_env_example_holds_the_defaults_and_no_secret(monkeypatch: pytest.Monkey
     example = tmp_path / ".env"
     example.write_text(ENV_EXAMPLE + f"\nTOKEN_ENCRYPTION_KEY={MASTER_KEY}\n")
     with_example = Settings(_env_file=example)  # type: ignore[call-arg]  # pydantic-settings takes it
-    bare = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY)  # type: ignore[call-arg]
+    bare = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY)  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
     assert with_example == bare
 
 
@@ -112,7 +112,7 @@ def test_readme_names_exactly_the_errors_with_status_and_retryable() -> None:
 
 
 def test_readme_names_exactly_the_routes_with_the_scope_that_each_needs(tmp_path: Path) -> None:
-    settings = Settings(  # type: ignore[call-arg]
+    settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
     )
     paths = create_app(settings).openapi()["paths"]

@@ -41,7 +41,7 @@ def test_a_ciphertext_opens_under_its_key_in_its_context_alone(kms: Kms) -> None
     assert code_of(lambda: decrypt(kms, blob, KeyId="alias/nobody")) == "NotFoundException"
     # to moto, which joins keys and values as they come, the last one is the same
     for context in ({}, {"user_id": "u"}, {"user_id": "v", "service": "s"}, {"user_id": "u", "services": ""}):
-        assert code_of(lambda: decrypt(kms, blob, EncryptionContext=context)) == "InvalidCiphertextException"  # noqa: B023
+        assert code_of(lambda: decrypt(kms, blob, EncryptionContext=context)) == "InvalidCiphertextException"  # noqa: B023  called at once
     assert code_of(lambda: decrypt(kms, blob[:-1])) == "InvalidCiphertextException"
     assert code_of(lambda: decrypt(kms, b"no blob")) == "InvalidCiphertextException"
 

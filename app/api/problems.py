@@ -99,9 +99,9 @@ def problem_response(error: errors.VaultError, request_id: str) -> Response:
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of a route with a problem document."""
     # Starlette's signature asks for handlers of Exception; each of these gets the class that it is registered for
-    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]
-    app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
+    app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
+    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:

@@ -103,7 +103,7 @@ class Admitted:
     def charge(self, tokens: int) -> None:
         """Count the request as so many tokens and not as one, or raise `RateLimited` with the seconds to wait."""
         if self._service is not None:
-            self._limits._charge(self._service, tokens, charged=1)  # noqa: SLF001
+            self._limits._charge(self._service, tokens, charged=1)  # noqa: SLF001  its other half
 
     def close(self) -> None:
-        self._limits._leave(self._service)  # noqa: SLF001
+        self._limits._leave(self._service)  # noqa: SLF001  its other half

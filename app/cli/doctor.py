@@ -120,7 +120,7 @@ def _check_store(settings: Settings) -> Finding:
     try:
         asyncio.run(_probe(settings))
     except VaultError as error:
-        advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105
+        advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105  a store's name
         return FAILURE, "store", f"{error.code}: {error.detail}.{advice}"
     except SettingsError as error:
         return FAILURE, "store", str(error)

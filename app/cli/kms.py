@@ -55,7 +55,7 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
     used. AWS_REGION and AWS_ENDPOINT_URL_KMS count, from the environment or .env. Safe to run again.
     """
     from app.config.aws import open_kms_admin_client  # noqa: PLC0415  boto3 takes a while to import
-    from app.security.kms_setup import KmsSetup, least_privilege_policy  # noqa: PLC0415
+    from app.security.kms_setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  it imports boto3 too
 
     _demand_names(alias, role_arn)
     try:

@@ -55,7 +55,7 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
         raise SettingsError(message) from None
 
 
-def open_sts_client(settings: Settings) -> Any:  # noqa: ANN401
+def open_sts_client(settings: Settings) -> Any:  # noqa: ANN401  boto3 has no static types
     """Return a client that can tell whose credentials these are; beside a stand-in for KMS it asks that one."""
     return _session(settings).client(
         "sts",
@@ -69,7 +69,7 @@ def is_stand_in(endpoint_url: str | None) -> bool:
     return host is not None and not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
 
-def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401
+def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401  boto3 has no static types
     """Return a client for an administrator who sets up KMS; raises `SettingsError`.
 
     It asks the KMS that the service will ask: AWS_REGION and AWS_ENDPOINT_URL_KMS count from the environment and from
@@ -139,5 +139,5 @@ def _region_of(key_id: str) -> str | None:
     return parts[3] if len(parts) == _ARN_PARTS and parts[3] else None
 
 
-def _text(secret: Any) -> str | None:  # noqa: ANN401
+def _text(secret: Any) -> str | None:  # noqa: ANN401  a `SecretStr` or nothing
     return None if secret is None else secret.get_secret_value()

@@ -50,8 +50,9 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sy
         keep_allowed_fields,
         keep_plain_values,
     ]
-    to_people = structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())
-    renderer: Processor = to_people if log_format == "console" else _render_json
+    renderer: Processor = _render_json
+    if log_format == "console":
+        renderer = structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),

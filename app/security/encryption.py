@@ -184,6 +184,6 @@ def _demand_unicode(*texts: str) -> None:
 def get_encryption_service() -> EncryptionService:
     """Build the service from the environment, once. For scripts; the app itself is given one."""
     from app.composition import build_encryption  # noqa: PLC0415  importing this module does nothing
-    from app.config.settings import load_settings  # noqa: PLC0415
+    from app.config.settings import load_settings  # noqa: PLC0415  importing this module does nothing
 
     return build_encryption(load_settings()).service

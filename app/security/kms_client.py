@@ -167,7 +167,7 @@ class KmsClient:
         with self._watch(operation):
             return self._admitted(operation, deadline, parameters)
 
-    def _admitted(self, operation: str, deadline: float, parameters: dict[str, object]) -> Any:  # noqa: ANN401
+    def _admitted(self, operation: str, deadline: float, parameters: dict[str, object]) -> Any:  # noqa: ANN401  boto3 has no static types
         what = (operation, parameters["KeyId"])
         self._denials.admit(what)
         admitted = self._breaker.admit()
@@ -213,7 +213,7 @@ class KmsClient:
             raise KeyUnavailable(message) from None
         return answer
 
-    def _attempt(self, operation: str, deadline: float, parameters: dict[str, object]) -> Any:  # noqa: ANN401
+    def _attempt(self, operation: str, deadline: float, parameters: dict[str, object]) -> Any:  # noqa: ANN401  boto3 has no static types
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return self._request(operation, parameters)
@@ -224,7 +224,7 @@ class KmsClient:
                 time.sleep(pause)
         raise AssertionError
 
-    def _request(self, operation: str, parameters: dict[str, object]) -> Any:  # noqa: ANN401
+    def _request(self, operation: str, parameters: dict[str, object]) -> Any:  # noqa: ANN401  boto3 has no static types
         started = time.monotonic()
         outcome = "Unexpected"
         try:
@@ -244,7 +244,7 @@ class KmsClient:
             if outcome != _SUCCESS:
                 self._note(operation, outcome)
 
-    def _connected(self) -> Any:  # noqa: ANN401
+    def _connected(self) -> Any:  # noqa: ANN401  boto3 has no static types
         if self._client is None:
             raise NoCredentialsError
         return self._client

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS: Final = 5.0
 
 
-class Handshake(SSLProtocol):  # type: ignore[misc]
+class Handshake(SSLProtocol):  # type: ignore[misc]  # uvloop has no stubs for it
     """One connection's TLS. Until `http` has it, it is one of those `underway`, and may be shed."""
 
     def __init__(

@@ -22,9 +22,9 @@ class ServingLoop(uvloop.Loop):
     async def create_server(  # type: ignore[override]  # what uvicorn passes, and the rest as it is
         self,
         protocol_factory: Callable[[], BoundedHttp],
-        *arguments: Any,  # noqa: ANN401
+        *arguments: Any,  # noqa: ANN401  uvloop's own
         ssl: tls.SSLContext | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401  uvloop's own
     ) -> asyncio.Server:
         factory: Callable[[], Any] = protocol_factory
         if ssl is not None:

@@ -51,7 +51,7 @@ def vault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _store(request: pytest.FixtureRequest, folder: Path) -> Store:
     if request.param == "sqlite":
         return SqliteStore(SqliteRows(folder / "vault.db").path)
-    from tests.tokens.stores import SupabaseStore  # noqa: PLC0415
+    from tests.tokens.stores import SupabaseStore  # noqa: PLC0415  only this test needs it
 
     return SupabaseStore(request.getfixturevalue("supabase_stack"))
 

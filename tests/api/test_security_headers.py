@@ -56,7 +56,7 @@ def test_what_is_no_http_is_answered_with_them_too(sqlite_service: tuple[Service
 
 @pytest.mark.parametrize("api_docs", [True, False])
 async def test_the_document_can_be_switched_off(tmp_path: Path, *, api_docs: bool) -> None:
-    settings = Settings(  # type: ignore[call-arg]
+    settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db"), API_DOCS=api_docs
     )
     transport = httpx.ASGITransport(create_app(settings))

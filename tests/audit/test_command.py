@@ -244,7 +244,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start_and_the_doctor_says_so(
 def test_the_doctor_warns_of_a_directory_that_others_may_write(tmp_path: Path, mode: int, warned: int) -> None:
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit").chmod(mode)
-    settings = Settings(  # type: ignore[call-arg]
+    settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=KEY_TEXT, AUDIT_KEY=KEY_TEXT, AUDIT_LOG=str(tmp_path / "audit/audit.jsonl")
     )
     states = [state for state, *_ in audit_findings(settings, str(tmp_path / "audit/audit.jsonl"))]

@@ -66,7 +66,7 @@ async def _recovers(trail: AuditLog) -> None:
 @pytest.mark.parametrize("sync", ["always", "interval", "off"])
 async def test_a_full_disk_refuses_leaves_no_half_line_and_is_left_behind(tmp_path: Path, sync: str) -> None:
     counters = InMemoryAuditCounters()
-    async with opened_trail(tmp_path, sync=sync, counters=counters) as trail:  # type: ignore[arg-type]
+    async with opened_trail(tmp_path, sync=sync, counters=counters) as trail:  # type: ignore[arg-type]  # each of them is one
         await trail.append(an_event(1))
         [file] = files(tmp_path)
         whole = file.read_bytes()

@@ -114,7 +114,7 @@ async def test_the_number_of_those_left_out_is_not_lost_where_its_event_is_late(
 
 def test_ten_thousand_wait_and_no_more_and_one_that_cannot_be_said_takes_no_place() -> None:
     late = LateEvents()
-    assert not late.add(0, replace(an_event(), scheme=b"no text"), 0)  # type: ignore[arg-type]
+    assert not late.add(0, replace(an_event(), scheme=b"no text"), 0)  # type: ignore[arg-type]  # what no event can be is the point
     assert sum(late.add(0, an_event(1), 0) for _ in range(MAXIMUM_LATE + 5)) == MAXIMUM_LATE == len(late) == 10_000
 
 

@@ -218,7 +218,7 @@ def test_the_purpose_is_described_for_every_route_that_keeps_it(audited: Audited
 
 
 def test_every_token_route_has_an_operation(tmp_path: Path) -> None:
-    settings = Settings(  # type: ignore[call-arg]
+    settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
     )
     named = {

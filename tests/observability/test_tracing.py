@@ -179,7 +179,7 @@ class _Collector(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.append(body)  # type: ignore[attr-defined]
+        self.server.received.append(body)  # type: ignore[attr-defined]  # a test's own attribute of http.server's object
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -191,7 +191,7 @@ class _Collector(BaseHTTPRequestHandler):
 def _collector() -> Iterator[tuple[str, list[bytes]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
     received: list[bytes] = []
-    server.received = received  # type: ignore[attr-defined]
+    server.received = received  # type: ignore[attr-defined]  # a test's own attribute of http.server's object
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

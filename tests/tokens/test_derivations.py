@@ -203,7 +203,7 @@ async def test_services_take_turns_each_with_its_oldest() -> None:
     with _held(derivations):
         submitted = [*(("a", number) for number in range(4)), ("b", 0), ("b", 1), ("c", 0)]
         calls = [
-            derivations.submit(lambda name=f"{service}{number}": done.append(name), service=service)  # type: ignore[misc]
+            derivations.submit(lambda name=f"{service}{number}": done.append(name), service=service)  # type: ignore[misc]  # mypy infers no default of a lambda
             for service, number in submitted
         ]
     await asyncio.gather(*calls)

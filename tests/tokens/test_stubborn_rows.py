@@ -212,7 +212,7 @@ class _Untrue:
 
 def _strategy() -> LocalStrategy:
     values: dict[str, Any] = {name.lower(): value for name, value in SECOND.items()}
-    keyring = Settings(_env_file=None, **values).keyring()  # type: ignore[call-arg]
+    keyring = Settings(_env_file=None, **values).keyring()  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
     assert keyring is not None
     return LocalStrategy(keyring=keyring)
 

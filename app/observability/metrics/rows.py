@@ -99,7 +99,7 @@ class BackgroundCensus:
 
     async def run(self) -> None:
         """Count for ever; cancel it to stop."""
-        await asyncio.sleep(self._interval_seconds * random.uniform(0.05, 0.15))  # noqa: S311
+        await asyncio.sleep(self._interval_seconds * random.uniform(0.05, 0.15))  # noqa: S311  spreads replicas out
         while True:
             try:
                 lines = await self._tokens.census()
@@ -108,4 +108,4 @@ class BackgroundCensus:
                 _log.warning("census_failed", code=error.code, reason=error.detail)
             except Exception as error:  # noqa: BLE001  the next census must come all the same
                 _log.error("census_failed", exc_info=error)
-            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311  spreads replicas out

@@ -25,7 +25,7 @@ class VaultMetrics:
 
     def __init__(self, *, local_versions: Iterable[int] = ()) -> None:
         # they would be a second series for each counter, which nothing here needs
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         self.registry = registry = CollectorRegistry()
         self.refusals = RefusalMetrics(registry)
         self.requests = RequestMetrics(registry, refusals=self.refusals)

@@ -31,7 +31,7 @@ class WorkerFolder:
         """Return a registry that collects from all workers."""
         self._forget_the_dead()
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, path=str(self._path))  # type: ignore[no-untyped-call]
+        multiprocess.MultiProcessCollector(registry, path=str(self._path))  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         return registry
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class WorkerFolder:
                 continue  # its worker lives
             with lock, suppress(FileNotFoundError):  # another worker may be tidying up too
                 dead = int(file.name.removeprefix(_ALIVE))
-                multiprocess.mark_process_dead(dead, path=str(self._path))  # type: ignore[no-untyped-call]
+                multiprocess.mark_process_dead(dead, path=str(self._path))  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
                 file.unlink()
 
     @staticmethod

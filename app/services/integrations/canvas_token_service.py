@@ -81,7 +81,7 @@ class CanvasTokenService:
 def get_canvas_token_service() -> CanvasTokenService:
     """Build the service from the environment, once. For scripts; the app itself applies `canvas_rule`."""
     from app.composition import open_vault  # noqa: PLC0415  importing this module does nothing
-    from app.config.settings import load_settings  # noqa: PLC0415
+    from app.config.settings import load_settings  # noqa: PLC0415  importing this module does nothing
 
     settings = load_settings()
     return CanvasTokenService(open_vault=lambda: open_vault(settings), caller=Caller(service="script"))
