@@ -14,16 +14,17 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 	@exec $(BIN)/token-vault serve
 
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
-	@$(BIN)/python -m tests.stack.install
+	@$(BIN)/python -m tests.support.stack.install
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev ## try every operation of the API with made-up requests, for some minutes
-	@$(BIN)/python -m tests.stack.install
-	@$(BIN)/python -m tests.fuzz
+	@$(BIN)/python -m tests.support.stack.install
+	@$(BIN)/python -m tests.support.fuzz
 
-lint: $(VENV)/.dev ## check style and types
+lint: $(VENV)/.dev ## check style, types and the layers of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
 
 format: $(VENV)/.dev ## rewrite the code in its format
@@ -31,7 +32,7 @@ format: $(VENV)/.dev ## rewrite the code in its format
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.dev ## measure side by side, and print a table
-	@$(BIN)/python -m tests.stack.install
+	@$(BIN)/python -m tests.support.stack.install
 	@$(BIN)/python -m benchmarks
 
 # promtool comes with Prometheus; `go install github.com/prometheus/prometheus/cmd/promtool@latest` builds it in some

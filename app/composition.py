@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.audit.family import Family
 from app.audit.file_target import FileTarget
 from app.audit.lines import Chain
+from app.audit.log_files import LogFiles
 from app.audit.stream_target import StreamTarget, is_stream
+from app.audit.target import AuditTarget
 from app.audit.trail import AuditLog
-from app.callers.directory import ServiceKeyDirectory
-from app.callers.key_list import KeyListError, parse_key_list
-from app.callers.limits import Limits
+from app.audit.writer import AuditCounters
+from app.callers.key_directory import ServiceKeyDirectory
+from app.callers.rate_limits import Limits
+from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import derived
-from app.config.settings import SettingsError
+from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied
 from app.observability.counters import InMemoryAuditCounters, InMemoryCounters
-from app.observability.operations import OperationLog
-from app.security.breaker import CircuitBreaker
-from app.security.data_keys import DataKeyCache
-from app.security.denials import DenialMemory
-from app.security.encryption import EncryptionService
-from app.security.legacy import PulsePlanLocalReader
-from app.security.legacy_kms import PulsePlanKmsReader
+from app.observability.request_log import OperationLog
+from app.security.counters import EncryptionCounters
+from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
+from app.security.kms.data_key_cache import DataKeyCache
+from app.security.kms.legacy_packages import PulsePlanKmsReader
+from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local import LocalStrategy
-from app.services.integrations.canvas_token_service import PROVIDER as CANVAS
-from app.services.integrations.canvas_token_service import canvas_rule
-from app.tokens.events import NoAuditTrail, TokenEvents
-from app.tokens.sqlite_repository import SqliteRepository
-from app.tokens.token_cipher import TokenCipher
+from app.security.service import EncryptionService
+from app.security.strategy import EncryptionReader, EncryptionStrategy
+from app.stores.sqlite.repository import SqliteRepository
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents, TokenObserver
+from app.tokens.models import StoredToken
+from app.tokens.provider_rules import PROVIDER_RULES
+from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from app.audit.counters import AuditCounters
-    from app.audit.target import AuditTarget
-    from app.config.settings import Settings
     from app.observability.tracing import Tracing
-    from app.security.counters import EncryptionCounters
-    from app.security.kms_client import KmsClient, KmsWatch
-    from app.security.strategy import EncryptionReader, EncryptionStrategy
-    from app.tokens.events import AuditTrail, TokenObserver
-    from app.tokens.models import StoredToken
-    from app.tokens.repository import TokenRepository
+    from app.security.kms.client import KmsClient, KmsWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ def build_encryption(
         readers.append(PulsePlanLocalReader(keyring=keyring))
     kms = data_keys = None
     if settings.kms_key_id is not None:
-        from app.security.kms import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 is paid for only where it is used
+        from app.security.kms.strategy import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 is paid for only where it is used
 
         kms = _build_kms_client(settings, settings.kms_key_id, counters, watch)
         data_keys = DataKeyCache(
@@ -104,7 +99,7 @@ def build_encryption(
 
 def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCounters, watch: KmsWatch) -> KmsClient:
     from app.config.aws import open_kms_client  # noqa: PLC0415  boto3 is paid for only where it is used
-    from app.security.kms_client import KmsClient  # noqa: PLC0415  boto3 is paid for only where it is used
+    from app.security.kms.client import KmsClient  # noqa: PLC0415  boto3 is paid for only where it is used
 
     try:
         client = open_kms_client(settings)
@@ -127,29 +122,29 @@ async def open_repository(settings: Settings) -> TokenRepository:
     if settings.token_store == "sqlite":  # noqa: S105  a store's name
         return SqliteRepository(path=settings.sqlite_path)
     # importing supabase takes seconds, which the other store should not pay
-    from app.tokens.supabase_repository import SupabaseRepository  # noqa: PLC0415  see above
+    from app.stores.supabase.repository import SupabaseRepository  # noqa: PLC0415  see above
 
     if settings.supabase_url is None or settings.supabase_service_key is None:
-        message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed because TOKEN_STORE is supabase"
-        raise SettingsError(message)
+        raise SettingsError("SUPABASE_URL and SUPABASE_SERVICE_KEY are needed because TOKEN_STORE is supabase")
     return await SupabaseRepository.connect(url=settings.supabase_url, service_key=settings.supabase_service_key)
 
 
 def load_tracing() -> Tracing:
     """Build what makes spans; raises `SettingsError` where the extra that it needs is not installed."""
-    demand_tracing()
+    require_tracing()
     from app.observability.tracing import Tracing  # noqa: PLC0415  an extra
 
     return Tracing()
 
 
-def demand_tracing() -> None:
+def require_tracing() -> None:
     """Raise `SettingsError` where the extra that tracing needs is not installed."""
     try:
         import app.observability.tracing  # noqa: F401, PLC0415  only whether it can be imported
     except ImportError:
-        message = "OTEL_TRACES is true, and that needs the extra `otel`: pip install 'pulseplan-token-vault[otel]'"
-        raise SettingsError(message) from None
+        raise SettingsError(
+            "OTEL_TRACES is true, and that needs the extra `otel`: pip install 'pulseplan-token-vault[otel]'"
+        ) from None
 
 
 async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> AuditLog | NoAuditTrail:
@@ -173,7 +168,7 @@ def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarg
     if audit_log == "-" or is_stream(path):
         return StreamTarget(path=None if audit_log == "-" else path)
     return FileTarget(
-        family=Family(path),
+        family=LogFiles(path),
         chain=chain.id,
         maximum_bytes=settings.audit_max_bytes,
         flushing=settings.audit_sync != "off",
@@ -193,7 +188,7 @@ def build_vault(
     on_reveal: Callable[[StoredToken], None] | None = None,
 ) -> TokenVault:
     """Put the vault together."""
-    return TokenVault(tokens=tokens, cipher=cipher, events=events, rules={CANVAS: canvas_rule}, on_reveal=on_reveal)
+    return TokenVault(tokens=tokens, cipher=cipher, events=events, rules=PROVIDER_RULES, on_reveal=on_reveal)
 
 
 def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
@@ -202,8 +197,7 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
         text = settings.service_keys.get_secret_value() if settings.service_keys else "[]"
         fixed = parse_key_list(text)
     except KeyListError as error:
-        message = f"SERVICE_KEYS: {error}"
-        raise SettingsError(message) from None
+        raise SettingsError(f"SERVICE_KEYS: {error}") from None
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
 
 

@@ -7,7 +7,7 @@ business and stand in `app.api.problems`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class VaultError(Exception):
@@ -39,6 +39,11 @@ class InvalidRequest(VaultError):
     def __init__(self, detail: str, *, problems: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(detail)
         self.problems = problems
+
+    @classmethod
+    def of_field(cls, field: str, detail: str) -> Self:
+        """Return the error of one field whose problem is the whole of it."""
+        return cls(detail, problems=((field, detail),))
 
 
 class MalformedBody(VaultError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NotRequired, TypedDict
@@ -10,14 +12,12 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 import structlog
 from fastapi import FastAPI
 
-from app.api import batch, encryption_status, health, metrics, tokens, user_tokens
-from app.api.admission import Admission
+from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
-from app.api.request_context import RequestContext
-from app.api.request_spans import RequestSpans
+from app.api.routes import routers
 from app.audit.trail import AuditLog
-from app.callers.directory import ServiceKeyDirectory
+from app.callers.key_directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
     build_encryption,
@@ -30,27 +30,25 @@ from app.composition import (
 )
 from app.config.settings import Settings, load_settings
 from app.errors import KeyDenied, KeyUnavailable
-from app.observability.checks import encryption_check, kms_check, service_keys_check
+from app.instrumentation import Instrumentation, build_instrumentation, gauge_updater, periodic_updates, row_census
 from app.observability.logging import configure_logging, end_log
-from app.observability.readiness import TIMEOUT, Readiness
-from app.observability.readiness import State as CheckState
+from app.observability.metrics.exposition import Exposition
+from app.observability.metrics.registry import VaultMetrics
+from app.observability.readiness import TIMEOUT, CheckState, Readiness, encryption_check, kms_check, service_keys_check
 from app.observability.unhandled import log_unhandled_in_loop
-from app.tokens.background_sweep import BackgroundSweep
+from app.rewrap.background import BackgroundSweep
+from app.rewrap.on_read import RewrapOnRead
+from app.server.hardening import lock_memory, protect_process
+from app.server.wire_watch import WireWatch
+from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
-from app.tokens.rewrap_on_read import RewrapOnRead
-from app.tokens.token_cipher import TokenCipher
+from app.tokens.models import StoredToken
+from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
-from app.watching import Watching, build_watching, counted, looked_at, looking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-
-    from app.observability.metrics.exposition import Exposition
-    from app.observability.metrics.vault_metrics import VaultMetrics
     from app.observability.tracing import Tracing
-    from app.server.wire_watch import WireWatch
-    from app.tokens.models import StoredToken
-    from app.tokens.repository import TokenRepository
+
 
 _log = structlog.get_logger()
 _SWEEP_SECONDS = 1.0
@@ -62,7 +60,7 @@ RFC 9457 problems: dispatch on `code`, and retry only where `retryable` is true,
 """
 
 
-class State(TypedDict):
+class AppState(TypedDict):
     """What the lifespan hands to the routes, and to the protocol below them."""
 
     vault: TokenVault
@@ -80,13 +78,13 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
     """
     settings = settings or load_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
-    watching = build_watching(settings, tracing)
+    instrumentation = build_instrumentation(settings, tracing)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
         asyncio.get_running_loop().set_exception_handler(log_unhandled_in_loop)
         try:
-            async with _running(settings, watching) as state:
+            async with _running(settings, instrumentation) as state:
                 yield state
         except Exception as error:
             _log.critical("failed", exc_info=error)
@@ -109,13 +107,12 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
     )
     install_problem_handlers(app)
     app.add_middleware(Admission, limits=build_limits(settings))
-    if watching.tracing is not None:
-        app.add_middleware(RequestSpans, tracing=watching.tracing)
-    app.add_middleware(RequestContext, metrics=None if watching.metrics is None else watching.metrics.requests)
-    routers = [tokens.router, user_tokens.router, batch.router, encryption_status.router, health.router]
-    if watching.metrics is not None:
-        routers.append(metrics.router)
-    for router in routers:
+    if instrumentation.tracing is not None:
+        app.add_middleware(RequestSpans, tracing=instrumentation.tracing)
+    app.add_middleware(
+        RequestContext, metrics=None if instrumentation.metrics is None else instrumentation.metrics.requests
+    )
+    for router in routers(with_metrics=instrumentation.metrics is not None):
         app.router.routes.extend(router.routes)  # include_router would match each path twice, once for the router
     if settings.api_docs:
         app.router.routes.append(document_route(app))
@@ -123,18 +120,28 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
     return app
 
 
+def create_hardened_app() -> FastAPI:
+    """Protect the process before it holds a key, then build the application from the environment."""
+    protect_process()
+    app = create_app()
+    gc.collect()
+    gc.freeze()  # what is built lives as long as the process, and gauge_updater at it each time held calls up for 30 ms
+    lock_memory()  # again, for it says so in the log, which is configured only now
+    return app
+
+
 @asynccontextmanager
-async def _running(settings: Settings, watching: Watching) -> AsyncIterator[State]:
+async def _running(settings: Settings, instrumentation: Instrumentation) -> AsyncIterator[AppState]:
     for warning in settings.warnings():
         _log.warning("setting_is_weak", reason=warning)
-    measured, tracing = watching.metrics, watching.tracing
+    measured, tracing = instrumentation.metrics, instrumentation.tracing
     encryption = build_encryption(
         settings,
         counters=None if measured is None else measured.encryption,
         watch=nullcontext if tracing is None else tracing.kms_call,
     )
     service_keys = build_service_key_directory(settings)
-    repository = watching.over(await open_repository(settings))
+    repository = instrumentation.over(await open_repository(settings))
     audit = await open_audit(settings, counters=None if measured is None else measured.audit)
     readiness = _build_readiness(
         settings,
@@ -153,13 +160,13 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
         async with _rewrapping(settings, repository, cipher, events, measured) as on_reveal:
             vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-            state = State(vault=vault, service_keys=service_keys, readiness=readiness, events=events)
+            state = AppState(vault=vault, service_keys=service_keys, readiness=readiness, events=events)
             if measured is None:
                 yield state
             else:
-                look = looking(measured, encryption, service_keys)
-                async with looked_at(look), counted(settings, measured.rows, repository, cipher):
-                    yield State(**state, exposition=watching.exposition(look, readiness), wire=measured.wire)
+                look = gauge_updater(measured, encryption, service_keys)
+                async with periodic_updates(look), row_census(settings, measured.rows, repository, cipher):
+                    yield AppState(**state, exposition=instrumentation.exposition(look, readiness), wire=measured.wire)
     finally:
         sweeper.cancel()
         await readiness.close()
@@ -168,8 +175,8 @@ async def _running(settings: Settings, watching: Watching) -> AsyncIterator[Stat
         encryption.close()
         if tracing is not None:
             await tracing.close()
-        if watching.workers is not None:
-            watching.workers.close()
+        if instrumentation.workers is not None:
+            instrumentation.workers.close()
         _log.info("stopped")
 
 

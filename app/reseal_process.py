@@ -12,24 +12,21 @@ import os
 import pickle
 import sys
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import structlog
 
 from app.composition import build_encryption
+from app.concurrency import Tasks
+from app.config.settings import Settings
 from app.errors import InternalError, VaultError
 from app.observability.logging import configure_command_logging
-from app.server.environment import hidden_variables
-from app.server.protection import protect_process
-from app.tokens.reseal_lines import MAXIMUM_LINE_BYTES, READY, Answer, Question
-from app.tokens.resealer import PrimaryDeniedError
-from app.tokens.resealing_here import ResealerHere
-from app.tokens.side_by_side import Tasks
-from app.tokens.token_cipher import TokenCipher
-
-if TYPE_CHECKING:
-    from app.config.settings import Settings
-    from app.tokens.resealer import Resealer
+from app.rewrap.reseal_lines import MAXIMUM_LINE_BYTES, READY, Answer, Question
+from app.rewrap.resealer import PrimaryDeniedError, Resealer
+from app.rewrap.resealing_here import ResealerHere
+from app.server.hardening import protect_process
+from app.server.workers import hidden_variables
+from app.tokens.cipher import TokenCipher
 
 COMMAND: Final = (sys.executable, "-P", "-m", "app.reseal_process")
 _log = structlog.get_logger()

@@ -8,8 +8,9 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from benchmarks import (
     attack,
@@ -28,10 +29,6 @@ from benchmarks import (
 from benchmarks.bench import Bench, opened
 from benchmarks.client import client_rate
 from benchmarks.table import Line, render
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 _MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "reveal-sqlite": reveal_sqlite.measure,

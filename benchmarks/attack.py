@@ -7,25 +7,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from app.callers.key_file import add_key
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from benchmarks.attackers import prepare
+from benchmarks.bench import Bench
+from benchmarks.load import Load
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, percentile
 from benchmarks.servers import resident_bytes, stop
 from benchmarks.table import Line, Target
-from tests.stack.sockets import accepted, ports_towards, workers_below
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from benchmarks.bench import Bench
-    from benchmarks.load import Load
-    from tests.stack.reaper import Reaper
+from tests.support.stack.reaper import Reaper
+from tests.support.stack.sockets import accepted, ports_towards, workers_below
 
 _TOKENS = 500
 _WARM_UP_SECONDS = 2.0
@@ -95,8 +91,7 @@ def attacked_by(reaper: Reaper, port: int, users: Path, *, workers: int) -> Iter
         ]
         yield [process.pid for process in attackers[:workers]]
         if any(process.poll() is not None for process in attackers):
-            message = "an attacker has ended by itself"
-            raise RuntimeError(message)
+            raise RuntimeError("an attacker has ended by itself")
 
 
 @contextmanager
@@ -128,6 +123,5 @@ def fewest_held(vault: int, port: int, loris: list[int]) -> int | None:
         if fewest:
             return fewest
         if time.monotonic() > deadline:
-            message = "a worker holds no slow-loris connection"
-            raise RuntimeError(message)
+            raise RuntimeError("a worker holds no slow-loris connection")
         time.sleep(0.1)

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import apsw
 
 from benchmarks.load import LOOPBACK
 from benchmarks.requests import Requests, new_user_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _GIANTS, _READERS = 2, 160  # more readers than derivations may wait
 _GIANT_BYTES = 100_000_000

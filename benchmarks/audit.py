@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from app.security.keyring import new_key_text
+from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from benchmarks.bench import Bench
 
 TOKENS: Final = 500
 _NONE: Final = "audit, metrics and log off"

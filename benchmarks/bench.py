@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from app.callers.key_file import add_key
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from app.security.keyring import new_key_text
 from benchmarks.load import Load, Plan, drive
 from benchmarks.requests import Requests
-from benchmarks.servers import Servers
-from tests.stack.reaper import Reaper
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from benchmarks.rounds import Contestant
-    from benchmarks.servers import Server
+from benchmarks.rounds import Contestant
+from benchmarks.servers import Server, Servers
+from tests.support.stack.reaper import Reaper
 
 CONNECTIONS = 16
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from benchmarks.bench import CONNECTIONS
+from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.load import Plan, drive
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
 
 
 def client_rate(bench: Bench) -> float:

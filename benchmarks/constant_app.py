@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from app.api.authentication import Revealer
-from app.api.request_bodies import EXAMPLE_USER_ID
+from app.api.schemas import EXAMPLE_USER_ID
 from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS, KEEP_ALIVE_SECONDS
 from app.main import create_app as create_vault_app
 

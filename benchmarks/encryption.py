@@ -6,25 +6,21 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.observability.counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.encryption import EncryptionService
 from app.security.keyring import Keyring, decode_key_text
-from app.security.legacy import PBKDF2_ITERATIONS, PulsePlanLocalReader
+from app.security.legacy_formats import PBKDF2_ITERATIONS, PulsePlanLocalReader
 from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+from benchmarks.bench import Bench
 from benchmarks.requests import ACCESS_TOKEN
 from benchmarks.table import Line
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from benchmarks.bench import Bench
 
 _VECTORS = Path(__file__).parents[1] / "tests" / "vectors" / "pulseplan_local_tokens.json"
 

@@ -7,26 +7,22 @@ import math
 import os
 import random
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from app.observability.counters import InMemoryCounters
 from app.security.aead import CommittingAead
-from app.security.breaker import CircuitBreaker
 from app.security.context import SecretField, TokenContext
-from app.security.data_keys import DataKeyCache
-from app.security.denials import DenialMemory
-from app.security.kms import KmsEnvelopeStrategy
-from app.security.kms_client import KmsClient
+from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
+from app.security.kms.client import KmsClient
+from app.security.kms.data_key_cache import DataKeyCache
+from app.security.kms.strategy import KmsEnvelopeStrategy
+from benchmarks.bench import Bench
 from benchmarks.encryption import seconds
 from benchmarks.requests import ACCESS_TOKEN, new_user_ids
 from benchmarks.rounds import median_rate, median_ratio, take_turns
 from benchmarks.table import Line, Target
-from tests.stack.kms import REGION, Kms
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from benchmarks.bench import Bench
+from tests.support.stack.kms import REGION, Kms
 
 CONTEXT = TokenContext("cd613e30-d8f1-4adf-91b7-584a2265b1f5", "canvas", "default", SecretField.ACCESS_TOKEN)
 KEY_ARN = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"

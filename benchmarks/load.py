@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import uvloop
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LOOPBACK = "127.0.0.1"
 _HEAD_END = b"\r\n\r\n"
@@ -126,7 +124,6 @@ class _Client(asyncio.Protocol):
 def _content_length(answer: bytes, head_end: int) -> int:
     at = answer.find(_LENGTH, 0, head_end)
     if at < 0:
-        message = "an answer has no length"
-        raise RuntimeError(message)
+        raise RuntimeError("an answer has no length")
     at += len(_LENGTH)
     return int(answer[at : answer.find(b"\r\n", at)])

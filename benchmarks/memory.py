@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from benchmarks.bench import CONNECTIONS
+from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.load import Plan
 from benchmarks.requests import new_user_ids
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
 
 _STORES = 2_500
 _REVEALS = 2_500

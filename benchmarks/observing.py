@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, median_ratio, take_turns
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
 
 _TOKENS: Final = 500
 _QUIET: Final = {"LOG_LEVEL": "ERROR"}

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
 import uvloop
 
+from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import StoredToken, TokenId, TokenStatus
-from app.tokens.sqlite_repository import SqliteRepository
 from benchmarks.load import Load
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def store_raw(path: Path, *, writers: int, seconds: float) -> Load:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from benchmarks.bench import Bench
 from benchmarks.constant_app import PATH
+from benchmarks.load import Load
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
-    from benchmarks.load import Load
 
 TOKENS = 500
 

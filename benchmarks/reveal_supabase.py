@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
 from benchmarks.reveal_sqlite import latency_lines
 from benchmarks.rounds import median_rate, median_ratio, take_turns
 from benchmarks.servers import supabase_project
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
 
 TOKENS = 200
 MANY_CONNECTIONS = 64

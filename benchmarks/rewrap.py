@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import uuid4
 
 import psycopg
 
-from app.composition import build_encryption, open_repository
+from app.composition import Encryption, build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.counters import InMemoryCounters
 from app.reseal_process import COMMAND, first_line
-from app.security.data_keys import DataKeyCache
-from app.security.encryption import EncryptionService
-from app.security.kms import KmsEnvelopeStrategy
-from app.security.kms_cost import price_of
+from app.rewrap.resealer import Resealer
+from app.rewrap.resealing_here import ResealerHere
+from app.rewrap.resealing_processes import ResealerProcesses
+from app.security.kms.cost import price_of
+from app.security.kms.data_key_cache import DataKeyCache
+from app.security.kms.strategy import KmsEnvelopeStrategy
 from app.security.local import LocalStrategy
-from app.server.environment import open_variables
+from app.security.service import EncryptionService
+from app.server.workers import open_variables
+from app.tokens.cipher import TokenCipher
 from app.tokens.models import StoredToken
-from app.tokens.resealing_here import ResealerHere
-from app.tokens.resealing_processes import ResealerProcesses
-from app.tokens.token_cipher import TokenCipher
+from app.tokens.repository import TokenRepository
+from benchmarks.bench import Bench
 from benchmarks.kms_stand_in import ARNS
 from benchmarks.rewrap_runs import Run, plain_loop, swept
 from benchmarks.servers import supabase_project
 from benchmarks.table import Line, Target
-from tests.process.stored_rows import KEYS, SqliteRows, key_settings
-from tests.tokens.sweeps import bound_row, pulseplan_row
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
-
-    from app.composition import Encryption
-    from app.tokens.repository import TokenRepository
-    from app.tokens.resealer import Resealer
-    from benchmarks.bench import Bench
-    from tests.process.stored_rows import Row
+from tests.support.rewrap.stored_rows import KEYS, Row, SqliteRows, key_settings
+from tests.support.rewrap.sweeps import bound_row, pulseplan_row
 
 PROCESSES: Final = 2
 _TEN_MILLION: Final = 10_000_000

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 import uvloop
 
+from app.errors import VaultError
+from app.rewrap.report import SweepReport
+from app.rewrap.resealer import Resealer
+from app.rewrap.resealing_here import ResealerHere
+from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField, TokenContext
+from app.security.service import EncryptionService
+from app.stores.sqlite.repository import SqliteRepository
 from app.tokens import transitions
+from app.tokens.cipher import SealedSecrets, TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
-from app.tokens.models import Rewrap
-from app.tokens.reencryption import Sweep, SweepPlan
-from app.tokens.resealing_here import ResealerHere
-from app.tokens.sqlite_repository import SqliteRepository
-from app.tokens.token_cipher import SealedSecrets, TokenCipher
+from app.tokens.models import Rewrap, StoredToken
+from app.tokens.repository import TokenRepository
+from benchmarks.bench import Bench
 from benchmarks.table import Line, Target
-from tests.process.stored_rows import SqliteRows, local_encryption
-from tests.tokens.sweeps import bound_row
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from app.errors import VaultError
-    from app.security.encryption import EncryptionService
-    from app.tokens.models import StoredToken
-    from app.tokens.repository import TokenRepository
-    from app.tokens.resealer import Resealer
-    from app.tokens.sweep_report import SweepReport
-    from benchmarks.bench import Bench
+from tests.support.rewrap.stored_rows import SqliteRows, local_encryption
+from tests.support.rewrap.sweeps import bound_row
 
 _CHUNK_ROWS: Final = 1_000
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from statistics import median, quantiles
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from benchmarks.load import Load
 
-    from benchmarks.load import Load
-
-    Contestant = Callable[[], Load]
+Contestant = Callable[[], Load]
 
 
 def take_turns(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:

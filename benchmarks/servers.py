@@ -9,18 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.load import LOOPBACK
-from tests.stack.ports import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from tests.stack.reaper import Reaper
+from tests.support.stack.ports import free_port
+from tests.support.stack.reaper import Reaper
 
 _ROOT = Path(__file__).parents[1]
 _TOKEN_VAULT = Path(sys.executable).with_name("token-vault")
@@ -99,7 +95,7 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
     """Start PostgreSQL, PostgREST and the gateway; give the settings that lead there, and where the database is."""
     with (folder / "supabase.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.stack", "--durable"],
+            [sys.executable, "-m", "tests.support.stack", "--durable"],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -111,8 +107,7 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            message = f"the Supabase project does not start: {(folder / 'supabase.log').read_text()[-2000:]}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"the Supabase project does not start: {(folder / 'supabase.log').read_text()[-2000:]}")
         project = json.loads(line)
         yield {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY", "POSTGRES_URI")}
     finally:
@@ -140,8 +135,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     deadline = time.monotonic() + _START_SECONDS
     while not _is_healthy(port):
         if process.poll() is not None or time.monotonic() > deadline:
-            message = f"the server does not answer: {log.read_text()[-2000:]}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"the server does not answer: {log.read_text()[-2000:]}")
         time.sleep(_POLL_SECONDS)
 
 
@@ -150,8 +144,7 @@ def _wait_until_all_have_started(log: Path, workers: int) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while workers > 1 and log.read_text().count("Application startup complete") < workers:
         if time.monotonic() > deadline:
-            message = f"a worker does not start: {log.read_text()[-2000:]}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"a worker does not start: {log.read_text()[-2000:]}")
         time.sleep(_POLL_SECONDS)
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
 
+from benchmarks.bench import Bench
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
 
 
 def measure(bench: Bench) -> list[Line]:

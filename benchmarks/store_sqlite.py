@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
-from benchmarks.bench import CONNECTIONS
-from benchmarks.load import Plan
+from benchmarks.bench import CONNECTIONS, Bench
+from benchmarks.load import Load, Plan
 from benchmarks.raw_store import store_raw
 from benchmarks.requests import new_user_ids
-from benchmarks.rounds import median_rate, median_ratio, take_turns
+from benchmarks.rounds import Contestant, median_rate, median_ratio, take_turns
+from benchmarks.servers import Server
 from benchmarks.table import Line, Target
-
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
-    from benchmarks.load import Load
-    from benchmarks.rounds import Contestant
-    from benchmarks.servers import Server
 
 # more than a turn can store: a turn ends with its time
 _PER_SECOND = 8_000

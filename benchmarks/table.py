@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _HEADINGS = ("measured", "figure", "ratio", "to", "target", "met")
 _RIGHT_ALIGNED = frozenset({1, 2})

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.responses import JSONResponse
-from supabase import acreate_client
+from supabase import AsyncClient, acreate_client
 
 from benchmarks.load import LOOPBACK
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from supabase import AsyncClient
 
 
 def create_app() -> FastAPI:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from app.cli.failure import Wrong, settings_or_stop
-from app.cli.guarded import Guarded
+from app.cli.errors import UsageError, settings_or_stop
+from app.cli.group import Guarded
 from app.cli.rewrap import rewrap
 
 
@@ -16,8 +16,7 @@ from app.cli.rewrap import rewrap
 def migrate_to_kms(context: click.Context, /, **_options: object) -> None:
     """Insist on KMS, and go on as the command does."""
     if not settings_or_stop().use_kms:
-        message = "USE_KMS is not true, so tokens would not move to KMS. docs/key-rotation.md has the settings"
-        raise Wrong(message)
+        raise UsageError("USE_KMS is not true, so tokens would not move to KMS. docs/key-rotation.md has the settings")
     context.forward(rewrap)
 
 

@@ -6,28 +6,28 @@ import pytest
 import structlog
 
 # its assertions explain themselves like those of a test
-pytest.register_assert_rewrite("tests.token_table")
+pytest.register_assert_rewrite("tests.support.stores.token_table")
 
 pytest_plugins = [
-    "tests.stack.fixtures",
-    "tests.stack.kms_fixtures",
-    "tests.tokens.fixtures",
-    "tests.api.fixtures",
-    "tests.process.fixtures",
+    "tests.support.stack.fixtures",
+    "tests.support.stack.kms_fixtures",
+    "tests.support.stores.fixtures",
+    "tests.support.api.fixtures",
+    "tests.support.process.fixtures",
 ]
 
 # Files that take longest, longest first: begun last they would run alone, while the other processes have nothing left.
 _LONGEST = (
-    "tests/process/test_rewrap_kill.py",
-    "tests/process/test_key_rotation_runbook.py",
+    "tests/rewrap/test_kill.py",
+    "tests/documents/test_key_rotation_runbook.py",
     "tests/api/test_kms.py",
-    "tests/tokens/test_sweep.py",
-    "tests/canary/test_canary.py",
-    "tests/process/test_rewrap_command.py",
-    "tests/security/test_kms_failures.py",
-    "tests/fuzz/test_openapi_fuzz.py",
-    "tests/process/test_races.py",
-    "tests/process/test_rewrap_processes.py",
+    "tests/rewrap/test_sweep.py",
+    "tests/system/test_canary.py",
+    "tests/cli/test_rewrap.py",
+    "tests/security/kms/test_failures.py",
+    "tests/system/test_openapi_fuzz.py",
+    "tests/system/test_races.py",
+    "tests/rewrap/test_rewrap_processes.py",
     "tests/api/test_store_failures.py",
     "tests/failures/test_postgres.py",
     "tests/api/test_histories.py",

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from app.callers.service_key import Scope, ServiceKey
+from app.callers.service_keys import Scope, ServiceKey
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
 
@@ -27,18 +27,15 @@ class AuthenticatedCaller:
 
     def require_scope(self, scope: Scope) -> None:
         if scope not in self.key.scopes:
-            message = f"the service key lacks the scope {scope.value}"
-            raise Forbidden(message)
+            raise Forbidden(f"the service key lacks the scope {scope.value}")
 
     def require_provider(self, provider: str) -> None:
         if not self.key.may_use(provider):
-            message = "the service key is limited to other providers"
-            raise Forbidden(message)
+            raise Forbidden("the service key is limited to other providers")
 
     def require_every_provider(self) -> None:
         if self.key.providers is not None:
-            message = "the service key is limited to some providers, and this call concerns all"
-            raise Forbidden(message)
+            raise Forbidden("the service key is limited to some providers, and this call concerns all")
 
 
 class CallerWith(HTTPBearer):
@@ -63,8 +60,7 @@ class CallerWith(HTTPBearer):
         presented_keys = request.headers.getlist("authorization")
         scheme, _, presented = (presented_keys[0] if len(presented_keys) == 1 else "").partition(" ")
         if scheme.lower() != "bearer":
-            message = "a service key is needed: Authorization: Bearer ptv_…"
-            raise Unauthenticated(message)
+            raise Unauthenticated("a service key is needed: Authorization: Bearer ptv_…")
         key = request.state.service_keys.identify(presented)
         request.state.service = key.service
         request.state.key = key
@@ -86,8 +82,7 @@ def is_purpose(text: str) -> bool:
 def _purpose(request: Request) -> str | None:
     purpose = request.headers.get(PURPOSE_HEADER)
     if purpose is not None and not is_purpose(purpose):
-        message = f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}"
-        raise InvalidRequest(message, problems=((PURPOSE_HEADER.lower(), message),))
+        raise InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
     return purpose
 
 

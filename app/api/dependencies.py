@@ -9,7 +9,7 @@ from fastapi import Depends, Path, Request
 from starlette.datastructures import QueryParams
 
 from app.api.authentication import AuthenticatedCaller, CallerWith
-from app.callers.service_key import Scope
+from app.callers.service_keys import Scope
 from app.errors import InvalidRequest
 from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
@@ -68,8 +68,7 @@ def _only_known(request: Request) -> QueryParams:
     """Refuse a parameter that would be ignored: a misspelt service_type would delete another token."""
     parameters = request.query_params
     if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _PARAMETERS:
-        message = "the query holds an unknown or a repeated parameter"
-        raise InvalidRequest(message, problems=(("query", message),))
+        raise InvalidRequest.of_field("query", "the query holds an unknown or a repeated parameter")
     return parameters
 
 

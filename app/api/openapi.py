@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app import errors
 from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.problems import MEDIA_TYPE, STATUS, Problem
-from app.api.request_bodies import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from pydantic import BaseModel
-    from starlette.requests import Request
 
 _REF = "#/components/schemas/{model}"
 _REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, BatchGetRequest)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from fastapi import Request
 
 from app.api.authentication import PURPOSE_HEADER, is_purpose
-from app.tokens.events import Operation, TokenEvent
+from app.callers.service_keys import ServiceKey
+from app.errors import VaultError
+from app.tokens.events import Operation, TokenEvent, TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN, Caller, TokenId
-
-if TYPE_CHECKING:
-    from fastapi import Request
-
-    from app.callers.service_key import ServiceKey
-    from app.errors import VaultError
-    from app.tokens.events import TokenEvents
 
 # By the routes' names. What is not here touches no token.
 OPERATIONS: Final = {

@@ -7,20 +7,16 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
+from app.audit.chain_checkpoint import ChainCheckpoint, unnamed_chains
+from app.audit.keys import AuditKey
+from app.audit.log_files import LogFiles
 from app.audit.target import WriteError
-from app.audit.witness import Witness, unnamed_chains
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from app.audit.family import Family
-    from app.audit.keys import AuditKey
-
 
 LOOK_SECONDS: Final = 0.1
 # whoever may write in the directory could have put something in the draft's place
@@ -48,7 +44,7 @@ class FileTarget:
     """
 
     def __init__(
-        self, *, family: Family, chain: str, maximum_bytes: int, flushing: bool, system: FileCalls = SYSTEM_CALLS
+        self, *, family: LogFiles, chain: str, maximum_bytes: int, flushing: bool, system: FileCalls = SYSTEM_CALLS
     ) -> None:
         self._family = family
         self._chain = chain
@@ -61,7 +57,7 @@ class FileTarget:
         self._size = 0
         self._look_again_at = 0.0
 
-    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[Witness]:
+    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
         try:
             self._family.make_directory()
             # a first attempt that failed has maybe left a file of our own, which nobody holds

@@ -40,11 +40,9 @@ def decode_audit_key(text: str) -> bytes:
     try:
         secret = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        message = "must be base64"
-        raise ValueError(message) from None
+        raise ValueError("must be base64") from None
     if len(secret) < MINIMUM_KEY_BYTES:
-        message = f"has less than {MINIMUM_KEY_BYTES} bytes after decoding"
-        raise ValueError(message)
+        raise ValueError(f"has less than {MINIMUM_KEY_BYTES} bytes after decoding")
     return secret
 
 

@@ -15,14 +15,12 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from app.audit.keys import AuditKey
+from app.audit.keys import AuditKey
 
 START: Final = "start"
 EVENT: Final = "event"

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Sequence
 from importlib.metadata import version
 from json.encoder import encode_basestring_ascii as quoted
-from typing import TYPE_CHECKING
 
+from app.audit.chain_checkpoint import ChainCheckpoint
 from app.audit.lines import END, RESUMED, START, timestamp
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from app.audit.witness import Witness
-    from app.tokens.events import TokenEvent
+from app.tokens.events import TokenEvent
 
 
 def event_members(at: float, event: TokenEvent, omitted: int, *, late: bool = False) -> str:
@@ -35,7 +31,7 @@ def event_members(at: float, event: TokenEvent, omitted: int, *, late: bool = Fa
     )
 
 
-def start_members(at: float, *, key_name: str, sync: str, named: Sequence[Witness]) -> str:
+def start_members(at: float, *, key_name: str, sync: str, named: Sequence[ChainCheckpoint]) -> str:
     """Return who writes, and what the chains beside this one end with."""
     return _members(
         kind=START,

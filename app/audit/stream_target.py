@@ -5,17 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
+from app.audit.chain_checkpoint import ChainCheckpoint
+from app.audit.keys import AuditKey
 from app.audit.target import WriteError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from app.audit.keys import AuditKey
-    from app.audit.witness import Witness
 
 STANDARD_OUTPUT: Final = 1
 _ATOMIC_BYTES: Final = 4096  # PIPE_BUF of Linux: workers share the pipe, and no two such writes mix
@@ -30,7 +27,7 @@ class StreamTarget:
         self._descriptor: int | None = None
         self._torn = False
 
-    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[Witness]:  # noqa: ARG002  a stream cannot be read back
+    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:  # noqa: ARG002  a stream cannot be read back
         return []
 
     def append(self, lines: Sequence[bytes], *, durably: bool) -> None:

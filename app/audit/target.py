@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from app.audit.keys import AuditKey
-    from app.audit.witness import Witness
+from app.audit.chain_checkpoint import ChainCheckpoint
+from app.audit.keys import AuditKey
 
 
 class WriteError(Exception):
@@ -23,7 +21,7 @@ class WriteError(Exception):
 class AuditTarget(Protocol):
     """Takes lines of one chain, in one thread. Each method may block, and raises `WriteError`."""
 
-    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[Witness]:
+    def unnamed_chains(self, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
         """Return the last lines of those chains beside this one that a start should name."""
         ...
 

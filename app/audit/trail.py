@@ -6,22 +6,18 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 import structlog
 
-from app.audit.flood import FloodGate
-from app.audit.writer import FLUSH_SECONDS, RETRY_SECONDS, AuditWriter, Entries, Entry, Sync
+from app.audit.keys import AuditKey
+from app.audit.lines import Chain
+from app.audit.refusal_limiter import RefusalLimiter
+from app.audit.target import AuditTarget
+from app.audit.writer import FLUSH_SECONDS, RETRY_SECONDS, AuditCounters, AuditWriter, Entries, Entry, Sync
 from app.errors import AuditUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from app.audit.counters import AuditCounters
-    from app.audit.keys import AuditKey
-    from app.audit.lines import Chain
-    from app.audit.target import AuditTarget
-    from app.tokens.events import TokenEvent
+from app.tokens.events import TokenEvent
 
 BOUND_SECONDS: Final = 2.0
 MAXIMUM_WAITING: Final = 10_000
@@ -61,7 +57,7 @@ class AuditLog:
         )
         self._counters = counters
         self._bound_seconds = bound_seconds
-        self._flood = FloodGate()
+        self._flood = RefusalLimiter()
         self._gathering: Entries = []
         self._handed_over: deque[tuple[float, Entries]] = deque()  # with the time until which they may wait
         self._watching: asyncio.TimerHandle | None = None
@@ -74,7 +70,7 @@ class AuditLog:
         self._writer.start()
         await asyncio.to_thread(self._writer.opened.wait, self._bound_seconds)
 
-    def demand_open(self) -> None:
+    def require_open(self) -> None:
         if self._slow or self._closed or self._writer.failure is not None:
             self._writer.refused += 1
             raise _unavailable()

@@ -6,21 +6,15 @@ what lies outside of the given files is then not missed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from app.audit.family import chain_of_file, is_being_written
+from app.audit.chain_checkpoint import ChainCheckpoint, checkpoints_of
 from app.audit.findings import Finding, Place, Report
+from app.audit.keys import AuditKey
 from app.audit.lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
-from app.audit.opened import opened
-from app.audit.witness import witnesses_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
-
-    from app.audit.keys import AuditKey
-    from app.audit.witness import Witness
+from app.audit.log_files import chain_of_file, is_being_written, opened
 
 
 @dataclass(slots=True)
@@ -48,7 +42,7 @@ class Verifier:
         self._partial = partial
         self._report = Report()
         self._chains: dict[str, _Chain] = {}
-        self._witnesses: dict[str, list[tuple[Witness, str]]] = {}
+        self._witnesses: dict[str, list[tuple[ChainCheckpoint, str]]] = {}
 
     def verify(self, files: Iterable[Path]) -> Report:
         """Read all of it and report. Raises `OSError` where a file cannot be read."""
@@ -135,7 +129,7 @@ class Verifier:
         elif line.kind == END:
             chain.ended = True
         elif line.kind == START:
-            for witness in witnesses_of(line.members()):
+            for witness in checkpoints_of(line.members()):
                 self._witnesses.setdefault(witness.chain, []).append((witness, chain.id))
         if (line.kind == START) is not (line.seq == 1):
             self._find(chain, Finding("wrong_start", place, "a start is the first line of its chain, and only that"))
@@ -183,7 +177,7 @@ class Verifier:
             self._find(chain, Finding("no_end", place, words))
             self._note_torn(chain, "half a line")
 
-    def _compare(self, chain: _Chain, witness: Witness, by: str, place: Place) -> None:
+    def _compare(self, chain: _Chain, witness: ChainCheckpoint, by: str, place: Place) -> None:
         """Hold a chain's end against what another one saw of it."""
         saw = f"chain {by} saw it end with seq {witness.seq}"
         if witness.followed:

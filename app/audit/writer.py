@@ -1,28 +1,44 @@
-"""Group commit for the audit trail: what waits while one write is under way goes into the next one together."""
+"""Group commit for the audit trail."""
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal, Protocol
 
 import structlog
 
-from app.audit.late import LateEvents
+from app.audit.keys import AuditKey
+from app.audit.lines import Chain
 from app.audit.members import end_members, event_members, resumed_members, start_members
-from app.audit.target import WriteError
+from app.audit.retry_buffer import RetryBuffer
+from app.audit.target import AuditTarget, WriteError
+from app.tokens.events import TokenEvent
 
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Sequence
+# --- What the audit trail counts, for whoever exports it.
 
-    from app.audit.counters import AuditCounters
-    from app.audit.keys import AuditKey
-    from app.audit.lines import Chain
-    from app.audit.target import AuditTarget
-    from app.tokens.events import TokenEvent
+
+class AuditCounters(Protocol):
+    """Called from any thread, after the fact; never with anything of an event in its arguments."""
+
+    def audit_events(self, count: int) -> None:
+        """Count events that are kept."""
+        ...
+
+    def audit_failure(self, reason: str) -> None:
+        """Count a write that failed; `reason` is an errno's name, `slow`, or `full` where too many were waiting."""
+        ...
+
+    def audit_omitted(self) -> None:
+        """Count a refusal that was left out because its caller had too many of them at once."""
+        ...
+
+
+# --- Group commit for the audit trail: what waits while one write is under way goes into the next one together.
 
 Sync = Literal["always", "interval", "off"]
 
@@ -79,7 +95,7 @@ class AuditWriter:
         self._flush_seconds = flush_seconds
         self._retry_seconds = retry_seconds
         self._queue: queue.SimpleQueue[Entries | None] = queue.SimpleQueue()
-        self._late = LateEvents()
+        self._late = RetryBuffer()
         self._refused_told = 0
         self._flush_at: float | None = None
         self._retry_at = 0.0
@@ -126,7 +142,7 @@ class AuditWriter:
         groups: list[Entries] = []
         taken = 0
         try:
-            group = self._queue.get(timeout=self._patience_seconds())
+            group = self._queue.get(timeout=self._seconds_to_retry())
             while group is not None:
                 groups.append(group)
                 taken += len(group)
@@ -137,7 +153,7 @@ class AuditWriter:
             return groups, False
         return groups, True
 
-    def _patience_seconds(self) -> float | None:
+    def _seconds_to_retry(self) -> float | None:
         due = self._flush_at if self.failure is None else self._retry_at
         return None if due is None else max(0.0, due - time.monotonic())
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from app.callers.key_list import KeyListError, parse_key_list, render_key_list
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from app.callers.service_key import ServiceKey
+from app.callers.service_keys import KeyListError, ServiceKey, parse_key_list, render_key_list
 
 
 def read_key_file(path: Path) -> list[ServiceKey]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from app.cli.commands import Commands
+from app.cli.group import Commands
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -13,14 +13,13 @@ import click
 from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
-from app.audit.family import Family
 from app.audit.findings import Finding, Report
-from app.audit.reading import Kept, Reading, Wanted, read_events
+from app.audit.log_files import LogFiles
+from app.audit.reader import Kept, Reading, Wanted, read_events
 from app.audit.stream_target import is_stream
 from app.audit.verify import Verifier
-from app.cli.counts import counted
-from app.cli.failure import Wrong
-from app.cli.table import print_table
+from app.cli.errors import UsageError
+from app.cli.output import counted_noun, print_table
 from app.config.audit import AuditReaderSettings, wrong_names
 from app.config.settings import ENV_FILE
 from app.tokens.events import Operation
@@ -49,8 +48,7 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
     settings = _settings()
     keys = settings.keys()
     if not keys:
-        message = "AUDIT_KEY is needed: the one that the lines were signed with"
-        raise Wrong(message)
+        raise UsageError("AUDIT_KEY is needed: the one that the lines were signed with")
     files = file or _files_of(settings)
     try:
         report = Verifier(keys=keys, partial=partial).verify(files)
@@ -60,14 +58,16 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
         click.echo(_line("note", note))
     for finding in report.findings:
         click.echo(_line("FAIL", finding))
-    looked_at = _looked_at(report)
+    examined = _looked_at(report)
     if not report.chains:
-        click.echo(f"\nNot verified: there is no line of an audit trail in {counted(report.files, 'file')}.")
+        click.echo(f"\nNot verified: there is no line of an audit trail in {counted_noun(report.files, 'file')}.")
         sys.exit(NOT_WHOLE)
     if not report.is_whole:
-        click.echo(f"\nNot whole: {counted(len(report.findings), 'finding')}; {looked_at}. What to do: docs/audit.md")
+        click.echo(
+            f"\nNot whole: {counted_noun(len(report.findings), 'finding')}; {examined}. What to do: docs/audit.md"
+        )
         sys.exit(NOT_WHOLE)
-    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {looked_at}.")
+    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {examined}.")
 
 
 @audit.command()
@@ -147,37 +147,33 @@ def _settings() -> AuditReaderSettings:
     try:
         return AuditReaderSettings()
     except ValidationError as error:
-        raise Wrong(wrong_names(error)) from None
+        raise UsageError(wrong_names(error)) from None
     except SettingsSourceError:
-        message = "a setting could not be parsed"
-        raise Wrong(message) from None
+        raise UsageError("a setting could not be parsed") from None
     except (OSError, UnicodeDecodeError):
-        message = f"{ENV_FILE} cannot be read as UTF-8 text"
-        raise Wrong(message) from None
+        raise UsageError(f"{ENV_FILE} cannot be read as UTF-8 text") from None
 
 
 def _files_of(settings: AuditReaderSettings) -> list[Path]:
     if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
-        message = "name the files: AUDIT_LOG names none"
-        raise Wrong(message)
-    family = Family(Path(settings.audit_log))
+        raise UsageError("name the files: AUDIT_LOG names none")
+    family = LogFiles(Path(settings.audit_log))
     try:
         files = family.files()
     except OSError as error:
         raise _unreadable(error) from None
     if not files:
-        message = f"there is no file of {settings.audit_log} yet"
-        raise Wrong(message)
+        raise UsageError(f"there is no file of {settings.audit_log} yet")
     return files
 
 
-def _unreadable(error: OSError) -> Wrong:
-    return Wrong(f"{error.filename or 'the record'} cannot be read: {error.strerror}")
+def _unreadable(error: OSError) -> UsageError:
+    return UsageError(f"{error.filename or 'the record'} cannot be read: {error.strerror}")
 
 
 def _looked_at(report: Report) -> str:
     events, chains, files = (
-        counted(count, noun)
+        counted_noun(count, noun)
         for count, noun in ((report.events, "event"), (report.chains, "chain"), (report.files, "file"))
     )
     words = f"{events} in {chains} and {files}"
@@ -202,8 +198,7 @@ def _time(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):  # no time, or before the year 1
-        message = "--since must be a time like 2026-11-24T18:00:00Z, or how long ago, like 24h"
-        raise Wrong(message) from None
+        raise UsageError("--since must be a time like 2026-11-24T18:00:00Z, or how long ago, like 24h") from None
 
 
 def _row(event: dict[str, Any]) -> tuple[str, ...]:

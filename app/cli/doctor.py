@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from app.audit.family import Family, demand_writable
+from app.audit.log_files import LogFiles, require_writable
 from app.audit.stream_target import is_stream
-from app.cli.failure import settings_or_stop
+from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
 from app.config.audit import derived
 from app.config.settings import ENV_FILE, Settings, SettingsError
@@ -21,10 +21,8 @@ from app.errors import VaultError
 from app.observability.logging import configure_command_logging
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+Finding = tuple[str, str, str]
 
-    Finding = tuple[str, str, str]
 
 OK, WARNING, FAILURE = "ok", "warn", "FAIL"
 _TABLE_MISSING = "Run migrations/ on the database if the table or its columns are missing."
@@ -137,7 +135,7 @@ def audit_findings(settings: Settings, audit_log: str) -> Iterator[Finding]:
         yield OK, "audit", f"{directory} does not exist yet; the first start creates it"
         return
     try:
-        demand_writable(Family(Path(audit_log)))
+        require_writable(LogFiles(Path(audit_log)))
     except OSError as error:
         yield FAILURE, "audit", f"AUDIT_LOG: {directory} cannot be written: {error.strerror}"
         return

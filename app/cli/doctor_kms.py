@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from app.cli.doctor import Finding
 from app.config.aws import is_stand_in, open_kms_client, open_sts_client
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied
-from app.security.aws_errors import AWS_ERRORS, EXPIRED_AT_ONCE, NOT_AWS, error_name
-from app.security.kms_setup import (
+from app.security.kms.errors import AWS_ERRORS, EXPIRED_AT_ONCE, NOT_AWS, error_name
+from app.security.kms.setup import (
     ENCRYPTION_CONTEXT_SERVICE,
     remedy_for,
     state_in_words,
     wraps_data_keys,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from app.cli.doctor import Finding
 
 Answer: TypeAlias = "dict[str, Any] | str"
 """What KMS answers, or the name of the error."""

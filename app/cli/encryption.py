@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.counts import counted
-from app.cli.failure import Wrong, settings_or_stop
-from app.cli.master_keys import state_of, unneeded_versions
+from app.cli.errors import UsageError, settings_or_stop
+from app.cli.keys import state_of, unneeded_versions
+from app.cli.output import counted_noun, print_table
 from app.cli.store import opened_store
-from app.cli.table import print_table
 from app.composition import Encryption, build_encryption
 from app.config.settings import Settings, SettingsError
 from app.errors import EncryptionError
 from app.observability.logging import configure_command_logging
-from app.tokens.census import Census
-from app.tokens.token_cipher import TokenCipher
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from app.tokens.census import CensusLine
+from app.tokens.census import Census, CensusRow
+from app.tokens.cipher import TokenCipher
 
 
 @click.group()
@@ -55,7 +49,7 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
     try:
         built = build_encryption(settings)
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
     with closing(built):
         found = asyncio.run(_status(settings, built))
     if as_json:
@@ -107,16 +101,16 @@ def _print(found: Status) -> None:
     if census.versions:
         click.echo("")
         print_table([("MASTER KEY", "TOKENS", "KEY", "REFUSED BY"), *_version_rows(found)], right=[1])
-    click.echo(f"\nALLOW_LEGACY_FORMATS=false would refuse {counted(census.legacy, 'token')}.")
+    click.echo(f"\nALLOW_LEGACY_FORMATS=false would refuse {counted_noun(census.legacy, 'token')}.")
     for advice in _advice(found):
         click.echo(f"  - {advice}")
 
 
-def _name(line: CensusLine) -> str:
+def _name(line: CensusRow) -> str:
     return line.scheme or f"none; looks like {' and '.join(line.materials) or 'nothing'}"
 
 
-def _state(line: CensusLine, primary_scheme: str | None) -> str:
+def _state(line: CensusRow, primary_scheme: str | None) -> str:
     if primary_scheme is None:
         return ""
     return "current" if line.scheme == primary_scheme else "due"
@@ -135,7 +129,7 @@ def _advice(found: Status) -> Iterator[str]:
     if missing:
         yield f"Give back the master keys of version {', '.join(missing)}: without them tokens cannot be read."
     if census.unknown:
-        unknown = counted(census.unknown, "token")
+        unknown = counted_noun(census.unknown, "token")
         yield f"Of no known format: {unknown}. `token-vault rewrap --dry-run` names what it cannot read."
     if census.due:
         yield "`token-vault rewrap` moves what is due."

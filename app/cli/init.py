@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from app.callers.key_file import add_key
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
-from app.cli.failure import Wrong, settings_or_stop
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
+from app.cli.errors import UsageError, settings_or_stop
 from app.config.settings import ENV_FILE, Settings
 from app.security.keyring import new_key_text
 
@@ -56,11 +56,10 @@ def init() -> None:
 
 def _write_env() -> None:
     if _DATABASE.exists() and "TOKEN_ENCRYPTION_KEY" not in os.environ:
-        message = (
+        raise UsageError(
             f"{_DATABASE} holds tokens, but {ENV_FILE} with their master key is gone. Put it back: a fresh key would "
             f"not open them. Without it, move {_DATABASE} away to start empty."
         )
-        raise Wrong(message)
     text = _ENV.format(
         database=_DATABASE,
         master_key=new_key_text(),
@@ -79,8 +78,7 @@ def _write_env() -> None:
         draft.unlink()
     except OSError as error:
         draft.unlink(missing_ok=True)
-        message = f"{ENV_FILE} cannot be written: {error.strerror}"
-        raise Wrong(message) from None
+        raise UsageError(f"{ENV_FILE} cannot be written: {error.strerror}") from None
     click.echo(f"Created {ENV_FILE} with a fresh master key. Keep a copy: without that key no token opens again.")
 
 
@@ -89,8 +87,7 @@ def _write_service_keys(settings: Settings, path: Path) -> None:
     try:
         add_key(path, ServiceKey(service="development", sha256=hash_key(key), scopes=frozenset(Scope)))
     except OSError as error:
-        message = f"{path} cannot be written: {error.strerror}"
-        raise Wrong(message) from None
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     url = f"http://{settings.host}:{settings.port}/v1/users/{_EXAMPLE_USER}/tokens/canvas"
     click.echo(f"Created {path} with a service key for development. It is shown only this once:\n")
     click.echo(f"    {key}\n")

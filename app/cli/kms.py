@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
 
 import click
 
-from app.cli.failure import Wrong
+from app.cli.errors import UsageError
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied
-from app.observability.checks import PROBE_SECONDS
-from app.security.kms_cost import (
+from app.observability.readiness import PROBE_SECONDS
+from app.security.kms.cost import (
     DOLLARS_PER_10_000_REQUESTS,
     DOLLARS_PER_KEY,
     FREE_REQUESTS,
@@ -21,9 +20,7 @@ from app.security.kms_cost import (
     price_of,
     requests_of_checks,
 )
-
-if TYPE_CHECKING:
-    from app.security.kms_setup import Step
+from app.security.kms.setup import Step
 
 _ALIAS = re.compile(r"alias/(?!aws/)[A-Za-z0-9/_-]{1,250}")
 _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=,.@_/-]{1,576}")
@@ -55,13 +52,13 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
     used. AWS_REGION and AWS_ENDPOINT_URL_KMS count, from the environment or .env. Safe to run again.
     """
     from app.config.aws import open_kms_admin_client  # noqa: PLC0415  boto3 takes a while to import
-    from app.security.kms_setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  it imports boto3 too
+    from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  it imports boto3 too
 
-    _demand_names(alias, role_arn)
+    _require_names(alias, role_arn)
     try:
         client = open_kms_admin_client(region=region)
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
     work = KmsSetup(client=client, alias=alias, role_arn=role_arn, dry_run=dry_run)
     try:
         for step in work.steps():
@@ -74,13 +71,15 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
     click.echo(f"\nFor .env:\n\nUSE_KMS=true\nKMS_KEY_ID={key_arn}\nAWS_REGION={client.meta.region_name}")
 
 
-def _demand_names(alias: str, role_arn: str | None) -> None:
+def _require_names(alias: str, role_arn: str | None) -> None:
     if not _ALIAS.fullmatch(alias):
-        message = "--alias takes alias/ and a name of letters, digits, /, _ and -, which is not AWS's own alias/aws/"
-        raise Wrong(message)
+        raise UsageError(
+            "--alias takes alias/ and a name of letters, digits, /, _ and -, which is not AWS's own alias/aws/"
+        )
     if role_arn is not None and not _PRINCIPAL.fullmatch(role_arn):
-        message = "--role-arn takes the ARN of a role, like arn:aws:iam::123456789012:role/token-vault (or of a user)"
-        raise Wrong(message)
+        raise UsageError(
+            "--role-arn takes the ARN of a role, like arn:aws:iam::123456789012:role/token-vault (or of a user)"
+        )
 
 
 def _print_step(step: Step, *, dry_run: bool) -> None:

@@ -6,33 +6,30 @@ import asyncio
 import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
-from app.cli.failure import Wrong, settings_or_stop
+from app.cli.errors import UsageError, settings_or_stop
+from app.cli.rewrap_progress import TICK_SECONDS, SweepProgress, print_summary
 from app.cli.store import opened_store
-from app.cli.sweep_progress import TICK_SECONDS, SweepProgress, print_summary
 from app.composition import build_encryption, open_audit
 from app.config.settings import Settings, SettingsError
 from app.errors import InternalError, VaultError
 from app.observability.logging import configure_command_logging
 from app.reseal_process import COMMAND, first_line
-from app.server.environment import open_variables
+from app.rewrap.report import SweepReport
+from app.rewrap.resealer import Resealer
+from app.rewrap.resealing_here import ResealerHere
+from app.rewrap.resealing_processes import ResealerProcesses
+from app.rewrap.sweep import Sweep, SweepPlan
+from app.security.service import EncryptionService
+from app.server.workers import open_variables
+from app.tokens.cipher import TokenCipher
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN
-from app.tokens.reencryption import Sweep, SweepPlan
-from app.tokens.resealing_here import ResealerHere
-from app.tokens.resealing_processes import ResealerProcesses
-from app.tokens.sweep_report import SweepReport
-from app.tokens.token_cipher import TokenCipher
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from app.security.encryption import EncryptionService
-    from app.tokens.resealer import Resealer
 
 NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
 MAXIMUM_PROCESSES: Final = 16  # the pages that are under way at once have no work for more
@@ -74,8 +71,7 @@ def rewrap(  # noqa: PLR0917  click gives each by its name
     something cannot be read, 2 it could not finish, or a setting is wrong.
     """
     if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
-        message = f"--provider must match {SLUG_PATTERN}"
-        raise Wrong(message)
+        raise UsageError(f"--provider must match {SLUG_PATTERN}")
     settings = settings_or_stop()
     configure_command_logging()  # the lines below say it all
     plan = SweepPlan(
@@ -84,7 +80,7 @@ def rewrap(  # noqa: PLR0917  click gives each by its name
     try:
         encryption = build_encryption(settings)
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
     with closing(encryption):
         report, reason = asyncio.run(_sweep(settings, encryption.service, plan, processes))
     print_summary(report, plan)
@@ -112,7 +108,7 @@ async def _sweep(
             except VaultError as error:  # no waiting would help
                 reason = f"{error.code}: {error.detail}; see `token-vault doctor`"
                 if progress.report is None:
-                    raise Wrong(reason) from None
+                    raise UsageError(reason) from None
                 return progress.report, reason
     return report, report.stopped
 
@@ -134,10 +130,9 @@ async def _resealing(settings: Settings, cipher: TokenCipher, processes: int) ->
         try:
             await stack.enter_async_context(several)
         except OSError as error:
-            message = f"the system does not start {processes} processes: {error.strerror}"
-            raise Wrong(message) from None
+            raise UsageError(f"the system does not start {processes} processes: {error.strerror}") from None
         except InternalError as error:
-            raise Wrong(error.detail) from None
+            raise UsageError(error.detail) from None
         yield several
 
 

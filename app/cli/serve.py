@@ -6,36 +6,34 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 import structlog
 import uvicorn
 
-from app.audit.family import Family, demand_writable
+from app.audit.log_files import LogFiles, require_writable
 from app.audit.stream_target import is_stream
-from app.cli.failure import Wrong, settings_or_stop
-from app.composition import build_encryption, build_service_key_directory, demand_tracing
-from app.config.authorities import believing_context
+from app.cli.errors import UsageError, settings_or_stop
+from app.composition import build_encryption, build_service_key_directory, require_tracing
+from app.config.certificate_authorities import believing_context
 from app.config.listening import is_host
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
-from app.server.bounded_http import BoundedHttp
-from app.server.process import allow_open_files, warn_about_root
-from app.server.supervised import supervise
+from app.server.hardening import allow_open_files, warn_about_root
+from app.server.http_limits import LimitedHttp
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
-from app.tokens.sqlite_file import prepare_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from app.server.workers import supervise
+from app.stores.sqlite.database import prepare_database
 
 GRACEFUL_SHUTDOWN_SECONDS = 25
-KEEP_ALIVE_SECONDS = int(BoundedHttp.limits.idle_seconds)
+KEEP_ALIVE_SECONDS = int(LimitedHttp.limits.idle_seconds)
 _FILE = click.Path(path_type=Path)
 _log = structlog.get_logger()
 
@@ -60,18 +58,17 @@ def serve(
 ) -> None:
     """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
     if host and not is_host(host):
-        message = "--host is neither an address nor a host's name"
-        raise Wrong(message)
+        raise UsageError("--host is neither an address nor a host's name")
     settings = settings_or_stop()
     tls = _tls(
         tls_cert or settings.tls_cert_file,
         tls_key or settings.tls_key_file,
         tls_client_ca or settings.tls_client_ca_file,
     )
-    expires_at = None if tls is None else _demand_tls(tls)
-    _demand_collaborators(settings)
-    _demand_store(settings)
-    _demand_audit(settings)
+    expires_at = None if tls is None else _require_tls(tls)
+    _require_collaborators(settings)
+    _require_store(settings)
+    _require_audit(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     _warn_about(expires_at)
     warn_about_root()
@@ -81,9 +78,9 @@ def serve(
         with _metrics_folder(shared=settings.metrics and workers > 1):
             run = supervise if workers > 1 else uvicorn.run
             run(
-                "app.server.worker:create_hardened_app",
+                "app.main:create_hardened_app",
                 factory=True,
-                http="app.server.bounded_http:BoundedHttp",
+                http="app.server.http_limits:LimitedHttp",
                 loop="app.server.loop:ServingLoop",
                 host=host or settings.host,
                 port=settings.port if port is None else port,
@@ -117,8 +114,9 @@ def _metrics_folder(*, shared: bool) -> Iterator[None]:
     try:
         folder = TemporaryDirectory(prefix="token-vault-metrics-", ignore_cleanup_errors=True)
     except OSError:
-        message = "METRICS: no temporary folder for the workers' metrics can be made; set TMPDIR, or METRICS=false"
-        raise Wrong(message) from None
+        raise UsageError(
+            "METRICS: no temporary folder for the workers' metrics can be made; set TMPDIR, or METRICS=false"
+        ) from None
     with folder as name:
         os.environ[METRICS_FOLDER] = name
         yield
@@ -134,16 +132,17 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
         return Tls(certificate=certificate, key=key, client_ca=client_ca)
     if certificate is None and key is None and client_ca is None:
         return None
-    message = "TLS needs both a certificate and its key: --tls-cert and --tls-key, or TLS_CERT_FILE and TLS_KEY_FILE"
-    raise Wrong(message)
+    raise UsageError(
+        "TLS needs both a certificate and its key: --tls-cert and --tls-key, or TLS_CERT_FILE and TLS_KEY_FILE"
+    )
 
 
-def _demand_tls(tls: Tls) -> datetime:
+def _require_tls(tls: Tls) -> datetime:
     """Stop with one line where a file is wrong: without TLS the keys of all services would cross the network."""
     try:
         return tls.check()
     except TlsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def _warn_about(expires_at: datetime | None) -> None:
@@ -151,7 +150,7 @@ def _warn_about(expires_at: datetime | None) -> None:
         _log.warning("tls_certificate_expires", expires_at=expires_at.isoformat())
 
 
-def _demand_collaborators(settings: Settings) -> None:
+def _require_collaborators(settings: Settings) -> None:
     """Stop with one line where SERVICE_KEYS or an AWS setting is broken, or an extra is missing.
 
     A broken file of service keys may be mended while we run.
@@ -160,12 +159,12 @@ def _demand_collaborators(settings: Settings) -> None:
         build_service_key_directory(settings)
         build_encryption(settings).close()
         if settings.otel_traces:
-            demand_tracing()
+            require_tracing()
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
-def _demand_store(settings: Settings) -> None:
+def _require_store(settings: Settings) -> None:
     """Stop with one line where the store cannot work as it is set; a remote one may still come up later."""
     try:
         if settings.token_store == "sqlite":  # noqa: S105  a store's name
@@ -173,20 +172,18 @@ def _demand_store(settings: Settings) -> None:
         else:
             believing_context()
     except StoreError as error:
-        message = f"SQLITE_PATH: {error.detail}"
-        raise Wrong(message) from None
+        raise UsageError(f"SQLITE_PATH: {error.detail}") from None
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
-def _demand_audit(settings: Settings) -> None:
+def _require_audit(settings: Settings) -> None:
     """Stop with one line where nothing can be audited because of a setting; a full disk may be mended while we run."""
     if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
         return
     try:
-        demand_writable(Family(Path(settings.audit_log)))
+        require_writable(LogFiles(Path(settings.audit_log)))
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             return
-        message = f"AUDIT_LOG: {Path(settings.audit_log).parent} cannot be written: {error.strerror}"
-        raise Wrong(message) from None
+        raise UsageError(f"AUDIT_LOG: {Path(settings.audit_log).parent} cannot be written: {error.strerror}") from None

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from app.callers.key_file import add_key, read_key_file, revoke_keys
-from app.callers.key_list import KeyListError, parse_key_list
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
-from app.cli.failure import Wrong, settings_or_stop
+from app.callers.service_keys import KeyListError, Scope, ServiceKey, generate_key, hash_key, parse_key_list
+from app.cli.errors import UsageError, settings_or_stop
 from app.tokens.models import SLUG_PATTERN
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
@@ -43,12 +39,10 @@ def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], ex
     """Make a key, add its hash to the file, and print the key once."""
     path = _key_file()
     if not _SERVICE.fullmatch(service):
-        message = "--service takes letters, digits, dot, dash and underscore, 64 at most"
-        raise Wrong(message)
+        raise UsageError("--service takes letters, digits, dot, dash and underscore, 64 at most")
     for provider in providers:
         if not re.fullmatch(SLUG_PATTERN, provider):
-            message = f"--provider must match {SLUG_PATTERN}"
-            raise Wrong(message)
+            raise UsageError(f"--provider must match {SLUG_PATTERN}")
     key = generate_key()
     entry = ServiceKey(
         service=service,
@@ -74,8 +68,7 @@ def list_keys() -> None:
         try:
             keys += parse_key_list(settings.service_keys.get_secret_value())
         except KeyListError as error:
-            message = f"SERVICE_KEYS: {error}"
-            raise Wrong(message) from None
+            raise UsageError(f"SERVICE_KEYS: {error}") from None
     if not keys:
         click.echo("No service keys: every /v1 call is answered with 401.")
         return
@@ -92,15 +85,12 @@ def list_keys() -> None:
 def revoke(fingerprint: str | None, service: str | None) -> None:
     """Remove the key with this FINGERPRINT, as `list` shows it, from the file. Running replicas follow in seconds."""
     if (fingerprint is None) == (service is None):
-        message = "give a fingerprint or --service, one of the two"
-        raise Wrong(message)
+        raise UsageError("give a fingerprint or --service, one of the two")
     if fingerprint is not None and not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_PREFIX},64}}", fingerprint):
-        message = f"a fingerprint is {_SHORTEST_PREFIX} or more lower-case hex digits"
-        raise Wrong(message)
+        raise UsageError(f"a fingerprint is {_SHORTEST_PREFIX} or more lower-case hex digits")
     path = _key_file()
     if fingerprint is not None and len({k.sha256 for k in _read(path) if k.sha256.startswith(fingerprint)}) > 1:
-        message = "several keys have this fingerprint; give more of their digits"
-        raise Wrong(message)
+        raise UsageError("several keys have this fingerprint; give more of their digits")
 
     def doomed(key: ServiceKey) -> bool:
         return key.service == service if fingerprint is None else key.sha256.startswith(fingerprint)
@@ -110,8 +100,7 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
     if not removed:
-        message = f"no such key in {path}; nothing was changed"
-        raise click.ClickException(message)
+        raise click.ClickException(f"no such key in {path}; nothing was changed")
     for key in removed:
         click.echo(f"Revoked {key.fingerprint} of {key.service}.")
 
@@ -119,8 +108,7 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
 def _key_file() -> Path:
     path = settings_or_stop().service_keys_file
     if path is None:
-        message = "SERVICE_KEYS_FILE is not set, so there is no file to keep keys in"
-        raise Wrong(message)
+        raise UsageError("SERVICE_KEYS_FILE is not set, so there is no file to keep keys in")
     return path
 
 
@@ -131,9 +119,9 @@ def _read(path: Path) -> list[ServiceKey]:
         raise _unusable(path, error) from None
 
 
-def _unusable(path: Path, error: Exception) -> Wrong:
+def _unusable(path: Path, error: Exception) -> UsageError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return Wrong(f"{path} cannot be used: {reason}; nothing was changed")
+    return UsageError(f"{path} cannot be used: {reason}; nothing was changed")
 
 
 def _describe(key: ServiceKey) -> tuple[str, str, str, str, str, str]:
@@ -157,9 +145,7 @@ def _expiry(text: str) -> datetime:
     except (ValueError, OverflowError):
         moment = None
     if moment is None:
-        message = "--expires takes days like 90d, or a time with an offset like 2027-03-01T00:00:00Z"
-        raise Wrong(message)
+        raise UsageError("--expires takes days like 90d, or a time with an offset like 2027-03-01T00:00:00Z")
     if moment <= datetime.now(UTC):
-        message = "--expires lies in the past"
-        raise Wrong(message)
+        raise UsageError("--expires lies in the past")
     return moment

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
-from app.cli.failure import Wrong
+from app.cli.errors import UsageError
 from app.composition import open_repository
+from app.config.settings import Settings
 from app.config.source import SettingsError
 from app.errors import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from app.config.settings import Settings
-    from app.tokens.repository import TokenRepository
+from app.tokens.repository import TokenRepository
 
 
 @asynccontextmanager
@@ -25,8 +21,7 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
     under an old key, and that would look like a proof.
     """
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
-        message = f"SQLITE_PATH: {settings.sqlite_path} does not exist, so there is nothing to look at"
-        raise Wrong(message)
+        raise UsageError(f"SQLITE_PATH: {settings.sqlite_path} does not exist, so there is nothing to look at")
     try:
         tokens = await open_repository(settings)
         try:
@@ -34,7 +29,6 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
         finally:
             await tokens.close()
     except StoreError as error:
-        message = f"{error.code}: {error.detail}; see `token-vault doctor`"
-        raise Wrong(message) from None
+        raise UsageError(f"{error.code}: {error.detail}; see `token-vault doctor`") from None
     except SettingsError as error:
-        raise Wrong(str(error)) from None
+        raise UsageError(str(error)) from None

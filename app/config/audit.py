@@ -17,8 +17,9 @@ def _decodes(key: SecretStr) -> SecretStr:
     try:
         decode_audit_key(key.get_secret_value())
     except ValueError as error:
-        kind, message = "audit_key", f"{error}; it is 32 random bytes in base64, as `token-vault keys generate` prints"
-        raise PydanticCustomError(kind, message) from None
+        raise PydanticCustomError(
+            "audit_key", f"{error}; it is 32 random bytes in base64, as `token-vault keys generate` prints"
+        ) from None
     return key
 
 
@@ -27,8 +28,7 @@ def _list_of_keys(value: object) -> object:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            kind, message = "audit_keys", "must be a JSON list of keys"
-            raise PydanticCustomError(kind, message) from None
+            raise PydanticCustomError("audit_keys", "must be a JSON list of keys") from None
     return value
 
 

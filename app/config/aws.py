@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3
@@ -13,13 +13,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from pydantic_settings import BaseSettings
 
+from app.config.settings import Settings
 from app.config.source import ENV_FILE, FROM_ENVIRONMENT, SettingsError
-from app.security.aws_errors import AWS_ERRORS, error_name
-from app.security.kms_client import CONCURRENT_REQUESTS
-from app.security.kms_errors import concerns_credentials, meaning_of
-
-if TYPE_CHECKING:
-    from app.config.settings import Settings
+from app.security.kms.client import CONCURRENT_REQUESTS
+from app.security.kms.errors import AWS_ERRORS, concerns_credentials, error_name, meaning_of
 
 CONNECT_SECONDS: Final = 1
 READ_SECONDS: Final = 2
@@ -37,7 +34,7 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
     be there and are not: boto3 looks for some of them here already, and they may come later.
 
     Keys from the settings are used where they are set; otherwise boto3's own chain finds a profile, a web identity or
-    an instance role. Retries are off: `app.security.kms_client` knows which errors deserve one.
+    an instance role. Retries are off: `app.security.kms.client` knows which errors deserve one.
     """
     for name in _THEY_LOG_WHAT_THEY_RECEIVE:  # in a script that logs everything, data keys in the clear
         logging.getLogger(name).setLevel(logging.INFO)
@@ -51,8 +48,7 @@ def open_kms_client(settings: Settings) -> Any:  # noqa: ANN401  boto3's clients
     except AWS_ERRORS as error:
         if concerns_credentials(error):
             raise meaning_of(error) from None
-        message = f"the AWS settings do not make a KMS client: {error_name(error)}"
-        raise SettingsError(message) from None
+        raise SettingsError(f"the AWS settings do not make a KMS client: {error_name(error)}") from None
 
 
 def open_sts_client(settings: Settings) -> Any:  # noqa: ANN401  boto3 has no static types
@@ -79,13 +75,11 @@ def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401  boto3 
     try:
         place = _Place()
     except (OSError, UnicodeDecodeError):
-        message = f"{ENV_FILE} cannot be read as UTF-8 text"
-        raise SettingsError(message) from None
+        raise SettingsError(f"{ENV_FILE} cannot be read as UTF-8 text") from None
     try:
         region = region or place.aws_region or boto3.Session().region_name
         if region is None:
-            message = "no Region: give --region, or set AWS_REGION"
-            raise SettingsError(message)
+            raise SettingsError("no Region: give --region, or set AWS_REGION")
         return boto3.Session(region_name=region).client(
             "kms",
             endpoint_url=place.aws_endpoint_url_kms,
@@ -96,8 +90,9 @@ def open_kms_admin_client(*, region: str | None) -> Any:  # noqa: ANN401  boto3 
             ),
         )
     except (BotoCoreError, ValueError) as error:
-        message = f"no KMS client: {type(error).__name__}; check --region or AWS_REGION, and AWS_ENDPOINT_URL_KMS"
-        raise SettingsError(message) from None
+        raise SettingsError(
+            f"no KMS client: {type(error).__name__}; check --region or AWS_REGION, and AWS_ENDPOINT_URL_KMS"
+        ) from None
 
 
 class _Place(BaseSettings):
@@ -119,8 +114,7 @@ def _session(settings: Settings) -> boto3.Session:
         }
     region = settings.aws_region or boto3.Session().region_name or _region_of(settings.kms_key_id or "")
     if region is None:
-        message = "AWS_REGION is needed: neither it, nor a profile, nor KMS_KEY_ID names a Region"
-        raise SettingsError(message)
+        raise SettingsError("AWS_REGION is needed: neither it, nor a profile, nor KMS_KEY_ID names a Region")
     botocore_session = botocore.session.Session()
     # for every client of the session, so also for the one that botocore makes to ask STS for a role
     botocore_session.set_default_client_config(

@@ -27,19 +27,16 @@ class ListeningSettings(BaseSettings):
     @classmethod
     def _can_be_looked_up(cls, value: str) -> str:
         if not is_host(value):
-            kind, message = "host", "is neither an address nor a host's name"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError("host", "is neither an address nor a host's name")
         return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         kind = "inconsistent"
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            message = "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError(kind, "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
-            message = "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError(kind, "TLS_CERT_FILE is needed because TLS_CLIENT_CA_FILE is set")
         return self
 
 

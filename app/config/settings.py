@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -21,9 +22,6 @@ from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.config.listening import ListeningSettings
 from app.config.source import ENV_FILE, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["ENV_FILE", "METRICS_FOLDER", "Settings", "SettingsError", "load_settings", "metrics_folder"]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, when it is imported
@@ -92,11 +90,11 @@ class Settings(ListeningSettings):
         if value is None:
             return None
         if not value.startswith(("https://", "http://")):
-            kind, message = "url", "must start with https:// (or http:// for a local stand-in)"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError("url", "must start with https:// (or http:// for a local stand-in)")
         if not _names_a_host(value):
-            kind, message = "url", "must be a URL with a host and nothing behind it, like https://abcdefgh.supabase.co"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError(
+                "url", "must be a URL with a host and nothing behind it, like https://abcdefgh.supabase.co"
+            )
         return value.rstrip("/")
 
     @field_validator("supabase_service_key")
@@ -104,15 +102,14 @@ class Settings(ListeningSettings):
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         text = "" if value is None else value.get_secret_value()
         if not (text.isascii() and text.isprintable() and " " not in text):
-            kind, message = "header", "holds a character that no key has, such as a space or a line break"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError("header", "holds a character that no key has, such as a space or a line break")
         return value
 
     @field_validator("token_encryption_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _demand_length(value)
+            _require_length(value)
         return value
 
     @field_validator("token_encryption_previous_keys", mode="before")
@@ -123,11 +120,11 @@ class Settings(ListeningSettings):
             try:
                 value = json.loads(value, object_pairs_hook=_refuse_duplicates)
             except (ValueError, RecursionError):
-                message = 'must be a JSON object of key version to key, like {"1": "…"}, each version once'
-                raise PydanticCustomError(kind, message) from None
+                raise PydanticCustomError(
+                    kind, 'must be a JSON object of key version to key, like {"1": "…"}, each version once'
+                ) from None
             if isinstance(value, dict) and not all(_VERSION.fullmatch(version) for version in value):
-                message = "must have key versions like 1 or 2 as its names"
-                raise PydanticCustomError(kind, message)
+                raise PydanticCustomError(kind, "must have key versions like 1 or 2 as its names")
         return value
 
     @field_validator("kms_previous_key_ids", mode="before")
@@ -137,18 +134,18 @@ class Settings(ListeningSettings):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
-                kind, message = "previous_key_ids", "must be a JSON list of key ids, ARNs or aliases"
-                raise PydanticCustomError(kind, message) from None
+                raise PydanticCustomError(
+                    "previous_key_ids", "must be a JSON list of key ids, ARNs or aliases"
+                ) from None
         if isinstance(value, list) and not all(value):
-            kind, message = "previous_key_ids", "holds an empty name"
-            raise PydanticCustomError(kind, message)
+            raise PydanticCustomError("previous_key_ids", "holds an empty name")
         return value
 
     @field_validator("token_encryption_previous_keys")
     @classmethod
     def _each_long_enough(cls, value: dict[int, SecretStr]) -> dict[int, SecretStr]:
         for key in value.values():
-            _demand_length(key)
+            _require_length(key)
         return value
 
     @model_validator(mode="after")
@@ -255,10 +252,9 @@ def _crosses_a_network(url: str) -> bool:
     return url.startswith("http://") and urlsplit(url).hostname not in {"127.0.0.1", "::1", "localhost"}
 
 
-def _demand_length(key: SecretStr) -> None:
+def _require_length(key: SecretStr) -> None:
     if len(_decode(key)) < MINIMUM_KEY_BYTES:
-        kind, message = "key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding"
-        raise PydanticCustomError(kind, message)
+        raise PydanticCustomError("key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -32,11 +32,9 @@ def loaded(kind: type[S]) -> S:
     except ValidationError as error:
         raise SettingsError("; ".join(_describe(problem) for problem in error.errors(include_input=False))) from None
     except SettingsSourceError:
-        message = "a setting could not be parsed"
-        raise SettingsError(message) from None
+        raise SettingsError("a setting could not be parsed") from None
     except (OSError, UnicodeDecodeError):
-        message = f"{ENV_FILE} cannot be read as UTF-8 text"
-        raise SettingsError(message) from None
+        raise SettingsError(f"{ENV_FILE} cannot be read as UTF-8 text") from None
 
 
 def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails

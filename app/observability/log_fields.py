@@ -7,10 +7,8 @@ and the line says so.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "logger", "exception", "frames", "dropped_fields"})
 OF_REQUESTS: Final = frozenset(

@@ -14,12 +14,10 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from typing import Final
 
 MOST_WAITING: Final = 2_000_000  # characters, some five thousand lines; as many again may be in the thread's hands
 END_SECONDS: Final = 2.0

@@ -13,19 +13,16 @@ import json
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from collections.abc import Iterator, MutableMapping
+from typing import Any, TextIO, cast
 
 import structlog
 from pydantic_core import to_json
+from structlog.typing import Processor
 
 from app.observability.log_fields import keep_allowed_fields, keep_plain_values
 from app.observability.log_output import LogOutput
 from app.observability.unhandled import hook_unhandled, plain_words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
-
-    from structlog.typing import Processor
 
 _FRAMES_AT_EACH_END = 12
 _FRAME_CHARACTERS = 110

@@ -1,27 +1,22 @@
-"""One line for every request, which also says what became of the token that it was about.
-
-The vault's record of an attempt reaches the log as a `TokenEvent`. Where a request made just one, its facts go into the
-request's own line, so that a reveal costs one line. What is known of the request in between is kept in a context
-variable: the routes and the vault know nothing of it.
-"""
+"""One log line for each request and each operation outside a request."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 
-from app.tokens.events import SUCCESS
+from app.tokens.events import SUCCESS, TokenEvent
 from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from app.tokens.events import TokenEvent
+# The vault's record of an operation reaches the log as a `TokenEvent`. Where a request made just one, its facts go into
+# the request's own line, so that a reveal costs one line. What is known of the request in between is kept in a context
+# variable: the routes and the vault know nothing of it.
 
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_LEFT: Final = 499  # no answer was begun; nginx's number for it
@@ -125,3 +120,47 @@ def _named_by(path: Mapping[str, str]) -> dict[str, str]:
     if _SLUG.fullmatch(path.get("provider", "")):
         named["provider"] = path["provider"]
     return named
+
+
+# --- What becomes of attempts on tokens, in the log.
+
+
+class OperationLog:
+    """`TokenObserver` as log lines: never a secret, for the event holds none.
+
+    The only attempt of a request is told by the request's own line. Of a request that makes many, a batch, the failed
+    ones have a line each; and so has every attempt that no request made, like a rewrap behind a reader's back.
+    """
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("app.operations")
+
+    def record(self, event: TokenEvent) -> None:
+        request = current_request.get()
+        if request is None or request.request_id != event.caller.request_id:
+            self._write(event)
+            return
+        request.events += 1
+        if request.events == 1:
+            request.event = event
+            return
+        first = request.event
+        if request.events == 2 and first is not None and first.outcome != SUCCESS:  # noqa: PLR2004  now it is a batch
+            self._write(first)
+        if event.outcome != SUCCESS:
+            self._write(event)
+
+    def _write(self, event: TokenEvent) -> None:
+        level = self._log.info if event.outcome == SUCCESS else self._log.warning
+        level(
+            "token_operation",
+            operation=event.operation.value,
+            user_id=event.user_id,
+            provider=event.token_id.provider if event.token_id else None,
+            service_type=event.token_id.service_type if event.token_id else None,
+            encryption_method=event.encryption_method,
+            service=event.caller.service,
+            outcome=event.outcome,
+            reason=event.detail,
+            request_id=event.caller.request_id,
+        )

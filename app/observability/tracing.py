@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -25,9 +26,8 @@ from app.errors import InternalError, VaultError
 from app.tokens.events import CANCELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator, Mapping
-
     from opentelemetry.sdk.trace import SpanProcessor
+
 
 T = TypeVar("T")
 V = TypeVar("V", bound="str | int")
@@ -72,7 +72,7 @@ class Tracing:
             yield RequestSpan(span, method)
 
     async def store_call(self, operation: str, call: Awaitable[T]) -> T:
-        """Await a call to the store in a span of its own; a `StoreWatch`."""
+        """Await a call to the store in a span of its own; a `StoreObserver`."""
         with self._client_span(f"store {operation}", {"db.operation.name": operation}):
             return await call
 

@@ -6,18 +6,15 @@ log line like any other, of type and frames.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from types import TracebackType
+from typing import Any, Final, TextIO
 
 import structlog
-
-if TYPE_CHECKING:
-    import asyncio
-    from types import TracebackType
-    from typing import TextIO
 
 _log = structlog.get_logger()
 _PLAIN_WORDS: Final = re.compile(r"(?:[A-Za-z-]+[,;:.!]?(?: |$))*")

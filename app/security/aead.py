@@ -42,8 +42,7 @@ class CommittingAead:
 
     def __init__(self, secret: bytes, *, info: bytes) -> None:
         if len(secret) != KEY_BYTES:
-            message = "the secret must be 32 bytes"
-            raise ValueError(message)
+            raise ValueError("the secret must be 32 bytes")
         derived = HKDF(hashes.SHA256(), KEY_BYTES + COMMITMENT_BYTES, salt=None, info=info).derive(secret)
         self._aead = AESGCM(derived[:KEY_BYTES])
         self._commitment = derived[KEY_BYTES:]
@@ -65,8 +64,7 @@ class CommittingAead:
     def open(self, box: Box, aad: bytes) -> bytes:
         """Decrypt, or raise `IntegrityError`; nothing is decrypted under a key that the box does not commit to."""
         if not hmac.compare_digest(box.commitment, self._commitment):
-            message = "the ciphertext was not made with this key"
-            raise IntegrityError(message)
+            raise IntegrityError("the ciphertext was not made with this key")
         return _decrypt(self._aead, box.nonce, box.ciphertext, aad)
 
 
@@ -80,5 +78,4 @@ def _decrypt(aead: AESGCM, nonce: bytes, ciphertext: bytes, aad: bytes | None) -
         return aead.decrypt(nonce, ciphertext, aad)
     except InvalidTag:
         # `from None`: the library's traceback adds nothing, and its frames hold the key object
-        message = "the ciphertext does not authenticate in this context"
-        raise IntegrityError(message) from None
+        raise IntegrityError("the ciphertext does not authenticate in this context") from None

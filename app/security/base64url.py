@@ -29,6 +29,5 @@ def decode(text: str) -> bytes:
     except binascii.Error:
         data = b""
     if binascii.b2a_base64(data, newline=False) != padded:
-        message = "the ciphertext is not canonical base64url"
-        raise MalformedCiphertext(message)
+        raise MalformedCiphertext("the ciphertext is not canonical base64url")
     return data

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from app.errors import KeyDenied
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MINIMUM_KEY_BYTES = 16
 RECOMMENDED_KEY_BYTES = 32
@@ -44,16 +41,13 @@ class Keyring:
 
     def __post_init__(self) -> None:
         if self.primary_version not in self.keys:
-            message = f"no master key of version {self.primary_version}"
-            raise ValueError(message)
+            raise ValueError(f"no master key of version {self.primary_version}")
 
     def key(self, version: int) -> bytes:
         """Return the master key of `version`, or raise `KeyDenied` where it is too old or not configured."""
         if version < self.minimum_version:
-            message = f"key version {version} is below MIN_KEY_VERSION"
-            raise KeyDenied(message)
+            raise KeyDenied(f"key version {version} is below MIN_KEY_VERSION")
         try:
             return self.keys[version]
         except KeyError:
-            message = f"no master key of version {version} is configured"
-            raise KeyDenied(message) from None
+            raise KeyDenied(f"no master key of version {version} is configured") from None

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from app.errors import IntegrityError, MalformedCiphertext
 from app.security import base64url
 from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box, CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
-from app.security.shape import Family
-from app.security.strategy import KeyNotAtHand, Sealed
-
-if TYPE_CHECKING:
-    from app.security.keyring import Keyring
+from app.security.formats import Family
+from app.security.keyring import Keyring
+from app.security.strategy import KeyNotCached, Sealed
 
 CACHED_USER_KEYS = 4_096
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
@@ -71,25 +69,22 @@ class LocalStrategy:
         name, _, encoded = ciphertext.partition(":")
         payload = base64url.decode(encoded)
         if len(payload) < _OVERHEAD_BYTES:
-            message = "the ciphertext is shorter than its fixed parts"
-            raise MalformedCiphertext(message)
+            raise MalformedCiphertext("the ciphertext is shorter than its fixed parts")
         if payload[:1] != _FORMAT:
-            message = "the ciphertext has an unknown format byte"
-            raise MalformedCiphertext(message)
+            raise MalformedCiphertext("the ciphertext has an unknown format byte")
         nonce_at = 1 + COMMITMENT_BYTES
         box = Box(payload[1:nonce_at], payload[nonce_at : nonce_at + NONCE_BYTES], payload[nonce_at + NONCE_BYTES :])
         plaintext = self._aead(int(name[1:]), context, wait=wait).open(box, context.aad(_FAMILY, name.encode()))
         try:
             return plaintext.decode()
         except UnicodeDecodeError:
-            message = "the plaintext is not text"
-            raise IntegrityError(message) from None
+            raise IntegrityError("the plaintext is not text") from None
 
     def _aead(self, version: int, context: TokenContext, *, wait: bool) -> CommittingAead:
         master_key = self._keyring.key(version)  # first: MIN_KEY_VERSION also refuses what is derived already
         if version not in self._roots:
             if not wait:
-                raise KeyNotAtHand((_FAMILY, version))  # once for each version, so not behind everybody else's
+                raise KeyNotCached((_FAMILY, version))  # once for each version, so not behind everybody else's
             self._derive_root(version, master_key)
         return self._user_key(version, context.user_id)
 

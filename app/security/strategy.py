@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Hashable
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-    from app.security.context import TokenContext
-    from app.security.shape import Family
+from app.security.context import TokenContext
+from app.security.formats import Family
 
 
 class Sealed(NamedTuple):
@@ -26,7 +24,7 @@ class Sealed(NamedTuple):
     fallback: bool = False
 
 
-class KeyNotAtHand(Exception):
+class KeyNotCached(Exception):
     """`wait` was false, and a key would have to be fetched or derived first. Says nothing about the ciphertext.
 
     `key` names the key, equal for every call that lacks the same one, so that one of them can wait for all. It is
@@ -44,7 +42,7 @@ class EncryptionReader(Protocol):
     """Opens the ciphertexts of one family. Calls are synchronous and safe from several threads.
 
     With a key at hand a call takes microseconds. Without one it waits for a key service or a slow derivation, unless
-    `wait` is false: then it raises `KeyNotAtHand` at once, and has done nothing.
+    `wait` is false: then it raises `KeyNotCached` at once, and has done nothing.
     """
 
     @property

@@ -5,15 +5,14 @@ A server of uvloop's own tells nobody of a connection whose handshake never ends
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from typing import TYPE_CHECKING, Final
 
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # in no stub, but what uvloop's own servers use
 
 if TYPE_CHECKING:
-    import asyncio
-    import ssl
-
-    from app.server.bounded_http import BoundedHttp
+    from app.server.http_limits import LimitedHttp
 
 HANDSHAKE_SECONDS: Final = 5.0
 
@@ -25,7 +24,7 @@ class Handshake(SSLProtocol):  # type: ignore[misc]  # uvloop has no stubs for i
         self,
         *,
         loop: asyncio.AbstractEventLoop,
-        http: BoundedHttp,
+        http: LimitedHttp,
         context: ssl.SSLContext,
         underway: set[Handshake],
     ) -> None:

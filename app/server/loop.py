@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import asyncio
+import ssl as tls
+from collections.abc import Callable
+from typing import Any, cast
 
 import uvloop
 
 from app.server.handshake import Handshake
-
-if TYPE_CHECKING:
-    import asyncio
-    import ssl as tls
-    from collections.abc import Callable
-
-    from app.server.bounded_http import BoundedHttp
+from app.server.http_limits import LimitedHttp
 
 
 class ServingLoop(uvloop.Loop):
@@ -21,7 +18,7 @@ class ServingLoop(uvloop.Loop):
 
     async def create_server(  # type: ignore[override]  # what uvicorn passes, and the rest as it is
         self,
-        protocol_factory: Callable[[], BoundedHttp],
+        protocol_factory: Callable[[], LimitedHttp],
         *arguments: Any,  # noqa: ANN401  uvloop's own
         ssl: tls.SSLContext | None = None,
         **options: Any,  # noqa: ANN401  uvloop's own

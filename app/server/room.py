@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import heapq
 import resource
-from typing import TYPE_CHECKING, Final, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
+from typing import Final, Protocol
 
 _SHED_SHARE: Final = 64  # looking through all of them for each that comes would itself be work for an attacker
 _RESERVED_DESCRIPTORS: Final = 200  # for the store, KMS, the audit trail, the key file and what uvicorn itself opens

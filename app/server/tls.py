@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-    from pathlib import Path
-
-    from uvicorn import Config
+from uvicorn import Config
 
 TLS_WARNING_DAYS: Final = 30
 
@@ -34,13 +31,12 @@ class Tls:
     def check(self) -> datetime:
         """Return when the certificate expires, or raise `TlsError`."""
         certificates = _certificates(self.certificate, "TLS_CERT_FILE")
-        _demand_key(self.key)
+        _require_key(self.key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ssl.SSLError):
-            message = "TLS_KEY_FILE: is not the key of the certificate in TLS_CERT_FILE"
-            raise TlsError(message) from None
+            raise TlsError("TLS_KEY_FILE: is not the key of the certificate in TLS_CERT_FILE") from None
         if self.client_ca is not None:
             _certificates(self.client_ca, "TLS_CLIENT_CA_FILE")
         return certificates[0].not_valid_after_utc
@@ -67,24 +63,20 @@ def _certificates(path: Path, name: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(_read(path, name))
     except ValueError:
-        message = f"{name}: holds no certificate in PEM"
-        raise TlsError(message) from None
+        raise TlsError(f"{name}: holds no certificate in PEM") from None
 
 
-def _demand_key(path: Path) -> None:
+def _require_key(path: Path) -> None:
     try:
         load_pem_private_key(_read(path, "TLS_KEY_FILE"), password=None)
     except TypeError:
-        message = "TLS_KEY_FILE: the key has a password, which nobody could type at the start"
-        raise TlsError(message) from None
+        raise TlsError("TLS_KEY_FILE: the key has a password, which nobody could type at the start") from None
     except ValueError:
-        message = "TLS_KEY_FILE: holds no private key in PEM"
-        raise TlsError(message) from None
+        raise TlsError("TLS_KEY_FILE: holds no private key in PEM") from None
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
-        message = f"{name}: cannot be read"
-        raise TlsError(message) from None
+        raise TlsError(f"{name}: cannot be read") from None

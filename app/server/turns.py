@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 from weakref import WeakKeyDictionary
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
 
 _turns: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, deque[Callable[[], None]]]] = WeakKeyDictionary()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class WireLimits:
     """What one connection may take. A request is at most 64 KiB of body, which in chunks of a byte are six times that.
 
-    `request_seconds` is longer than `app.api.body` waits, so that what the application says goes out first.
+    `request_seconds` is longer than `app.api.request_body` waits, so that what the application says goes out first.
     While a request is answered nothing behind it is read, but for `held_bytes` that have come already, in which at most
     `pipelined` requests are begun. `unread_seconds` is for a whole answer, however often its reader stirs.
     `idle_seconds` is above the 60 s of common load balancers, so that it is not us who cut an idle connection.

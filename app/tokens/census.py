@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
 _KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+|pulseplan-kms", re.DOTALL)
@@ -15,10 +12,10 @@ _PULSEPLAN = "pulseplan-"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class CensusLine:
+class CensusRow:
     """`rows` rows with this scheme. Where there is none, `materials` tells what their ciphertexts look like.
 
-    Each material is as `app.security.shape.material_of` names it; a row with a refresh token has two.
+    Each material is as `app.security.formats.material_of` names it; a row with a refresh token has two.
     """
 
     scheme: str | None
@@ -36,10 +33,10 @@ class Census:
     """The whole table, counted at one moment, and the scheme that its rows should have, `None` if that is unknown."""
 
     primary_scheme: str | None
-    lines: tuple[CensusLine, ...]
+    lines: tuple[CensusRow, ...]
 
     @classmethod
-    def of(cls, lines: Iterable[CensusLine], *, primary_scheme: str | None) -> Census:
+    def of(cls, lines: Iterable[CensusRow], *, primary_scheme: str | None) -> Census:
         return cls(primary_scheme, tuple(sorted(lines, key=lambda line: (line.scheme or "", line.materials))))
 
     @property

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from app.errors import AuditUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from app.security.context import SecretField
-    from app.tokens.models import Caller, TokenId
+from app.security.context import SecretField
+from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
 CANCELLED = "cancelled"
@@ -59,7 +56,7 @@ class TokenObserver(Protocol):
 class AuditTrail(Protocol):
     """Keeps each attempt for good, before its outcome leaves the vault."""
 
-    def demand_open(self) -> None:
+    def require_open(self) -> None:
         """Raise `AuditUnavailable` where it is known that no event can be kept, so that nothing is begun."""
         ...
 
@@ -75,9 +72,9 @@ class TokenEvents:
         self._audit = audit
         self._observers = observers
 
-    def demand_open(self) -> None:
+    def require_open(self) -> None:
         """Raise `AuditUnavailable` where an attempt could not be recorded; called before it is made."""
-        self._audit.demand_open()
+        self._audit.require_open()
 
     async def record(self, event: TokenEvent) -> None:
         """Keep the event; called once for each attempt, before its outcome leaves. Raises `AuditUnavailable`.
@@ -96,14 +93,14 @@ class TokenEvents:
     async def record_refusal(self, event: TokenEvent) -> None:
         """Keep an attempt that was refused before it was made. The refusal stands whether that succeeds or not."""
         with suppress(AuditUnavailable):
-            self._audit.demand_open()
+            self._audit.require_open()
             await self._audit.append(event)
 
 
 class NoAuditTrail:
     """`AuditTrail` where none is configured."""
 
-    def demand_open(self) -> None: ...
+    def require_open(self) -> None: ...
 
     async def append(self, event: TokenEvent) -> None: ...
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
+
+from pydantic import SecretStr
 
 from app.errors import InvalidRequest, VersionConflict
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from pydantic import SecretStr
 
 SLUG_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -55,23 +54,22 @@ class TokenId:
 def parse_user_id(user_id: str) -> str:
     """Return the UUID in lower case, the one spelling that ciphertexts are bound to."""
     if not _UUID.fullmatch(user_id):
-        message = "user_id must be a UUID"
-        raise InvalidRequest(message, problems=(("user_id", message),))
+        raise InvalidRequest.of_field("user_id", "user_id must be a UUID")
     return user_id.lower()
 
 
 def _parse_slug(name: str, slug: str) -> str:
     if not _SLUG.fullmatch(slug):
-        message = f"{name} must match {SLUG_PATTERN}"
-        raise InvalidRequest(message, problems=((name, message),))
+        raise InvalidRequest.of_field(name, f"{name} must match {SLUG_PATTERN}")
     return slug
 
 
 def parse_base_url(url: str) -> str:
     """Return the https URL of a provider's installation, or raise `InvalidRequest`."""
     if not HTTPS_URL.fullmatch(url) or len(url) > MAXIMUM_URL_CHARACTERS:
-        message = "base_url must be an https URL without user information, query or fragment"
-        raise InvalidRequest(message, problems=(("base_url", message),))
+        raise InvalidRequest.of_field(
+            "base_url", "base_url must be an https URL without user information, query or fragment"
+        )
     return url
 
 
@@ -147,8 +145,7 @@ class TokenInput:
             if isinstance(secret, Unset) or secret is None:
                 continue
             if not 1 <= len(secret.get_secret_value()) <= MAXIMUM_TOKEN_CHARACTERS:
-                message = f"{name} must have 1 to {MAXIMUM_TOKEN_CHARACTERS} characters"
-                raise InvalidRequest(message, problems=((name, message),))
+                raise InvalidRequest.of_field(name, f"{name} must have 1 to {MAXIMUM_TOKEN_CHARACTERS} characters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,15 +198,17 @@ class Precondition:
         """Raise `VersionConflict` where the condition does not hold."""
         if current is None:
             if self.must_exist or self.versions is not None:
-                message = "no token exists, so it has none of the versions that the call demands"
-                raise VersionConflict(message)
+                raise VersionConflict("no token exists, so it has none of the versions that the call demands")
             return
         if self.must_not_exist:
-            message = "the token exists already"
-            raise VersionConflict(message)
+            raise VersionConflict("the token exists already")
         if self.versions is not None and current.version not in self.versions:
-            message = "the token has another version than the call demands"
-            raise VersionConflict(message)
+            raise VersionConflict("the token has another version than the call demands")
 
 
 NO_PRECONDITION = Precondition()
+
+
+NO_SERVICE: Final = ""  # the vault itself: a sweep, a self-test
+# the service that the current operation is for; a context variable, since the code in between has no use for it
+current_service: Final[ContextVar[str]] = ContextVar("current_service", default=NO_SERVICE)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from app.tokens.census import CensusLine
-    from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+from app.tokens.census import CensusRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 
 
 class TokenRepository(Protocol):
@@ -52,7 +50,7 @@ class TokenRepository(Protocol):
         """Delete those rows that still have these versions; return how many that was."""
         ...
 
-    async def census(self, *, provider: str | None = None) -> list[CensusLine]:
+    async def census(self, *, provider: str | None = None) -> list[CensusRow]:
         """Count the rows by how they are encrypted. It reads all of them: with many that takes minutes."""
         ...
 

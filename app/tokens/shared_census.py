@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from app.errors import StoreTimeout
-
-if TYPE_CHECKING:
-    from app.tokens.census import CensusLine
-    from app.tokens.repository import TokenRepository
+from app.tokens.census import CensusRow
+from app.tokens.repository import TokenRepository
 
 
 class SharedCensus:
@@ -21,9 +18,9 @@ class SharedCensus:
 
     def __init__(self, *, tokens: TokenRepository) -> None:
         self._tokens = tokens
-        self._counting: asyncio.Future[list[CensusLine]] | None = None
+        self._counting: asyncio.Future[list[CensusRow]] | None = None
 
-    async def lines(self, *, within_seconds: float) -> list[CensusLine]:
+    async def lines(self, *, within_seconds: float) -> list[CensusRow]:
         """Return the lines; raises a `StoreError`, a `StoreTimeout` where the time is too short."""
         if self._counting is None or self._counting.done():
             self._counting = asyncio.ensure_future(self._tokens.census())
@@ -32,11 +29,12 @@ class SharedCensus:
             async with asyncio.timeout(within_seconds):
                 return await asyncio.shield(self._counting)
         except TimeoutError:
-            message = "the tokens could not be counted in time; `token-vault encryption status` waits longer"
-            raise StoreTimeout(message) from None
+            raise StoreTimeout(
+                "the tokens could not be counted in time; `token-vault encryption status` waits longer"
+            ) from None
 
 
-def _seen(counting: asyncio.Future[list[CensusLine]]) -> None:
+def _seen(counting: asyncio.Future[list[CensusRow]]) -> None:
     """Look at how it ended, though nobody may have waited: asyncio logs an error that nobody has seen."""
     if not counting.cancelled():
         counting.exception()

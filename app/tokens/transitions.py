@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import datetime
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from app.errors import InvalidRequest
-from app.tokens.models import RESERVED_METADATA, UNSET, StoredToken, TokenStatus, Unset
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from app.tokens.models import TokenId, TokenInput, TokenPatch
-    from app.tokens.token_cipher import SealedSecrets
+from app.tokens.cipher import SealedSecrets
+from app.tokens.models import RESERVED_METADATA, UNSET, StoredToken, TokenId, TokenInput, TokenPatch, TokenStatus, Unset
 
 T = TypeVar("T")
 MAXIMUM_METADATA_BYTES = 8 * 1024
@@ -120,8 +116,7 @@ def _merged(current: Mapping[str, Any], changes: Mapping[str, Any] | Unset) -> M
 def _checked(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     _refuse_reserved(metadata)
     if _size(metadata) > MAXIMUM_METADATA_BYTES:
-        message = "metadata is over 8 KiB as compact JSON"
-        raise InvalidRequest(message, problems=(("metadata", message),))
+        raise InvalidRequest.of_field("metadata", "metadata is over 8 KiB as compact JSON")
     return metadata
 
 
@@ -131,5 +126,6 @@ def _size(metadata: Mapping[str, Any]) -> int:
 
 def _refuse_reserved(metadata: Mapping[str, Any]) -> None:
     if not RESERVED_METADATA.isdisjoint(metadata):
-        message = f"the vault sets these keys itself: {', '.join(sorted(RESERVED_METADATA))}"
-        raise InvalidRequest(message, problems=(("metadata", message),))
+        raise InvalidRequest.of_field(
+            "metadata", f"the vault sets these keys itself: {', '.join(sorted(RESERVED_METADATA))}"
+        )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from app.errors import (
     StoreError,
@@ -17,29 +18,28 @@ from app.errors import (
 )
 from app.security.context import SecretField
 from app.tokens import transitions
-from app.tokens.attempt import Attempt, too_slow
 from app.tokens.census import Census
-from app.tokens.events import Operation
+from app.tokens.cipher import SealedSecrets, TokenCipher
+from app.tokens.events import Operation, TokenEvents
 from app.tokens.models import (
     NO_PRECONDITION,
     UNSET,
+    Caller,
+    Precondition,
     RevealedToken,
+    StoredToken,
     StoreResult,
+    TokenId,
+    TokenInput,
+    TokenPatch,
     TokenStatus,
     parse_user_id,
 )
+from app.tokens.provider_rules import ProviderRule
+from app.tokens.recorded_operation import RecordedOperation, too_slow
+from app.tokens.repository import TokenRepository
+from app.tokens.row_rewrap import rewrapped, write_rewrap
 from app.tokens.shared_census import SharedCensus
-from app.tokens.single_rewrap import rewrapped, write_rewrap
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from app.tokens.events import TokenEvents
-    from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, TokenPatch
-    from app.tokens.repository import TokenRepository
-    from app.tokens.token_cipher import SealedSecrets, TokenCipher
-
-    ProviderRule = Callable[[TokenInput, datetime], TokenInput]
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 4.5
@@ -225,8 +225,7 @@ class TokenVault:
         """Read the row, and believe its name no more than its contents: it decides what a ciphertext opens for."""
         token = await self._tokens.get(token_id)
         if token is not None and token.token_id != token_id:
-            message = "the store answered with another token than the one asked for"
-            raise StoreMisconfigured(message)
+            raise StoreMisconfigured("the store answered with another token than the one asked for")
         return token
 
     async def _until_settled(self, token_id: TokenId, write: Callable[[StoredToken | None], Awaitable[T | None]]) -> T:
@@ -236,16 +235,16 @@ class TokenVault:
             if written is not None:
                 return written
             await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311  spreads writers out
-        message = "other writers kept changing this token; nothing was written"
-        raise StoreTimeout(message)
+        raise StoreTimeout("other writers kept changing this token; nothing was written")
 
-    async def _open(self, token: StoredToken | None, attempt: Attempt, *, include_refresh: bool) -> RevealedToken:
+    async def _open(
+        self, token: StoredToken | None, attempt: RecordedOperation, *, include_refresh: bool
+    ) -> RevealedToken:
         if token is None:
             raise _not_found()
         attempt.of(token)
         if token.status is not TokenStatus.OK:
-            message = f"the token's status is {token.status.value}"
-            raise TokenInactive(message)
+            raise TokenInactive(f"the token's status is {token.status.value}")
         if include_refresh:
             secrets = await self._cipher.open(token)
             revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
@@ -275,9 +274,9 @@ class TokenVault:
         token_id: TokenId | None = None,
         *,
         until: float | None = None,
-    ) -> Attempt:
+    ) -> RecordedOperation:
         until = until or asyncio.get_running_loop().time() + self._deadline_seconds
-        return Attempt(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
+        return RecordedOperation(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
 
 
 def _existing(found: StoredToken | None, precondition: Precondition) -> StoredToken:

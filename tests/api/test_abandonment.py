@@ -15,9 +15,9 @@ import pytest
 from app.errors import StoreError
 from app.tokens.models import TokenId
 from app.tokens.repository import TokenRepository
-from tests.api.service import Service
-from tests.stack.supabase import SupabaseStack
-from tests.tokens.stores import Store, SupabaseStore, token
+from tests.support.api.service import Service
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import Store, SupabaseStore, token
 
 TIMES = 10_000
 CANVAS = TokenId(str(uuid4()), "canvas")

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import Service
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.tokens.stores import Store
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stores.stores import Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"

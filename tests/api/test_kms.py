@@ -14,15 +14,15 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import COMMAND, running_service
-from tests.observability.exposed import scraped
-from tests.process.stored_rows import SqliteRows, encryption, local_encryption, sealed_row
-from tests.security.keys import MASTER_KEY
-from tests.stack.kms import Kms
-from tests.stack.kms_faults import Policy
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.tokens.stores import SqliteStore, Store
+from tests.support.api.fixtures import problem
+from tests.support.api.service import COMMAND, running_service
+from tests.support.observability.exposed import scraped
+from tests.support.rewrap.stored_rows import SqliteRows, encryption, local_encryption, sealed_row
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.kms import Kms
+from tests.support.stack.kms_faults import Policy
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stores.stores import SqliteStore, Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"

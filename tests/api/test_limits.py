@@ -16,14 +16,14 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.admission import Admission
-from app.callers.limits import Limits
+from app.api.middleware import Admission
+from app.callers.rate_limits import Limits
 from benchmarks.attackers import prepare
-from tests.api.fixtures import problem
-from tests.api.service import Service, running_service
-from tests.observability.exposed import scraped
-from tests.security.legacy_tokens import legacy_ciphertext
-from tests.tokens.stores import SqliteStore, raw_row
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service, running_service
+from tests.support.observability.exposed import scraped
+from tests.support.security.legacy_tokens import legacy_ciphertext
+from tests.support.stores.stores import SqliteStore, raw_row
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"

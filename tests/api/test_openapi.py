@@ -11,10 +11,10 @@ import pytest
 
 from app import errors
 from app.api.problems import STATUS
-from app.callers.service_key import Scope
-from tests.api.service import Service
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.tokens.stores import SqliteStore
+from app.callers.service_keys import Scope
+from tests.support.api.service import Service
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stores.stores import SqliteStore
 
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"
 ROUTES = {

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import Service, running_service
-from tests.process.stored_rows import (
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service, running_service
+from tests.support.rewrap.stored_rows import (
     KEYS,
+    Row,
     SqliteRows,
     access_of,
     broken_rows,
@@ -25,16 +29,8 @@ from tests.process.stored_rows import (
     sealed_row,
     what_a_row_holds,
 )
-from tests.tokens.stores import SqliteStore, Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import httpx
-
-    from tests.process.stored_rows import Row
-    from tests.stack.kms import Kms
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import SqliteStore, Store
 
 SETTLED_SECONDS = 10
 SECOND = {**key_settings(2, 1), "REWRAP_ON_READ": "false"}
@@ -51,7 +47,7 @@ def vault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _store(request: pytest.FixtureRequest, folder: Path) -> Store:
     if request.param == "sqlite":
         return SqliteStore(SqliteRows(folder / "vault.db").path)
-    from tests.tokens.stores import SupabaseStore  # noqa: PLC0415  only this test needs it
+    from tests.support.stores.stores import SupabaseStore  # noqa: PLC0415  only this test needs it
 
     return SupabaseStore(request.getfixturevalue("supabase_stack"))
 

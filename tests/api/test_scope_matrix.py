@@ -14,17 +14,16 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
-from app.callers.key_list import render_key_list
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from app.config.settings import Settings
 from app.main import create_app
-from tests.api.fixtures import problem
-from tests.process.home import new_home
-from tests.process.server import Server, serving
-from tests.security.keys import MASTER_KEY
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.stack.reaper import Reaper
-from tests.tokens.stores import SqliteStore
+from tests.support.api.fixtures import problem
+from tests.support.process.home import new_home
+from tests.support.process.server import Server, serving
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.reaper import Reaper
+from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"

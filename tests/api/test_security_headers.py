@@ -9,10 +9,10 @@ import pytest
 
 from app.config.settings import Settings
 from app.main import create_app
-from tests.api.fixtures import problem
-from tests.api.service import Service
-from tests.security.keys import MASTER_KEY
-from tests.tokens.stores import SqliteStore
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 HEADERS = {

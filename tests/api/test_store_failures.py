@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import Service, running_service
-from tests.stack.faults import Request, every_request, reads, writes
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.stack.supabase import SupabaseStack
-from tests.tokens.stores import SupabaseStore
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service, running_service
+from tests.support.stack.faults import Request, every_request, reads, writes
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SupabaseStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import Service
-from tests.tokens.stores import Store, raw_row
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service
+from tests.support.paths import VECTORS
+from tests.support.stores.stores import Store, raw_row
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"
 CANVAS = f"{TOKENS}/canvas"
 GOOGLE = f"{TOKENS}/google"
 _LONG_AGO = "2020-01-01T00:00:00Z"
-_VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "pulseplan_local_tokens.json").read_text())
+_VECTORS = json.loads((VECTORS / "pulseplan_local_tokens.json").read_text())
 
 
 def test_a_token_goes_in_and_comes_out(client: httpx.Client, served_store: Store) -> None:

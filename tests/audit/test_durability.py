@@ -10,19 +10,15 @@ import errno
 import os
 import resource
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from app.audit.file_target import FileCalls
+from app.audit.trail import AuditLog
+from app.audit.writer import Sync
 from app.errors import AuditUnavailable
-from tests.audit.trails import an_event, append_all, files, members, opened_trail, verified
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from app.audit.trail import AuditLog
-    from app.audit.writer import Sync
+from tests.support.audit.trails import an_event, append_all, files, members, opened_trail, verified
 
 RECOVERY_SECONDS = 5.0
 
@@ -42,21 +38,21 @@ class Disk:
         return (status.st_ino, status.st_size) in self.flushed
 
     def _fdatasync(self, descriptor: int) -> None:
-        self._demand("fdatasync")
+        self._require("fdatasync")
         os.fdatasync(descriptor)
         status = os.fstat(descriptor)
         self.flushed.append((status.st_ino, status.st_size))
 
     def _fsync(self, descriptor: int) -> None:
-        self._demand("fsync")
+        self._require("fsync")
         os.fsync(descriptor)
         self.directories.append(os.fstat(descriptor).st_ino)
 
     def _ftruncate(self, descriptor: int, size: int) -> None:
-        self._demand("ftruncate")
+        self._require("ftruncate")
         os.ftruncate(descriptor, size)
 
-    def _demand(self, call: str) -> None:
+    def _require(self, call: str) -> None:
         if call in self.broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -129,7 +125,7 @@ async def test_what_always_could_not_bring_to_disk_is_refused_and_late(tmp_path:
             await trail.append(an_event(2))
         assert file.read_bytes() == before
         with pytest.raises(AuditUnavailable):
-            trail.demand_open()
+            trail.require_open()
         disk.broken = set()
         await _recovers(trail)
         assert disk.has(file)
@@ -148,7 +144,7 @@ async def test_an_interval_s_flush_that_fails_closes_the_trail_until_one_succeed
         async with asyncio.timeout(RECOVERY_SECONDS):
             while True:
                 try:
-                    trail.demand_open()
+                    trail.require_open()
                 except AuditUnavailable:
                     break
                 await asyncio.sleep(0.01)
@@ -165,7 +161,7 @@ async def test_a_directory_that_cannot_be_brought_to_disk_begins_nothing(tmp_pat
     disk.broken = {"fsync"}
     async with opened_trail(tmp_path, system=disk.calls, retry_seconds=0.05) as trail:
         with pytest.raises(AuditUnavailable):
-            trail.demand_open()
+            trail.require_open()
         disk.broken = set()
         await _recovers(trail)
         await trail.append(an_event(1))

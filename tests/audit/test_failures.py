@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 
 from app.audit.file_target import LOOK_SECONDS
-from app.audit.flood import FloodGate
+from app.audit.refusal_limiter import RefusalLimiter
 from app.audit.stream_target import StreamTarget
 from app.audit.trail import AuditLog
 from app.errors import AuditUnavailable, Unauthenticated
 from app.observability.counters import InMemoryAuditCounters
 from app.tokens.models import Caller
-from tests.audit.trails import an_event, append_all, files, members, opened_trail, problems, verified
+from tests.support.audit.trails import an_event, append_all, files, members, opened_trail, problems, verified
 
 RECOVERY_SECONDS = 5.0
 NOBODY = 65534
@@ -45,7 +45,7 @@ def _file_size_limit(size: int) -> Iterator[None]:
 
 async def _refuses_at_once(trail: AuditLog) -> None:
     with pytest.raises(AuditUnavailable):
-        trail.demand_open()
+        trail.require_open()
     with pytest.raises(AuditUnavailable):
         await trail.check()
 
@@ -54,7 +54,7 @@ async def _recovers(trail: AuditLog) -> None:
     async with asyncio.timeout(RECOVERY_SECONDS):
         while True:
             try:
-                trail.demand_open()
+                trail.require_open()
             except AuditUnavailable:
                 await asyncio.sleep(0.05)
             else:
@@ -278,7 +278,7 @@ async def test_a_flood_of_refusals_leaves_a_share_of_each_service_and_the_count_
 
 def test_in_each_second_a_service_has_ten_that_are_too_many_and_a_hundred_other_refusals() -> None:
     clock = [0.0]
-    gate = FloodGate(monotonic=lambda: clock[0])
+    gate = RefusalLimiter(monotonic=lambda: clock[0])
     one, other, nobody = Caller("one", "a"), Caller("other", "a"), Caller("", "a")
 
     def admitted(outcome: str, caller: Caller) -> int:
@@ -298,7 +298,7 @@ async def test_nothing_is_kept_after_the_end(tmp_path: Path) -> None:
     async with opened_trail(tmp_path) as trail:
         pass
     with pytest.raises(AuditUnavailable):
-        trail.demand_open()
+        trail.require_open()
     with pytest.raises(AuditUnavailable):
         await trail.append(an_event())
     assert verified(files(tmp_path)).is_whole

@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from app.audit.family import Family, demand_writable
 from app.audit.file_target import FileTarget
 from app.audit.keys import decode_audit_key
 from app.audit.lines import Chain
+from app.audit.log_files import LogFiles, require_writable
 from app.audit.members import event_members
 from app.audit.target import WriteError
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller
-from tests.audit.trails import KEY, SECRET, an_event, keep, members, mode
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.audit.trails import KEY, SECRET, an_event, keep, members, mode
 
 
 def test_hash_and_mac_of_every_line_are_as_documented(tmp_path: Path) -> None:
@@ -91,13 +88,13 @@ def test_hostile_text_stays_inside_its_string() -> None:
 def test_the_files_and_their_directory_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert {mode(file) for file in keep(tmp_path / "audit", 1)} == {0o600}
     assert mode(tmp_path / "audit") == 0o700
-    demand_writable(Family(tmp_path / "other" / "audit.jsonl"))
+    require_writable(LogFiles(tmp_path / "other" / "audit.jsonl"))
     assert mode(tmp_path / "other") == 0o700
 
 
 def test_a_file_whose_name_is_taken_leaves_no_draft_and_follows_no_link(tmp_path: Path) -> None:
     chain = Chain(key=KEY).id
-    family = Family(tmp_path / "audit.jsonl")
+    family = LogFiles(tmp_path / "audit.jsonl")
     target = FileTarget(family=family, chain=chain, maximum_bytes=4096, flushing=True)
     taken = family.file(chain, 1)
     taken.mkdir()

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from app.audit.findings import Report
 from app.audit.lines import Chain, digest
-from tests.audit.trails import (
+from tests.support.audit.trails import (
     KEY,
     KEY_TEXT,
     OTHER_KEY,
@@ -27,15 +28,10 @@ from tests.audit.trails import (
     verified,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from app.audit.findings import Report
-
 WRITE_AND_HANG = """
 import asyncio, sys
 from pathlib import Path
-from tests.audit.trails import an_event, opened_trail
+from tests.support.audit.trails import an_event, opened_trail
 
 async def main():
     async with opened_trail(Path(sys.argv[1])) as trail:

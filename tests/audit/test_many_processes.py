@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from tests.audit.trails import files, members, mode, verified
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.audit.trails import files, members, mode, verified
 
 PROCESSES = 4
 EVENTS = 25_000
@@ -18,7 +15,7 @@ MAXIMUM_BYTES = 2 * 1024 * 1024
 WRITE = """
 import asyncio, sys
 from pathlib import Path
-from tests.audit.trails import an_event, append_all, opened_trail
+from tests.support.audit.trails import an_event, append_all, opened_trail
 
 async def main(folder, first, count, maximum_bytes):
     async with opened_trail(folder, maximum_bytes=maximum_bytes) as trail:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from app.api.refusals import OPERATIONS
-from app.callers.service_key import generate_key, hash_key
+from app.callers.service_keys import generate_key, hash_key
 from app.config.settings import Settings
 from app.main import create_app
-from tests.api.service import Service, running_service
-from tests.audit.trails import KEY_TEXT, files, members, verified
-from tests.security.keys import MASTER_KEY
-from tests.stack.plain_http import PLAIN_HTTP
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from tests.support.api.service import Service, running_service
+from tests.support.audit.trails import KEY_TEXT, files, members, verified
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.plain_http import PLAIN_HTTP
 
 SECRET = "canary-5a1f~access/token+with=signs"
 REFRESH = "canary-77c2~refresh/token+with=signs"

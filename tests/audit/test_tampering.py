@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from app.audit.findings import Report
 from app.audit.lines import Chain
-from tests.audit.trails import KEY, OTHER_KEY, family, files, interrupt, keep, problems, verified
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from app.audit.findings import Report
+from tests.support.audit.trails import KEY, OTHER_KEY, family, files, interrupt, keep, problems, verified
 
 EVENTS = 6
 

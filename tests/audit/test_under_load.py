@@ -9,17 +9,13 @@ import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
-from tests.audit.trails import KEY_TEXT, files, members, verified
-from tests.process.home import Home, new_home, token_vault
-from tests.process.wire import Wire, token_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.process.server import Serve, Server
+from tests.support.audit.trails import KEY_TEXT, files, members, verified
+from tests.support.process.home import Home, new_home, token_vault
+from tests.support.process.server import Serve, Server
+from tests.support.process.wire import Wire, token_path
 
 CLIENTS = 8
 SECRET = "canary-secret"

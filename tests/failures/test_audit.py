@@ -5,17 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
-from tests.api.service import running_service
-from tests.audit.trails import KEY_TEXT
-from tests.failures.scenario import demand
-from tests.tokens.stores import SqliteStore
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from tests.support.api.service import running_service
+from tests.support.audit.trails import KEY_TEXT
+from tests.support.failures.scenario import require
+from tests.support.stores.stores import SqliteStore
 
 _PIPE_BYTES: Final = 4096
 _PAUSE_SECONDS: Final = 0.01
@@ -27,7 +25,7 @@ def test_audit_disk_hangs(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     settings = {"AUDIT_LOG": str(pipe), "AUDIT_KEY": KEY_TEXT, **store.environment()}
     with _read(pipe) as reads, running_service(tmp_path, settings) as service:
-        demand(
+        require(
             "Audit trail's disk slow or hanging",
             service=service,
             store=store,

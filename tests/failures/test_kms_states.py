@@ -6,25 +6,19 @@ The breaker and readiness in a long outage are `tests/api/test_kms.py`'s; here e
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
+import httpx
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import running_service
-from tests.failures.load import path_of, secret_of
-from tests.failures.scenario import eventually
-from tests.failures.table import BY_NAME
-from tests.tokens.stores import SqliteStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import httpx
-
-    from tests.api.service import Service
-    from tests.stack.kms import Kms
+from tests.support.api.fixtures import problem
+from tests.support.api.service import Service, running_service
+from tests.support.failures.load import path_of, secret_of
+from tests.support.failures.scenario import eventually
+from tests.support.failures.table import BY_NAME
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import SqliteStore
 
 ANSWER_SECONDS = 4.0
 
@@ -43,7 +37,7 @@ def service(kms_server: Kms, store: SqliteStore) -> Iterator[Service]:
         yield service
 
 
-def _demand(
+def _require(
     name: str, service: Service, store: SqliteStore, *, breaks: Callable[[], object], mends: Callable[[], object]
 ) -> None:
     failure = BY_NAME[name]
@@ -83,27 +77,27 @@ def _demand(
 
 def test_kms_throttles(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     faults = kms_server.faults
-    _demand("KMS throttles", service, store, breaks=lambda: faults.error("ThrottlingException"), mends=faults.clear)
+    _require("KMS throttles", service, store, breaks=lambda: faults.error("ThrottlingException"), mends=faults.clear)
 
 
 def test_kms_slow(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     faults = kms_server.faults
-    _demand("KMS slow", service, store, breaks=lambda: faults.delay(20), mends=faults.clear)
+    _require("KMS slow", service, store, breaks=lambda: faults.delay(20), mends=faults.clear)
 
 
 def test_kms_answers_html(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     faults = kms_server.faults
-    _demand("KMS's place taken by HTML", service, store, breaks=lambda: faults.answer(200), mends=faults.clear)
+    _require("KMS's place taken by HTML", service, store, breaks=lambda: faults.answer(200), mends=faults.clear)
 
 
 def test_kms_denies(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     faults = kms_server.faults
-    _demand("KMS denies", service, store, breaks=lambda: faults.error("AccessDeniedException"), mends=faults.clear)
+    _require("KMS denies", service, store, breaks=lambda: faults.error("AccessDeniedException"), mends=faults.clear)
 
 
 def test_key_disabled(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     arn = kms_server.key_arn
-    _demand(
+    _require(
         "KMS key disabled",
         service,
         store,
@@ -119,7 +113,7 @@ def test_key_pending_deletion(kms_server: Kms, service: Service, store: SqliteSt
         kms_server.cancel_deletion(arn)
         kms_server.enable(arn)
 
-    _demand(
+    _require(
         "KMS key pending deletion",
         service,
         store,
@@ -130,13 +124,13 @@ def test_key_pending_deletion(kms_server: Kms, service: Service, store: SqliteSt
 
 def test_key_not_found(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     faults = kms_server.faults
-    _demand("KMS key not found", service, store, breaks=lambda: faults.error("NotFoundException"), mends=faults.clear)
+    _require("KMS key not found", service, store, breaks=lambda: faults.error("NotFoundException"), mends=faults.clear)
 
 
 def test_signature_of_another_time(kms_server: Kms, service: Service, store: SqliteStore) -> None:
     """What AWS answers a machine whose clock is more than five minutes off."""
     faults = kms_server.faults
-    _demand(
+    _require(
         "Clock skew: AWS refuses the signature",
         service,
         store,

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.api.service import running_service
-from tests.failures.load import Load, path_of
-from tests.failures.scenario import demand, demand_nothing_lost, demand_refusals, fails, recovers
-from tests.failures.table import BY_NAME
-from tests.stack.postgres import running_postgres
-from tests.stack.supabase import running_supabase
-from tests.tokens.stores import SupabaseStore
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.api.service import Service
-    from tests.stack.reaper import Reaper
-    from tests.stack.supabase import SupabaseStack
+from tests.support.api.service import Service, running_service
+from tests.support.failures.load import Load, path_of
+from tests.support.failures.scenario import fails, recovers, require, require_nothing_lost, require_refusals
+from tests.support.failures.table import BY_NAME
+from tests.support.stack.postgres import running_postgres
+from tests.support.stack.reaper import Reaper
+from tests.support.stack.supabase import SupabaseStack, running_supabase
+from tests.support.stores.stores import SupabaseStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> I
 
 def test_postgresql_stopped(project: Project) -> None:
     postgres = project.stack.postgres
-    demand("PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start)
+    require("PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start)
 
 
 def test_postgresql_restarted(project: Project) -> None:
@@ -75,7 +70,7 @@ def test_postgresql_restarted(project: Project) -> None:
         project.restart()
         recovers(client, failure, load.acknowledged[0])
         load.wait_for_acknowledgements(8)
-    demand_nothing_lost(load, project.service, project)
+    require_nothing_lost(load, project.service, project)
     assert {(each.status, each.code, each.retryable) for each in load.refused} <= {
         (failure.status, failure.code, failure.retryable)
     }
@@ -83,7 +78,7 @@ def test_postgresql_restarted(project: Project) -> None:
 
 
 def test_postgresql_read_only(project: Project) -> None:
-    demand(
+    require(
         "PostgreSQL read-only",
         service=project.service,
         store=project,
@@ -94,7 +89,7 @@ def test_postgresql_read_only(project: Project) -> None:
 
 def test_postgrest_slow(project: Project) -> None:
     faults = project.stack.faults
-    demand(
+    require(
         "PostgREST slow",
         service=project.service,
         store=project,
@@ -105,7 +100,7 @@ def test_postgrest_slow(project: Project) -> None:
 
 def test_postgrest_resets(project: Project) -> None:
     faults = project.stack.faults
-    demand(
+    require(
         "PostgREST resets connections",
         service=project.service,
         store=project,
@@ -116,7 +111,7 @@ def test_postgrest_resets(project: Project) -> None:
 
 def test_postgrest_answers_html(project: Project) -> None:
     faults = project.stack.faults
-    demand(
+    require(
         "PostgREST's place taken by HTML",
         service=project.service,
         store=project,
@@ -140,12 +135,12 @@ def test_the_service_key_expires(project: Project, tmp_path: Path) -> None:
         log = "\n".join(service.lines())
     assert "SUPABASE_SERVICE_KEY" in log, "whoever is paged reads which setting it is"
     assert key not in log
-    demand_refusals(load, failure)
+    require_refusals(load, failure)
     with running_service(tmp_path, settings) as restarted, restarted.client() as client:
         assert client.get("/readyz").status_code == 200
         assert client.put(path_of(kept), json={"access_token": "new"}).status_code == 200
         load.acknowledged.remove(kept)
-        demand_nothing_lost(load, restarted, project)
+        require_nothing_lost(load, restarted, project)
 
 
 def test_default_transaction_read_only_is_noticed_by_nobody(project: Project) -> None:
@@ -158,4 +153,4 @@ def test_default_transaction_read_only_is_noticed_by_nobody(project: Project) ->
         time.sleep(1)
         load.wait_for_acknowledgements(8)
         server.connection.execute(f"alter database {name} reset default_transaction_read_only".encode())
-    demand_nothing_lost(load, project.service, project)
+    require_nothing_lost(load, project.service, project)

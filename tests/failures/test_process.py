@@ -5,25 +5,20 @@ from __future__ import annotations
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
 
-from app.callers.key_list import render_key_list
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
-from tests.api.fixtures import problem
-from tests.api.service import running_service
-from tests.failures.load import path_of
-from tests.failures.scenario import demand, eventually
-from tests.failures.table import BY_NAME
-from tests.process.home import COMMAND, environment, new_home
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.tokens.stores import SqliteStore
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
+from tests.support.api.fixtures import problem
+from tests.support.api.service import running_service
+from tests.support.failures.load import path_of
+from tests.support.failures.scenario import eventually, require
+from tests.support.failures.table import BY_NAME
+from tests.support.process.home import COMMAND, environment, new_home
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stores.stores import SqliteStore
 
 START_SECONDS = 30
 FULL = "/dev/full"  # every write to it is the kernel's ENOSPC
@@ -34,7 +29,7 @@ def test_service_keys_file_broken(tmp_path: Path) -> None:
     with running_service(tmp_path, store.environment()) as service:
         file = tmp_path / "service-keys.json"
         whole = file.read_text()
-        demand(
+        require(
             "Service-keys file broken or missing",
             service=service,
             store=store,

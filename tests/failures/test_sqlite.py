@@ -5,25 +5,21 @@ from __future__ import annotations
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apsw
 import pytest
 
-from tests.api.fixtures import problem
-from tests.api.service import COMMAND, running_service
-from tests.failures.load import path_of
-from tests.failures.scenario import demand
-from tests.failures.table import BY_NAME
-from tests.process.home import environment, new_home, token_vault
-from tests.tokens.stores import SqliteStore
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.api.service import Service
+from tests.support.api.fixtures import problem
+from tests.support.api.service import COMMAND, Service, running_service
+from tests.support.failures.load import path_of
+from tests.support.failures.scenario import require
+from tests.support.failures.table import BY_NAME
+from tests.support.process.home import environment, new_home, token_vault
+from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 # A user namespace of one's own needs no root, and in it tmpfs makes a file system of any size.
@@ -63,7 +59,7 @@ def test_disk_full(tmp_path: Path) -> None:
     with running_service(tmp_path, SqliteStore(disk / "vault.db").environment(), within=within) as service:
         seen = Path(f"/proc/{service.process.pid}/root{disk}")  # the disk as the service sees it
         ballast = seen / BALLAST
-        demand(
+        require(
             "SQLite's disk full",
             service=service,
             store=_Copied(seen / "vault.db", tmp_path / "copy.db"),
@@ -101,7 +97,7 @@ def test_file_size_limit(service: Service, store: SqliteStore) -> None:
     pid = service.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     log = Path(f"{store.path}-wal")
-    demand(
+    require(
         "SQLite's disk full",
         service=service,
         store=store,
@@ -112,7 +108,7 @@ def test_file_size_limit(service: Service, store: SqliteStore) -> None:
 
 def test_locked(service: Service, store: SqliteStore) -> None:
     other = apsw.Connection(str(store.path))
-    demand(
+    require(
         "SQLite's file locked by another process",
         service=service,
         store=store,
@@ -129,7 +125,7 @@ def _lock(other: apsw.Connection) -> None:
 
 def test_moved(service: Service, store: SqliteStore) -> None:
     elsewhere = store.path.with_name("elsewhere.db")
-    demand(
+    require(
         "SQLite's file moved or replaced",
         service=service,
         store=store,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.failures.table import BY_NAME, ERRORS, HEADING, TABLE, render
+from tests.support.failures.table import BY_NAME, ERRORS, HEADING, TABLE, render
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "failures.md"
 OF_A_DEPENDENCY = {
     "audit_unavailable",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.observability.exposed import used_metrics
+from tests.support.observability.exposed import used_metrics
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "token-vault.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "token-vault.json"
 DOCUMENT = ROOT / "docs" / "observability.md"

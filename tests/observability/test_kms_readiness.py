@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from app.errors import KeyDenied, KeyUnavailable
-from app.observability.checks import (
+from app.observability.readiness import (
     PROBE_SECONDS,
     PROBE_SECONDS_WHILE_DOWN,
     KmsCheck,
     encryption_check,
 )
-from tests.security.clock import Clock
-from tests.security.envelopes import envelope
-from tests.stack.kms import Kms
+from tests.support.security.clock import Clock
+from tests.support.security.envelopes import envelope
+from tests.support.stack.kms import Kms
 
 
 async def test_kms_is_asked_once_in_ten_seconds_however_often_readiness_is(kms: Kms) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from app.observability.log_fields import ALLOWED, keep_allowed_fields, keep_plain_values
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 _LEVELS = {"debug", "info", "warning", "error", "critical", "level"}
 _FOR_STRUCTLOG = {"exc_info"}
 

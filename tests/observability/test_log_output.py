@@ -8,16 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from app.observability.log_output import MOST_WAITING, LogOutput
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LINE = f"{'x' * 999}\n"
 FULL = "/dev/full"  # every write to it is the kernel's ENOSPC

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.service import Service
-from tests.security.keys import MASTER_KEY
-from tests.stack.supabase import SupabaseStack
-from tests.tokens.stores import SupabaseStore
+from tests.support.api.service import Service
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SupabaseStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"

@@ -21,16 +21,16 @@ from app.api.problems import STATUS
 from app.config.settings import Settings
 from app.main import create_app
 from app.observability.metrics.labels import KMS_OPERATIONS, KMS_OUTCOMES, OUTCOMES, PROVIDERS
-from app.observability.metrics.vault_metrics import VaultMetrics
+from app.observability.metrics.registry import VaultMetrics
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller, TokenId
-from tests.api.service import Service, running_service
-from tests.observability.exposed import Exposed, read, scraped
-from tests.security.keys import MASTER_KEY
-from tests.stack.kms import Kms
-from tests.stack.plain_http import PLAIN_HTTP
-from tests.stack.supabase import SupabaseStack
-from tests.tokens.stores import SqliteStore, SupabaseStore
+from tests.support.api.service import Service, running_service
+from tests.support.observability.exposed import Exposed, read, scraped
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.kms import Kms
+from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SqliteStore, SupabaseStore
 
 TOKEN_ROUTE = "/v1/users/{user_id}/tokens/{provider}"
 SECRET = "CANARY-metric-secret"

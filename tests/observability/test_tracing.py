@@ -9,31 +9,27 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanContext, StatusCode
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
-from app.callers.key_list import render_key_list
-from app.callers.service_key import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from app.config.settings import Settings
 from app.main import create_app
 from app.observability.tracing import Tracing
-from tests.api.service import running_service
-from tests.process.home import run
-from tests.security.keys import MASTER_KEY
-from tests.stack.kms import Kms
-from tests.tokens.stores import SqliteStore
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import SpanContext
-    from starlette.types import Receive, Send
-    from starlette.types import Scope as AsgiScope
+from tests.support.api.service import running_service
+from tests.support.process.home import run
+from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"

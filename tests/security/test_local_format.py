@@ -6,7 +6,6 @@ import base64
 import itertools
 import json
 import threading
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,17 +14,18 @@ from hypothesis import strategies as st
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
 from app.observability.counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
-from app.security.strategy import KeyNotAtHand
-from tests.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service
+from app.security.service import EncryptionService
+from app.security.strategy import KeyNotCached
+from tests.support.paths import VECTORS
+from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 HERE = TokenContext(USER, "canvas", "default", SecretField.ACCESS_TOKEN)
 TOKEN = "1234~a-canvas-token"
 REFUSED = (IntegrityError, MalformedCiphertext, KeyDenied)
 
-_VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "local_bound_tokens.json").read_text())
+_VECTORS = json.loads((VECTORS / "local_bound_tokens.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_nonces_never_repeat_in_a_million_encryptions() -> None:
 
 def test_the_root_key_is_derived_once_for_all_threads() -> None:
     strategy = LocalStrategy(keyring=keyring())
-    with pytest.raises(KeyNotAtHand):
+    with pytest.raises(KeyNotCached):
         strategy.seal(TOKEN, HERE, wait=False)
     sealed: list[str] = []
     threads = [threading.Thread(target=lambda: sealed.append(strategy.seal(TOKEN, HERE).ciphertext)) for _ in range(8)]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
 from app.observability.counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
-from app.security.strategy import EncryptionStrategy, KeyNotAtHand
-from tests.security.envelopes import HERE, OTHER_USER, TOKEN, USER, envelope
-from tests.security.keys import keyring
-from tests.stack.kms import Kms
+from app.security.service import EncryptionService
+from app.security.strategy import EncryptionStrategy, KeyNotCached
+from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, envelope
+from tests.support.security.keys import keyring
+from tests.support.stack.kms import Kms
 
 REFUSED = (IntegrityError, MalformedCiphertext, KeyDenied)
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -181,9 +181,9 @@ def test_without_waiting_it_works_only_with_its_key_at_hand(implementation: Impl
     sealed = implementation.strategy.seal(TOKEN, HERE).ciphertext
     sealing, opening = implementation.cold(), implementation.cold()
     for _ in range(2):  # to have been asked brings no key
-        with pytest.raises(KeyNotAtHand):
+        with pytest.raises(KeyNotCached):
             sealing.seal(TOKEN, HERE, wait=False)
-        with pytest.raises(KeyNotAtHand):
+        with pytest.raises(KeyNotCached):
             opening.open(sealed, HERE, wait=False)
     assert opening.open(sealed, HERE) == TOKEN
     assert opening.open(sealed, HERE, wait=False) == TOKEN

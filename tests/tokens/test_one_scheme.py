@@ -6,16 +6,16 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import KeyUnavailable
-from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
-from app.tokens.token_cipher import TokenCipher
 from app.tokens.vault import TokenVault
-from tests.security.envelopes import USER, Envelope, envelope
-from tests.security.keys import keyring
-from tests.stack.kms import Kms
-from tests.tokens.stores import Store
+from tests.support.security.envelopes import USER, Envelope, envelope
+from tests.support.security.keys import keyring
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import Store
 
 HERE = TokenId(USER, "google")
 CALLER = Caller("tests")

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
-from app.security.encryption import EncryptionService
 from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+from app.tokens.cipher import WAITING_CALLS, TokenCipher
 from app.tokens.models import TokenId
-from app.tokens.token_cipher import WAITING_CALLS, TokenCipher
-from tests.security.envelopes import (
+from tests.support.security.envelopes import (
     OTHER_USER,
     TOKEN,
     USER,
@@ -30,12 +30,12 @@ from tests.security.envelopes import (
     members_of,
     package_text,
 )
-from tests.security.keys import keyring
-from tests.stack.kms import Kms
-from tests.tokens.stores import token
+from tests.support.security.keys import keyring
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import token
 
 # 2.5 for the key, and what a busy machine adds
-PATIENCE_SECONDS = 3.4
+RETRY_SECONDS = 3.4
 HERE = TokenId(USER, "canvas")
 
 
@@ -66,7 +66,7 @@ async def test_a_crowd_of_cold_reads_in_an_outage_is_answered_in_time_and_told_t
     kms.faults.delay(30)
     answers = await asyncio.gather(*(_timed(cipher.open_access(row)) for _ in range(300)))
     assert all(isinstance(answer, KeyUnavailable) for _, answer in answers), "never a store error: it is the key"
-    assert max(seconds for seconds, _ in answers) < PATIENCE_SECONDS
+    assert max(seconds for seconds, _ in answers) < RETRY_SECONDS
 
 
 async def test_a_crowd_that_waits_for_one_key_holds_up_nobody_else(kms: Kms) -> None:
@@ -125,7 +125,7 @@ async def test_with_the_fallback_a_hung_kms_delays_a_write_once_and_one_row_has_
     cipher = _cipher(process, fallback=True)
     kms.faults.delay(30)
     taken, sealed = await _timed(cipher.seal(HERE, SecretStr("access"), SecretStr("refresh")))
-    assert taken < PATIENCE_SECONDS + 1, "deriving the local key included"
+    assert taken < RETRY_SECONDS + 1, "deriving the local key included"
     assert (sealed.access.scheme, sealed.refresh.scheme) == ("local:v1", "local:v1")
     assert (sealed.access.fallback, sealed.refresh.fallback) == (True, True)
     assert process.counters.counts["fallback_writes"] == 1, "counted by tokens and not by secrets"
@@ -193,7 +193,7 @@ async def test_a_row_under_two_data_keys_is_waited_for_no_longer_than_one(kms: K
     kms.faults.delay(1.9)
     taken, answer = await _timed(_cipher(envelope(kms)).open(row))
     assert isinstance(answer, KeyUnavailable)
-    assert taken < PATIENCE_SECONDS
+    assert taken < RETRY_SECONDS
 
 
 async def test_what_several_keys_are_needed_for_waits_until_one_deadline(kms: Kms) -> None:
@@ -210,7 +210,7 @@ async def test_what_several_keys_are_needed_for_waits_until_one_deadline(kms: Km
 
     taken, answer = await _timed(rotate())
     assert isinstance(answer, KeyUnavailable)
-    assert taken < PATIENCE_SECONDS
+    assert taken < RETRY_SECONDS
 
 
 async def test_with_its_keys_at_hand_nothing_takes_a_thread(kms: Kms) -> None:

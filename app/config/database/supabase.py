@@ -5,22 +5,19 @@ Importing `supabase` takes seconds, so nothing imports this module unless that s
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions, Client, create_client
 from supabase.lib.client_options import SyncClientOptions
 
-from app.config.authorities import believing_context
+from app.config.certificate_authorities import believing_context
 from app.config.settings import SettingsError, load_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from pydantic import SecretStr
 
 CONNECT_SECONDS: Final = 1.0
 READ_SECONDS: Final = 2.0
@@ -81,8 +78,7 @@ def get_supabase_client() -> Client:
     """
     settings = load_settings()
     if settings.supabase_url is None or settings.supabase_service_key is None:
-        message = "SUPABASE_URL and SUPABASE_SERVICE_KEY are needed"
-        raise SettingsError(message)
+        raise SettingsError("SUPABASE_URL and SUPABASE_SERVICE_KEY are needed")
     http = httpx.Client(
         verify=believing_context(),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.observability.metrics.labels import (
     DECRYPTION_FAILURES,
@@ -13,9 +13,6 @@ from app.observability.metrics.labels import (
     KMS_THROTTLES,
     one_of,
 )
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 _SECONDS: Final = (0.01, 0.05, 0.25, 1.0, 2.5)
 _BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}

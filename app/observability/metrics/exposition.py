@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
-from prometheus_client import generate_latest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

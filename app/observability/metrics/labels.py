@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
 from app import errors
 from app.tokens.events import CANCELLED, SUCCESS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 OTHER: Final = "other"
 NONE: Final = "none"

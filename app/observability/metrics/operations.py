@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from prometheus_client import CollectorRegistry, Counter
 
-from prometheus_client import Counter
-
+from app.errors import VaultError
 from app.observability.metrics.labels import NONE, OF_TOKENS, OTHER, OUTCOMES, PROVIDERS
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from app.errors import VaultError
-    from app.tokens.events import TokenEvent
-    from app.tokens.sweep_report import SweepReport
+from app.rewrap.report import SweepReport
+from app.tokens.events import TokenEvent
 
 
 class OperationMetrics:

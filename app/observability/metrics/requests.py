@@ -1,17 +1,43 @@
-"""HTTP requests as metrics: by route template, never by path."""
+"""Metrics of HTTP requests, refusals and connections."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.observability.metrics.labels import METHODS, UNMATCHED, one_of
 
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+# --- What the vault turned away on purpose, as metrics.
 
-    from app.observability.metrics.refusals import RefusalMetrics
+# codes of errors that a request is answered with, and names for what is refused before there is a request
+ANSWERED: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
+REASONS: Final = (*sorted(ANSWERED), "head_too_large", "shed", "too_slow", "unread", "other")
+
+
+class RefusalMetrics:
+    """Counts what limits and load shedding refuse; each reason is there from the start."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        refused = Counter(
+            "token_vault_refused",
+            "Requests and connections refused to protect the vault, by reason; `overloaded` is load shedding.",
+            ["reason"],
+            registry=registry,
+        )
+        self._refused = {reason: refused.labels(reason) for reason in REASONS}
+
+    def answered(self, outcome: str | None) -> None:
+        """Count the request where the error that it was answered with is one of those that protect the vault."""
+        if outcome in ANSWERED:
+            self._refused[outcome].inc()
+
+    def refused(self, reason: str) -> None:
+        """Count what never became a request."""
+        self._refused[one_of(REASONS, reason)].inc()
+
+
+# --- HTTP requests as metrics: by route template, never by path.
 
 # each bound is a series for each route, so there are few
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 2.5)
@@ -19,7 +45,7 @@ _API = "/v1/"
 
 
 class RequestMetrics:
-    """Told of each request at its beginning and end, on the event loop.
+    """ReportedRows of each request at its beginning and end, on the event loop.
 
     Latencies are kept for the API's routes alone: a probe's would cost as many series and say nothing.
     """
@@ -69,3 +95,32 @@ class RequestMetrics:
 
     def publish(self) -> None:
         self._in_flight_gauge.set(self._in_flight)
+
+
+# --- Connections, and what is refused on them before there is a request, as metrics.
+
+
+class WireMetrics:
+    """`WireWatch` as metrics."""
+
+    def __init__(self, registry: CollectorRegistry, *, refusals: RefusalMetrics) -> None:
+        self._refusals = refusals
+        self._gauge = Gauge(
+            "token_vault_connections",
+            "Connections that are open, those in their TLS handshake too.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._open = 0  # written to the gauge when somebody looks
+
+    def opened(self) -> None:
+        self._open += 1
+
+    def closed(self) -> None:
+        self._open -= 1
+
+    def refused(self, reason: str) -> None:
+        self._refusals.refused(reason)
+
+    def publish(self) -> None:
+        self._gauge.set(self._open)

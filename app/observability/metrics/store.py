@@ -1,26 +1,30 @@
-"""What the token store takes and how it fails, as metrics."""
+"""Metrics of the token store: calls, failures, and rows by encryption."""
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import random
 import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
 
-from prometheus_client import Counter, Histogram
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app.errors import StoreError
-from app.observability.metrics.labels import STORE_ERRORS, one_of
+from app.errors import StoreError, VaultError
+from app.observability.metrics.labels import NONE, OTHER, STORE_ERRORS, one_of
+from app.tokens.census import Census
+from app.tokens.repository import TokenRepository
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
-    from prometheus_client import CollectorRegistry
+# --- What the token store takes and how it fails, as metrics.
 
 T = TypeVar("T")
 _SECONDS: Final = (0.001, 0.01, 0.1, 1.0)
 
 
 class StoreMetrics:
-    """`StoreWatch` that times each call and counts its `StoreError`s by code."""
+    """`StoreObserver` that times each call and counts its `StoreError`s by code."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
@@ -51,3 +55,94 @@ class StoreMetrics:
             raise
         finally:
             timed.observe(time.perf_counter() - began)
+
+
+# --- How the stored rows are encrypted, counted now and then and never while somebody scrapes.
+
+_log = structlog.get_logger()
+
+
+class RowMetrics:
+    """Gauges of the last census. Only the schemes of configured keys have a label of their own, and no ARN has."""
+
+    def __init__(self, registry: CollectorRegistry, *, local_versions: Iterable[int] = ()) -> None:
+        self._rows = Gauge(
+            "token_vault_rows",
+            "Rows by how they are encrypted, at the last census; `none` where the vault did not write them.",
+            ["scheme"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._due = Gauge(
+            "token_vault_rows_due",
+            "Rows that are not under the primary key, at the last census that knew that key.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._taken = Gauge(
+            "token_vault_census_timestamp_seconds",
+            "When the rows were last counted.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._interval = Gauge(
+            "token_vault_census_interval_seconds",
+            "How often the rows are counted; 0 where they are not.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._local = frozenset(f"local:v{version}" for version in local_versions)
+        self._labels = (*sorted(self._local), "kms", NONE, OTHER)
+
+    def show(self, census: Census) -> None:
+        counts: collections.Counter[str] = collections.Counter()
+        for line in census.lines:
+            counts[self._label(line.scheme)] += line.rows
+        for label in self._labels:  # also those that are gone: a gauge keeps its last value
+            self._rows.labels(label).set(counts[label])
+        if census.due is not None:
+            self._due.set(census.due)
+        self._taken.set(time.time())
+
+    def counted_every(self, seconds: float) -> None:
+        self._interval.set(seconds)
+
+    def _label(self, scheme: str | None) -> str:
+        if scheme is None:
+            return NONE
+        if scheme.startswith("kms:"):
+            return "kms"
+        return scheme if scheme in self._local else OTHER
+
+
+class BackgroundCensus:
+    """Counts the rows every `interval_seconds`, give or take a fifth; a failure waits for the next time.
+
+    The first time comes after about a tenth of that, so that replicas which start together do not count together.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: TokenRepository,
+        primary_scheme: Callable[[], str | None],
+        rows: RowMetrics,
+        interval_seconds: float,
+    ) -> None:
+        self._tokens = tokens
+        self._primary_scheme = primary_scheme
+        self._rows = rows
+        self._interval_seconds = interval_seconds
+
+    async def run(self) -> None:
+        """Count for ever; cancel it to stop."""
+        await asyncio.sleep(self._interval_seconds * random.uniform(0.05, 0.15))  # noqa: S311  spreads replicas out
+        while True:
+            try:
+                lines = await self._tokens.census()
+                self._rows.show(Census.of(lines, primary_scheme=self._primary_scheme()))
+            except VaultError as error:
+                _log.warning("census_failed", code=error.code, reason=error.detail)
+            except Exception as error:  # noqa: BLE001  the next census must come all the same
+                _log.error("census_failed", exc_info=error)
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311  spreads replicas out

@@ -10,12 +10,9 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from prometheus_client import CollectorRegistry, multiprocess
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 _ALIVE = "alive_"
 

@@ -1,37 +1,18 @@
-"""Canvas's own rules on top of the vault.
-
-Canvas users paste an access token that they made by hand; it has no refresh token, and Canvas ends it after 120 days
-at the latest. <https://developerdocs.instructure.com/services/canvas/oauth2/file.oauth#manual-token-generation>
-"""
+"""The import path of PulsePlan's scripts for Canvas tokens: `get_canvas_token_service()`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
-from datetime import datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 from pydantic import SecretStr
 
 from app.errors import TokenInactive, TokenNotFound
-from app.tokens.models import UNSET, Caller, TokenId, TokenInput, parse_base_url
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from app.tokens.vault import TokenVault
-
-PROVIDER: Final = "canvas"
-MANUAL_TOKEN_LIFETIME: Final = timedelta(days=120)
-
-
-def canvas_rule(given: TokenInput, now: datetime) -> TokenInput:
-    """Let a manual token, one without a refresh token, expire 120 days from now unless the caller says otherwise."""
-    manual = given.refresh_token is UNSET or given.refresh_token is None
-    if manual and given.expires_at is UNSET:
-        return replace(given, expires_at=now + MANUAL_TOKEN_LIFETIME)
-    return given
+from app.tokens.models import Caller, TokenId, TokenInput, parse_base_url
+from app.tokens.provider_rules import CANVAS
+from app.tokens.vault import TokenVault
 
 
 class CanvasTokenService:
@@ -49,7 +30,7 @@ class CanvasTokenService:
 
         Raises `InvalidRequest` where the URL is not https or the token empty, and what `TokenVault.store` raises.
         """
-        token_id = TokenId.parse(user_id, PROVIDER)
+        token_id = TokenId.parse(user_id, CANVAS)
         given = TokenInput(access_token=SecretStr(api_token), base_url=parse_base_url(canvas_url))
         async with self._open_vault() as vault:
             result = await vault.store(token_id, given, caller=self._caller)
@@ -60,7 +41,7 @@ class CanvasTokenService:
 
         `api_token` is `None` where `status` is not `ok`. Raises what `TokenVault.reveal` raises.
         """
-        token_id = TokenId.parse(user_id, PROVIDER)
+        token_id = TokenId.parse(user_id, CANVAS)
         async with self._open_vault() as vault:
             try:
                 revealed = await vault.reveal(token_id, caller=self._caller)

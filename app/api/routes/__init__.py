@@ -1,0 +1,13 @@
+"""The routes, one module per resource."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.routes import batch, encryption, health, metrics, tokens, user_tokens
+
+
+def routers(*, with_metrics: bool) -> list[APIRouter]:
+    """Return every router; `/metrics` is left out where metrics are switched off."""
+    always = [tokens.router, user_tokens.router, batch.router, encryption.router, health.router]
+    return [*always, metrics.router] if with_metrics else always

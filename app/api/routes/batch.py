@@ -1,0 +1,73 @@
+"""Many tokens in one call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.authentication import AuthenticatedCaller, Revealer
+from app.api.dependencies import Events, Vault
+from app.api.openapi import BODY, STORE, answers, extra
+from app.api.problems import Problem, problem_of
+from app.api.refusals import record_refused_item
+from app.api.request_body import strict_body
+from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, json_answer, revealed_body
+from app.callers.service_keys import Scope
+from app.errors import Forbidden, VaultError
+from app.tokens.models import RevealedToken, TokenId
+
+_log = structlog.get_logger("app.requests")
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+
+Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
+
+
+@router.post(
+    "/batch-get",
+    summary="Reveal up to 100 tokens",
+    response_model=BatchGetResponse,
+    responses=answers(*BODY, *STORE),
+    openapi_extra=extra(body=BatchGetRequest),
+)
+async def batch_get(caller: Revealer, body: Body, vault: Vault, events: Events, request: Request) -> Response:
+    """Answer with a token or a problem for each token id, in order. Needs `tokens:reveal`."""
+    request.state.admitted.charge(len(body.tokens))
+    include_refresh = body.include is not None
+    if include_refresh:
+        caller.require_scope(Scope.REVEAL_REFRESH)
+    asked = [one.to_token_id() for one in body.tokens]
+    allowed = [token_id for token_id in asked if caller.key.may_use(token_id.provider)]
+    revealed = await vault.reveal_many(allowed, caller=caller.caller, include_refresh=include_refresh)
+    found = dict(zip(allowed, revealed, strict=True))
+    refused = {token_id: _refused(caller, token_id) for token_id in asked if token_id not in found}
+    await asyncio.gather(
+        *(record_refused_item(events, token_id, caller.caller, error) for token_id, error in refused.items())
+    )
+    outcomes = {**found, **refused}
+    results = [_item(caller, outcomes[token_id], include_refresh=include_refresh) for token_id in asked]
+    return json_answer(BatchGetResponse(results=results))
+
+
+def _item(caller: AuthenticatedCaller, result: RevealedToken | VaultError, *, include_refresh: bool) -> BatchItem:
+    if isinstance(result, RevealedToken):
+        return BatchItem(token=revealed_body(result, include_refresh=include_refresh))
+    return BatchItem(problem=Problem(**problem_of(result, caller.caller.request_id)))
+
+
+def _refused(caller: AuthenticatedCaller, token_id: TokenId) -> Forbidden:
+    error = Forbidden(f"the service key may not use the provider {token_id.provider}")
+    _log.warning(
+        "request_refused",
+        route="/v1/tokens/batch-get",
+        user_id=token_id.user_id,
+        provider=token_id.provider,
+        outcome=error.code,
+        reason=error.detail,
+        service=caller.key.service,
+        request_id=caller.caller.request_id,
+    )
+    return error

@@ -1,0 +1,29 @@
+"""Which certificate authorities HTTP clients believe."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Final
+
+import httpx
+
+from app.config.source import SettingsError
+
+_FILE: Final = "SSL_CERT_FILE"  # httpx reads it, as OpenSSL does
+
+
+def believing_context() -> ssl.SSLContext:
+    """Return what believes SSL_CERT_FILE, else SSL_CERT_DIR, else the authorities that httpx brings.
+
+    Raises `SettingsError` where SSL_CERT_FILE is wrong: only the environment can mend that.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        if not os.environ.get(_FILE):
+            raise
+        reason = (
+            "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+        )
+        raise SettingsError(f"{_FILE}: the file that it names {reason}") from None

@@ -1,0 +1,261 @@
+"""Creating what the vault needs in AWS KMS, and the least-privilege policy for it.
+
+This runs with an administrator's credentials, once. The service itself never calls any of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from app.errors import KeyDenied
+from app.security.kms.errors import AWS_ERRORS, error_name
+
+ENCRYPTION_CONTEXT_SERVICE: Final = "pulseplan"
+GRANT_NAME: Final = "pulseplan-token-vault"
+OPERATIONS: Final = ("Encrypt", "Decrypt", "GenerateDataKey")
+ROTATION_DAYS: Final = 365
+# which alias a key is meant for: CreateKey sets it, so a run that ends before CreateAlias leaves a key that is known
+ALIAS_TAG: Final = "token-vault-alias"
+_CONSTRAINTS: Final = {"EncryptionContextSubset": {"service": ENCRYPTION_CONTEXT_SERVICE}}
+_TAG_ATTEMPTS: Final = 6
+_TAG_PAUSE_SECONDS: Final = 0.25
+_WHY: Final = {
+    "AccessDeniedException": "these credentials may not do that",
+    "ConnectTimeoutError": "KMS cannot be reached",
+    "EndpointConnectionError": "KMS cannot be reached",
+    "ExpiredTokenException": "these credentials have expired",
+    "InvalidArnException": "KMS takes the role for no principal that exists",
+    "NoCredentialsError": "no AWS credentials were found in the usual places",
+    "UnrecognizedClientException": "AWS does not know these credentials",
+}
+
+
+class StepState(StrEnum):
+    """What became of a step. `look` is something that only a person should change."""
+
+    DONE = "done"
+    KEPT = "kept"
+    LOOK = "look"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that is as it should be, or in a dry run would be."""
+
+    state: StepState
+    what: str
+
+
+class KmsSetup:
+    """Brings a key, its alias, its rotation and the application role's grant into being, each only where missing.
+
+    `client` is boto3's KMS client with an administrator's credentials, and without retries: a repeated CreateKey makes
+    a second key. A run that ends half-way is continued by the next one. With `dry_run` nothing is changed. Errors are
+    `KeyDenied`, with the call's name and that of the AWS error.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Any,  # noqa: ANN401  boto3's clients have no static type
+        alias: str,
+        role_arn: str | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        self._client = client
+        self._alias = alias
+        self._role_arn = role_arn
+        self._dry_run = dry_run
+        self.key_arn: str | None = None  # known once the first step is done, unless a dry run found none
+
+    def steps(self) -> Iterator[Step]:
+        """Do what is missing, and tell each step as soon as it is done."""
+        yield from self._key()
+        yield self._rotation()
+        if self._role_arn is not None:
+            yield from self._grant(self._role_arn)
+
+    def _key(self) -> Iterator[Step]:
+        key = self._named_by_alias()
+        if key is not None:
+            self.key_arn = key["Arn"]
+            yield Step(StepState.KEPT, f"{self._alias} names the key {key['Arn']}")
+            return
+        key = self._left_behind()
+        if key is not None:
+            yield Step(StepState.KEPT, f"the key {key['Arn']}, which an earlier run left without its alias")
+        elif self._dry_run:
+            yield Step(StepState.DONE, f"create a symmetric key in {self._client.meta.region_name}")
+        else:
+            with _named("CreateKey"):
+                key = self._client.create_key(
+                    Description="PulsePlan token vault: wraps the data keys of users' tokens",
+                    Tags=[
+                        {"TagKey": "service", "TagValue": ENCRYPTION_CONTEXT_SERVICE},
+                        {"TagKey": ALIAS_TAG, "TagValue": self._alias},
+                    ],
+                )["KeyMetadata"]
+            yield Step(StepState.DONE, f"create the symmetric key {key['Arn']}")
+        if key is not None:
+            self.key_arn = key["Arn"]
+        if key is not None and not self._dry_run:
+            with _named("CreateAlias"):
+                self._client.create_alias(AliasName=self._alias, TargetKeyId=key["KeyId"])
+        yield Step(StepState.DONE, f"give it the alias {self._alias}")
+
+    def _named_by_alias(self) -> dict[str, Any] | None:
+        """Return the key behind the alias, or `None` where there is no such alias."""
+        with _named("DescribeKey"):
+            try:
+                key: dict[str, Any] = self._client.describe_key(KeyId=self._alias)["KeyMetadata"]
+            except self._client.exceptions.NotFoundException:
+                return None
+        wrong, remedy = None, "Choose another alias"
+        if key["KeyState"] != "Enabled":
+            wrong, remedy = state_in_words(key["KeyState"]), f"{remedy_for(key['KeyState'])}, or choose another alias"
+        elif not wraps_data_keys(key):
+            wrong = "no symmetric encryption key of your own"
+        if wrong is not None:
+            raise KeyDenied(
+                f"{self._alias} names the key {key['Arn']}, which is {wrong}. {remedy}. Nothing was changed"
+            )
+        return key
+
+    def _left_behind(self) -> dict[str, Any] | None:
+        """Return the key of a run that ended before its CreateAlias."""
+        with _named("ListAliases"):
+            aliased = {alias.get("TargetKeyId") for alias in self._listed("list_aliases", "Aliases")}
+        with _named("ListKeys"):
+            ids = [key["KeyId"] for key in self._listed("list_keys", "Keys") if key["KeyId"] not in aliased]
+        for key_id in ids:
+            if self._is_meant_for_alias(key_id):
+                with _named("DescribeKey"):
+                    key: dict[str, Any] = self._client.describe_key(KeyId=key_id)["KeyMetadata"]
+                if key["KeyState"] == "Enabled" and wraps_data_keys(key):
+                    return key
+        return None
+
+    def _is_meant_for_alias(self, key_id: str) -> bool:
+        for attempt in range(_TAG_ATTEMPTS):
+            with _named("ListResourceTags"):
+                try:
+                    tags = self._client.list_resource_tags(KeyId=key_id)["Tags"]
+                except self._client.exceptions.ClientError as error:
+                    name = error_name(error)
+                    if name == "AccessDeniedException":
+                        return False  # a key that its policy keeps from us is none that we made
+                    if name != "ThrottlingException" or attempt == _TAG_ATTEMPTS - 1:
+                        raise
+                    time.sleep(_TAG_PAUSE_SECONDS * 2**attempt)  # the account has ten of these a second
+                    continue
+                return {"TagKey": ALIAS_TAG, "TagValue": self._alias} in tags
+        raise AssertionError
+
+    def _rotation(self) -> Step:
+        """Switch yearly rotation on. Old material stays, so nothing that was wrapped needs to be wrapped again."""
+        if self.key_arn is not None:
+            with _named("GetKeyRotationStatus"):
+                status = self._client.get_key_rotation_status(KeyId=self.key_arn)
+            if status["KeyRotationEnabled"]:
+                days = status.get("RotationPeriodInDays", ROTATION_DAYS)
+                return Step(StepState.KEPT, f"rotation is on, every {days} days")
+            if not self._dry_run:
+                with _named("EnableKeyRotation"):
+                    self._client.enable_key_rotation(KeyId=self.key_arn, RotationPeriodInDays=ROTATION_DAYS)
+        return Step(StepState.DONE, f"switch rotation on, every {ROTATION_DAYS} days")
+
+    def _grant(self, role_arn: str) -> Iterator[Step]:
+        """Grant the role the three operations, for the vault's encryption context alone."""
+        condition = f"where the encryption context has service = {ENCRYPTION_CONTEXT_SERVICE}"
+        words = f"grant {', '.join(OPERATIONS)} to {role_arn}, {condition}"
+        grants = [] if self.key_arn is None else self._grants_of(role_arn, self.key_arn)
+        fitting = [grant for grant in grants if _is_exact(grant)]
+        if fitting:
+            yield Step(StepState.KEPT, words)
+        else:
+            if self.key_arn is not None and not self._dry_run:
+                with _named("CreateGrant"):
+                    self._client.create_grant(
+                        KeyId=self.key_arn,
+                        GranteePrincipal=role_arn,
+                        Name=GRANT_NAME,
+                        Operations=list(OPERATIONS),
+                        Constraints=_CONSTRAINTS,
+                    )
+            yield Step(StepState.DONE, words)
+        for grant in grants:
+            if not _is_limited(grant):
+                remedy = f"aws kms revoke-grant --key-id {self.key_arn} --grant-id {grant['GrantId']}"
+                yield Step(StepState.LOOK, f"the role has a grant without that condition too: {remedy}")
+
+    def _grants_of(self, role_arn: str, key_arn: str) -> list[dict[str, Any]]:
+        with _named("ListGrants"):
+            grants = self._listed("list_grants", "Grants", KeyId=key_arn)
+            return [grant for grant in grants if grant["GranteePrincipal"] == role_arn]
+
+    def _listed(self, operation: str, member: str, **parameters: str) -> list[dict[str, Any]]:
+        pages = self._client.get_paginator(operation).paginate(**parameters)
+        return [item for page in pages for item in page[member]]
+
+
+def least_privilege_policy(key_arn: str) -> dict[str, Any]:
+    """Return the IAM policy that is enough for everything the service does."""
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "TokenVault",
+                "Effect": "Allow",
+                "Action": [f"kms:{operation}" for operation in OPERATIONS],
+                "Resource": key_arn,
+                "Condition": {"StringEquals": {"kms:EncryptionContext:service": ENCRYPTION_CONTEXT_SERVICE}},
+            }
+        ],
+    }
+
+
+def wraps_data_keys(key: dict[str, Any]) -> bool:
+    """Whether a key's metadata are those of a symmetric encryption key that its owner, not AWS, manages."""
+    spec = key.get("KeySpec") or key.get("CustomerMasterKeySpec")
+    return spec == "SYMMETRIC_DEFAULT" and key.get("KeyManager") == "CUSTOMER"
+
+
+def state_in_words(state: str) -> str:
+    """Say what a key's `KeyState`, other than `Enabled`, means."""
+    return {"Disabled": "disabled", "PendingDeletion": "scheduled for deletion"}.get(state, f"in the state {state}")
+
+
+def remedy_for(state: str) -> str:
+    """Say what brings a key back from this `KeyState`."""
+    return {
+        "Disabled": "Enable it with aws kms enable-key",
+        "PendingDeletion": "Keep it with aws kms cancel-key-deletion, then aws kms enable-key",
+    }.get(state, "See the key in the AWS console")
+
+
+def _is_exact(grant: dict[str, Any]) -> bool:
+    return (
+        grant.get("Name") == GRANT_NAME
+        and set(grant["Operations"]) == set(OPERATIONS)
+        and grant.get("Constraints") == _CONSTRAINTS
+    )
+
+
+def _is_limited(grant: dict[str, Any]) -> bool:
+    pairs = [pair for pairs in grant.get("Constraints", {}).values() for pair in pairs.items()]
+    return ("service", ENCRYPTION_CONTEXT_SERVICE) in pairs
+
+
+@contextmanager
+def _named(call: str) -> Iterator[None]:
+    try:
+        yield
+    except AWS_ERRORS as error:
+        name = error_name(error)
+        why = f": {_WHY[name]}" if name in _WHY else ""
+        raise KeyDenied(f"AWS KMS {call}: {name}{why}") from None

@@ -1,0 +1,169 @@
+"""One strategy writes, every configured one reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied, KeyUnavailable
+from app.security.context import SecretField, TokenContext
+from app.security.counters import EncryptionCounters
+from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS, Family, family_of
+from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed
+
+_log = structlog.get_logger()
+_WHY_UNREADABLE = {
+    Family.LOCAL: "no master key is configured for local ciphertexts",
+    Family.KMS: "KMS is not configured, and this ciphertext needs it",
+    Family.PULSEPLAN_LOCAL: "PulsePlan's local formats are switched off, or no master key is configured",
+    Family.PULSEPLAN_KMS: "PulsePlan's KMS packages are switched off, or KMS is not configured",
+}
+
+
+class EncryptionService:
+    """Seals with the primary strategy and opens with whichever reader owns the ciphertext's family.
+
+    Everything here is synchronous and safe from several threads. `app.tokens.cipher` calls it from an event
+    loop; scripts call it as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        primary: EncryptionStrategy,
+        readers: Iterable[EncryptionReader] = (),
+        fallback: EncryptionStrategy | None = None,
+        counters: EncryptionCounters,
+    ) -> None:
+        self._primary = primary
+        self._fallback = fallback
+        self._counters = counters
+        self._readers: dict[Family, EncryptionReader] = {primary.family: primary}
+        for reader in readers:
+            if self._readers.setdefault(reader.family, reader) is not reader:
+                raise ValueError(f"two readers for the family {reader.family}")
+
+    @property
+    def primary_scheme(self) -> str | None:
+        """The scheme of what the primary seals; `None` while only KMS could tell it, and has not."""
+        return self._primary.scheme
+
+    def scheme_of(self, ciphertext: str) -> str:
+        """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
+        return self._reader(ciphertext).scheme_of(ciphertext)
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether new secrets may be sealed locally while the primary's key service is unavailable."""
+        return self._fallback is not None
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`.
+
+        Where a fallback is configured and the primary's key service is unavailable, the fallback seals, and the result
+        says so.
+        """
+        try:
+            return self.seal_as_primary(plaintext, context)
+        except KeyUnavailable as error:
+            if not self.has_fallback:
+                raise
+            sealed = self.seal_as_fallback(plaintext, context)
+            self.note_fallback(error)
+            return sealed
+
+    def seal_as_primary(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        """Encrypt under the primary and nothing else; with `wait` false raise `KeyNotCached` rather than wait."""
+        return self._seal(self._primary, plaintext, context, wait=wait)
+
+    def seal_as_fallback(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        """Encrypt under the fallback, which must be configured; `note_fallback` has to follow for each token."""
+        if self._fallback is None:
+            raise InternalError("no fallback is configured")
+        return self._seal(self._fallback, plaintext, context, wait=wait)._replace(fallback=True)
+
+    def note_fallback(self, reason: KeyUnavailable) -> None:
+        """Count and log that one token was sealed by the fallback: it is never silent."""
+        self._counters.fallback_write()
+        _log.warning("sealed_by_fallback", reason=reason.detail)
+
+    def _seal(self, strategy: EncryptionStrategy, plaintext: str, context: TokenContext, *, wait: bool) -> Sealed:
+        _require_unicode(plaintext, context.user_id, context.provider, context.service_type)
+        sealed = strategy.seal(plaintext, context, wait=wait)
+        if len(sealed.ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
+            raise InvalidRequest("the text is too long: its ciphertext could not be read back")
+        return sealed
+
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
+        _require_unicode(context.user_id, context.provider, context.service_type)
+        try:
+            return self._reader(ciphertext).open(ciphertext, context, wait=wait)
+        except EncryptionError as error:
+            self._counters.decryption_failure(error.code)
+            raise
+
+    def self_test(self) -> None:
+        """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not.
+
+        The fallback first, so that its key is derived before it is needed.
+        """
+        if self._fallback is not None:
+            self._test(self._fallback)
+        self._test(self._primary)
+
+    def _test(self, strategy: EncryptionStrategy) -> None:
+        here = TokenContext(user_id="self-test", field=SecretField.ACCESS_TOKEN)
+        elsewhere = TokenContext(user_id="another-user", field=SecretField.ACCESS_TOKEN)
+        ciphertext = strategy.seal("self-test", here).ciphertext
+        if self.open(ciphertext, here) != "self-test":
+            raise InternalError("the encryption self-test got another plaintext back")
+        try:
+            self._reader(ciphertext).open(ciphertext, elsewhere)  # past the counters: this must fail
+        except EncryptionError:
+            return
+        raise InternalError("the encryption self-test opened a ciphertext for another user")
+
+    def encrypt_token(
+        self,
+        token: str,
+        user_id: str,
+        *,
+        provider: str = "",
+        service_type: str = "",
+        field: SecretField | None = None,
+    ) -> str:
+        """Encrypt one token; the keywords bind it further. An empty token passes through, as PulsePlan expects."""
+        if not token:
+            return token
+        return self.seal(token, TokenContext(user_id, provider, service_type, field)).ciphertext
+
+    def decrypt_token(
+        self,
+        ciphertext: str,
+        user_id: str,
+        *,
+        provider: str = "",
+        service_type: str = "",
+        field: SecretField | None = None,
+    ) -> str:
+        """Decrypt what `encrypt_token` made with the same arguments; raises an `EncryptionError`."""
+        if not ciphertext:
+            return ciphertext
+        return self.open(ciphertext, TokenContext(user_id, provider, service_type, field))
+
+    def _reader(self, ciphertext: str) -> EncryptionReader:
+        family = family_of(ciphertext)
+        reader = self._readers.get(family)
+        if reader is None:
+            raise KeyDenied(_WHY_UNREADABLE[family])
+        return reader
+
+
+def _require_unicode(*texts: str) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("text with lone surrogates cannot be encrypted") from None

@@ -1,0 +1,255 @@
+"""The embedded store: one SQLite file, created on first start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from app.errors import StoreMisconfigured
+from app.security.formats import material_of
+from app.stores.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
+from app.stores.sqlite.database import (
+    connect,
+    create_private,
+    missing_columns,
+    require_columns,
+    translating_sqlite_errors,
+)
+from app.stores.sqlite.group_commit import GroupCommitWriter
+from app.tokens.census import CensusRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+
+CHUNK_ROWS = 500
+
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
+_INSERT = (
+    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  of names and marks of ours alone
+    "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
+)
+# The metadata is merged as RFC 7396 says; a null takes its key away.
+_REWRAP = """
+UPDATE oauth_tokens
+SET access_token = ?, refresh_token = coalesce(?, refresh_token), encryption_scheme = ?,
+    metadata = json_patch(metadata, ?)
+WHERE id = ? AND version = ? AND encryption_scheme IS ?
+  AND access_token = ? AND coalesce(refresh_token, '') = ?
+RETURNING id
+"""
+_CENSUS = """
+SELECT encryption_scheme, NULL, NULL, count(*) FROM oauth_tokens
+WHERE encryption_scheme IS NOT NULL AND (:provider IS NULL OR provider = :provider)
+GROUP BY encryption_scheme
+UNION ALL
+SELECT NULL, material_of(access_token), material_of(nullif(refresh_token, '')), count(*) FROM oauth_tokens
+WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
+GROUP BY 2, 3
+"""
+# leaps from one to the next in the index
+_SCHEMES = """
+WITH RECURSIVE found(scheme) AS (
+    SELECT min(encryption_scheme) FROM oauth_tokens
+    UNION ALL
+    SELECT (SELECT min(encryption_scheme) FROM oauth_tokens WHERE encryption_scheme > scheme)
+    FROM found WHERE scheme IS NOT NULL
+)
+SELECT scheme FROM found WHERE scheme IS NOT NULL
+UNION ALL
+SELECT NULL WHERE EXISTS (SELECT 1 FROM oauth_tokens WHERE encryption_scheme IS NULL)
+"""
+_JSON_COLUMNS = frozenset({"scopes", "metadata"})
+
+
+class SqliteRepository:
+    """`TokenRepository` on one file that several processes of one machine may share.
+
+    WAL with `synchronous=FULL`: a write that returns survives power loss. Writes go through a thread that groups
+    them; reads run on the event loop's thread, because under WAL they wait for no writer and a point read takes a
+    few microseconds, far less than the hop to a thread would.
+    """
+
+    def __init__(self, *, path: Path) -> None:
+        """Open or create the file; raises a `StoreError`."""
+        self._path = path
+        with translating_sqlite_errors():
+            create_private(path)
+            self._inode = path.stat().st_ino
+            self._writer = GroupCommitWriter(connect=lambda: connect(path), guard=self._require_same_file)
+            self._reader = connect(path)
+            self._reader.execute("PRAGMA query_only = ON")
+            self._reader.set_busy_timeout(0)  # it reads on the event loop, which must not wait
+
+    async def check(self) -> None:
+        with translating_sqlite_errors():
+            missing = missing_columns(self._reader)
+            self._reader.execute("SELECT * FROM oauth_tokens LIMIT 1").fetchall()  # SELECT 1 reads an index
+        require_columns(missing)
+        self._require_same_file()
+
+    async def get(self, token_id: TokenId) -> StoredToken | None:
+        rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
+        return rows[0] if rows else None
+
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+        if not token_ids:
+            return {}
+        values = ", ".join(["(?, ?, ?)"] * len(token_ids))
+        parameters = [part for token_id in token_ids for part in _key(token_id)]
+        rows = await self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
+        return {token.token_id: token for token in rows}
+
+    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+        return await self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
+
+    async def insert(self, token: StoredToken) -> StoredToken | None:
+        columns = _encode(to_columns(token))
+        written = await self._write(_INSERT, [columns[name] for name in COLUMNS])
+        return token if written else None
+
+    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+        columns = _encode(changed_columns(before, after))
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        written = await self._write(
+            f"UPDATE oauth_tokens SET {assignments} "  # noqa: S608  names of columns only
+            "WHERE id = ? AND version = ? AND encryption_scheme IS ? RETURNING version",
+            [*columns.values(), before.id, before.version, before.encryption_scheme],
+        )
+        return after if written else None
+
+    async def delete(self, token: StoredToken) -> bool:
+        sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING id"
+        return bool(await self._write(sql, (token.id, token.version)))
+
+    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+        deleted = 0
+        for chunk in (tokens[at : at + CHUNK_ROWS] for at in range(0, len(tokens), CHUNK_ROWS)):
+            values = ", ".join(["(?, ?)"] * len(chunk))
+            parameters = [part for token in chunk for part in (token.id, token.version)]
+            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608  of names and marks of ours alone
+            deleted += len(await self._write(sql, parameters))
+        return deleted
+
+    async def census(self, *, provider: str | None = None) -> list[CensusRow]:
+        return await asyncio.to_thread(self._count, provider)  # reads a whole index
+
+    async def schemes(self) -> list[str | None]:
+        with translating_sqlite_errors():
+            return [scheme for (scheme,) in await asyncio.to_thread(self._read_patiently, _SCHEMES, ())]
+
+    async def page(
+        self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
+    ) -> list[StoredToken | UnreadableRow]:
+        where, parameters = "encryption_scheme IS ?", [scheme]
+        for condition, value in (("id > ?", after), ("provider = ?", provider)):
+            if value is not None:
+                where, parameters = f"{where} AND {condition}", [*parameters, value]
+        sql = f"{_SELECT} WHERE {where} ORDER BY id LIMIT ?"
+        with translating_sqlite_errors():
+            rows = await asyncio.to_thread(self._read_patiently, sql, [*parameters, limit])
+        return [_decode_or_report(row) for row in rows]
+
+    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
+        found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
+        return {token.id: token for tokens in found for token in tokens}
+
+    async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
+        # each a statement, all of them in one commit or a few
+        writes = (self._write(_REWRAP, _rewrap_parameters(rewrap)) for rewrap in rewraps)
+        written: set[str] = set()
+        for rows in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(rows, BaseException):
+                raise rows
+            written.update(row[0] for row in rows)
+        return written
+
+    async def close(self) -> None:
+        self._reader.close()
+        await self._writer.close()
+
+    async def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
+        sql = f"{_SELECT} {where}"
+        with translating_sqlite_errors():
+            try:
+                rows = self._reader.execute(sql, parameters).fetchall()
+            except apsw.BusyError:  # another process recovers the database after a crash
+                rows = await asyncio.to_thread(self._read_patiently, sql, parameters)
+        return [_decode(row) for row in rows]
+
+    def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._another_connection() as connection:
+            return list(connection.execute(sql, parameters))
+
+    def _count(self, provider: str | None) -> list[CensusRow]:
+        with translating_sqlite_errors(), self._another_connection() as connection:
+            connection.create_scalar_function("material_of", _material_of, 1)
+            return [
+                CensusRow(scheme, tuple(sorted({name for name in materials if name})), count)
+                for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
+            ]
+
+    def _another_connection(self) -> closing[apsw.Connection]:
+        """Open the same file once more, for what may take long; it is closed after its `with` block."""
+        self._require_same_file()
+        return closing(connect(self._path))
+
+    def _require_same_file(self) -> None:
+        """Raise where writes would go into a file that nobody can open any more."""
+        try:
+            inode = self._path.stat().st_ino
+        except OSError:
+            inode = None
+        if inode != self._inode:
+            raise StoreMisconfigured("the database file was moved or replaced while it was open; nothing was written")
+
+    async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with translating_sqlite_errors():
+            return await self._writer.execute(sql, parameters)
+
+
+def _key(token_id: TokenId) -> tuple[str, str, str]:
+    return token_id.user_id, token_id.provider, token_id.service_type
+
+
+def _encode(columns: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.dumps(value, ensure_ascii=False) if name in _JSON_COLUMNS else value
+        for name, value in columns.items()
+    }
+
+
+def _decode(row: tuple[Any, ...]) -> StoredToken:
+    columns = dict(zip(COLUMNS, row, strict=True))
+    try:
+        for name in _JSON_COLUMNS:
+            columns[name] = json.loads(columns[name]) if columns[name] is not None else None
+    except ValueError:
+        raise StoreMisconfigured("a row of oauth_tokens holds JSON that does not parse") from None
+    columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
+    return from_columns(columns)
+
+
+def _material_of(*arguments: Any) -> str | None:  # noqa: ANN401  SQLite's values
+    [ciphertext] = arguments
+    return material_of(ciphertext) if ciphertext else None
+
+
+def _decode_or_report(row: tuple[Any, ...]) -> StoredToken | UnreadableRow:
+    try:
+        return _decode(row)
+    except StoreMisconfigured as error:
+        return UnreadableRow(row[0], error.detail)
+
+
+def _rewrap_parameters(rewrap: Rewrap) -> list[Any]:
+    before, after = rewrap.before, rewrap.after
+    return [
+        *(after.access_ciphertext, after.refresh_ciphertext, after.encryption_scheme),
+        json.dumps(encryption_metadata(after)),
+        *(before.id, before.version, before.encryption_scheme),
+        *(before.access_ciphertext, before.refresh_ciphertext or ""),
+    ]

@@ -1,0 +1,90 @@
+"""One attempt on a token: bounded in time, and recorded whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Token
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
+from app.security.context import SecretField
+from app.tokens.cipher import SealedSecrets
+from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent, TokenEvents
+from app.tokens.models import Caller, StoredToken, TokenId, current_service
+
+
+@dataclass(slots=True)
+class RecordedOperation:
+    """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
+
+    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three public fields are what the
+    operation learns of the token and hands out.
+    """
+
+    events: TokenEvents
+    operation: Operation
+    caller: Caller
+    user_id: str
+    token_id: TokenId | None
+    deadline: asyncio.Timeout
+    scheme: str | None = None
+    method: str | None = None
+    revealed: tuple[SecretField, ...] = ()
+    _before: Token[str] = field(init=False)
+
+    def of(self, token: StoredToken) -> None:
+        """Note how the token is encrypted."""
+        self.scheme, self.method = token.encryption_scheme, token.encryption_method
+
+    def of_new(self, sealed: SealedSecrets) -> None:
+        """Note how the token will be encrypted."""
+        self.scheme, self.method = sealed.access.scheme, sealed.access.method
+
+    async def __aenter__(self) -> Self:
+        self.events.require_open()
+        await self.deadline.__aenter__()
+        self._before = current_service.set(self.caller.service)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome, detail = SUCCESS if error is None else InternalError.code, None
+        current_service.reset(self._before)
+        try:
+            await self.deadline.__aexit__(kind, error, trace)
+            if isinstance(error, VaultError):
+                outcome, detail, error.recorded = error.code, error.detail, True
+            elif isinstance(error, asyncio.CancelledError):
+                outcome = CANCELLED
+        except TimeoutError:
+            late = too_slow()
+            outcome, detail, late.recorded = late.code, late.detail, True
+            raise late from None
+        finally:
+            await self._record(outcome, detail)
+
+    async def _record(self, outcome: str, detail: str | None) -> None:
+        event = TokenEvent(
+            operation=self.operation,
+            user_id=self.user_id,
+            token_id=self.token_id,
+            revealed=self.revealed if outcome == SUCCESS else (),
+            scheme=self.scheme,
+            encryption_method=self.method,
+            outcome=outcome,
+            detail=detail,
+            caller=self.caller,
+        )
+        try:
+            await self.events.record(event)
+        except AuditUnavailable:
+            if outcome != CANCELLED:  # a task that was told to stop stops
+                raise
+
+
+def too_slow() -> StoreTimeout:
+    """Return the error of an operation whose time is over."""
+    return StoreTimeout("the store did not answer in time; a write may or may not have happened")

@@ -1,0 +1,136 @@
+"""Rates and concurrency of services, with a clock that the tests turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.callers.rate_limits import Admitted, Limits
+from app.errors import Overloaded, RateLimited
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _ask(limits: Limits, tokens: int = 1, service: str = "jobs") -> None:
+    admitted = limits.admit()
+    try:
+        admitted.enter_service(service)
+        if tokens > 1:
+            admitted.charge(tokens)
+    finally:
+        admitted.close()
+
+
+def _passed(limits: Limits, attempts: int) -> int:
+    passed = 0
+    for _ in range(attempts):
+        try:
+            _ask(limits)
+        except RateLimited:
+            continue
+        passed += 1
+    return passed
+
+
+def test_a_burst_passes_and_then_exactly_the_rate() -> None:
+    clock = Clock()
+    limits = Limits(tokens_per_second=100, monotonic=clock)
+    assert _passed(limits, 1000) == 200, "two seconds' worth"
+    for _ in range(10):
+        clock.now += 1
+        assert _passed(limits, 1000) == 100
+
+
+def test_what_is_refused_costs_nothing() -> None:
+    clock = Clock()
+    limits = Limits(tokens_per_second=100, monotonic=clock)
+    _passed(limits, 100_000)
+    clock.now += 2
+    assert _passed(limits, 1000) == 200
+
+
+@given(
+    rate=st.floats(min_value=0.05, max_value=10_000),
+    asked=st.lists(st.tuples(st.integers(1, 100), st.floats(0, 3)), min_size=1, max_size=60),
+)
+def test_whoever_waits_as_long_as_it_was_told_is_served(rate: float, asked: list[tuple[int, float]]) -> None:
+    clock = Clock()
+    limits = Limits(tokens_per_second=rate, monotonic=clock)
+    for tokens, pause in asked:
+        clock.now += pause
+        # a batch may be refused before its size is known, and is then told when one token would pass
+        for refusals in range(3):
+            try:
+                _ask(limits, tokens)
+            except RateLimited as refused:
+                assert refusals < (1 if tokens == 1 else 2)
+                clock.now += refused.retry_after_seconds
+            else:
+                break
+
+
+def test_the_wait_is_not_longer_than_needed_by_a_second() -> None:
+    clock = Clock()
+    limits = Limits(tokens_per_second=100, monotonic=clock)
+    _ask(limits, 100)
+    _ask(limits, 100)
+    with pytest.raises(RateLimited) as refused:
+        _ask(limits)
+    assert refused.value.retry_after_seconds == 1
+
+
+@pytest.mark.parametrize("rate", [0.5, 1, 10, 49, 1000])
+def test_a_whole_batch_passes_at_any_rate_once_the_service_was_quiet(rate: float) -> None:
+    limits = Limits(tokens_per_second=rate, monotonic=Clock())
+    _ask(limits, 100)
+    repeated = Limits(tokens_per_second=rate, monotonic=Clock())
+    assert _passed(repeated, 10_000) == max(100, 2 * rate)
+
+
+def test_a_service_that_asks_too_much_takes_nothing_from_another() -> None:
+    limits = Limits(tokens_per_second=100, monotonic=Clock())
+    _passed(limits, 1000)
+    _ask(limits, service="another")
+
+
+def test_a_service_has_so_many_requests_under_way_and_gets_its_places_back() -> None:
+    limits = Limits(concurrent_per_service=3)
+    held = [_entered(limits) for _ in range(3)]
+    with pytest.raises(RateLimited) as refused:
+        _ask(limits)
+    assert refused.value.retry_after_seconds == 1
+    _ask(limits, service="another")
+    held.pop().close()
+    _ask(limits)
+    assert limits.in_flight == limits.in_flight_of("jobs") == 2, "those that are still held, and no refused one"
+
+
+def test_a_process_takes_on_so_many_requests_and_no_more() -> None:
+    limits = Limits(concurrent=2)
+    held = [limits.admit(), limits.admit()]
+    with pytest.raises(Overloaded):
+        limits.admit()
+    held.pop().close()
+    limits.admit().close()
+    assert limits.in_flight == 1
+
+
+def test_zero_limits_nothing() -> None:
+    limits = Limits()
+    held = [_entered(limits) for _ in range(10_000)]
+    assert limits.in_flight == len(held)
+
+
+def _entered(limits: Limits) -> Admitted:
+    admitted = limits.admit()
+    admitted.enter_service("jobs")
+    return admitted

@@ -1,1 +1,0 @@
-"""Marked secrets go everywhere, and are then looked for everywhere."""

@@ -1,0 +1,172 @@
+"""`token-vault doctor`: an exit code for programs, and words for people that give nothing away."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.support.process.home import Home, files_of, initialised_home, new_home, new_master_key, token_vault
+from tests.support.process.key_commands import home_with_key_file, write_key_file
+from tests.support.process.server import Serve
+from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.supabase import SupabaseStack
+
+SUBJECTS = ("settings", "service keys", "encryption", "store", "audit")
+DATABASE = "data/vault.db"
+
+
+def _doctor(home: Home) -> CompletedProcess[str]:
+    return token_vault("doctor", folder=home.folder, settings=home.settings)
+
+
+def _findings(done: CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """Return for each subject its state and its words: the worst of them, which comes last."""
+    assert done.stderr == ""
+    found = {}
+    for line in done.stdout.splitlines():
+        state, rest = line[:6].strip(), line[6:]
+        subject = next(each for each in SUBJECTS if rest.startswith(each))
+        found[subject] = (state, rest.removeprefix(subject).strip())
+    return found
+
+
+def _states(done: CompletedProcess[str]) -> dict[str, str]:
+    return {subject: state for subject, (state, _) in _findings(done).items()}
+
+
+def _require_failure(done: CompletedProcess[str], subject: str, *words: str) -> None:
+    """Demand that one thing alone has failed, in words that hold each of these."""
+    assert done.returncode == 1
+    assert [each for each, state in _states(done).items() if state == "FAIL"] == [subject]
+    said = _findings(done)[subject][1]
+    assert [word for word in words if word not in said] == []
+
+
+def _used_database(serve: Serve, folder: Path) -> Home:
+    home = new_home(folder)
+    with serve(home) as server:
+        server.stop()
+    return home
+
+
+def test_all_is_well_after_init_and_stays_as_it_was(tmp_path: Path) -> None:
+    home = initialised_home(tmp_path)
+    before = files_of(tmp_path)
+    done = _doctor(home)
+    assert done.returncode == 0
+    assert _states(done) == dict.fromkeys(SUBJECTS, "ok")
+    assert files_of(tmp_path) == before
+
+
+def test_all_is_well_while_the_vault_runs(tmp_path: Path, serve: Serve) -> None:
+    home = initialised_home(tmp_path)
+    with serve(home):
+        done = _doctor(home)
+    assert done.returncode == 0
+    assert _states(done) == dict.fromkeys(SUBJECTS, "ok")
+
+
+def test_a_broken_key_file_is_found(tmp_path: Path) -> None:
+    home = home_with_key_file(tmp_path)
+    write_key_file(home, "[")
+    _require_failure(_doctor(home), "service keys", "broken", "none of its keys is valid")
+
+
+def test_a_missing_key_file_is_found(tmp_path: Path) -> None:
+    _require_failure(_doctor(home_with_key_file(tmp_path)), "service keys", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("at", "garbage"),
+    [(0, b"not SQLite"), (16, b"\xff" * 64), (4096, b"\xff" * 4096)],
+    ids=["magic", "header", "table"],
+)
+def test_a_corrupted_database_is_found(tmp_path: Path, serve: Serve, at: int, garbage: bytes) -> None:
+    home = _used_database(serve, tmp_path)
+    with (tmp_path / DATABASE).open("r+b") as file:
+        file.seek(at)
+        file.write(garbage)
+    _require_failure(_doctor(home), "store", "not an intact SQLite database")
+
+
+def test_a_truncated_database_is_found(tmp_path: Path, serve: Serve) -> None:
+    home = _used_database(serve, tmp_path)
+    with (tmp_path / DATABASE).open("r+b") as file:
+        file.truncate(4096)
+    _require_failure(_doctor(home), "store", "not an intact SQLite database")
+
+
+def test_a_table_without_the_vaults_columns_is_found(tmp_path: Path) -> None:
+    home = new_home(tmp_path)
+    (tmp_path / "data").mkdir()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        database.execute("CREATE TABLE oauth_tokens (id TEXT, user_id TEXT, encryption_scheme TEXT)")
+    _require_failure(_doctor(home), "store", "columns")
+
+
+@pytest.mark.parametrize("name", ["PORT", "TOKEN_STORE", "TOKEN_ENCRYPTION_KEY", "SUPABASE_URL"])
+def test_a_wrong_setting_is_exit_code_2(tmp_path: Path, name: str) -> None:
+    home = new_home(tmp_path, **{name: "sekrit"})
+    done = _doctor(home)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert name in line
+    assert "sekrit" not in line
+
+
+def test_what_is_only_unwise_is_warned_about_and_no_failure(tmp_path: Path) -> None:
+    home = new_home(tmp_path, TOKEN_ENCRYPTION_KEY=new_master_key(16), SERVICE_KEYS="")
+    (tmp_path / ".env").write_text("LOG_LEVEL=INFO\n")
+    (tmp_path / ".env").chmod(0o644)
+    done = _doctor(home)
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warn")]
+    assert done.returncode == 0
+    assert _states(done) == {"settings": "warn", "service keys": "warn", "encryption": "ok", "store": "ok"}
+    for words in ("TOKEN_ENCRYPTION_KEY", "401", "chmod 600 .env", "service-key create"):
+        assert [words for line in warnings if words in line] == [words]
+
+
+def test_keys_that_have_all_expired_are_warned_about(tmp_path: Path) -> None:
+    home = home_with_key_file(tmp_path)
+    entry = {"service": "api", "sha256": "0" * 64, "scopes": ["tokens:read"], "expires_at": "2001-01-01T00:00:00Z"}
+    write_key_file(home, json.dumps([entry]))
+    done = _doctor(home)
+    assert done.returncode == 0
+    assert _findings(done)["service keys"][0] == "warn"
+
+
+def test_no_secret_is_printed_whatever_is_found(tmp_path: Path) -> None:
+    home = new_home(
+        tmp_path,
+        TOKEN_ENCRYPTION_PREVIOUS_KEYS=json.dumps({"2": new_master_key()}),
+        TOKEN_STORE="supabase",
+        SUPABASE_URL=f"http://{LOOPBACK}:{free_port()}",
+        SUPABASE_SERVICE_KEY="the-service-key",
+    )
+    done = _doctor(home)
+    _require_failure(done, "store", "store_unavailable")
+    previous = json.loads(home.settings["TOKEN_ENCRYPTION_PREVIOUS_KEYS"])["2"]
+    digest = json.loads(home.settings["SERVICE_KEYS"])[0]["sha256"]
+    for secret in (home.service_key, digest, home.settings["TOKEN_ENCRYPTION_KEY"], previous, "the-service-key"):
+        assert secret not in done.stdout + done.stderr
+
+
+def test_a_supabase_project_is_examined_too(tmp_path: Path, supabase: SupabaseStack) -> None:
+    settings = {"TOKEN_STORE": "supabase", "SUPABASE_URL": supabase.url}
+    home = new_home(tmp_path, **settings, SUPABASE_SERVICE_KEY=supabase.service_key)
+    done = _doctor(home)
+    assert done.returncode == 0
+    assert _states(done)["store"] == "ok"
+    for key in (supabase.anon_key, supabase.wrong_key, supabase.expired_key):
+        wrong = replace(home, settings={**home.settings, "SUPABASE_SERVICE_KEY": key})
+        done = _doctor(wrong)
+        _require_failure(done, "store", "store_misconfigured", "SUPABASE_SERVICE_KEY")
+        assert key not in done.stdout
+    supabase.stop_postgrest()
+    _require_failure(_doctor(home), "store", "store_unavailable")

@@ -1,0 +1,286 @@
+"""`token-vault kms setup` against KMS over HTTP: what it leaves behind, however often and however far it ran."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from tests.support.process.home import COMMAND, environment, token_vault
+from tests.support.process.key_commands import require_refusal
+from tests.support.stack.kms import REGION, Kms
+from tests.support.stack.kms_faults import Cut, KmsFault
+from tests.support.stack.kms_gate import ADMINISTRATOR
+from tests.support.stack.ports import LOOPBACK, free_port
+
+ROLE = "arn:aws:iam::123456789012:role/token-vault"
+OPERATIONS = ["Encrypt", "Decrypt", "GenerateDataKey"]
+CHANGES = {"CreateKey", "CreateAlias", "EnableKeyRotation", "CreateGrant"}
+
+
+class Account:
+    """One KMS as the one who runs the command sees it, and an alias that nobody has used."""
+
+    def __init__(self, kms: Kms, folder: Path) -> None:
+        self.kms = kms
+        self.folder = folder
+        self.alias = f"alias/{uuid.uuid4()}"
+        self.arguments: tuple[str, ...] = ("kms", "setup", "--alias", self.alias, "--role-arn", ROLE)
+        self.settings = {
+            "AWS_ENDPOINT_URL_KMS": kms.url,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "operator",
+            "AWS_SECRET_ACCESS_KEY": "CANARY",
+        }
+        self.client: Any = boto3.client(
+            "kms",
+            region_name=REGION,
+            endpoint_url=kms.url,
+            aws_access_key_id=ADMINISTRATOR,
+            aws_secret_access_key="none",
+        )
+
+    def run(self, *more: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        done = token_vault(*self.arguments, *more, folder=self.folder, settings={**self.settings, **settings})
+        assert "CANARY" not in done.stdout + done.stderr
+        return done
+
+    def key(self) -> dict[str, Any]:
+        key: dict[str, Any] = self.client.describe_key(KeyId=self.alias)["KeyMetadata"]
+        return key
+
+    def keys(self) -> set[str]:
+        pages = self.client.get_paginator("list_keys").paginate()
+        return {key["KeyId"] for page in pages for key in page["Keys"]}
+
+    def grants(self) -> list[dict[str, Any]]:
+        grants: list[dict[str, Any]] = self.client.list_grants(KeyId=self.key()["KeyId"])["Grants"]
+        return grants
+
+    def require_complete(self) -> None:
+        status = self.client.get_key_rotation_status(KeyId=self.key()["KeyId"])
+        assert status["KeyRotationEnabled"] is True
+        (grant,) = self.grants()
+        assert (grant["GranteePrincipal"], grant["Operations"]) == (ROLE, OPERATIONS)
+        assert grant["Constraints"] == {"EncryptionContextSubset": {"service": "pulseplan"}}
+
+
+@pytest.fixture
+def account(kms: Kms, tmp_path: Path) -> Account:
+    return Account(kms, tmp_path)
+
+
+def _states(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line.split()[0] for line in done.stdout.partition("\n\n")[0].splitlines()]
+
+
+def test_it_makes_all_of_it_and_a_second_run_changes_nothing(account: Account) -> None:
+    before = account.keys()
+    done = account.run()
+    assert (done.returncode, done.stderr, _states(done)) == (0, "", ["done"] * 4)
+    assert len(account.keys() - before) == 1
+    account.require_complete()
+    (rotation,) = [each for each in account.kms.requests if each.operation == "EnableKeyRotation"]
+    assert rotation.parameters["RotationPeriodInDays"] == 365
+    account.kms.forget_requests()
+    again = account.run()
+    assert (again.returncode, again.stderr, _states(again)) == (0, "", ["kept"] * 3)
+    assert CHANGES.isdisjoint(account.kms.operations())
+    assert len(account.keys() - before) == 1
+    assert done.stdout.partition("\n\n")[2] == again.stdout.partition("\n\n")[2]
+
+
+def test_it_prints_the_policy_and_the_settings_with_the_keys_arn(account: Account) -> None:
+    printed = account.run().stdout
+    policy, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
+    arn = account.key()["Arn"]
+    assert policy == {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Sid": "TokenVault",
+                "Effect": "Allow",
+                "Action": ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"],
+                "Resource": arn,
+                "Condition": {"StringEquals": {"kms:EncryptionContext:service": "pulseplan"}},
+            }
+        ],
+    }
+    assert printed.splitlines()[-3:] == ["USE_KMS=true", f"KMS_KEY_ID={arn}", f"AWS_REGION={REGION}"]
+
+
+def test_a_dry_run_says_all_of_it_and_changes_nothing(account: Account) -> None:
+    before = account.keys()
+    done = account.run("--dry-run")
+    assert (done.returncode, done.stderr, _states(done)) == (0, "", ["would"] * 4)
+    assert CHANGES.isdisjoint(account.kms.operations())
+    assert account.keys() == before
+    account.client.create_alias(
+        AliasName=account.alias, TargetKeyId=account.client.create_key()["KeyMetadata"]["KeyId"]
+    )
+    assert _states(account.run("--dry-run")) == ["kept", "would", "would"]
+    assert CHANGES.isdisjoint(account.kms.operations())
+
+
+@pytest.mark.parametrize(
+    ("call", "arrives"),
+    [
+        ("CreateKey", True),
+        ("CreateKey", False),
+        ("CreateAlias", True),
+        ("CreateAlias", False),
+        ("CreateGrant", True),
+    ],
+)
+def test_killed_half_way_it_goes_on_where_it_was(account: Account, call: str, arrives: bool) -> None:
+    before = account.keys()
+    # the process dies while it waits for an answer; its request arrives all the same, or it never does
+    fault = KmsFault(delay_seconds=30, cut=None if arrives else Cut.BEFORE_THE_ANSWER)
+    account.kms.faults.inject(fault, operation=call)
+    with subprocess.Popen(
+        [COMMAND, *account.arguments],
+        cwd=account.folder,
+        env=environment(account.settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        _wait_for(account, call)
+        process.kill()
+    account.kms.faults.clear()
+    time.sleep(0.2)  # what was waiting is answered now
+    done = account.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(account.keys() - before) == 1, "no key is left over, and none is paid for twice"
+    account.require_complete()
+
+
+def _wait_for(account: Account, call: str) -> None:
+    deadline = time.monotonic() + 20
+    while call not in account.kms.operations():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("when", Cut)
+def test_a_lost_answer_to_create_key_is_not_asked_for_twice(account: Account, when: Cut) -> None:
+    before = account.keys()
+    account.kms.faults.cut(when, operation="CreateKey")
+    done = account.run()
+    assert done.returncode == 1
+    assert "CreateKey" in done.stderr
+    assert account.kms.operations().count("CreateKey") == 1
+    account.kms.faults.clear()
+    assert account.run().returncode == 0
+    assert len(account.keys() - before) == 1
+    account.require_complete()
+
+
+def test_a_throttled_look_at_tags_is_repeated(account: Account) -> None:
+    account.client.create_key()  # which has no alias
+    account.kms.faults.error("ThrottlingException", operation="ListResourceTags", times=2)
+    done = account.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    account.require_complete()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("disable_key", ("disabled", "enable-key")), ("schedule_key_deletion", ("deletion", "cancel-key-deletion"))],
+)
+def test_an_alias_of_a_key_that_cannot_work_is_refused_in_words(
+    account: Account, change: str, words: tuple[str, ...]
+) -> None:
+    account.run()
+    before = account.keys()
+    getattr(account.client, change)(KeyId=account.key()["KeyId"])
+    account.kms.forget_requests()
+    require_refusal(account.run(), 1, account.alias, *words)
+    assert CHANGES.isdisjoint(account.kms.operations())
+    assert account.keys() == before
+
+
+def test_an_alias_of_an_asymmetric_key_is_refused(account: Account) -> None:
+    key = account.client.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]
+    account.client.create_alias(AliasName=account.alias, TargetKeyId=key["KeyId"])
+    require_refusal(account.run(), 1, account.alias, "symmetric")
+
+
+def test_a_grant_without_the_condition_is_not_taken_for_the_right_one(account: Account) -> None:
+    account.run()
+    (right,) = account.grants()
+    account.client.revoke_grant(KeyId=account.key()["KeyId"], GrantId=right["GrantId"])
+    account.client.create_grant(
+        KeyId=account.key()["KeyId"], GranteePrincipal=ROLE, Name="pulseplan-token-vault", Operations=OPERATIONS
+    )
+    (wide,) = account.grants()
+    done = account.run()
+    assert (done.returncode, _states(done)) == (0, ["kept", "kept", "done", "look"])
+    assert f"aws kms revoke-grant --key-id {account.key()['Arn']} --grant-id {wide['GrantId']}" in done.stdout
+    account.client.revoke_grant(KeyId=account.key()["KeyId"], GrantId=wide["GrantId"])
+    account.require_complete()
+
+
+def test_without_a_role_there_is_no_grant(account: Account) -> None:
+    account.arguments = ("kms", "setup", "--alias", account.alias)
+    assert _states(account.run()) == ["done", "done", "done"]
+    assert account.grants() == []
+
+
+@pytest.mark.parametrize("call", ["DescribeKey", "CreateKey", "CreateGrant"])
+def test_a_denied_call_is_one_line_with_its_name(account: Account, call: str) -> None:
+    account.kms.faults.error("AccessDeniedException", operation=call)
+    done = account.run()
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Error: AWS KMS {call}: AccessDeniedException")
+    assert "made up" not in done.stdout + done.stderr, "no text of KMS"
+    assert ("create the symmetric key" in done.stdout) == (call not in {"DescribeKey", "CreateKey"}), "done is said"
+
+
+def test_a_missing_region_is_one_line(account: Account) -> None:
+    require_refusal(account.run(AWS_REGION=""), 2, "--region", "AWS_REGION")
+    assert account.kms.operations() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--alias", "alias/aws/pulseplan"),
+        ("--role-arn", "arn:aws:sts::123456789012:assumed-role/token-vault/session"),
+    ],
+)
+def test_a_wrong_name_is_one_line_before_anything_is_asked(account: Account, arguments: tuple[str, str]) -> None:
+    require_refusal(account.run(*arguments), 2, arguments[0])
+    assert account.kms.operations() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"AWS_ENDPOINT_URL_KMS": f"http://{LOOPBACK}:{free_port()}"}, ("DescribeKey", "cannot be reached")),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, ("DescribeKey", "credentials")),
+    ],
+)
+def test_no_way_to_kms_is_one_line(account: Account, settings: dict[str, str], words: tuple[str, ...]) -> None:
+    if "AWS_ACCESS_KEY_ID" in settings:
+        del account.settings["AWS_ACCESS_KEY_ID"], account.settings["AWS_SECRET_ACCESS_KEY"]
+        settings = {name: value for name, value in settings.items() if value}
+    require_refusal(account.run(**settings), 1, *words)
+
+
+def test_the_env_file_says_where_kms_is_and_not_who_asks(account: Account) -> None:
+    """The service's own credentials are not to be tried on what only an administrator may do."""
+    place = {name: account.settings.pop(name) for name in ("AWS_ENDPOINT_URL_KMS", "AWS_REGION")}
+    lines = [f"{name}={value}\n" for name, value in place.items()]
+    (account.folder / ".env").write_text("".join(lines))
+    assert account.run("--dry-run").returncode == 0
+    assert "DescribeKey" in account.kms.operations()
+    del account.settings["AWS_ACCESS_KEY_ID"], account.settings["AWS_SECRET_ACCESS_KEY"]
+    (account.folder / ".env").write_text("".join([*lines, "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=CANARY\n"]))
+    require_refusal(account.run("--dry-run", AWS_EC2_METADATA_DISABLED="true"), 1, "credentials")

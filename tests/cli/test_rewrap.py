@@ -1,0 +1,413 @@
+"""`token-vault rewrap`: what it moves, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from app.rewrap.sweep import PAGE_ROWS
+from tests.support.paths import ROOT
+from tests.support.process.home import COMMAND, COMMAND_SECONDS, environment, new_master_key, run, token_vault
+from tests.support.process.key_commands import require_refusal
+from tests.support.rewrap.command import Printed, ended, rewrap, started, wait_for
+from tests.support.rewrap.stored_rows import (
+    KEYS,
+    Row,
+    Rows,
+    SqliteRows,
+    SupabaseRows,
+    access_of,
+    broken_rows,
+    differences_but_for_encryption,
+    encryption,
+    key_settings,
+    local_encryption,
+    pulseplan_package,
+    pulseplan_rows,
+    refresh_of,
+    sealed_row,
+    what_a_row_holds,
+)
+from tests.support.stack.kms import Kms
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import raw_row
+
+SCRIPT = ROOT / "scripts" / "migrate_to_kms.py"
+SECOND = key_settings(2, 1)
+ERROR_OF = {
+    "flipped": "integrity",
+    "foreign": "integrity",
+    "unknown version": "key_denied",
+    "nonsense": "malformed_ciphertext",
+}
+
+
+def _under_first(count: int, provider: str = "canvas") -> list[Row]:
+    return [sealed_row(local_encryption(1), provider=provider) for _ in range(count)]
+
+
+def _require_silence(done: Printed, settings: dict[str, str], stored: list[Row]) -> None:
+    """Demand that nothing secret was printed, nor where anything is, nor a traceback."""
+    printed = done.stdout + done.stderr
+    secrets = [value for name, value in settings.items() if name.endswith(("_KEY", "_URL")) and value]
+    secrets += [*KEYS.values(), "Traceback", "1234~access of", "refresh of"]
+    secrets += [row["access_token"] for row in stored]
+    assert [secret for secret in secrets if secret in printed] == []
+
+
+def test_every_token_moves_and_nothing_but_its_encryption_changes(rows: Rows, tmp_path: Path) -> None:
+    settings = rows.settings() | SECOND
+    sealed = _under_first(PAGE_ROWS + 50)
+    old = pulseplan_rows()
+    current = [sealed_row(local_encryption(2)) for _ in range(5)]
+    rows.insert([*sealed, *(row for row, _ in old), *current])
+    before = rows.rows()
+    done = rewrap(folder=tmp_path, settings=settings)
+    due = len(sealed) + len(old)
+    assert done.exit_code == 0, done
+    assert done.counts == {"due": due, "moved": due, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
+    assert done.verdict == "Done. Nothing is left under another key."
+    _require_silence(done, settings, sealed)
+    after = rows.rows()
+    second = local_encryption(2)
+    plaintexts = {row["id"]: plaintext for row, plaintext in old}
+    for row_id, row in after.items():
+        access = plaintexts.get(row_id, access_of(row_id))
+        refresh = "" if row_id in plaintexts else refresh_of(row_id)
+        assert what_a_row_holds(second, row) == (access, refresh)
+        assert row["encryption_scheme"] == "local:v2"
+        assert row["access_token"].startswith("v2:")
+        assert list(differences_but_for_encryption(before[row_id], row)) == []
+    assert after.keys() == before.keys()
+    assert all(after[row["id"]] == before[row["id"]] for row in current), "what is there stays as it is"
+
+    again = rewrap(folder=tmp_path, settings=settings)
+    assert (again.exit_code, again.counts["due"], again.counts["moved"]) == (0, 0, 0)
+    assert rows.rows() == after
+
+
+def test_unreadable_rows_are_told_one_by_one_left_alone_and_stop_nothing(rows: Rows, tmp_path: Path) -> None:
+    broken = broken_rows()
+    rows.insert([*_under_first(20), *broken.values()])
+    before = rows.rows()
+    told = {row["id"]: ERROR_OF[name] for name, row in broken.items()}
+    dry = rewrap("--dry-run", folder=tmp_path, settings=rows.settings() | SECOND)
+    assert (dry.exit_code, dry.unreadable) == (1, told)
+    assert dry.counts == {"due": 24, "readable": 20, "overtaken": 0, "unreadable": 4, "in doubt": 0, "remaining": 24}
+    assert rows.rows() == before
+    for moved in (20, 0):
+        done = rewrap(folder=tmp_path, settings=rows.settings() | SECOND)
+        assert (done.exit_code, done.unreadable) == (1, told)
+        assert (done.counts["moved"], done.counts["unreadable"], done.counts["remaining"]) == (moved, 4, 4)
+        assert "integrity 2, key_denied 1, malformed_ciphertext 1" in done.stdout
+        assert "docs/key-rotation.md" in done.verdict
+        _require_silence(done, {}, list(broken.values()))
+    after = rows.rows()
+    assert {row_id: after[row_id] for row_id in told} == {row_id: before[row_id] for row_id in told}
+
+
+def test_a_dry_run_of_what_can_be_read_ends_with_0_and_writes_nothing(sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(30))
+    before = sqlite.rows()
+    done = rewrap("--dry-run", folder=tmp_path, settings=sqlite.settings() | SECOND)
+    assert (done.exit_code, done.counts["readable"], done.counts["remaining"]) == (0, 30, 30)
+    assert sqlite.rows() == before
+
+
+def test_a_limited_sweep_says_that_it_is_not_through_until_it_is(sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(25))
+    ends = []
+    for _ in range(3):
+        done = rewrap("--limit", "10", folder=tmp_path, settings=sqlite.settings() | SECOND)
+        ends.append((done.exit_code, done.counts["moved"], done.counts["remaining"]))
+    assert ends == [(2, 10, 15), (2, 10, 5), (0, 5, 0)]
+
+
+def test_a_limit_is_not_used_up_by_rows_that_cannot_be_read(sqlite: SqliteRows, tmp_path: Path) -> None:
+    """They come first here, and would come first each time."""
+    settings = sqlite.settings() | SECOND
+    broken = [row | {"id": f"00000000-0000-4000-8000-00000000000{n}"} for n, row in enumerate(broken_rows().values())]
+    sqlite.insert([*broken, *_under_first(7)])
+    dry = rewrap("--dry-run", "--limit", "3", folder=tmp_path, settings=settings)
+    assert (dry.exit_code, dry.counts["readable"]) == (2, 3)
+    assert dry.verdict == "Not finished: the limit of 3 rows is reached. Nothing was written."
+    done = rewrap("--limit", "3", folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["moved"], done.counts["remaining"]) == (2, 3, 8)
+
+
+def test_a_limit_that_is_just_enough_ends_with_0(sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(10))
+    settings = sqlite.settings() | SECOND
+    dry = rewrap("--dry-run", "--limit", "10", folder=tmp_path, settings=settings)
+    done = rewrap("--limit", "10", folder=tmp_path, settings=settings)
+    assert (dry.exit_code, done.exit_code, done.counts["remaining"]) == (0, 0, 0)
+
+
+def test_one_provider_is_moved_and_the_others_are_neither_moved_nor_counted(rows: Rows, tmp_path: Path) -> None:
+    rows.insert(_under_first(7) + _under_first(5, "google"))
+    done = rewrap("--provider", "google", folder=tmp_path, settings=rows.settings() | SECOND)
+    assert (done.exit_code, done.counts["due"], done.counts["moved"], done.counts["remaining"]) == (0, 5, 5, 0)
+    assert done.verdict == (
+        "Done. No token of google is left under another key. Other providers' were not looked at: "
+        "no key may go before a run without --provider."
+    )
+    schemes = {(row["provider"], row["encryption_scheme"]) for row in rows.rows().values()}
+    assert schemes == {("canvas", "local:v1"), ("google", "local:v2")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_it_cleanly_with_true_counts(sqlite: SqliteRows, tmp_path: Path, number: signal.Signals) -> None:
+    settings = sqlite.settings() | SECOND
+    sqlite.insert(_under_first(1_000))
+    process = started("--rate", "100", folder=tmp_path, settings=settings)
+    wait_for(lambda: any(row["encryption_scheme"] == "local:v2" for row in sqlite.rows().values()))
+    done = ended(process, by=number)
+    left = sum(row["encryption_scheme"] == "local:v1" for row in sqlite.rows().values())
+    assert (done.exit_code, done.stderr) == (2, "")
+    assert 0 < left < 1_000
+    assert (done.counts["due"], done.counts["remaining"], done.counts["moved"]) == (1_000, left, 1_000 - left)
+    assert done.verdict.startswith(f"Not finished: {number.name} told it to stop.")
+    assert rewrap(folder=tmp_path, settings=settings).counts["moved"] == left
+
+
+def test_a_timeout_ends_it_and_lines_tell_how_far_it_is(sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(500))
+    done = rewrap("--rate", "20", "--timeout", "7", folder=tmp_path, settings=sqlite.settings() | SECOND)
+    assert done.exit_code == 2
+    assert done.verdict.startswith("Not finished: its time was over.")
+    moved, remaining = done.counts["moved"], done.counts["remaining"]
+    assert moved is not None
+    assert remaining == 500 - moved
+    assert 0 < moved <= 160, "20 a second"
+    [line] = done.stderr.splitlines()
+    assert re.fullmatch(r"[0-9]+ of 500 done, [0-9]+ rows/s, [0-9]+:[0-9]{2} left", line)
+
+
+def test_two_sweeps_at_once_share_the_work(rows: Rows, tmp_path: Path) -> None:
+    settings = rows.settings() | SECOND
+    rows.insert(_under_first(1_200))
+    processes = [started(folder=tmp_path, settings=settings) for _ in range(2)]
+    done = [ended(process) for process in processes]
+    assert [one.exit_code for one in done] == [0, 0], done
+    assert sum(one.counts["moved"] or 0 for one in done) == 1_200
+    assert {row["encryption_scheme"] for row in rows.rows().values()} == {"local:v2"}
+
+
+# --- KMS
+
+
+def test_what_kms_throttles_is_told_once_and_moved_all_the_same(kms: Kms, rows: Rows, tmp_path: Path) -> None:
+    settings = rows.settings() | key_settings(1) | kms.environment()
+    rows.insert(_under_first(150))
+    kms.faults.error("ThrottlingException", every=3)
+    done = rewrap(folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["moved"], done.counts["remaining"]) == (0, 150, 0), done
+    assert {row["encryption_scheme"] for row in rows.rows().values()} == {f"kms:{kms.key_arn}"}
+    waits = [line for line in done.stderr.splitlines() if line.startswith("waiting")]
+    assert len(waits) == len(set(waits)) <= 4, "not once for each row"
+    _require_silence(done, settings, [])
+    kms.faults.clear()
+    reader = encryption(settings)
+    assert {what_a_row_holds(reader, row) == (access_of(key), refresh_of(key)) for key, row in rows.rows().items()} == {
+        True
+    }
+
+
+def test_an_outage_is_waited_for_and_its_end_is_said(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(40))
+    kms.faults.down()
+    process = started(folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("waiting  key_unavailable: KMS cannot be reached, or something answers in its place; for 5")
+    kms.faults.clear()
+    done = ended(process)
+    assert (done.exit_code, done.counts["moved"]) == (0, 40)
+
+
+def test_what_an_alias_is_due_for_is_not_guessed_while_kms_is_down(
+    kms: Kms, sqlite: SqliteRows, tmp_path: Path
+) -> None:
+    settings = sqlite.settings() | key_settings(1) | kms.environment() | {"KMS_KEY_ID": kms.alias}
+    sqlite.insert(_under_first(4))
+    assert rewrap(folder=tmp_path, settings=settings).exit_code == 0
+    kms.faults.down()
+    done = rewrap("--timeout", "2", folder=tmp_path, settings=settings)
+    assert done.exit_code == 2
+    assert (done.counts["due"], done.counts["remaining"]) == (None, None)
+    kms.faults.clear()
+    assert rewrap(folder=tmp_path, settings=settings).counts["due"] == 0, "the alias's key is the rows'"
+
+
+def test_a_primary_that_cannot_seal_is_one_line(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(4))
+    kms.disable(kms.key_arn)
+    done = token_vault("rewrap", folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
+    require_refusal(done, 2, "key_denied: the KMS key is disabled", "token-vault doctor")
+    assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {"local:v1"}
+
+
+def test_the_fallback_never_stands_in_for_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    settings = sqlite.settings() | key_settings(2, 1) | kms.environment() | {"KMS_FALLBACK_TO_LOCAL": "true"}
+    marked = sealed_row(local_encryption(2))
+    marked["metadata"] |= {"encryption_method": "aes256-gcm-v2", "encryption_fallback": True}
+    sqlite.insert([*_under_first(10), marked])
+    kms.faults.down()
+    assert rewrap("--timeout", "2", folder=tmp_path, settings=settings).exit_code == 2
+    assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {"local:v1", "local:v2"}
+    kms.faults.clear()
+    assert rewrap(folder=tmp_path, settings=settings).exit_code == 0
+    swept = sqlite.rows()[marked["id"]]
+    assert swept["encryption_scheme"] == f"kms:{kms.key_arn}"
+    assert "encryption_fallback" not in swept["metadata"], "the mark goes with the local ciphertext"
+
+
+# --- the store
+
+
+def test_a_database_that_does_not_exist_is_not_created(tmp_path: Path) -> None:
+    settings = {"SQLITE_PATH": "elsewhere/vault.db", **SECOND}
+    require_refusal(token_vault("rewrap", folder=tmp_path, settings=settings), 2, "SQLITE_PATH", "does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_service_key_is_one_line(supabase: SupabaseStack, tmp_path: Path) -> None:
+    settings = SupabaseRows(supabase).settings() | SECOND | {"SUPABASE_SERVICE_KEY": supabase.wrong_key}
+    require_refusal(token_vault("rewrap", folder=tmp_path, settings=settings), 2, "store_misconfigured")
+
+
+def test_a_store_that_is_down_is_waited_for(supabase: SupabaseStack, tmp_path: Path) -> None:
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(5))
+    supabase.stop_postgrest()
+    settings = rows.settings() | SECOND
+    done = rewrap("--timeout", "4", folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["due"], done.counts["remaining"]) == (2, None, None)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("waiting  store_unavailable")]) == 1
+    _require_silence(done, settings, [])
+
+
+def test_answers_that_are_cut_after_the_commit_leave_true_counts(supabase: SupabaseStack, tmp_path: Path) -> None:
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(600))
+    supabase.faults.cut_after_commit(times=2, when=lambda request: "replace_ciphertexts" in request.target)
+    done = rewrap(folder=tmp_path, settings=rows.settings() | SECOND)
+    assert done.exit_code == 0, done
+    assert done.counts == {"due": 600, "moved": 600, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
+    assert {row["encryption_scheme"] for row in rows.rows().values()} == {"local:v2"}
+
+
+# --- the terminal, the command line
+
+
+def _on_a_terminal(*arguments: str, folder: Path, settings: dict[str, str], columns: int = 100) -> tuple[int, str]:
+    """Run the command with a terminal around it, and return its exit code and what the terminal got."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(
+        [COMMAND, "rewrap", *arguments],
+        cwd=folder,
+        env=environment(settings | {"TERM": "xterm"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    chunks = []
+    try:
+        while chunk := _read(ours):
+            chunks.append(chunk)
+        return process.wait(COMMAND_SECONDS), b"".join(chunks).decode()
+    finally:
+        process.kill()
+        os.close(ours)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65_536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_a_terminal_shows_a_bar_that_leaves_no_trace(sqlite: SqliteRows, tmp_path: Path) -> None:
+    nonsense = broken_rows()["nonsense"]
+    sqlite.insert([*_under_first(1_000), nonsense])
+    code, screen = _on_a_terminal("--rate", "500", folder=tmp_path, settings=sqlite.settings() | SECOND, columns=60)
+    assert code == 1
+    drawn = re.findall(r"\r\x1b\[K([^\r\n]+)", screen)
+    bars = [line for line in drawn if re.match(r" *[0-9]+% \[#*\.*\] ", line)]
+    assert any(re.search(r"[0-9,]+ of 1,001 done, [1-9][0-9,]* rows/s", line) for line in bars)
+    assert max(map(len, bars)) < 60, "a line that wraps cannot be cleared"
+    left = [re.sub(r".*\r\x1b\[K", "", line) for line in screen.replace("\r\n", "\n").split("\n")]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(left))
+    assert "[#" not in text
+    assert text.startswith(f"unreadable  {nonsense['id']}  malformed_ciphertext: "), text
+    assert Printed(code, text, "").counts["moved"] == 1_000
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--limit", "0"), ("--rate", "0"), ("--rate", "nan"), ("--timeout", "-1"), ("--provider", "Can vas")]
+)
+def test_a_wrong_option_stops_before_anything_is_opened(tmp_path: Path, arguments: tuple[str, str]) -> None:
+    done = token_vault("rewrap", *arguments, folder=tmp_path, settings=SECOND)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert arguments[0] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_setting_is_one_line_without_its_value(tmp_path: Path) -> None:
+    settings = SECOND | {"TOKEN_ENCRYPTION_PREVIOUS_KEYS": f"[{new_master_key()}]"}
+    done = token_vault("rewrap", folder=tmp_path, settings=settings)
+    require_refusal(done, 2, "TOKEN_ENCRYPTION_PREVIOUS_KEYS")
+    assert settings["TOKEN_ENCRYPTION_PREVIOUS_KEYS"] not in done.stderr
+
+
+# --- scripts/migrate_to_kms.py
+
+
+def _migrate(*arguments: str, folder: Path, settings: dict[str, str]) -> Printed:
+    done = run(sys.executable, str(SCRIPT), *arguments, folder=folder, settings=settings)
+    return Printed(done.returncode, done.stdout, done.stderr)
+
+
+def test_migrate_to_kms_insists_on_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    sqlite.insert(_under_first(3))
+    settings = sqlite.settings() | SECOND | kms.environment() | {"USE_KMS": "false"}
+    done = run(sys.executable, str(SCRIPT), folder=tmp_path, settings=settings)
+    require_refusal(done, 2, "USE_KMS is not true")
+    assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {"local:v1"}
+
+
+def test_migrate_to_kms_moves_everything_to_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    settings = sqlite.settings() | key_settings(1) | kms.environment()
+    user_id = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+    package = raw_row(user_id=user_id, access_token=pulseplan_package(kms, "1234~in KMS itself", user_id))
+    sqlite.insert([*_under_first(20), package])
+    assert _migrate("--dry-run", folder=tmp_path, settings=settings).counts["readable"] == 21
+    done = _migrate("--limit", "5", folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["moved"]) == (2, 5)
+    done = _migrate(folder=tmp_path, settings=settings)
+    assert (done.exit_code, done.counts["moved"], done.counts["remaining"]) == (0, 16, 0)
+    found = sqlite.rows()
+    assert {row["encryption_scheme"] for row in found.values()} == {f"kms:{kms.key_arn}"}
+    reader = encryption(kms.environment())
+    assert what_a_row_holds(reader, found[package["id"]]) == ("1234~in KMS itself", "")
+
+
+def test_migrate_to_kms_takes_the_options_of_rewrap(tmp_path: Path) -> None:
+    ours = token_vault("rewrap", "--help", folder=tmp_path).stdout
+    theirs = run(sys.executable, str(SCRIPT), "--help", folder=tmp_path).stdout
+    assert re.findall(r"--[a-z-]+", theirs.partition("Options:")[2]) == re.findall(
+        r"--[a-z-]+", ours.partition("Options:")[2]
+    )

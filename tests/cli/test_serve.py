@@ -1,0 +1,152 @@
+"""`token-vault serve`: what it prints, whom it believes, and how it goes."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.support.process.home import Home, new_home, new_master_key, token_vault
+from tests.support.process.server import Serve, Server
+from tests.support.process.wire import token_path
+from tests.support.stack.ports import LOOPBACK, free_port
+
+ACCESS = "1234~the-access-token"
+REFRESH = "1//the-refresh-token"
+FORWARDED = "203.0.113.77"
+
+
+def _leave_in_the_middle(server: Server, path: str) -> None:
+    """Send something that is no HTTP, and a request whose body breaks off."""
+    head = f"PUT {path} HTTP/1.1\r\nHost: vault\r\nAuthorization: Bearer {server.home.service_key}\r\n"
+    broken_off = f'{head}Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"access_token": "{ACCESS}'
+    for sent in (f"{ACCESS} {REFRESH}\r\n\r\n", broken_off):
+        with socket.create_connection((LOOPBACK, server.port), timeout=5) as connection:
+            connection.sendall(sent.encode())
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+
+
+def _use_it_well_and_badly(server: Server) -> None:
+    """Send what is stored, read, refused and not understood."""
+    path = token_path(uuid4())
+    _leave_in_the_middle(server, path)
+    body = {"access_token": ACCESS, "refresh_token": REFRESH}
+    with server.client() as client:
+        client.headers["X-Forwarded-For"] = FORWARDED
+        answers = [
+            client.put(path, json=body),
+            client.get(path, params={"include": "refresh_token"}),
+            client.post(f"{path}/rotate", json=body),
+            client.put(path, json={"access_token": [ACCESS], ACCESS: REFRESH}),
+            client.put(path, content=f'{{"access_token": "{ACCESS}', headers={"Content-Type": "application/json"}),
+            client.get(path, headers={"Authorization": f"Bearer ptv_{ACCESS}"}),
+            client.get(f"/v1/{ACCESS}", params={"token": REFRESH}),
+            client.delete(path),
+        ]
+    assert [answer.status_code for answer in answers] == [201, 200, 200, 422, 400, 401, 404, 204]
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """All that a server printed from its start to its end, after it was used well and badly."""
+
+    home: Home
+    output: str
+
+
+@pytest.fixture(
+    scope="module", params=[("json", 1), ("json", 2), ("console", 1)], ids=["json", "json-two-workers", "console"]
+)
+def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Printed:
+    log_format, workers = request.param
+    home = new_home(tmp_path_factory.mktemp("printed"), LOG_LEVEL="DEBUG", LOG_FORMAT=log_format)
+    with serve(home, workers=workers) as server:
+        _use_it_well_and_badly(server)
+        return Printed(home, server.stop().output)
+
+
+def test_every_operation_is_logged(printed: Printed) -> None:
+    found = re.findall(r"operation\W+(?:\x1b\S+)?(store|reveal|rotate|delete)\b", printed.output)
+    assert found == ["store", "reveal", "rotate", "delete"]
+
+
+def test_no_secret_is_printed(printed: Printed) -> None:
+    settings = printed.home.settings
+    for secret in (ACCESS, REFRESH, printed.home.service_key, settings["TOKEN_ENCRYPTION_KEY"]):
+        assert secret not in printed.output
+
+
+def test_no_traceback_is_printed(printed: Printed) -> None:
+    assert "Traceback" not in printed.output
+
+
+def test_a_caller_cannot_make_up_its_address(printed: Printed) -> None:
+    """uvicorn believes `X-Forwarded-For` from the loopback unless it is told not to, and then prints it."""
+    assert FORWARDED not in printed.output
+
+
+def test_the_log_is_json_lines_or_for_people(printed: Printed) -> None:
+    lines = printed.output.splitlines()
+    if printed.home.settings["LOG_FORMAT"] == "json":
+        assert all({"event", "level", "timestamp"} <= json.loads(line).keys() for line in lines)
+    else:
+        assert not [line for line in lines if line.startswith("{")]
+
+
+def test_answers_do_not_name_the_server_software(tmp_path: Path, serve: Serve) -> None:
+    with serve(new_home(tmp_path)) as server, server.client() as client:
+        assert "server" not in client.get("/healthz").headers
+
+
+@pytest.mark.parametrize("size", [16, 31])
+def test_a_short_master_key_is_warned_about(tmp_path: Path, serve: Serve, size: int) -> None:
+    key = new_master_key(size)
+    with serve(new_home(tmp_path, TOKEN_ENCRYPTION_KEY=key)) as server:
+        output = server.stop().output
+    warnings = [line for line in map(json.loads, output.splitlines()) if line["event"] == "setting_is_weak"]
+    assert {warning["level"] for warning in warnings} == {"warning"}
+    assert [warning["reason"].split()[0] for warning in warnings] == ["TOKEN_ENCRYPTION_KEY", "AUDIT_LOG"]
+    assert key not in output
+
+
+def test_a_master_key_of_32_bytes_is_not_warned_about(tmp_path: Path, serve: Serve) -> None:
+    with serve(new_home(tmp_path, TOKEN_ENCRYPTION_KEY=new_master_key(32))) as server:
+        output = server.stop().output
+    assert "has less than" not in output
+    assert "AUDIT_LOG is not set" in output
+
+
+def test_the_database_is_for_its_owner_alone(tmp_path: Path, serve: Serve) -> None:
+    with serve(new_home(tmp_path)) as server:
+        _use_it_well_and_badly(server)
+        files = sorted((tmp_path / "data").iterdir())
+        assert [file.name for file in files] == ["vault.db", "vault.db-shm", "vault.db-wal"]
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def test_a_port_that_is_taken_is_reported_without_a_traceback(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        settings = {**new_home(tmp_path).settings, "PORT": str(other.getsockname()[1])}
+        done = token_vault("serve", folder=tmp_path, settings=settings)
+    assert done.returncode != 0
+    assert "address already in use" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_remote_store_that_is_down_does_not_stop_the_start(tmp_path: Path, serve: Serve) -> None:
+    nobody = f"http://{LOOPBACK}:{free_port()}"
+    home = new_home(tmp_path, TOKEN_STORE="supabase", SUPABASE_URL=nobody, SUPABASE_SERVICE_KEY="key")
+    with serve(home) as server, server.client() as client:
+        assert client.get("/readyz").status_code == 503
+        refused = client.get(token_path(uuid4()))
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert nobody not in server.stop().output

@@ -1,0 +1,418 @@
+"""Dockerfile, docker-compose.yml and what they mount, checked without a container engine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import http.server
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import yaml
+
+from app.cli.health import DEADLINE_SECONDS
+from app.config.settings import Settings
+from tests.support.paths import ROOT
+from tests.support.process.command_lines import check_command_line
+from tests.support.process.home import token_vault
+from tests.support.stack.postgres import Database, Postgres
+
+COMPOSE_FOLDER = ROOT / "deploy" / "compose"
+PINNED = re.compile(r"[a-z0-9./-]+:v?[0-9]+\.[0-9]+[A-Za-z0-9.-]*")
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+):\?[^}]+\}")
+
+SETTINGS = {name.upper() for name in Settings.model_fields}
+
+
+# --- Dockerfile
+
+
+def _stages() -> list[list[tuple[str, str]]]:
+    """Return the Dockerfile's instructions, stage by stage."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    instructions = [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines) if word]
+    starts = [index for index, (word, _) in enumerate(instructions) if word == "FROM"]
+    return [instructions[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+
+STAGES = _stages()
+FINAL = STAGES[-1]
+
+
+def _all(stage: list[tuple[str, str]], instruction: str) -> list[str]:
+    return [argument for word, argument in stage if word == instruction]
+
+
+def _environment() -> dict[str, str]:
+    pairs = (pair.partition("=") for argument in _all(FINAL, "ENV") for pair in shlex.split(argument))
+    return {name: value for name, _, value in pairs}
+
+
+def test_the_base_images_are_pinned_and_one_and_the_same() -> None:
+    images = [_all(stage, "FROM")[0].split(" ")[0] for stage in STAGES]
+    assert all(PINNED.fullmatch(image) for image in images)
+    assert len(set(images)) == 1, "a virtual environment moves only between equal Pythons"
+
+
+def test_what_is_copied_exists_and_passes_dockerignore() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    built = {image.rpartition(" AS ")[2] for stage in STAGES for image in _all(stage, "FROM") if " AS " in image}
+    copied = set()
+    for argument in (argument for stage in STAGES for argument in _all(stage, "COPY")):
+        if argument.startswith("--from="):
+            assert argument.split(" ")[0].removeprefix("--from=") in built
+        else:
+            copied |= set(argument.split(" ")[:-1])
+    assert copied == let_through
+    assert all((ROOT / path).exists() for path in copied)
+
+
+def test_everything_installed_has_a_hash_or_is_the_vault_itself() -> None:
+    installs = [
+        command
+        for stage in STAGES
+        for argument in _all(stage, "RUN")
+        for command in argument.split("&&")
+        if re.search(r"\bpip install\b", command)
+    ]
+    assert len(installs) == 2
+    assert "--require-hashes" in installs[0]
+    assert "-r requirements.lock" in installs[0]
+    assert "--no-deps --no-build-isolation ." in installs[1]
+
+
+def test_no_build_tool_is_left() -> None:
+    assert "pip uninstall --yes setuptools pip" in _all(STAGES[0], "RUN")[-1]
+    in_the_end = " ".join(_all(FINAL, "RUN"))
+    assert "pip uninstall --yes" in in_the_end
+    assert not re.search(r"\binstall (?!--directory)|apt-get|apk", in_the_end)
+
+
+def test_the_image_runs_as_a_fixed_user_that_is_not_root() -> None:
+    user = re.fullmatch(r"([0-9]+):([0-9]+)", _all(FINAL, "USER")[-1])
+    assert user
+    assert int(user[1]) > 0
+    assert f"useradd --uid {user[1]} " in _all(FINAL, "RUN")[0]
+
+
+def test_the_image_sets_only_real_settings_and_keeps_its_data_in_the_volume() -> None:
+    environment = _environment()
+    assert environment.pop("PATH").startswith("/opt/vault/bin:")
+    assert environment.keys() <= SETTINGS
+    [volume] = _all(FINAL, "VOLUME")
+    settings = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY="k" * 43, **environment)  # type: ignore[call-arg, arg-type]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    assert settings.sqlite_path.parent == Path(volume)
+    assert settings.service_keys_file is not None
+    assert settings.service_keys_file.parent == Path(volume)
+    assert f"install --directory --owner vault --group vault --mode 0700 {volume}" in _all(FINAL, "RUN")[0]
+
+
+def test_the_image_starts_a_real_command_on_every_interface() -> None:
+    command = json.loads(_all(FINAL, "CMD")[0])
+    check_command_line(command)
+    assert command[-2:] == ["--host", "0.0.0.0"]  # noqa: S104  a container's own network
+    assert _all(FINAL, "EXPOSE") == [str(Settings.model_fields["port"].default)]
+
+
+@contextmanager
+def _answering(status: int) -> Iterator[int]:
+    """Serve `/healthz` with this status on a free port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _run_health_check(folder: Path, **settings: str) -> int:
+    command = json.loads(_all(FINAL, "HEALTHCHECK")[0].partition("CMD ")[2])
+    check_command_line(command)
+    return token_vault(*command[1:], folder=folder, settings=settings).returncode
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
+def test_the_health_check_believes_the_status(tmp_path: Path, status: int, exit_code: int) -> None:
+    with _answering(status) as port:
+        assert _run_health_check(tmp_path, PORT=str(port), http_proxy="http://127.0.0.1:1") == exit_code
+
+
+def test_the_health_check_fails_where_nobody_listens(tmp_path: Path) -> None:
+    with _answering(200) as port:
+        pass
+    assert _run_health_check(tmp_path, PORT=str(port)) == 1
+
+
+def test_the_health_check_has_time_for_what_it_does() -> None:
+    options = dict(re.findall(r"--([a-z-]+)=([0-9]+)", _all(FINAL, "HEALTHCHECK")[0]))
+    start_seconds = 1  # of the command itself, which takes a fifth of that where nobody else computes
+    assert DEADLINE_SECONDS + start_seconds < int(options["timeout"]) < int(options["interval"])
+
+
+# --- docker-compose.yml
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+GATEWAY = (COMPOSE_FOLDER / "gateway.conf").read_text()
+
+
+def _bind_mounts(service: str) -> dict[str, Path]:
+    """Return what of the repository a service sees, by the path under which it does."""
+    mounts = (mount.split(":") for mount in SERVICES[service].get("volumes", []))
+    return {target: ROOT / source for source, target, *_ in mounts if source.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def secrets_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the secrets as the comment in docker-compose.yml says, in a folder of our own."""
+    folder = tmp_path_factory.mktemp("compose")
+    shutil.copy(COMPOSE_FOLDER / "make_secrets.py", folder)
+    subprocess.run([sys.executable, "-I", str(folder / "make_secrets.py")], check=True, capture_output=True)
+    return folder / "secrets.env"
+
+
+@pytest.fixture(scope="module")
+def made(secrets_env: Path) -> dict[str, str]:
+    pairs = (line.partition("=") for line in secrets_env.read_text().splitlines())
+    return {name: value for name, _, value in pairs}
+
+
+def test_the_images_are_pinned() -> None:
+    images = {name: service["image"] for name, service in SERVICES.items()}
+    assert images.keys() == SERVICES.keys()
+    assert [image for image in images.values() if not PINNED.fullmatch(image)] == []
+
+
+def test_postgrest_has_the_version_that_the_tests_run() -> None:
+    package = json.loads((ROOT / "tests" / "support" / "stack" / "npm" / "package.json").read_text())
+    [version] = package["dependencies"].values()
+    assert SERVICES["postgrest"]["image"] == f"postgrest/postgrest:v{version.partition('-')[0]}"
+
+
+def test_every_mounted_path_exists() -> None:
+    paths = [path for service in SERVICES for path in _bind_mounts(service).values()]
+    assert len(paths) == 3
+    assert [path for path in paths if not path.exists()] == []
+
+
+def test_every_named_volume_is_declared() -> None:
+    named = {
+        mount.partition(":")[0]
+        for service in SERVICES.values()
+        for mount in service.get("volumes", [])
+        if not mount.startswith(".")
+    }
+    assert named == COMPOSE["volumes"].keys()
+
+
+def test_nothing_but_the_vault_is_published_and_that_to_this_machine_alone() -> None:
+    port = Settings.model_fields["port"].default
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {"vault": [f"127.0.0.1:{port}:{port}"]}
+    assert not any("network_mode" in service for service in SERVICES.values())
+
+
+def test_whatever_is_waited_for_can_tell_that_it_is_healthy() -> None:
+    waits = [
+        (dependency, condition["condition"])
+        for service in SERVICES.values()
+        for dependency, condition in service.get("depends_on", {}).items()
+    ]
+    assert set(waits) == {
+        ("gateway", "service_healthy"),
+        ("postgrest", "service_started"),  # its image has no shell; the gateway asks it
+        ("postgres", "service_healthy"),
+    }
+    healthy = {dependency for dependency, condition in waits if condition == "service_healthy"}
+    assert all("healthcheck" in SERVICES[dependency] for dependency in healthy)
+
+
+def test_every_secret_is_demanded_and_made(made: dict[str, str]) -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    demanded = [found["name"] for found in VARIABLE.finditer(text)]
+    assert set(demanded) == made.keys()
+    assert text.count("${") == len(demanded), "a secret that is missing must stop the start"
+
+
+def test_the_vaults_environment_is_one_that_it_starts_with(made: dict[str, str]) -> None:
+    environment = {
+        name: VARIABLE.sub(lambda found: made[found["name"]], value)
+        for name, value in SERVICES["vault"]["environment"].items()
+    }
+    assert environment.keys() <= SETTINGS
+    settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    assert list(settings.warnings()) == [
+        "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
+    ]
+
+
+def test_a_stopping_vault_has_the_time_that_it_takes() -> None:
+    from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS  # noqa: PLC0415  only this test needs it
+
+    assert int(SERVICES["vault"]["stop_grace_period"].removesuffix("s")) > GRACEFUL_SHUTDOWN_SECONDS
+
+
+def test_the_service_key_is_the_service_roles(made: dict[str, str]) -> None:
+    claims = jwt.decode(made["SUPABASE_SERVICE_KEY"], made["JWT_SECRET"], algorithms=["HS256"])
+    assert claims["role"] == "service_role"
+    assert len(made["JWT_SECRET"]) >= 32, "PostgREST demands that many characters"
+
+
+def test_secrets_are_private_and_never_overwritten(secrets_env: Path) -> None:
+    assert stat.S_IMODE(secrets_env.stat().st_mode) == 0o600
+    before = secrets_env.read_text()
+    again = subprocess.run(
+        [sys.executable, "-I", str(secrets_env.with_name("make_secrets.py"))], capture_output=True, check=False
+    )
+    assert again.returncode == 1
+    assert secrets_env.read_text() == before
+    assert secrets_env.name in (COMPOSE_FOLDER / ".gitignore").read_text().splitlines()
+
+
+def test_two_projects_share_no_secret(made: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(COMPOSE_FOLDER / "make_secrets.py", tmp_path)
+    subprocess.run([sys.executable, "-I", str(tmp_path / "make_secrets.py")], check=True, capture_output=True)
+    assert set((tmp_path / "secrets.env").read_text().splitlines()).isdisjoint(
+        f"{name}={value}" for name, value in made.items()
+    )
+
+
+# --- the gateway
+
+
+def _location(name: str) -> str:
+    found = re.search(rf"^    location {re.escape(name)} \{{\n(.*?)^    \}}$", GATEWAY, re.DOTALL | re.MULTILINE)
+    assert found, f"no location {name}"
+    return found[1]
+
+
+def test_the_vault_calls_the_gateway_where_it_listens() -> None:
+    listens = re.findall(r"^    listen ([0-9]+);$", GATEWAY, re.MULTILINE)
+    assert [SERVICES["vault"]["environment"]["SUPABASE_URL"]] == [f"http://gateway:{port}" for port in listens]
+    assert _bind_mounts("gateway") == {"/etc/nginx/conf.d/default.conf": COMPOSE_FOLDER / "gateway.conf"}
+
+
+def test_the_gateway_routes_the_table_api_to_postgrest_and_nothing_else() -> None:
+    # the slash at the end is what takes /rest/v1 away
+    assert "proxy_pass http://postgrest/;" in _location("/rest/v1/")
+    upstream = re.search(r"^upstream postgrest \{\n    server ([a-z]+):([0-9]+);", GATEWAY, re.MULTILINE)
+    assert upstream
+    environment = SERVICES["postgrest"]["environment"]
+    assert upstream[1] in SERVICES
+    assert upstream[2] == environment.get("PGRST_SERVER_PORT", "3000")
+    assert "return 404;" in _location("/")
+    locations = re.findall(r"^    location (.+) \{$", GATEWAY, re.MULTILINE)
+    assert sorted(locations) == ["/", "/rest/v1/", "= /ready"]
+
+
+def test_the_gateway_is_healthy_where_postgrest_is_ready() -> None:
+    admin_port = SERVICES["postgrest"]["environment"]["PGRST_ADMIN_SERVER_PORT"]
+    assert f"proxy_pass http://postgrest:{admin_port}/ready;" in _location("= /ready")
+    assert SERVICES["gateway"]["healthcheck"]["test"][-1] == "http://127.0.0.1:8000/ready"
+
+
+def test_the_gateway_never_repeats_a_write_and_keeps_no_urls() -> None:
+    assert "proxy_next_upstream off;" in _location("/rest/v1/")
+    assert "    access_log off;" in GATEWAY
+
+
+# --- the database's first start
+
+
+PASSWORD = "it's a \\ password"
+
+
+@pytest.fixture
+def first_start(postgres: Postgres) -> Iterator[tuple[Database, list[str]]]:
+    """Run what PostgreSQL's image runs on an empty volume, in the same order, on a real server."""
+    mounts = _bind_mounts("postgres")
+    assert set(mounts) == {"/docker-entrypoint-initdb.d", "/migrations"}
+    with postgres.new_database(supabase_roles=False) as database:
+        environment = {
+            "PATH": f"{postgres.psql.parent}:{os.environ['PATH']}",
+            "PGHOST": postgres.uri(database.name).partition("host=")[2],
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_DB": database.name,
+            "AUTHENTICATOR_PASSWORD": PASSWORD,
+            "MIGRATIONS": str(mounts["/migrations"]),
+        }
+        output = ""
+        for file in sorted(mounts["/docker-entrypoint-initdb.d"].iterdir()):
+            psql = ["psql", "-v", "ON_ERROR_STOP=1", "-X", "-U", "postgres", "-d", database.name, "-f", str(file)]
+            assert file.suffix == ".sql" or os.access(file, os.X_OK)
+            output += subprocess.run(
+                psql if file.suffix == ".sql" else [str(file)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            ).stdout
+        yield database, output.splitlines()
+
+
+def test_the_first_start_runs_every_migration_in_order(first_start: tuple[Database, list[str]]) -> None:
+    _, output = first_start
+    run = [line.removeprefix("Running ") for line in output if line.startswith("Running ")]
+    assert run == [str(path) for path in sorted((ROOT / "migrations").glob("*.sql"))]
+    assert len(run) >= 2
+    assert (
+        'for file in "${MIGRATIONS:-/migrations}"/*.sql' in (COMPOSE_FOLDER / "initdb" / "2_migrations.sh").read_text()
+    )
+
+
+def test_the_first_start_leaves_a_table_that_only_the_service_role_sees(
+    first_start: tuple[Database, list[str]],
+) -> None:
+    database, _ = first_start
+    sees = "select token_vault_sees_every_row() as sees"
+    for role, expected in (("service_role", True), ("anon", False), ("authenticated", False)):
+        database.connection.execute(f"set role {role}".encode())
+        assert database.connection.execute(sees).fetchall() == [{"sees": expected}]
+        database.sql("reset role")
+
+
+def test_the_first_start_gives_the_authenticator_the_password_from_the_environment(
+    first_start: tuple[Database, list[str]],
+) -> None:
+    database, _ = first_start
+    [row] = database.sql("select rolpassword from pg_authid where rolname = 'authenticator'")
+    # RFC 5803: SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
+    iterations, salt, stored_key, _ = re.split(r"[:$]", row["rolpassword"].removeprefix("SCRAM-SHA-256$"))
+    salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), base64.b64decode(salt), int(iterations))
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    assert hashlib.sha256(client_key).digest() == base64.b64decode(stored_key)
+
+
+def test_postgrest_logs_in_as_the_role_that_the_first_start_makes() -> None:
+    environment = SERVICES["postgrest"]["environment"]
+    assert environment["PGRST_DB_URI"].startswith("postgres://authenticator:${AUTHENTICATOR_PASSWORD:?")
+    assert environment["PGRST_DB_URI"].endswith("@postgres:5432/postgres")
+    assert environment["PGRST_JWT_SECRET"].startswith("${JWT_SECRET:?")
+    assert SERVICES["postgres"]["environment"].keys() == {"POSTGRES_PASSWORD", "AUTHENTICATOR_PASSWORD"}

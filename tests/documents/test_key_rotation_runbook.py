@@ -1,0 +1,291 @@
+"""docs/key-rotation.md, followed word for word.
+
+Its settings go into `.env`, its commands run as they stand, and what they print must be what the page shows. A service
+runs all the while, and is restarted where the page says so; after each step every token must be revealed as before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+
+from app.rewrap.background import ROWS_PER_SECOND
+from app.rewrap.sweep import RETRY_SECONDS
+from tests.support.paths import ROOT
+from tests.support.process.home import AS_USERS_HAVE_IT, COMMAND, COMMAND_SECONDS, Home, new_home
+from tests.support.process.server import Serve, Server
+from tests.support.process.wire import token_path, wires
+from tests.support.rewrap.command import rewrap, without_progress
+from tests.support.rewrap.stored_rows import (
+    KEYS,
+    Row,
+    Rows,
+    SqliteRows,
+    SupabaseRows,
+    access_of,
+    encryption,
+    key_settings,
+    local_encryption,
+    pulseplan_rows,
+    sealed_row,
+)
+from tests.support.stack.kms import Kms
+
+PAGE: Final = (ROOT / "docs" / "key-rotation.md").read_text()
+TOKENS: Final = 120
+ARN_A: Final = "arn:aws:kms:eu-west-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+ARN_B: Final = "arn:aws:kms:eu-west-1:123456789012:key/5678efab-56ef-34cd-12ab-567890abcdef"
+_TIMES: Final = re.compile(r"^(seconds|rows/s) +[0-9.,]+$", re.MULTILINE)
+_BATCH: Final = 100
+
+
+def section(heading: str) -> str:
+    """Return what stands below a heading."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert found, heading
+    return found[1]
+
+
+def steps(heading: str) -> list[tuple[str, str]]:
+    """Return the blocks below a heading in order: `ini` for settings, `console` for commands with their output."""
+    return re.findall(r"^```(ini|console)\n(.*?)^```$", section(heading), re.DOTALL | re.MULTILINE)
+
+
+class Operator:
+    """Does what the page says, in the folder of a vault whose tokens are known."""
+
+    def __init__(self, *, home: Home, serve: Serve, stands_for: Mapping[str, str]) -> None:
+        self._home = home
+        self._serve = serve
+        self._stands_for = dict(stands_for)
+        self._settings = dict(home.settings)
+        self._stack = ExitStack()
+        self._server: Server | None = None
+        self.printed: list[str] = []
+        self.holds: dict[tuple[str, str, str], str] = {}
+
+    def __enter__(self) -> Self:
+        self._restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def follow(self, heading: str) -> None:
+        """Do all that stands below this heading."""
+        done = steps(heading)
+        assert done, heading
+        for language, block in done:
+            if language == "ini":
+                self._set(block)
+            else:
+                self._type(block)
+            self.require_every_token()
+
+    def require_every_token(self) -> None:
+        """Demand that the running service reveals each token as it was."""
+        assert self._server is not None
+        keys = list(self.holds)
+        with wires(self._server, 1) as [wire]:
+            for at in range(0, len(keys), _BATCH):
+                names = ("user_id", "provider", "service_type")
+                chunk = [dict(zip(names, key, strict=True)) for key in keys[at : at + _BATCH]]
+                answer = wire.call("POST", "/v1/tokens/batch-get", {"tokens": chunk})
+                assert answer.status == 200, answer
+                for key, one in zip(keys[at : at + _BATCH], answer.body["results"], strict=True):
+                    assert one.get("token", one).get("access_token") == self.holds[key], one
+
+    def store(self, user_id: str, secret: str) -> str:
+        """Store a token through the service; return how it says that it is encrypted."""
+        assert self._server is not None
+        with wires(self._server, 1) as [wire]:
+            answer = wire.call("PUT", token_path(user_id), {"access_token": secret})
+        assert answer.status in {200, 201}, answer
+        return str(answer.body["encryption_method"])
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return dict(self._settings)
+
+    def _set(self, block: str) -> None:
+        for line in self._filled_in(block).splitlines():
+            name, _, value = line.partition("=")
+            self._settings[name] = value
+        self._restart()
+
+    def _type(self, block: str) -> None:
+        for command, expected in commands(block):
+            printed = self._run(command)
+            self.printed.append(printed)
+            if command == "token-vault keys generate":
+                self._stands_for["<key of version 2>"] = printed.strip()
+            else:
+                assert comparable(printed) == comparable(self._filled_in(expected)), command
+
+    def _run(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self._home.folder,
+            env=AS_USERS_HAVE_IT | {"PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def _restart(self) -> None:
+        self._stack.close()
+        lines = [f"{name}={value}" for name, value in self._settings.items()]
+        (self._home.folder / ".env").write_text("\n".join(lines) + "\n")
+        # the environment holds no more than the port, so the service too reads `.env`
+        home = Home(self._home.folder, self._home.service_key, {"PORT": self._home.settings["PORT"]})
+        context: AbstractContextManager[Server] = self._serve(home)
+        self._server = self._stack.enter_context(context)
+
+    def _filled_in(self, text: str) -> str:
+        for name, value in self._stands_for.items():
+            text = text.replace(name, value)
+        assert "<" not in text, "something is not filled in"
+        return text
+
+
+def commands(block: str) -> Iterator[tuple[str, str]]:
+    """Yield each command of a console with the output below it."""
+    for typed in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, _, output = typed.partition("\n")
+        yield command, output
+
+
+def comparable(output: str) -> str:
+    """Return what must be the same each time: how long it took may differ, and with it how wide the columns are."""
+    return re.sub(" {2,}", "  ", _TIMES.sub(r"\1", without_progress(output).strip("\n")))
+
+
+def _operator(
+    rows: Rows, folder: Path, serve: Serve, settings: Mapping[str, str], stands_for: Mapping[str, str]
+) -> Operator:
+    home = new_home(folder, **{**settings, **rows.settings(), "REWRAP_ON_READ": "false"})
+    return Operator(home=home, serve=serve, stands_for=stands_for)
+
+
+def _fill(rows: Rows, operator: Operator, sealed: list[Row]) -> None:
+    rows.insert(sealed)
+    for row in sealed:
+        operator.holds[row["user_id"], row["provider"], row["service_type"]] = access_of(row["id"])
+
+
+def _schemes(rows: Rows) -> set[str | None]:
+    return {row["encryption_scheme"] for row in rows.rows().values()}
+
+
+def test_a_new_master_key(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
+    stands_for = {"<key of version 1>": KEYS[1]}
+    with _operator(sqlite, tmp_path, serve, key_settings(1), stands_for) as operator:
+        _fill(sqlite, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS)])
+        operator.follow("A new master key")
+        assert _schemes(sqlite) == {"local:v2"}
+        assert KEYS[1] not in (tmp_path / ".env").read_text(), "the old key is gone"
+        assert operator.store("cd613e30-d8f1-4adf-91b7-584a2265b1f5", "new") == "aes256-gcm-v2"
+
+
+@pytest.mark.parametrize("store", ["sqlite", "supabase"])
+def test_from_the_master_key_to_kms(
+    request: pytest.FixtureRequest, kms: Kms, tmp_path: Path, serve: Serve, store: str
+) -> None:
+    rows = SqliteRows(tmp_path / "vault.db") if store == "sqlite" else SupabaseRows(request.getfixturevalue("supabase"))
+    settings = kms.environment() | {"USE_KMS": "false", "KMS_KEY_ID": ""} | key_settings(1)
+    with _operator(rows, tmp_path, serve, settings, {ARN_A: kms.key_arn}) as operator:
+        _fill(rows, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS)])
+        operator.follow("From the master key to KMS")
+        assert _schemes(rows) == {f"kms:{kms.key_arn}"}
+        assert KEYS[1] not in (tmp_path / ".env").read_text(), "the master key is gone"
+        assert operator.store("cd613e30-d8f1-4adf-91b7-584a2265b1f5", "new") == "kms"
+
+
+def test_from_one_kms_key_to_another(kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
+    other = kms.create_key()
+    with _operator(sqlite, tmp_path, serve, kms.environment(), {ARN_A: kms.key_arn, ARN_B: other}) as operator:
+        _fill(sqlite, operator, _under_kms(kms))
+        operator.follow("From one KMS key to another")
+        assert _schemes(sqlite) == {f"kms:{other}"}
+        kms.disable(kms.key_arn)
+        operator._restart()  # noqa: SLF001  with an empty cache
+        operator.require_every_token()
+
+
+def test_leaving_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
+    stands_for = {"<key of version 1>": KEYS[1], ARN_A: kms.key_arn}
+    with _operator(sqlite, tmp_path, serve, kms.environment() | {"TOKEN_ENCRYPTION_KEY": ""}, stands_for) as operator:
+        _fill(sqlite, operator, _under_kms(kms))
+        operator.follow("Leaving KMS")
+        assert _schemes(sqlite) == {"local:v1"}
+        kms.faults.down()
+        operator.require_every_token()
+
+
+def test_from_pulseplans_formats(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
+    with _operator(sqlite, tmp_path, serve, key_settings(1), {}) as operator:
+        old = pulseplan_rows()
+        _fill(sqlite, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS - len(old))])
+        sqlite.insert(row for row, _ in old)
+        for row, secret in old:
+            operator.holds[row["user_id"], row["provider"], row["service_type"]] = secret
+        operator.follow("From PulsePlan's formats")
+        assert _schemes(sqlite) == {"local:v1"}
+
+
+def _under_kms(kms: Kms) -> list[Row]:
+    service = encryption(kms.environment())
+    return [sealed_row(service) for _ in range(TOKENS)]
+
+
+def test_the_requests_to_kms_are_those_of_the_table(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+    table = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([0-9])", section("Running it"), re.MULTILINE)
+    told = {(source, target): int(requests) for source, target, requests in table}
+    rows, other = 100, kms.create_key()
+    to_kms = sqlite.settings() | key_settings(1) | kms.environment()
+    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(rows)])
+
+    def requests_for_each_row(settings: dict[str, str]) -> int:
+        kms.forget_requests()
+        assert rewrap(folder=tmp_path, settings=settings).exit_code == 0
+        # the proof of the primary is one more in all, and rows that are under way before the first answer cost more
+        return len(kms.operations()) // rows
+
+    assert requests_for_each_row(to_kms) == told["the master key", "KMS"]
+    to_other = to_kms | {"KMS_KEY_ID": other, "KMS_PREVIOUS_KEY_IDS": f'["{kms.key_arn}"]'}
+    assert requests_for_each_row(to_other) == told["KMS", "another key of KMS"]
+    assert requests_for_each_row(to_other | {"USE_KMS": "false"}) == told["KMS", "the master key"]
+
+
+def test_what_the_page_says_of_patience_and_pace_is_what_the_code_has() -> None:
+    assert f"{RETRY_SECONDS / 60:.0f}" == "5"
+    assert "for five minutes at most" in section("What it reports")
+    assert f"at {ROWS_PER_SECOND:.0f} rows a second" in section("Running it")
+
+
+def test_every_line_of_the_summary_is_explained() -> None:
+    [summary] = [block for _, block in steps("From one KMS key to another") if "\ndue " in block]
+    printed = re.findall(r"^([a-z ]+?)  +[0-9]", summary.partition("\n\n")[0], re.MULTILINE)
+    told = re.findall(r"^\| `([a-z ]+)` \| (?!nothing|something|it could)", section("What it reports"), re.MULTILINE)
+    assert set(printed) - {"seconds"} <= set(told)
+    assert len(printed) >= 7
+
+
+def test_a_wrong_promise_is_noticed(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
+    with (
+        _operator(sqlite, tmp_path, serve, key_settings(1), {}) as operator,
+        pytest.raises(AssertionError, match="status"),
+    ):
+        operator._type("$ token-vault encryption status\nAll is well.\n")  # noqa: SLF001  what the page's reader would type

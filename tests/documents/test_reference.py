@@ -1,0 +1,289 @@
+"""What README.md, .env.example and docs/ say is what the code does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from app.api.problems import STATUS
+from app.callers.service_keys import Scope
+from app.cli import main
+from app.config.settings import Settings
+from app.main import create_app
+from tests.support.api.service import COMMAND, Service, running_service
+from tests.support.paths import ROOT
+from tests.support.process.command_lines import PROGRAM, check_command_line, commands_of
+from tests.support.security.keys import MASTER_KEY
+
+README = (ROOT / "README.md").read_text()
+ENV_EXAMPLE = (ROOT / ".env.example").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def _table(heading: str) -> list[list[str]]:
+    """Return the rows below README's table with this heading, cell by cell."""
+    start = README.index(f"\n{heading}\n|---")
+    rows = README[start + 1 :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def _code(cell: str) -> str:
+    return cell.strip("`")
+
+
+def _without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# --- settings
+
+
+SETTINGS = [name.upper() for name in Settings.model_fields]
+
+
+def _example_values() -> dict[str, str]:
+    lines = [line for line in ENV_EXAMPLE.splitlines() if line and not line.startswith("#")]
+    pairs = [line.partition("=") for line in lines]
+    values = {name: value for name, _, value in pairs}
+    assert len(values) == len(pairs), "a setting stands in .env.example twice"
+    return values
+
+
+def test_env_example_has_exactly_the_settings() -> None:
+    assert sorted(_example_values()) == sorted(SETTINGS)
+
+
+def test_env_example_holds_the_defaults_and_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _without_environment(monkeypatch)
+    assert {name: value for name, value in _example_values().items() if "KEY" in name and value} == {
+        "ENCRYPTION_KEY_VERSION": "1",
+        "TOKEN_ENCRYPTION_PREVIOUS_KEYS": "{}",
+        "MIN_KEY_VERSION": "1",
+        "KMS_PREVIOUS_KEY_IDS": "[]",
+        "DATA_KEY_MAX_AGE_SECONDS": "300",
+        "DATA_KEY_MAX_MESSAGES": "1000",
+        "DATA_KEY_CACHE_SIZE": "10000",
+        "AUDIT_PREVIOUS_KEYS": "[]",
+    }
+    example = tmp_path / ".env"
+    example.write_text(ENV_EXAMPLE + f"\nTOKEN_ENCRYPTION_KEY={MASTER_KEY}\n")
+    with_example = Settings(_env_file=example)  # type: ignore[call-arg]  # pydantic-settings takes it
+    bare = Settings(_env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY)  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    assert with_example == bare
+
+
+def test_every_setting_of_env_example_has_a_comment_or_follows_one_that_has() -> None:
+    commented = re.findall(r"^# .+\n([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)
+    assert set(SETTINGS) - set(commented) == {"PORT"}, "PORT shares HOST's comment"
+
+
+def test_readme_names_exactly_the_settings_with_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_environment(monkeypatch)
+    rows = _table("| name | default | meaning |")
+    assert sorted(_code(row[0]) for row in rows) == sorted(SETTINGS)
+    assert {_code(row[0]): _code(row[1]) for row in rows} == _example_values()
+
+
+# --- scopes, errors, routes
+
+
+def test_readme_names_exactly_the_scopes() -> None:
+    assert [_code(row[0]) for row in _table("| scope | allows |")] == [scope.value for scope in Scope]
+
+
+def test_readme_names_exactly_the_errors_with_status_and_retryable() -> None:
+    rows = _table("| code | status | retryable | what to do |")
+    errors = ((f"`{error.code}`", str(status), "yes" if error.retryable else "no") for error, status in STATUS.items())
+    assert [tuple(row[:3]) for row in rows] == list(dict.fromkeys(errors)), "a class may share its base's code"
+    assert all(row[3] for row in rows)
+
+
+def test_readme_names_exactly_the_routes_with_the_scope_that_each_needs(tmp_path: Path) -> None:
+    settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+        _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
+    )
+    paths = create_app(settings).openapi()["paths"]
+    served = {
+        f"{method.upper()} {path}": re.findall(r"Needs `(tokens:[a-z_]+)`", operation["description"])
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        if path.startswith("/v1")
+    }
+    told = {_code(row[0]): [_code(row[1])] for row in _table("| route | scope | does |")}
+    assert told == served
+
+
+# --- the running service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("service"), {}) as running:
+        yield running
+
+
+def test_readme_says_what_to_do_for_exactly_the_checks_of_readyz(service: Service) -> None:
+    with service.client() as client:
+        checks = client.get("/readyz").json()["checks"]
+    assert {_code(row[0]) for row in _table("| check that is down | what to do |")} == {*checks, "kms", "audit"}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the quick start uses curl")
+def test_the_quick_start_does_what_it_says(service: Service) -> None:
+    install, store_and_reveal, rotate, *_ = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert install == "make run\n"
+    lines = (store_and_reveal + 2 * rotate).replace(".venv/bin/token-vault", str(COMMAND))
+    lines = lines.replace("TOKEN=", "sleep 1.1\nTOKEN=")  # until the service has looked at its keys again
+    done = subprocess.run(
+        ["bash", "-euc", lines.replace("http://127.0.0.1:8080", service.url)],
+        env={
+            "PATH": os.environ["PATH"],
+            "TOKEN_ENCRYPTION_KEY": MASTER_KEY,
+            "SERVICE_KEYS_FILE": str(service.log.with_name("service-keys.json")),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert re.findall(r"HTTP/1.1 ([0-9]+)", done.stdout) == ["201", "200", "200", "412"]
+    assert re.findall(r"^etag: (.+?)\r?$", done.stdout, re.MULTILINE) == ['"1"', '"1"', '"2"']
+    assert done.stdout.count('"access_token":"1234~my-canvas-token"') == 1
+    assert '"code":"version_conflict"' in done.stdout
+
+
+def test_the_log_line_is_one_that_the_service_writes(service: Service) -> None:
+    [example] = re.findall(r"^```json\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    told = json.loads(example)
+    token = f"/v1/users/{told['user_id']}/tokens/google"
+    with service.client() as client, service.logged() as written:
+        client.put(token, json={"access_token": "1234~a-token"})
+        client.post(f"{token}/rotate", json={"access_token": "1234~a-token"})
+    line = written[-1]
+    assert list(line) == list(told)
+    differing = {name for name in told if told[name] != line[name]}
+    assert differing == {"provider", "service", "request_id", "duration_ms", "timestamp"}
+
+
+# --- commands
+
+
+def _command_lines(text: str) -> Iterator[list[str]]:
+    """Find what follows `token-vault` in code, up to the end of the line, the backtick or the bracket."""
+    code = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"`[^`\n]+`|^```(?:.|\n)*?^```$", text, re.MULTILINE)))
+    for match in re.finditer(rf"(?:^|[\s(`/]){PROGRAM} ([a-z-][^`)\n]*)", code, re.MULTILINE):
+        yield [PROGRAM, *shlex.split(match[1], comments=True)]
+
+
+@every_document
+def test_every_command_line_is_one_that_the_program_takes(document: Path) -> None:
+    for words in _command_lines(document.read_text()):
+        try:
+            check_command_line(words)
+        except click.ClickException as error:
+            pytest.fail(f"{document.name}: {shlex.join(words)}: {error.format_message()}")
+
+
+def test_command_lines_are_found() -> None:
+    found = [words[1:3] for words in _command_lines(README)]
+    assert ["service-key", "create"] in found
+    assert ["serve", "--workers"] in found
+    assert len(found) >= 8
+
+
+@pytest.mark.parametrize("line", ["serve --no-such-option", "no-such-command", "keys create", "service-key create"])
+def test_a_command_line_that_the_program_refuses_is_noticed(line: str) -> None:
+    with pytest.raises(click.ClickException):
+        check_command_line([PROGRAM, *line.split()])
+
+
+def test_readme_names_every_command_with_every_option() -> None:
+    told = {
+        row[0]: set(re.findall(r"--[a-z-]+|\[?(?:FINGERPRINT|VERSION)\]?|(?<=\[)FILE(?=…)", row[0]))
+        for row in _table("| `token-vault …` | does |")
+    }
+    told = {re.split(r" (?=\[|--|[A-Z])", _code(usage))[0]: options for usage, options in told.items()}
+    real = {
+        name: {
+            option.opts[0] if isinstance(option, click.Option) else option.human_readable_name
+            for option in command.params
+        }
+        for name, command in _leaves(main)
+    }
+    assert {name: {option.strip("[]") for option in options} for name, options in told.items()} == {
+        name: {option.removesuffix("[]") for option in options} for name, options in real.items()
+    }
+
+
+def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in commands_of(group).items():
+        if isinstance(command, click.Group):
+            yield from _leaves(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", README, re.MULTILINE)) <= {
+        pair for target in targets for pair in ((target, ""), ("", target))
+    }
+
+
+# --- paths, links, code
+
+
+@every_document
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_links_are_found() -> None:
+    assert "docs/architecture.md" in re.findall(r"\]\((?!https?://|#)([^)#]+)", README)
+
+
+@every_document
+def test_every_path_of_the_repository_that_is_named_exists(document: Path) -> None:
+    named = re.findall(r"`((?:app|docs|tests|migrations|deploy|scripts|benchmarks)/[\w./-]*)`", document.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_modules_in_the_map_exist() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    diagram = re.findall(r"^```\n(.*?)^```$", architecture, re.DOTALL | re.MULTILINE)[0]
+    modules = set(re.findall(r"\b(\w+\.py)\b", diagram))
+    assert {"vault.py", "strategy.py"} <= modules
+    assert modules <= {path.name for path in (ROOT / "app").rglob("*.py")}
+
+
+def test_the_scripts_example_runs_as_it_stands(tmp_path: Path) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TOKEN_ENCRYPTION_KEY": MASTER_KEY},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'api_token': '1234~my-canvas-token'" in done.stdout
+
+
+def test_readme_stays_readable() -> None:
+    assert len(README.splitlines()) <= 300

@@ -1,1 +1,0 @@
-"""Schemathesis over the whole OpenAPI document of a running vault."""

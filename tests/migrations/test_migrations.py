@@ -1,0 +1,213 @@
+"""The migrations make the vault's table, out of nothing or out of PulsePlan's own, and lose nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from tests.support.stack.postgres import Database, Postgres
+from tests.support.stores.pulseplan_table import USER, VARIANTS, Variant, with_pulseplan_table
+from tests.support.stores.token_table import (
+    FILES,
+    INSERT,
+    assert_is_the_vaults_table,
+    constraints,
+    metadata,
+    migrate_each_file_twice,
+    old_rows,
+    psql,
+    triggers,
+)
+
+
+@pytest.fixture(params=VARIANTS, ids=[variant.name for variant in VARIANTS])
+def pulseplan(empty_database: Database, request: pytest.FixtureRequest) -> Database:
+    """PulsePlan's database in each of the shapes that it may have."""
+    variant: Variant = request.param
+    return with_pulseplan_table(empty_database, variant.sql)
+
+
+@pytest.fixture
+def plain_pulseplan(empty_database: Database) -> Database:
+    """PulsePlan's database in one shape."""
+    return with_pulseplan_table(empty_database)
+
+
+def assert_takes_what_it_must(database: Database) -> None:
+    for provider, service_type in [
+        ("google", "gmail"),
+        ("google", "drive"),
+        ("notion2", "default"),
+        ("a", "default"),
+        ("a" * 32, "default"),
+        ("x_-9", "default"),
+    ]:
+        (row,) = database.sql(INSERT, (USER, provider, service_type))
+        assert row.pop("id") is not None
+        assert row == {
+            "refresh_token": None,
+            "expires_at": None,
+            "metadata": {},
+            "version": 1,
+            "encryption_scheme": None,
+            "is_active": True,
+            "is_fresh": True,
+        }
+    (row,) = database.sql(
+        "insert into public.oauth_tokens (user_id, provider, access_token) values (%s, 'apple', '') "
+        "on conflict (user_id, provider, service_type) do nothing returning service_type",
+        (USER,),
+    )
+    assert row == {"service_type": "default"}
+
+
+def assert_refuses_what_it_must(database: Database) -> None:
+    for provider in ("Bad Provider", "Google", "", "1password", "_x", "canvas\n", "é", "a" * 33):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            database.sql(INSERT, (USER, provider, "default"))
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        database.sql(INSERT, (USER, "google", "gmail"))
+    for column in ("service_type", "metadata", "version", "access_token"):
+        with pytest.raises(psycopg.errors.NotNullViolation):
+            database.connection.execute(
+                sql.SQL("update public.oauth_tokens set {} = null").format(sql.Identifier(column))
+            )
+
+
+def assert_only_the_service_sees_rows(database: Database) -> None:
+    rows = len(database.sql("select id from public.oauth_tokens"))
+    assert rows > 0
+    for role, visible, sees_every_row in [
+        ("anon", 0, False),
+        ("authenticated", 0, False),
+        ("service_role", rows, True),
+    ]:
+        with acting_as(database, role) as connection:
+            assert len(connection.execute("select id from public.oauth_tokens").fetchall()) == visible
+            assert connection.execute("select public.token_vault_sees_every_row() as answer").fetchall() == [
+                {"answer": sees_every_row}
+            ]
+            changed = connection.execute("update public.oauth_tokens set version = version").rowcount
+            assert changed == visible
+
+
+@contextmanager
+def acting_as(database: Database, role: str) -> Iterator[psycopg.Connection[DictRow]]:
+    database.connection.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
+    try:
+        yield database.connection
+    finally:
+        database.connection.execute("reset role")
+
+
+def test_an_empty_database_gets_the_table(empty_database: Database) -> None:
+    migrate_each_file_twice(empty_database)
+
+    assert_is_the_vaults_table(empty_database)
+    assert constraints(empty_database, "f") == {}
+    assert_takes_what_it_must(empty_database)
+    assert_refuses_what_it_must(empty_database)
+    assert_only_the_service_sees_rows(empty_database)
+
+
+def test_a_plain_postgresql_needs_none_of_supabases_roles(postgres: Postgres) -> None:
+    with postgres.new_database(supabase_roles=False) as database:
+        connection = database.connection
+        # Roles belong to the whole server, where other tests may have made them: here
+        # they go by other names, until the transaction is rolled back.
+        with connection.transaction(force_rollback=True):
+            for role in ("anon", "authenticated", "service_role"):
+                if database.sql("select rolname from pg_roles where rolname = %s", (role,)):
+                    connection.execute(
+                        sql.SQL("alter role {} rename to {}").format(
+                            sql.Identifier(role), sql.Identifier(f"not_{role}")
+                        )
+                    )
+            migrate_each_file_twice(database)
+            assert_is_the_vaults_table(database)
+            assert database.sql("select public.token_vault_sees_every_row() as answer") == [{"answer": True}]
+
+
+def test_pulseplans_table_keeps_every_row_as_it_was(pulseplan: Database) -> None:
+    rows_before = old_rows(pulseplan)
+    metadata_before = metadata(pulseplan)
+    foreign_keys_before = constraints(pulseplan, "f")
+    triggers_before = triggers(pulseplan)
+    assert len(rows_before) == 3
+
+    migrate_each_file_twice(pulseplan)
+
+    assert old_rows(pulseplan) == rows_before
+    assert metadata(pulseplan) == metadata_before
+    assert constraints(pulseplan, "f") == foreign_keys_before
+    assert triggers(pulseplan) == triggers_before | {"token_vault_mark_foreign_write"}
+    new = pulseplan.sql("select distinct version, encryption_scheme from public.oauth_tokens")
+    assert new == [{"version": 1, "encryption_scheme": None}]
+
+
+def test_pulseplans_table_becomes_the_vaults(pulseplan: Database) -> None:
+    migrate_each_file_twice(pulseplan)
+
+    assert_is_the_vaults_table(pulseplan)
+    assert_takes_what_it_must(pulseplan)
+    assert_refuses_what_it_must(pulseplan)
+    assert_only_the_service_sees_rows(pulseplan)
+
+
+def test_a_second_run_does_not_rewrite_the_table(pulseplan: Database) -> None:
+    pulseplan.migrate()
+    places = pulseplan.sql("select id, ctid::text, xmin::text from public.oauth_tokens order by id")
+
+    pulseplan.migrate()
+
+    assert pulseplan.sql("select id, ctid::text, xmin::text from public.oauth_tokens order by id") == places
+
+
+def test_the_service_may_do_its_work_where_nothing_is_granted_by_default(plain_pulseplan: Database) -> None:
+    plain_pulseplan.connection.execute(
+        "revoke all on public.oauth_tokens from service_role;"
+        "alter default privileges revoke execute on functions from public;"
+        "alter default privileges in schema public revoke execute on functions from anon, authenticated, service_role"
+    )
+
+    migrate_each_file_twice(plain_pulseplan)
+
+    assert_only_the_service_sees_rows(plain_pulseplan)
+    with acting_as(plain_pulseplan, "service_role"):
+        (row,) = plain_pulseplan.sql(INSERT, (USER, "apple", "default"))
+        plain_pulseplan.sql("delete from public.oauth_tokens where id = %s", (row["id"],))
+        assert len(old_rows(plain_pulseplan)) == 3
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_postgrest_is_told_to_look_again(empty_database: Database, path: Path) -> None:
+    empty_database.migrate()
+    empty_database.sql("listen pgrst")
+
+    empty_database.run_file(path)
+
+    told = [each.payload for each in empty_database.connection.notifies(timeout=5, stop_after=1)]
+    assert told == ["reload schema"]
+
+
+def test_a_check_on_more_than_the_provider_stays(plain_pulseplan: Database) -> None:
+    plain_pulseplan.sql(
+        "alter table public.oauth_tokens add constraint canvas_has_url"
+        " check (provider <> 'canvas' or provider_url is not null)"
+    )
+
+    migrate_each_file_twice(plain_pulseplan)
+
+    assert set(constraints(plain_pulseplan, "c")) == {"canvas_has_url", "oauth_tokens_provider_pattern"}
+
+
+def test_the_files_run_under_psql_as_the_readme_says(plain_pulseplan: Database, postgres: Postgres) -> None:
+    for path in FILES * 2:
+        run = psql(postgres, plain_pulseplan, path, "--single-transaction", "--set", "ON_ERROR_STOP=1")
+        assert run.returncode == 0, run.stderr
+
+    assert_is_the_vaults_table(plain_pulseplan)

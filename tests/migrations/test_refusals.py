@@ -1,0 +1,99 @@
+"""Where a migration cannot do all of its work, it says why in plain words, and loses nothing."""
+
+import time
+
+import psycopg
+import pytest
+
+from tests.support.stack.postgres import Database, Postgres
+from tests.support.stores.pulseplan_table import USER, with_pulseplan_table
+from tests.support.stores.token_table import FILES, INSERT, constraints, migrate_each_file_twice, old_rows, psql, shape
+
+
+@pytest.fixture
+def plain_pulseplan(empty_database: Database) -> Database:
+    return with_pulseplan_table(empty_database)
+
+
+def test_rows_whose_provider_breaks_the_pattern_are_kept_and_named(plain_pulseplan: Database) -> None:
+    warnings: list[str] = []
+    plain_pulseplan.connection.add_notice_handler(
+        lambda notice: warnings.append(notice.message_primary or "") if notice.severity == "WARNING" else None
+    )
+    plain_pulseplan.sql("alter table public.oauth_tokens drop constraint valid_provider")
+    plain_pulseplan.sql("update public.oauth_tokens set provider = 'Old Notion' where provider = 'notion'")
+    before = old_rows(plain_pulseplan)
+
+    migrate_each_file_twice(plain_pulseplan)
+
+    assert old_rows(plain_pulseplan) == before
+    assert warnings
+    assert all("provider that the vault cannot address" in warning for warning in warnings)
+    assert "NOT VALID" in constraints(plain_pulseplan, "c")["oauth_tokens_provider_pattern"]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        plain_pulseplan.sql(INSERT, (USER, "Old Notion", "default"))
+
+    plain_pulseplan.sql("update public.oauth_tokens set provider = 'notion' where provider = 'Old Notion'")
+    plain_pulseplan.migrate()
+    assert "NOT VALID" not in constraints(plain_pulseplan, "c")["oauth_tokens_provider_pattern"]
+
+
+@pytest.fixture
+def duplicated(plain_pulseplan: Database) -> Database:
+    """Two tokens stored five times in all."""
+    for token, copies in (("google", 2), ("canvas", 1)):
+        for _ in range(copies):
+            plain_pulseplan.sql(
+                "insert into public.oauth_tokens (user_id, provider, access_token, refresh_token,"
+                " expires_at, last_refreshed, service_type) select user_id, provider, 'other', '',"
+                " now(), now(), service_type from public.oauth_tokens where provider = %s limit 1",
+                (token,),
+            )
+    return plain_pulseplan
+
+
+def test_duplicates_stop_the_migration_in_plain_words(duplicated: Database) -> None:
+    duplicated.run_file(FILES[0])
+    rows_before, shape_before = old_rows(duplicated), shape(duplicated)
+
+    with pytest.raises(psycopg.errors.UniqueViolation) as failure:
+        duplicated.run_file(FILES[1])
+
+    diagnosis = failure.value.diag
+    assert "2 tokens that are stored more than once (5 rows" in str(diagnosis.message_primary)
+    assert diagnosis.message_detail == "Nothing was changed."
+    assert old_rows(duplicated) == rows_before
+    assert shape(duplicated) == shape_before
+
+
+def test_duplicates_change_nothing_under_a_psql_that_does_not_stop(duplicated: Database, postgres: Postgres) -> None:
+    duplicated.run_file(FILES[0])
+    rows_before, shape_before = old_rows(duplicated), shape(duplicated)
+
+    run = psql(postgres, duplicated, FILES[1])
+
+    assert "2 tokens that are stored more than once (5 rows" in run.stderr
+    assert old_rows(duplicated) == rows_before
+    assert shape(duplicated) == shape_before
+
+
+def test_a_busy_table_is_left_alone_after_a_while(plain_pulseplan: Database, postgres: Postgres) -> None:
+    shape_before = shape(plain_pulseplan)
+    plain_pulseplan.sql("set lock_timeout = '200ms'")
+    with postgres.connect(plain_pulseplan.name) as report, report.connection.transaction():
+        report.sql("select id from public.oauth_tokens")
+        start = time.monotonic()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            plain_pulseplan.run_file(FILES[1])
+        assert time.monotonic() - start < 5
+
+    assert shape(plain_pulseplan) == shape_before
+
+
+def test_a_session_without_a_limit_gets_one(plain_pulseplan: Database) -> None:
+    plain_pulseplan.sql("set lock_timeout = 0")
+    with plain_pulseplan.connection.transaction():
+        plain_pulseplan.run_file(FILES[1])
+        assert plain_pulseplan.sql("show lock_timeout") == [{"lock_timeout": "10s"}]
+
+    assert plain_pulseplan.sql("show lock_timeout") == [{"lock_timeout": "0"}]

@@ -1,0 +1,111 @@
+"""Replicas that sweep in the background at once move each token once, and end cleanly in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.process.home import new_home
+from tests.support.process.server import Ended, Serve, Server
+from tests.support.rewrap.stored_rows import (
+    Row,
+    Rows,
+    SupabaseRows,
+    access_of,
+    differences_but_for_encryption,
+    key_settings,
+    local_encryption,
+    refresh_of,
+    sealed_row,
+    what_a_row_holds,
+)
+from tests.support.stack.supabase import SupabaseStack
+
+REPLICAS = 2
+ROWS = 900
+WAIT_SECONDS = 15
+
+
+@pytest.fixture
+def rows(supabase: SupabaseStack) -> Rows:
+    """A store full of tokens under the old key."""
+    store = SupabaseRows(supabase)
+    store.insert([sealed_row(local_encryption(1)) for _ in range(ROWS)])
+    return store
+
+
+def _replicas(stack: ExitStack, serve: Serve, rows: Rows, folder: Path) -> list[Server]:
+    settings = rows.settings() | key_settings(2, 1) | {"REWRAP_INTERVAL_SECONDS": "0.5", "REWRAP_ON_READ": "false"}
+    homes = []
+    for number in range(REPLICAS):
+        home_folder = folder / f"replica-{number}"
+        home_folder.mkdir(exist_ok=True)
+        homes.append(new_home(home_folder, **settings))
+    return [stack.enter_context(serve(home)) for home in homes]
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to pass"
+        time.sleep(0.02)
+
+
+def _moved_by(output: str) -> list[str]:
+    """Return the users whose tokens this replica says that it moved."""
+    lines = [json.loads(line) for line in output.splitlines() if '"rewrap"' in line]
+    assert {line["outcome"] for line in lines} <= {"success"}
+    return [line["user_id"] for line in lines]
+
+
+def _require_whole(before: dict[str, Row], after: dict[str, Row]) -> None:
+    assert after.keys() == before.keys()
+    for row_id, row in after.items():
+        assert what_a_row_holds(local_encryption(2), row) == (access_of(row_id), refresh_of(row_id))
+        assert list(differences_but_for_encryption(before[row_id], row)) == []
+
+
+def test_two_replicas_sweep_at_once_stop_in_the_middle_and_finish_the_next_time(
+    rows: Rows, tmp_path: Path, serve: Serve
+) -> None:
+    before = rows.rows()
+    with ExitStack() as stack:
+        replicas = _replicas(stack, serve, rows, tmp_path)
+        _until(lambda: any(_moved_by(replica.output) for replica in replicas))
+        for replica in replicas:
+            replica.terminate()
+        first = [replica.ended() for replica in replicas]
+    moved = rows.count("local:v2")
+    assert 0 < moved < ROWS, "they were stopped in the middle"
+    _require_clean_ends(first)
+    assert any('"stopped":"the service is shutting down"' in one.output for one in first)
+    _require_whole(before, rows.rows())
+    assert len(_all_moved(first)) == moved, "what was moved was recorded, and nothing else"
+
+    with ExitStack() as stack:
+        replicas = _replicas(stack, serve, rows, tmp_path)
+        _until(lambda: rows.count("local:v2") == ROWS)
+        second = [replica.stop() for replica in replicas]
+    _require_clean_ends(second)
+    _require_whole(before, rows.rows())
+    by_user = Counter(_all_moved([*first, *second]))
+    assert by_user.keys() == {row["user_id"] for row in before.values()}
+    assert set(by_user.values()) == {1}, "each token moved once"
+
+
+def _all_moved(ended: list[Ended]) -> list[str]:
+    return [user_id for one in ended for user_id in _moved_by(one.output)]
+
+
+def _require_clean_ends(ended: list[Ended]) -> None:
+    assert {one.exit_code for one in ended} == {0}
+    for one in ended:
+        assert '"event":"stopped"' in one.output
+        assert "Traceback" not in one.output
+        assert "sweep_failed" not in one.output

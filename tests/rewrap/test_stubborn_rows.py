@@ -1,0 +1,305 @@
+"""Rows that do not move stop nothing, and hide nothing: neither other rows nor a store that does not work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from app.config.settings import Settings
+from app.errors import KeyDenied, StoreMisconfigured
+from app.observability.counters import InMemoryCounters
+from app.rewrap.background import BackgroundSweep
+from app.rewrap.report import REMEMBERED, ReportedRows, SweepReport
+from app.rewrap.sweep import SweepPlan
+from app.security.context import TokenContext
+from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS
+from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+from app.security.strategy import EncryptionStrategy, Sealed
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import NoAuditTrail, TokenEvents
+from tests.support.rewrap.command import rewrap
+from tests.support.rewrap.stored_rows import (
+    Row,
+    SqliteRows,
+    SupabaseRows,
+    broken_rows,
+    encryption,
+    key_settings,
+    local_encryption,
+    sealed_row,
+)
+from tests.support.rewrap.sweeps import Heard, all_moved, bound_row, counts, kms_settings, sweep
+from tests.support.stack.kms import Kms
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.hesitant import hesitant
+from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
+
+SECOND = key_settings(2, 1)
+
+
+def _under_first(count: int) -> list[Row]:
+    return [sealed_row(local_encryption(1)) for _ in range(count)]
+
+
+# --- rows that the store refuses
+
+_REFUSED_IDS = "ffffffff-ffff-4fff-bfff-fffffffffff"
+
+
+@pytest.fixture
+def refusing(supabase: SupabaseStack) -> Iterator[SupabaseStack]:
+    """A project whose own trigger refuses to change some rows."""
+    supabase.sql(
+        "create function public.refuse() returns trigger language plpgsql as $$ begin"
+        f" if starts_with(new.id::text, '{_REFUSED_IDS}') then raise exception using errcode = '23514', message = 'no';"
+        " end if; return new; end $$"
+    )
+    supabase.sql(
+        "create trigger refuse before update on public.oauth_tokens for each row execute function public.refuse()"
+    )
+    yield supabase
+    supabase.sql("drop trigger refuse on public.oauth_tokens")
+    supabase.sql("drop function public.refuse()")
+
+
+def _refused(count: int) -> list[Row]:
+    return [row | {"id": f"{_REFUSED_IDS}{n}"} for n, row in enumerate(_under_first(count))]
+
+
+@pytest.mark.parametrize(("refused", "others"), [(1, 0), (2, 0), (3, 30)])
+async def test_rows_that_the_store_refuses_are_told_one_by_one_be_there_others_or_not(
+    refusing: SupabaseStack, refused: int, others: int
+) -> None:
+    rows, bad = SupabaseRows(refusing), _refused(refused)
+    rows.insert([*bad, *_under_first(others)])
+    heard = Heard()
+    async with SupabaseStore(refusing).open() as tokens:
+        report = await sweep(tokens, local_encryption(2), heard=heard).run()
+    left = {"due": refused + others, "unreadable": refused, "remaining": refused}
+    assert counts(report) == {**all_moved(others), **left}
+    assert (report.stopped, dict(report.unreadable)) == (None, {"store_misconfigured": refused})
+    assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
+
+
+def test_two_refused_rows_and_nothing_else_end_the_command_with_1(refusing: SupabaseStack, tmp_path: Path) -> None:
+    rows, bad = SupabaseRows(refusing), _refused(2)
+    rows.insert(bad)
+    done = rewrap(folder=tmp_path, settings=rows.settings() | SECOND)
+    assert (done.exit_code, done.unreadable) == (1, {row["id"]: "store_misconfigured" for row in bad})
+
+
+async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_row(supabase: SupabaseStack) -> None:
+    SupabaseRows(supabase).insert(_under_first(3))
+    heard = Heard()
+    supabase.sql("revoke update on public.oauth_tokens from service_role")
+    try:
+        async with SupabaseStore(supabase).open() as tokens:
+            with pytest.raises(StoreMisconfigured):
+                await sweep(tokens, local_encryption(2), heard=heard).run()
+    finally:
+        supabase.sql("grant update on public.oauth_tokens to service_role")
+    assert heard.unreadable_ids == []
+
+
+# --- rows that cannot be read
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+async def test_they_stay_counted_where_a_later_pass_is_stopped(tmp_path: Path, pages: int) -> None:
+    """A row that others store meanwhile makes for a second pass, which is stopped after so many pages."""
+    rows = SqliteRows(tmp_path / "vault.db")
+    rows.insert([*broken_rows().values(), *_under_first(10)])
+    heard, late = Heard(), _under_first(1)
+    first_pass = 4  # a page and an empty one for each of two schemes
+    async with SqliteStore(rows.path).open() as tokens:
+        calls: Counter[str] = Counter()
+
+        async def between() -> None:
+            if calls["page"] == first_pass and late:
+                rows.insert([late.pop()])
+            if calls["census"] == 2 and calls["page"] == first_pass + pages:
+                running.stop("it was told to")
+
+        running = sweep(hesitant(tokens, between, calls=calls), local_encryption(2), heard=heard)
+        report = await running.run()
+    assert report.stopped == "it was told to"
+    assert report.unreadable.total() == 4
+    assert dict(report.unreadable) == {"integrity": 2, "key_denied": 1, "malformed_ciphertext": 1}
+    assert len(heard.unreadable_ids) == 4
+
+
+async def test_sweeps_in_the_background_count_them_each_time_and_record_them_once(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    broken = broken_rows()
+    rows.insert(broken.values())
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        background = BackgroundSweep(
+            tokens=tokens,
+            cipher=TokenCipher(encryption=local_encryption(2)),
+            events=TokenEvents(audit=NoAuditTrail(), observers=[heard]),
+            interval_seconds=0.01,
+            observer=heard,
+        )
+        background.start()
+        await _until(lambda: len(heard.unreadable_ids) >= 12)
+        recorded = [event.outcome for event in heard.events]
+        # another error of one of them is news
+        rows.replace([broken["flipped"] | {"access_token": "nonsense"}])
+        await _until(lambda: len(heard.events) > 4)
+        await background.close()
+    assert sorted(recorded) == ["integrity", "integrity", "key_denied", "malformed_ciphertext"]
+    assert [event.outcome for event in heard.events[4:]] == ["malformed_ciphertext"]
+
+
+def test_what_was_told_is_forgotten_when_it_was_mended_and_memory_is_bounded() -> None:
+    told = ReportedRows()
+    assert [told.is_new("row", "integrity") for _ in range(2)] == [True, False]
+    told.forget("row")
+    assert told.is_new("row", "integrity")
+    for number in range(2 * REMEMBERED):
+        told.is_new(str(number), "integrity")
+    assert len(told) == REMEMBERED
+    assert not told.is_new("row", "integrity")
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came to pass")
+
+
+# --- rows that the primary seals wrongly
+
+Seal = Callable[[str, TokenContext], Sealed]
+
+
+class _Untrue:
+    """A real strategy whose ciphertexts for some users are not what they must be."""
+
+    def __init__(self, strategy: EncryptionStrategy, wrong: Mapping[str, Seal]) -> None:
+        self._strategy = strategy
+        self._wrong = wrong
+        self.family = strategy.family
+
+    @property
+    def scheme(self) -> str | None:
+        return self._strategy.scheme
+
+    def scheme_of(self, ciphertext: str) -> str:
+        return self._strategy.scheme_of(ciphertext)
+
+    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+        return self._strategy.open(ciphertext, context, wait=wait)
+
+    def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        wrong = self._wrong.get(context.user_id)
+        return self._strategy.seal(plaintext, context, wait=wait) if wrong is None else wrong(plaintext, context)
+
+
+def _strategy() -> LocalStrategy:
+    values: dict[str, Any] = {name.lower(): value for name, value in SECOND.items()}
+    keyring = Settings(_env_file=None, **values).keyring()  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    assert keyring is not None
+    return LocalStrategy(keyring=keyring)
+
+
+async def test_a_row_that_is_no_token_is_the_stores_fault_and_not_the_vaults(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    rows.insert(_under_first(3))
+    SqliteStore(rows.path).insert_raw(**raw_row(metadata="{", encryption_scheme="local:v1"))
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, local_encryption(2)).run()
+    assert (report.moved, dict(report.unreadable), report.remaining) == (3, {"store_misconfigured": 1}, 1)
+
+
+async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_stops_nothing(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    good, bad = _under_first(40), _under_first(4)
+    rows.insert([*good, *bad])
+    before = rows.rows()
+    strategy = _strategy()
+
+    def another_text(_: str, context: TokenContext) -> Sealed:
+        return strategy.seal("another token", context)
+
+    def in_another_place(plaintext: str, context: TokenContext) -> Sealed:
+        return strategy.seal(plaintext, replace(context, provider="another"))
+
+    def too_long(plaintext: str, context: TokenContext) -> Sealed:
+        sealed = strategy.seal(plaintext, context)
+        return sealed._replace(ciphertext=sealed.ciphertext + "A" * MAXIMUM_CIPHERTEXT_CHARACTERS)
+
+    def nonsense(plaintext: str, context: TokenContext) -> Sealed:
+        return strategy.seal(plaintext, context)._replace(ciphertext="nonsense")
+
+    faults = (another_text, in_another_place, too_long, nonsense)
+    wrong = dict(zip([row["user_id"] for row in bad], faults, strict=True))
+    service = EncryptionService(primary=_Untrue(strategy, wrong), counters=InMemoryCounters())
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, service, heard=heard).run()
+    assert counts(report) == {**all_moved(40), "due": 44, "unreadable": 4, "remaining": 4}
+    assert dict(report.unreadable) == {"integrity": 2, "invalid_request": 1, "malformed_ciphertext": 1}
+    assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
+    after = rows.rows()
+    assert [row["id"] for row in bad if after[row["id"]] != before[row["id"]]] == []
+
+
+@pytest.mark.parametrize("to_kms", [False, True], ids=["from KMS", "to KMS"])
+async def test_credentials_that_expire_half_way_are_waited_for_and_are_no_rows_fault(
+    kms: Kms, tmp_path: Path, *, to_kms: bool
+) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    source, target = (encryption(kms_settings(kms, primary=primary)) for primary in (not to_kms, to_kms))
+    rows.insert([bound_row(source, str(uuid4()), 0) for _ in range(12)])
+
+    def expire(report: SweepReport) -> None:
+        if report.due == 12 and not report.moved and not heard.waits:
+            kms.faults.error("ExpiredTokenException", times=3)
+
+    heard = Heard(on_progress=expire)
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, target, heard=heard).run()
+    assert counts(report) == all_moved(12)
+    assert set(heard.waits) == {"key_unavailable"}
+    assert heard.unreadable_ids == []
+
+
+async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms: Kms, tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    under_kms, local = (encryption(kms_settings(kms, primary=primary)) for primary in (True, False))
+    rows.insert([bound_row(under_kms, str(uuid4()), 0) for _ in range(10)])
+    kms.faults.error("ExpiredTokenException")
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        report = await sweep(tokens, local, heard=heard, plan=SweepPlan(patience_seconds=0.2)).run()
+    assert report.stopped == "the AWS credentials have expired"
+    assert counts(report) == {**all_moved(10), "moved": 0, "remaining": 10}
+    assert (heard.unreadable_ids, heard.events) == ([], [])
+
+
+async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_no_row(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    made = _under_first(5)
+    rows.insert(made)
+
+    def denied(_: str, __: TokenContext) -> Sealed:
+        raise KeyDenied("the key is disabled")
+
+    primary = _Untrue(_strategy(), {made[0]["user_id"]: denied})
+    heard = Heard()
+    async with SqliteStore(rows.path).open() as tokens:
+        with pytest.raises(KeyDenied):
+            await sweep(tokens, EncryptionService(primary=primary, counters=InMemoryCounters()), heard=heard).run()
+    assert heard.unreadable_ids == []

@@ -1,0 +1,296 @@
+"""A sweep leaves nothing behind, whatever was there and whatever breaks, and its counts are the database's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import logging
+import threading
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from app.rewrap.sweep import CONCURRENT_PAGES, PAGE_ROWS, SweepPlan
+from app.tokens.repository import TokenRepository
+from tests.support.rewrap.stored_rows import (
+    KEYS,
+    Row,
+    Rows,
+    SqliteRows,
+    SupabaseRows,
+    access_of,
+    broken_rows,
+    differences_but_for_encryption,
+    encryption,
+    key_settings,
+    local_encryption,
+    refresh_of,
+    sealed_row,
+    what_a_row_holds,
+)
+from tests.support.rewrap.sweeps import (
+    Heard,
+    all_moved,
+    bound_row,
+    count_of,
+    counts,
+    five_schemes,
+    kms_settings,
+    sweep,
+    what_it_held,
+)
+from tests.support.stack.faults import Request
+from tests.support.stack.kms import Kms
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SqliteStore, SupabaseStore
+
+MANY: Final = 20_000
+_USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
+
+
+@asynccontextmanager
+async def _opened(rows: Rows) -> AsyncIterator[TokenRepository]:
+    store = SqliteStore(rows.path) if isinstance(rows, SqliteRows) else SupabaseStore(rows.stack)
+    async with store.open() as tokens:
+        yield tokens
+
+
+def _under_first(count: int) -> list[Row]:
+    return [sealed_row(local_encryption(1)) for _ in range(count)]
+
+
+# --- everything moves
+
+
+async def test_one_sweep_moves_20_000_rows_of_five_schemes_and_a_second_does_nothing(kms: Kms, rows: Rows) -> None:
+    service = encryption(kms_settings(kms, primary=False))
+    under_kms = encryption(kms_settings(kms, primary=True))
+    rows.insert(five_schemes(MANY, local=local_encryption(1), kms=under_kms))
+    before = rows.rows()
+    assert count_of(rows) == {"local:v1": MANY // 5, f"kms:{kms.key_arn}": MANY // 5, None: 3 * MANY // 5}
+    async with _opened(rows) as tokens:
+        report = await sweep(tokens, service).run()
+        after = rows.rows()
+        again = await sweep(tokens, service).run()
+    assert counts(report) == all_moved(MANY)
+    assert counts(again) == all_moved(0)
+    assert rows.rows() == after
+    assert {row["encryption_scheme"] for row in after.values()} == {"local:v2"}
+    assert after.keys() == before.keys()
+    reader = encryption(key_settings(2))  # with the old keys gone
+    wrong = [row_id for row_id, row in after.items() if what_a_row_holds(reader, row) != what_it_held(row_id)]
+    assert wrong == []
+    assert [name for row_id in after for name in differences_but_for_encryption(before[row_id], after[row_id])] == []
+    assert [one["id"] for one in after.values() if not one["refresh_token"] and what_it_held(one["id"])[1]] == []
+
+
+# --- what breaks
+
+
+def _every(nth: int, when: Callable[[Request], bool]) -> Callable[[Request], bool]:
+    """Choose each nth of these requests, from any thread."""
+    lock, seen = threading.Lock(), 0
+
+    def chosen(request: Request) -> bool:
+        nonlocal seen
+        if not when(request):
+            return False
+        with lock:
+            seen += 1
+            return seen % nth == 0
+
+    return chosen
+
+
+async def test_answers_are_cut_pages_are_capped_kms_throttles_and_the_counts_are_true(
+    kms: Kms, supabase: SupabaseStack
+) -> None:
+    """All at once, with rows that nobody can read among them, and checked by counts in the database."""
+    rows = SupabaseRows(supabase)
+    under_kms = encryption(kms_settings(kms, primary=True))
+    users = 300  # each costs a request to KMS
+    made = [*_under_first(users), *broken_rows().values()]
+    rows.insert(made)
+    before = rows.rows()
+    heard = Heard()
+    async with _opened(rows) as tokens:
+        with supabase.at_most(60):
+            while len(page := await tokens.page("local:v1", after=None, limit=PAGE_ROWS)) > 60:
+                pass
+            kms.faults.error("ThrottlingException", every=10)
+            supabase.faults.cut_after_commit(when=_every(3, lambda request: "replace_ciphertexts" in request.target))
+            supabase.faults.cut_before(when=_every(5, lambda request: request.method == "GET"))
+            report = await sweep(tokens, under_kms, heard=heard).run()
+    assert len(page) == 60
+    supabase.faults.clear()
+    kms.faults.clear()
+    after = rows.rows()
+    assert counts(report) == {
+        "due": len(made),
+        "moved": users,
+        "overtaken": 0,
+        "unreadable": 4,
+        "in doubt": 0,
+        "remaining": 4,
+    }
+    [under] = supabase.sql(
+        "select count(*) filter (where encryption_scheme = %s) as moved, count(*) as rows from public.oauth_tokens",
+        [f"kms:{kms.key_arn}"],
+    )
+    assert under == {"moved": report.moved, "rows": len(made)}
+    assert {"store_unavailable", "key_unavailable"} <= set(heard.waits)
+    left = [row_id for row_id, row in after.items() if row["encryption_scheme"] != f"kms:{kms.key_arn}"]
+    assert sorted(heard.unreadable_ids) == sorted(left)
+    assert {row_id: after[row_id] for row_id in left} == {row_id: before[row_id] for row_id in left}
+    outcomes = [event.outcome for event in heard.events]
+    assert (len(outcomes), outcomes.count("success")) == (len(made), users)
+    reader = encryption(kms_settings(kms, primary=True))
+    moved = [row_id for row_id in after if row_id not in left]
+    assert {what_a_row_holds(reader, after[row_id]) == (access_of(row_id), refresh_of(row_id)) for row_id in moved} == {
+        True
+    }
+
+
+async def test_reading_back_after_a_lost_answer_goes_on_where_it_was_cut(supabase: SupabaseStack) -> None:
+    """A page takes several requests to read back; were each cut to begin it anew, it would never end."""
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(PAGE_ROWS))
+    supabase.faults.cut_after_commit(times=1, when=lambda request: "replace_ciphertexts" in request.target)
+    supabase.faults.cut_before(when=_every(4, lambda request: "id=in." in request.target))
+    async with _opened(rows) as tokens:
+        report = await sweep(tokens, local_encryption(2), plan=SweepPlan(deadline_seconds=20)).run()
+    assert report.stopped is None
+    assert counts(report) == all_moved(PAGE_ROWS)
+    assert rows.count("local:v2") == PAGE_ROWS
+
+
+async def test_a_row_that_is_held_for_a_moment_is_moved_and_counted_once(supabase: SupabaseStack) -> None:
+    """It may be the sweep's own first write, whose answer was lost, that holds it."""
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(5))
+    held = next(iter(rows.rows()))
+    async with _opened(rows) as tokens:
+        with supabase.postgres.connect(supabase.database.name) as other:
+            with other.connection.transaction():
+                other.sql("select from public.oauth_tokens where id = %s for update", [held])
+                running = asyncio.create_task(sweep(tokens, local_encryption(2)).run())
+                for _ in range(500):
+                    await asyncio.sleep(0.01)
+                    if rows.count("local:v2") == 4:
+                        break
+            report = await running
+    assert counts(report) == all_moved(5)
+
+
+async def test_a_row_that_is_held_for_long_stops_nothing_and_is_moved_at_last(supabase: SupabaseStack) -> None:
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(5))
+    held = next(iter(rows.rows()))
+    async with _opened(rows) as tokens:
+        with supabase.postgres.connect(supabase.database.name) as other:
+            with other.connection.transaction():
+                other.sql("select from public.oauth_tokens where id = %s for update", [held])
+                heard = Heard()
+                overtaken = asyncio.Event()
+                heard.on_progress = lambda report: overtaken.set() if report.overtaken else None
+                running = asyncio.create_task(sweep(tokens, local_encryption(2), heard=heard).run())
+                await asyncio.wait_for(overtaken.wait(), 10)
+            report = await running
+    assert (report.moved, report.remaining) == (5, 0)
+    assert rows.count("local:v2") == 5
+
+
+async def test_a_store_that_cuts_every_answer_leaves_rows_in_doubt_and_no_false_count(supabase: SupabaseStack) -> None:
+    rows = SupabaseRows(supabase)
+    rows.insert(_under_first(30))
+    supabase.faults.cut_after_commit(when=lambda request: "replace_ciphertexts" in request.target)
+    supabase.faults.answer(503, when=lambda request: request.method == "GET" and "id=in." in request.target)
+    async with _opened(rows) as tokens:
+        report = await sweep(tokens, local_encryption(2), plan=SweepPlan(patience_seconds=0.5)).run()
+    assert report.stopped is not None
+    assert counts(report) == {**all_moved(30), "moved": 0, "in doubt": 30}
+    assert rows.count("local:v2") == 30, "which the report may not claim, for nobody has told it"
+
+
+# --- several at once
+
+
+async def test_of_several_sweeps_at_once_each_row_is_moved_by_one(rows: Rows) -> None:
+    rows.insert(_under_first(1_000))
+    async with _opened(rows) as tokens:
+        reports = await asyncio.gather(*(sweep(tokens, local_encryption(2)).run() for _ in range(4)))
+    assert sum(report.moved for report in reports) == 1_000
+    assert {report.remaining for report in reports} == {0}
+    reader = encryption(key_settings(2))
+    found = rows.rows()
+    assert {what_a_row_holds(reader, row) == (access_of(key), refresh_of(key)) for key, row in found.items()} == {True}
+
+
+async def test_sweeps_that_begin_anywhere_move_everything_all_the_same(rows: Rows) -> None:
+    """As those in the background do. A page holds a fraction of the rows, so that they come round to the beginning."""
+    rows.insert([*_under_first(150), *broken_rows().values()])
+    plan = SweepPlan(scattered=True, rows_per_second=40)  # pages of 40
+    hasty = SweepPlan(scattered=True)
+    async with _opened(rows) as tokens:
+        sweeps = [sweep(tokens, local_encryption(2), plan=one) for one in (plan, hasty, hasty)]
+        reports = await asyncio.gather(*(one.run() for one in sweeps))
+        again = await sweep(tokens, local_encryption(2), plan=hasty).run()
+    assert sum(report.moved for report in reports) == 150
+    assert counts(again) == {**all_moved(0), "due": 4, "unreadable": 4, "remaining": 4}
+    assert rows.count("local:v2") == 150
+
+
+# --- what it leaves in memory and in what it says
+
+
+async def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
+    few = await _peak_bytes(SqliteRows(tmp_path / "few.db"), 1_200)
+    many = await _peak_bytes(SqliteRows(tmp_path / "many.db"), 4_800)
+    assert many < 1.25 * few, (few, many)
+    assert PAGE_ROWS * (CONCURRENT_PAGES + 2) < 2_000, "both are larger than what a sweep has in hand"
+
+
+async def _peak_bytes(rows: SqliteRows, count: int) -> int:
+    """Return the most that a sweep had in memory, the caches filled before."""
+    # of few users: the cache of users' keys has a bound of its own
+    rows.insert([bound_row(local_encryption(1), f"{number % 8:08}{_USER}", number) for number in range(count)])
+    service = encryption(key_settings(2, 1))
+    async with _opened(rows) as tokens:
+        await sweep(tokens, service, plan=SweepPlan(dry_run=True, limit=10)).run()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            await sweep(tokens, service, heard=_Deaf()).run()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+class _Deaf(Heard):
+    """Keeps nothing."""
+
+    def record(self, event: object) -> None: ...
+
+
+async def test_nothing_secret_is_told_or_printed(kms: Kms, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    rows.insert([*_under_first(20), *broken_rows().values()])
+    before = rows.rows()
+    aws_secret = "wJalrXUtnFEMI/K7MDENG"
+    service = encryption(kms_settings(kms, primary=True) | {"AWS_SECRET_ACCESS_KEY": aws_secret})
+    heard, said = Heard(), io.StringIO()
+    kms.faults.error("ThrottlingException", times=2)
+    with redirect_stdout(said), redirect_stderr(said), caplog.at_level(logging.DEBUG, logger="app"):
+        async with _opened(rows) as tokens:
+            running = sweep(tokens, service, heard=heard)
+            report = await running.run()
+    everything = said.getvalue() + caplog.text + repr((heard, report, running))
+    secrets = [*KEYS.values(), "1234~access of", "refresh of", aws_secret]
+    for one in (before, rows.rows()):
+        secrets += [row[name] for row in one.values() for name in ("access_token", "refresh_token") if row[name]]
+    assert len(heard.events) == 24
+    assert [secret for secret in secrets if secret in everything] == []

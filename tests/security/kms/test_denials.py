@@ -1,0 +1,60 @@
+"""What KMS denies costs little, and is found to be allowed again at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import KeyDenied
+from app.security.kms.circuit_breaker import DENIALS, SECONDS, DenialMemory
+from tests.support.security.clock import Clock
+from tests.support.security.envelopes import TOKEN, envelope
+from tests.support.stack.kms import Kms
+
+
+def test_a_hundred_denied_reads_are_a_few_requests(kms: Kms) -> None:
+    process = envelope(kms, previous_key_ids=[kms.create_key() for _ in range(3)])
+    ciphertext = envelope(kms).seal()
+    kms.forget_requests()
+    kms.faults.error("AccessDeniedException")
+    for _ in range(100):
+        with pytest.raises(KeyDenied, match="KMS denies this"):
+            process.open(ciphertext)
+    assert len(kms.requests) <= 4 * (DENIALS + 3), "three for each key, and one for each second that this took"
+
+
+def test_a_denied_write_does_not_stop_reading(kms: Kms) -> None:
+    process, ciphertext = envelope(kms), envelope(kms).seal()
+    kms.faults.error("AccessDeniedException", operation="GenerateDataKey")
+    for _ in range(10):
+        with pytest.raises(KeyDenied):
+            process.seal()
+    assert process.open(ciphertext) == TOKEN
+
+
+def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
+    clock = Clock()
+    denials = DenialMemory(monotonic=clock)
+    for _ in range(DENIALS):
+        denials.admit("x")
+        denials.answered("x", KeyDenied("no"))
+    denials.admit("y")
+    for _ in range(5):
+        with pytest.raises(KeyDenied, match="no"):
+            denials.admit("x")
+    clock.advance(SECONDS)
+    denials.admit("x")
+    with pytest.raises(KeyDenied):
+        denials.admit("x")
+    denials.answered("x", None)
+    denials.admit("x")
+    denials.admit("x")
+
+
+def test_fewer_denials_than_three_keep_nobody_from_asking() -> None:
+    denials = DenialMemory()
+    for _ in range(10):
+        for _ in range(DENIALS - 1):
+            denials.admit("x")
+            denials.answered("x", KeyDenied("no"))
+        denials.admit("x")
+        denials.answered("x", None)

@@ -1,0 +1,265 @@
+"""`token-vault serve` with TLS of its own: who gets in, who does not, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+
+import pytest
+
+from app.server.tls import Tls, TlsError
+from tests.support.process.certificates import Authority, new_authority
+from tests.support.process.home import Home, new_home, new_master_key, token_vault
+from tests.support.process.started import Started, started
+from tests.support.process.wire import token_path
+from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.reaper import Reaper
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsVault:
+    """A vault that demands certificates of `clients`, and is itself certified by `servers`."""
+
+    home: Home
+    process: Started
+    servers: Authority
+    clients: Authority
+    folder: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.home.settings["PORT"])
+
+    def context(self, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.servers.file))
+        if client is not None:
+            context.load_cert_chain(*client)
+        return context
+
+    def get(self, path: str, context: ssl.SSLContext) -> tuple[int, dict[str, str]]:
+        connection = HTTPSConnection(LOOPBACK, self.port, timeout=5, context=context)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.home.service_key}"})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[TlsVault]:
+    folder = tmp_path_factory.mktemp("tls")
+    servers, clients = new_authority(folder, "servers"), new_authority(folder, "clients")
+    certificate, key = servers.issue(folder, "vault")
+    home = new_home(folder, TLS_CERT_FILE=str(certificate), TLS_KEY_FILE=str(key))
+    with started(home, "--tls-client-ca", str(clients.file), reaper=stack_reaper) as process:
+        yield TlsVault(home, process, servers, clients, folder)
+
+
+def test_a_client_of_the_right_ca_is_served_and_told_to_come_back_over_tls(vault: TlsVault) -> None:
+    context = vault.context(vault.clients.issue(vault.folder, "right"))
+    for path, status in (("/healthz", 200), ("/readyz", 200), (token_path(USER), 404)):
+        answered, headers = vault.get(path, context)
+        assert answered == status
+        assert headers["strict-transport-security"] == "max-age=31536000"
+
+
+def test_a_client_without_a_certificate_is_refused(vault: TlsVault) -> None:
+    with pytest.raises(OSError, match=r"(?i)certificate required|handshake|eof|reset|closed"):
+        vault.get("/healthz", vault.context())
+
+
+def test_a_client_of_another_ca_is_refused(vault: TlsVault) -> None:
+    other = new_authority(vault.folder, "others").issue(vault.folder, "wrong")
+    with pytest.raises(OSError, match=r"(?i)unknown ca|handshake|eof|reset|closed"):
+        vault.get("/healthz", vault.context(other))
+
+
+def test_a_client_certificate_of_the_servers_ca_is_refused(vault: TlsVault) -> None:
+    with pytest.raises(OSError, match=r"(?i)unknown ca|decrypt|handshake|eof|reset|closed"):
+        vault.get("/healthz", vault.context(vault.servers.issue(vault.folder, "peer")))
+
+
+def test_plain_http_is_refused(vault: TlsVault) -> None:
+    connection = HTTPConnection(LOOPBACK, vault.port, timeout=5)
+    connection.request("GET", "/healthz")
+    with pytest.raises(OSError, match=r"(?i)reset|closed"):
+        connection.getresponse()
+    connection.close()
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_a_version_before_1_2_is_refused_and_1_2_is_not(vault: TlsVault) -> None:
+    pair = vault.clients.issue(vault.folder, "old")
+    old, current = vault.context(pair), vault.context(pair)
+    old.minimum_version = ssl.TLSVersion.TLSv1
+    old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(OSError, match=r"(?i)version|handshake|eof|reset|closed"):
+        vault.get("/healthz", old)
+    current.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert vault.get("/healthz", current)[0] == 200
+
+
+def test_a_handshake_that_never_ends_is_ended_and_nobody_waits_for_it(vault: TlsVault) -> None:
+    silent = [socket.create_connection((LOOPBACK, vault.port), timeout=15) for _ in range(20)]
+    began = time.monotonic()
+    assert vault.get("/healthz", vault.context(vault.clients.issue(vault.folder, "patient")))[0] == 200
+    for connection in silent:
+        assert connection.recv(1) == b""
+        connection.close()
+    assert time.monotonic() - began < 9, "uvicorn's loop would wait for a minute"
+
+
+def test_a_flood_that_never_shakes_hands_leaves_callers_served_and_descriptors_free(
+    tmp_path: Path, stack_reaper: Reaper
+) -> None:
+    """Of 300 descriptors half are for connections; the store, the audit trail and the log need theirs."""
+    servers = new_authority(tmp_path, "servers")
+    certificate, key = servers.issue(tmp_path, "vault")
+    home = new_home(
+        tmp_path,
+        TLS_CERT_FILE=str(certificate),
+        TLS_KEY_FILE=str(key),
+        AUDIT_LOG=str(tmp_path / "audit"),
+        AUDIT_KEY=new_master_key(),
+    )
+    few = ("prlimit", "--nofile=300:300")
+    with started(home, reaper=stack_reaper, prefix=few) as process, ExitStack() as flood:
+        vault = TlsVault(home, process, servers, servers, tmp_path)
+        context = vault.context()
+        kept = HTTPSConnection(LOOPBACK, vault.port, timeout=5, context=context)
+        flood.callback(kept.close)
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        most = 0
+        for _ in range(10):
+            for _ in range(60):
+                silent = socket.create_connection((LOOPBACK, vault.port), timeout=5)
+                flood.callback(silent.close)
+            most = max(most, len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
+            assert vault.get(token_path(USER), context)[0] == 404
+            kept.request("GET", "/healthz")
+            assert kept.getresponse().read()
+        assert 150 <= most < 250
+        shed = _metric(vault, context, 'token_vault_refused_total{reason="shed"}')
+        assert shed > 400
+        assert 1 < _metric(vault, context, "token_vault_connections") <= 150
+        assert "Too many open files" not in process.output
+
+
+def _metric(vault: TlsVault, context: ssl.SSLContext, series: str) -> float:
+    connection = HTTPSConnection(LOOPBACK, vault.port, timeout=5, context=context)
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    [value] = [line.removeprefix(series) for line in lines if line.startswith(f"{series} ")]
+    return float(value)
+
+
+def test_no_traceback_is_printed_for_those_who_were_refused(vault: TlsVault) -> None:
+    assert "Traceback" not in vault.process.output
+
+
+def test_several_workers_without_client_certificates(tmp_path: Path, stack_reaper: Reaper) -> None:
+    servers = new_authority(tmp_path, "servers")
+    certificate, key = servers.issue(tmp_path, "vault")
+    home = new_home(tmp_path)
+    options = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with started(home, *options, workers=2, reaper=stack_reaper) as process:
+        vault = TlsVault(home, process, servers, servers, tmp_path)
+        assert {vault.get("/healthz", vault.context())[0] for _ in range(10)} == {200}
+
+
+# --- wrong files
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    servers = new_authority(tmp_path, "servers")
+    certificate, key = servers.issue(tmp_path, "vault")
+    _, other_key = servers.issue(tmp_path, "other")
+    _, locked_key = servers.issue(tmp_path, "locked", password=b"CANARY-password")
+    text = tmp_path / "text"
+    text.write_text("CANARY, and no certificate")
+    return {
+        "certificate": str(certificate),
+        "key": str(key),
+        "other key": str(other_key),
+        "locked key": str(locked_key),
+        "text": str(text),
+        "missing": str(tmp_path / "missing"),
+        "folder": str(tmp_path),
+    }
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "client_ca", "named"),
+    [
+        ("missing", "key", None, "TLS_CERT_FILE: cannot be read"),
+        ("folder", "key", None, "TLS_CERT_FILE: cannot be read"),
+        ("text", "key", None, "TLS_CERT_FILE: holds no certificate"),
+        ("certificate", "missing", None, "TLS_KEY_FILE: cannot be read"),
+        ("certificate", "text", None, "TLS_KEY_FILE: holds no private key"),
+        ("certificate", "certificate", None, "TLS_KEY_FILE: holds no private key"),
+        ("certificate", "other key", None, "TLS_KEY_FILE: is not the key"),
+        ("certificate", "locked key", None, "TLS_KEY_FILE: the key has a password"),
+        ("certificate", "key", "missing", "TLS_CLIENT_CA_FILE: cannot be read"),
+        ("certificate", "key", "key", "TLS_CLIENT_CA_FILE: holds no certificate"),
+    ],
+)
+def test_a_wrong_file_is_named_and_not_shown(
+    files: dict[str, str], certificate: str, key: str, client_ca: str | None, named: str
+) -> None:
+    ca = None if client_ca is None else Path(files[client_ca])
+    with pytest.raises(TlsError, match=named) as caught:
+        Tls(certificate=Path(files[certificate]), key=Path(files[key]), client_ca=ca).check()
+    assert "CANARY" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"--tls-cert": "certificate", "--tls-key": "other key"}, "TLS_KEY_FILE: is not the key"),
+        ({"--tls-cert": "certificate"}, "TLS needs both"),
+        ({"--tls-client-ca": "certificate"}, "TLS needs both"),
+    ],
+)
+def test_what_is_wrong_is_one_line_at_the_start(
+    tmp_path: Path, files: dict[str, str], given: dict[str, str], named: str
+) -> None:
+    options = [word for option, file in given.items() for word in (option, files[file])]
+    done = token_vault("serve", *options, folder=tmp_path, settings=new_home(tmp_path).settings)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "words"), [(90, "ok", "expires on"), (10, "warn", "renew it"), (-1, "FAIL", "expired on")]
+)
+def test_doctor_tells_when_the_certificate_expires(tmp_path: Path, days: int, state: str, words: str) -> None:
+    certificate, key = new_authority(tmp_path, "servers").issue(tmp_path, "vault", days=days)
+    home = new_home(tmp_path, TLS_CERT_FILE=str(certificate), TLS_KEY_FILE=str(key))
+    done = token_vault("doctor", folder=tmp_path, settings=home.settings)
+    [line] = [line for line in done.stdout.splitlines() if "TLS" in line]
+    assert line.startswith(state)
+    assert words in line
+    assert done.returncode == (1 if state == "FAIL" else 0)
+
+
+def test_doctor_names_a_wrong_file(tmp_path: Path, files: dict[str, str]) -> None:
+    home = new_home(tmp_path, TLS_CERT_FILE=files["certificate"], TLS_KEY_FILE=files["other key"])
+    done = token_vault("doctor", folder=tmp_path, settings=home.settings)
+    assert done.returncode == 1
+    assert "TLS_KEY_FILE: is not the key" in done.stdout

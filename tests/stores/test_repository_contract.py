@@ -1,0 +1,214 @@
+"""What the vault may rely on, whichever store it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from app.tokens.models import TokenId, TokenStatus
+from app.tokens.repository import TokenRepository
+from tests.support.stores.stores import NOW, Store, raw_row, token
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+CANVAS = TokenId(USER, "canvas")
+
+
+@pytest.fixture
+async def tokens(store: Store) -> AsyncIterator[TokenRepository]:
+    async with store.open() as repository:
+        yield repository
+
+
+async def test_a_fresh_store_passes_its_check(tokens: TokenRepository) -> None:
+    await tokens.check()
+
+
+async def test_what_is_inserted_comes_back_whole(tokens: TokenRepository) -> None:
+    row = token(
+        CANVAS,
+        refresh_ciphertext="v1:refresh",
+        encryption_fallback=True,
+        kms_key_id="canvas_kms_user_0123456789abcdef",
+        status=TokenStatus.NEEDS_REAUTH,
+        status_reason="Canvas answered 401: ünïcödé ✓ 😀",
+        expires_at=NOW + timedelta(days=120),
+        scopes=("https://www.googleapis.com/auth/calendar", "a,b", 'quo"te', "{brace}", "back\\slash"),
+        email="o'brien+x@example.org",
+        base_url="https://canvas.example.edu",
+        metadata={"n": 1, "f": 0.1, "deep": {"list": [None, True, "x", {"y": []}]}, "ü": "✓"},
+    )
+    assert await tokens.insert(row) == row
+    assert await tokens.get(CANVAS) == row
+
+
+async def test_a_missing_token_is_none(tokens: TokenRepository) -> None:
+    assert await tokens.get(CANVAS) is None
+
+
+async def test_one_token_id_is_inserted_once(tokens: TokenRepository) -> None:
+    first = token(CANVAS)
+    assert await tokens.insert(first) == first
+    assert await tokens.insert(token(CANVAS)) is None
+    assert await tokens.get(CANVAS) == first
+
+
+async def test_of_concurrent_inserts_one_wins(tokens: TokenRepository) -> None:
+    results = await asyncio.gather(*(tokens.insert(token(CANVAS)) for _ in range(20)))
+    winners = [row for row in results if row is not None]
+    assert len(winners) == 1
+    assert await tokens.get(CANVAS) == winners[0]
+
+
+async def test_service_types_and_providers_are_apart(tokens: TokenRepository) -> None:
+    ids = [TokenId(USER, "google", "calendar"), TokenId(USER, "google", "gmail"), TokenId(USER, "notion2")]
+    for token_id in ids:
+        await tokens.insert(token(token_id))
+    assert [row.token_id for row in await tokens.list_for_user(USER)] == ids
+
+
+async def test_replace_writes_onto_the_expected_version_only(tokens: TokenRepository) -> None:
+    first = token(CANVAS)
+    await tokens.insert(first)
+    second = replace(first, access_ciphertext="v1:second", version=2)
+    assert await tokens.replace(first, second) == second
+    assert await tokens.replace(first, replace(first, access_ciphertext="v1:lost", version=2)) is None
+    assert await tokens.get(CANVAS) == second
+
+
+async def test_of_concurrent_replacements_one_wins(tokens: TokenRepository) -> None:
+    first = token(CANVAS)
+    await tokens.insert(first)
+    drafts = [replace(first, access_ciphertext=f"v1:{n}", version=2) for n in range(20)]
+    results = await asyncio.gather(*(tokens.replace(first, draft) for draft in drafts))
+    winners = [row for row in results if row is not None]
+    assert len(winners) == 1
+    assert await tokens.get(CANVAS) == winners[0]
+
+
+async def test_replace_leaves_columns_alone_that_do_not_differ(store: Store, tokens: TokenRepository) -> None:
+    """A write that touches no secret cannot undo a secret that something unaware of versions wrote meanwhile."""
+    row = token(CANVAS)
+    await tokens.insert(row)
+    stale = replace(row, access_ciphertext="what we had read before")
+    assert await tokens.replace(stale, replace(stale, status=TokenStatus.ERROR, version=2)) is not None
+    assert store.rows()[0]["access_token"] == row.access_ciphertext
+
+
+async def test_delete_is_conditional_on_the_version(tokens: TokenRepository) -> None:
+    row = token(CANVAS)
+    await tokens.insert(row)
+    assert not await tokens.delete(replace(row, version=7))
+    assert await tokens.get(CANVAS) == row
+    assert await tokens.delete(row)
+    assert not await tokens.delete(row)
+    assert await tokens.get(CANVAS) is None
+
+
+async def test_many_are_deleted_each_at_its_version(tokens: TokenRepository) -> None:
+    """A deletion that arrives late must not take a token that was stored after it was sent."""
+    rows = [token(TokenId(USER, "google", f"s{number}")) for number in range(60)]
+    changed, other = token(CANVAS), token(TokenId(str(uuid4()), "canvas"))
+    await asyncio.gather(*(tokens.insert(row) for row in (*rows, changed, other)))
+    newer = replace(changed, access_ciphertext="v1:newer", version=2)
+    await tokens.replace(changed, newer)
+    assert await tokens.delete_many([*rows, changed]) == 60
+    assert await tokens.delete_many(rows) == 0
+    assert await tokens.delete_many([]) == 0
+    assert await tokens.list_for_user(USER) == [newer]
+    assert await tokens.get(other.token_id) == other
+
+
+async def test_times_beyond_pythons_hide_no_row(store: Store, tokens: TokenRepository) -> None:
+    """PostgreSQL's timestamps reach further than Python's, and one such row must not take the others along."""
+    for number, (text, moment) in enumerate(
+        [
+            ("infinity", None),
+            ("-infinity", datetime.min.replace(tzinfo=UTC)),
+            ("10000-01-01T00:00:00+00:00", None),
+            ("0044-03-15T00:00:00+00:00 BC", datetime.min.replace(tzinfo=UTC)),
+        ]
+    ):
+        token_id = TokenId(USER, "google", f"s{number}")
+        store.insert_raw(**raw_row(user_id=USER, provider="google", service_type=f"s{number}", expires_at=text))
+        row = await tokens.get(token_id)
+        assert row is not None
+        assert row.expires_at == moment
+    assert len(await tokens.list_for_user(USER)) == 4
+    assert len(await tokens.get_many([TokenId(USER, "google", f"s{number}") for number in range(4)])) == 4
+
+
+async def test_metadata_that_is_no_object_hides_no_row(store: Store, tokens: TokenRepository) -> None:
+    store.insert_raw(**raw_row(user_id=USER, metadata=[1]))
+    row = await tokens.get(CANVAS)
+    assert row is not None
+    assert row.metadata == {}
+
+
+async def test_many_are_read_at_once(tokens: TokenRepository) -> None:
+    wanted = [token(TokenId(str(uuid4()), "canvas")) for _ in range(60)]
+    decoys = [token(TokenId(row.token_id.user_id, "canvas", "other")) for row in wanted[:20]]
+    await asyncio.gather(*(tokens.insert(row) for row in (*wanted, *decoys)))
+    missing = [TokenId(str(uuid4()), "canvas") for _ in range(40)]
+    found = await tokens.get_many([row.token_id for row in wanted] + missing)
+    assert found == {row.token_id: row for row in wanted}
+    assert await tokens.get_many([]) == {}
+
+
+async def test_times_keep_their_microseconds_and_their_instant(tokens: TokenRepository) -> None:
+    instant = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+    row = token(CANVAS, expires_at=instant, created_at=datetime(1, 1, 2, tzinfo=UTC))
+    assert await tokens.insert(row) == row
+    assert await tokens.get(CANVAS) == row
+
+
+async def test_a_row_that_pulseplan_wrote_is_understood(store: Store, tokens: TokenRepository) -> None:
+    store.insert_raw(**raw_row(user_id=USER, metadata={"course_count": 4}))
+    row = await tokens.get(CANVAS)
+    assert row is not None
+    assert (row.status, row.refresh_ciphertext, row.encryption_scheme) == (TokenStatus.OK, None, None)
+    assert (row.base_url, row.metadata, row.scopes) == ("https://canvas.example.edu", {"course_count": 4}, ())
+
+
+@pytest.mark.parametrize(
+    ("is_active", "metadata", "status"),
+    [
+        (False, {}, TokenStatus.NEEDS_REAUTH),
+        (None, {}, TokenStatus.OK),
+        (False, {"status": "ok"}, TokenStatus.NEEDS_REAUTH),
+        (True, {"status": "revoked"}, TokenStatus.REVOKED),
+        (True, {"status": "something new"}, TokenStatus.ERROR),
+        (True, {"status": 7}, TokenStatus.ERROR),
+    ],
+)
+async def test_the_more_cautious_of_two_states_is_believed(
+    store: Store,
+    tokens: TokenRepository,
+    is_active: bool | None,
+    metadata: dict[str, object],
+    status: TokenStatus,
+) -> None:
+    store.insert_raw(**raw_row(user_id=USER, is_active=is_active, metadata=metadata))
+    row = await tokens.get(CANVAS)
+    assert row is not None
+    assert row.status is status
+
+
+async def test_columns_follow_the_token(store: Store, tokens: TokenRepository) -> None:
+    await tokens.insert(
+        token(CANVAS, status=TokenStatus.REVOKED, status_reason="gone", base_url="https://c.test", metadata={"a": 1})
+    )
+    row = store.rows()[0]
+    assert row["is_active"] is False
+    assert row["provider_url"] == "https://c.test"
+    assert row["metadata"] == {
+        "a": 1,
+        "base_url": "https://c.test",
+        "status": "revoked",
+        "status_reason": "gone",
+        "encryption_method": "aes256-gcm-v1",
+    }

@@ -1,0 +1,88 @@
+"""What only the embedded store can get wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import pytest
+
+from app.errors import StoreMisconfigured, StoreTimeout
+from app.stores.sqlite.repository import SqliteRepository
+from app.tokens.models import TokenId
+from tests.support.stores.stores import SqliteStore, token
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+
+
+async def test_a_file_that_was_deleted_or_replaced_takes_no_write(tmp_path: Path) -> None:
+    path = tmp_path / "vault.db"
+    async with SqliteStore(path).open() as tokens:
+        await tokens.insert(token())
+        path.rename(tmp_path / "moved.db")
+        with pytest.raises(StoreMisconfigured, match="moved or replaced"):
+            await tokens.insert(token())
+        with pytest.raises(StoreMisconfigured):
+            await tokens.check()
+        path.write_bytes(b"")
+        with pytest.raises(StoreMisconfigured, match="moved or replaced"):
+            await tokens.insert(token())
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:vault.db?mode=memory", ""])
+async def test_no_name_makes_a_database_that_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = token()
+    try:
+        async with SqliteStore(Path(name)).open() as tokens:
+            await tokens.insert(row)
+        async with SqliteStore(Path(name)).open() as tokens:
+            assert await tokens.get(row.token_id) == row
+    except StoreMisconfigured:
+        assert name == "", "only a directory is refused"
+
+
+async def test_a_write_whose_caller_was_told_it_failed_does_not_happen_later(tmp_path: Path) -> None:
+    path = tmp_path / "vault.db"
+    store = SqliteStore(path)
+    async with store.open() as tokens:
+        other = apsw.Connection(str(path))
+        other.execute("BEGIN IMMEDIATE")
+        first = asyncio.ensure_future(tokens.insert(token(TokenId(USER, "first"))))
+        await asyncio.sleep(0.1)
+        second = asyncio.ensure_future(tokens.insert(token(TokenId(USER, "second"))))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        await asyncio.wait([second])
+        other.execute("ROLLBACK")
+        other.close()
+        assert await first is not None
+        await tokens.insert(token(TokenId(USER, "third")))
+    assert [row["provider"] for row in store.rows()] == ["first", "third"]
+
+
+async def test_a_database_that_stays_locked_is_a_time_out_and_nothing_is_written(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "vault.db")
+    async with store.open() as tokens:
+        other = apsw.Connection(str(store.path))
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreTimeout):
+            await tokens.insert(token())
+        assert await tokens.get(TokenId(USER, "canvas")) is None, "readers do not wait for it"
+        other.execute("ROLLBACK")
+        other.close()
+    assert store.rows() == []
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "vault.db"
+    connection = apsw.Connection(str(path))
+    connection.execute(
+        "CREATE TABLE oauth_tokens (id TEXT PRIMARY KEY, user_id TEXT, provider TEXT, service_type TEXT)"
+    )
+    connection.close()
+    with pytest.raises(StoreMisconfigured, match=r"lacks the columns .*access_token, .*encryption_scheme"):
+        SqliteRepository(path=path)

@@ -1,0 +1,74 @@
+"""The service over each store. One process for each store serves the whole session; each test finds it empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.api.service import Service, running_service
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
+
+
+@pytest.fixture(scope="session")
+def sqlite_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, SqliteStore]]:
+    folder = tmp_path_factory.mktemp("service-sqlite")
+    store = SqliteStore(folder / "vault.db")
+    with running_service(folder, store.environment()) as service:
+        yield service, store
+
+
+@pytest.fixture(scope="session")
+def supabase_service(
+    tmp_path_factory: pytest.TempPathFactory, supabase_stack: SupabaseStack
+) -> Iterator[tuple[Service, SupabaseStore]]:
+    folder = tmp_path_factory.mktemp("service-supabase")
+    store = SupabaseStore(supabase_stack)
+    with running_service(folder, store.environment()) as service:
+        yield service, store
+
+
+@pytest.fixture(params=["sqlite", "supabase"])
+def served(request: pytest.FixtureRequest) -> tuple[Service, Store]:
+    """A running service and its empty store; a test that asks for it runs once on each."""
+    if request.param == "supabase":
+        request.getfixturevalue("supabase")  # resets the store
+    pair: tuple[Service, Store] = request.getfixturevalue(f"{request.param}_service")
+    if isinstance(pair[1], SqliteStore):
+        pair[1].truncate()
+    return pair
+
+
+@pytest.fixture
+def service(served: tuple[Service, Store]) -> Service:
+    return served[0]
+
+
+@pytest.fixture
+def served_store(served: tuple[Service, Store]) -> Store:
+    return served[1]
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    """A client that may do everything."""
+    with service.client() as one:
+        yield one
+
+
+def problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
+    """Assert that an answer is exactly this problem, in the shape that every problem has; return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, object] = json.loads(response.text)
+    assert body["code"] == code
+    assert body["status"] == status
+    assert body["type"] == f"urn:pulseplan:token-vault:{code}"
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert body["retryable"] is (status in {429, 503, 504})
+    assert ("retry-after" in response.headers) is (status in {429, 503, 504})
+    assert {"title", "detail"} < body.keys()
+    return body

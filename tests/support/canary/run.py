@@ -1,0 +1,133 @@
+"""One run of the service with audit trail and traces, in which marked secrets meet everything there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from app.audit.findings import Report
+from app.audit.keys import AuditKey, decode_audit_key
+from tests.support.api.service import running_service
+from tests.support.audit.trails import files, members, verified
+from tests.support.canary.collector import collecting
+from tests.support.canary.data_keys import data_keys
+from tests.support.canary.faults import corrupt_rows, failing_kms, failing_store
+from tests.support.canary.full_disk import full_audit_disk
+from tests.support.canary.marked import Marked
+from tests.support.canary.old_rows import old_rows
+from tests.support.canary.searcher import Place, Secret
+from tests.support.canary.traffic import Traffic
+from tests.support.paths import ROOT
+from tests.support.process.home import run, token_vault
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import Store
+
+# what moves tokens with each store, what says the same with any with one; GET /v1/encryption stands for its command
+SCRIPT: Final = "migrate_to_kms.py"
+OF_EACH_STORE: Final = (("doctor",), ("rewrap",), (SCRIPT,), ("health",))
+OF_ANY_STORE: Final = (
+    ("keys", "retire", "1"),
+    ("service-key", "list"),
+    ("audit", "verify"),
+    ("audit", "show", "--json"),
+)
+# tokens are in the database alone, encrypted; the settings are in .env and the environment
+DATABASE: Final = "vault.db"
+Command = tuple[str, ...]
+_SCRIPTS: Final = ROOT / "scripts"
+_STOP_SECONDS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that was said and written, and what must not stand in it."""
+
+    traffic: Traffic
+    marked: Marked
+    others: list[Secret]
+    files: list[Place]
+    commands: list[Place]
+    events: list[dict[str, Any]]
+    trail: Report
+    spans: set[str]
+    batches: list[Place]
+    exit_code: int
+
+    @property
+    def everything(self) -> list[Secret]:
+        return [*self.others, *self.marked.tokens(), Secret.of("metadata", self.marked.metadata)]
+
+
+def canary_run(
+    folder: Path, store: Store, kms: Kms, *, supabase_key: str | None, workers: int, commands: Sequence[Command]
+) -> Run:
+    """Serve in this folder from the start to SIGTERM, and run the commands afterwards."""
+    marked = Marked()
+    audit = folder / "audit"
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    settings = {
+        **store.environment(),
+        **kms.environment(),
+        **marked.settings(),
+        "AUDIT_LOG": str(audit / "audit.jsonl"),
+        "TMPDIR": str(temporary),
+    }
+    with collecting() as collector:
+        settings |= collector.environment(marked.collector_key)
+        with running_service(folder, settings, "--workers", str(workers)) as service, service.client() as client:
+            traffic = Traffic(service, client, marked)
+            full_audit_disk(traffic, audit, workers)
+            traffic.every_route(str(uuid4()))
+            traffic.every_bad_input()
+            traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
+            traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})
+            old_rows(traffic, store, kms)
+            others = [*marked.others(service.keys, supabase_key), *data_keys(store, kms)]
+            corrupt_rows(traffic, store)
+            failing_store(traffic, store)
+            failing_kms(traffic, kms)
+            for key in service.keys.values():  # where no key belongs
+                traffic.send("GET", f"/v1/users/{key}/tokens/{key}", params={"service_type": key})
+            passing = _kept(temporary)  # the workers' metrics, which end with them
+            service.process.terminate()
+            exit_code = service.process.wait(_STOP_SECONDS)
+        settings["SERVICE_KEYS_FILE"] = str(folder / "service-keys.json")
+        printed = list(_printed(folder, settings, commands))
+        if supabase_key is not None:
+            broken = {"SUPABASE_SERVICE_KEY": "x", "TOKEN_ENCRYPTION_PREVIOUS_KEYS": "{}"}
+            broken["AUDIT_PREVIOUS_KEYS"] = marked.audit_key
+            printed += _printed(folder, settings | broken, OF_EACH_STORE[:1])
+    trail = files(audit)
+    return Run(
+        traffic=traffic,
+        marked=marked,
+        others=others,
+        files=[*_kept(folder), *passing],
+        commands=printed,
+        events=members(trail),
+        trail=verified(trail, keys=[AuditKey.derive(decode_audit_key(marked.audit_key))]),
+        spans=collector.span_names(),
+        batches=[Place(f"batch {number} of spans", body) for number, body in enumerate(collector.bodies)],
+        exit_code=exit_code,
+    )
+
+
+def _kept(folder: Path) -> list[Place]:
+    """Return what the service and its commands have written: the log of both streams, and whatever else appears."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in found if path.name != ".env" and not path.name.startswith(DATABASE)]
+    return [Place(str(path.relative_to(folder)), path.read_bytes()) for path in kept]
+
+
+def _printed(folder: Path, settings: dict[str, str], commands: Sequence[Command]) -> Iterator[Place]:
+    for command in commands:
+        if command[0] == SCRIPT:
+            done = run(sys.executable, str(_SCRIPTS / SCRIPT), *command[1:], folder=folder, settings=settings)
+        else:
+            done = token_vault(*command, folder=folder, settings=settings)
+        yield Place(f"{' '.join(command)}: {done.returncode}", (done.stdout + done.stderr).encode())

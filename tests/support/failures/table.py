@@ -1,0 +1,426 @@
+"""The failure table: for each failure what callers get, what `/readyz` says, how it ends, and the tests that show it.
+
+`docs/failures.md` holds the same table for people. The scenarios in this package take what they demand from here; where
+another test has proved a line already, the line names that one.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from app.api.problems import STATUS
+from tests.support.paths import ROOT
+
+ERRORS: Final = {error.code: error for error in STATUS}
+_STORES: Final = "tests/api/test_store_failures.py"
+_KMS: Final = "tests/api/test_kms.py"
+_KMS_ERRORS: Final = "tests/security/kms/test_failures.py"
+_SQLITE: Final = "tests/failures/test_sqlite.py"
+_POSTGRES: Final = "tests/failures/test_postgres.py"
+_KEY_STATES: Final = "tests/failures/test_kms_states.py"
+_AUDIT: Final = "tests/audit/test_under_load.py"
+_PROCESS: Final = "tests/failures/test_process.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One line. `code` is what the calls in `affects` are answered with; `None` where they are answered as ever.
+
+    `check` is the check of `/readyz` that goes down, which makes the answer 503; `None` where the replica stays ready,
+    or where no process is left to answer, as `runs` says.
+    `recovers_within_seconds` counts from the end of the failure, without a restart; `None` where `ends_with` says what
+    it takes.
+    """
+
+    name: str
+    code: str | None
+    affects: str
+    check: str | None
+    recovers_within_seconds: int | None
+    ends_with: str = ""
+    runs: bool = True
+    tests: tuple[str, ...]
+
+    @property
+    def status(self) -> int | None:
+        return None if self.code is None else STATUS[ERRORS[self.code]]
+
+    @property
+    def holds_stores(self) -> bool:
+        """Whether a test of this line stores while it fails, and looks for each acknowledged token afterwards."""
+        return any(test in _holding_stores() for test in self.tests)
+
+    @property
+    def retryable(self) -> bool:
+        return self.code is not None and ERRORS[self.code].retryable
+
+
+TABLE: Final = (
+    # PostgreSQL
+    Failure(
+        name="PostgreSQL stopped",
+        code="store_unavailable",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=35,
+        tests=(f"{_POSTGRES}::test_postgresql_stopped",),
+    ),
+    Failure(
+        name="PostgreSQL restarted",
+        code="store_unavailable",
+        affects="calls meanwhile",
+        check="store",
+        recovers_within_seconds=35,
+        tests=(f"{_POSTGRES}::test_postgresql_restarted",),
+    ),
+    Failure(
+        name="PostgreSQL read-only",
+        code="store_unavailable",
+        affects="writes",
+        check=None,
+        recovers_within_seconds=5,
+        tests=(
+            f"{_POSTGRES}::test_postgresql_read_only",
+            f"{_POSTGRES}::test_default_transaction_read_only_is_noticed_by_nobody",
+        ),
+    ),
+    Failure(
+        name="PostgreSQL's statement time-out",
+        code="store_timeout",
+        affects="calls that take too long",
+        check=None,
+        recovers_within_seconds=1,
+        tests=(f"{_STORES}::test_a_statement_time_out_is_504",),
+    ),
+    Failure(
+        name="A column dropped or not migrated",
+        code="store_misconfigured",
+        affects="every call but deletions",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(
+            f"{_STORES}::test_a_missing_column_is_misconfigured_until_it_is_back",
+            f"{_STORES}::test_a_missing_column_is_named",
+        ),
+    ),
+    # PostgREST
+    Failure(
+        name="Supabase refuses connections",
+        code="store_unavailable",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(f"{_STORES}::test_a_store_that_is_down_is_503_until_it_is_back",),
+    ),
+    Failure(
+        name="PostgREST stopped",
+        code="store_unavailable",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(f"{_STORES}::test_postgrest_stopped_is_503",),
+    ),
+    Failure(
+        name="PostgREST slow",
+        code="store_timeout",
+        affects="every call, within 5 s",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(
+            f"{_STORES}::test_a_slow_store_is_504_within_5_seconds",
+            f"{_POSTGRES}::test_postgrest_slow",
+        ),
+    ),
+    Failure(
+        name="PostgREST resets connections",
+        code="store_unavailable",
+        affects="reads, and writes that it never saw",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(
+            f"{_POSTGRES}::test_postgrest_resets",
+            f"{_STORES}::test_a_write_whose_answer_is_cut_after_the_commit_is_read_back",
+            f"{_STORES}::test_a_write_whose_outcome_stays_unknown_is_503_and_no_success",
+            f"{_STORES}::test_a_write_that_is_cut_before_the_store_saw_it_is_503",
+        ),
+    ),
+    Failure(
+        name="PostgREST's place taken by HTML",
+        code="store_unavailable",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(
+            f"{_POSTGRES}::test_postgrest_answers_html",
+            f"{_STORES}::test_a_gateway_that_speaks_for_the_store_is_503",
+        ),
+    ),
+    Failure(
+        name="Supabase's service key wrong, or expired at the start",
+        code="store_misconfigured",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=None,
+        ends_with="a new key and a restart",
+        tests=(f"{_STORES}::test_a_wrong_key_is_misconfigured_and_not_ready",),
+    ),
+    Failure(
+        name="Supabase's service key expires",
+        code="store_misconfigured",
+        affects="every call, from 30 s after its end",
+        check="store",
+        recovers_within_seconds=None,
+        ends_with="a new key and a restart",
+        tests=(f"{_POSTGRES}::test_the_service_key_expires",),
+    ),
+    # SQLite
+    Failure(
+        name="SQLite's disk full",
+        code="store_unavailable",
+        affects="writes",
+        check=None,
+        recovers_within_seconds=5,
+        tests=(f"{_SQLITE}::test_disk_full", f"{_SQLITE}::test_file_size_limit"),
+    ),
+    Failure(
+        name="SQLite's file marked read-only",
+        code="store_misconfigured",
+        affects="writes",
+        check=None,
+        recovers_within_seconds=None,
+        ends_with="a writable file and a restart",
+        tests=(f"{_SQLITE}::test_read_only",),
+    ),
+    Failure(
+        name="SQLite's file system read-only at the start",
+        code=None,
+        affects="no start: exit code 2 and a line that names SQLITE_PATH",
+        check=None,
+        recovers_within_seconds=None,
+        ends_with="a writable file and a start",
+        runs=False,
+        tests=(f"{_SQLITE}::test_read_only_file_system",),
+    ),
+    Failure(
+        name="SQLite's file locked by another process",
+        code="store_timeout",
+        affects="writes",
+        check=None,
+        recovers_within_seconds=5,
+        tests=(f"{_SQLITE}::test_locked",),
+    ),
+    Failure(
+        name="SQLite's file moved or replaced",
+        code="store_misconfigured",
+        affects="writes",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(f"{_SQLITE}::test_moved", f"{_SQLITE}::test_moved_without_its_log"),
+    ),
+    # KMS, as the primary and without a fallback; whose data key is at hand notices nothing
+    Failure(
+        name="KMS throttles",
+        code="key_unavailable",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(
+            f"{_KEY_STATES}::test_kms_throttles",
+            f"{_KMS_ERRORS}::test_an_error_that_passes_is_retryable_and_tried_twice",
+        ),
+    ),
+    Failure(
+        name="KMS down",
+        code="key_unavailable",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=30,
+        tests=(f"{_KMS}::test_in_an_outage_writes_are_refused_and_cached_users_notice_nothing",),
+    ),
+    Failure(
+        name="KMS slow",
+        code="key_unavailable",
+        affects="calls that need KMS, within 4 s",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(
+            f"{_KEY_STATES}::test_kms_slow",
+            f"{_KMS}::test_a_hung_kms_is_answered_for_within_its_deadline",
+            f"{_KMS}::test_a_probe_never_waits_for_a_hung_kms_and_never_falls_back",
+        ),
+    ),
+    Failure(
+        name="KMS's place taken by HTML",
+        code="key_unavailable",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(
+            f"{_KEY_STATES}::test_kms_answers_html",
+            f"{_KMS_ERRORS}::test_a_page_that_is_not_from_kms_means_unavailable",
+        ),
+    ),
+    Failure(
+        name="KMS denies",
+        code="key_denied",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(f"{_KEY_STATES}::test_kms_denies", f"{_KMS}::test_denied_is_no_reason_to_fall_back"),
+    ),
+    Failure(
+        name="KMS key disabled",
+        code="key_denied",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(f"{_KEY_STATES}::test_key_disabled", f"{_KMS}::test_an_expired_cache_asks_again"),
+    ),
+    Failure(
+        name="KMS key pending deletion",
+        code="key_denied",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(f"{_KEY_STATES}::test_key_pending_deletion",),
+    ),
+    Failure(
+        name="KMS key not found",
+        code="key_denied",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(f"{_KEY_STATES}::test_key_not_found",),
+    ),
+    Failure(
+        name="Clock skew: AWS refuses the signature",
+        code="key_denied",
+        affects="calls that need KMS",
+        check="kms",
+        recovers_within_seconds=10,
+        tests=(
+            f"{_KEY_STATES}::test_signature_of_another_time",
+            f"{_KMS_ERRORS}::test_an_error_that_needs_an_operator_is_neither_retryable_nor_retried",
+        ),
+    ),
+    # the audit trail
+    Failure(
+        name="Audit trail's disk full",
+        code="audit_unavailable",
+        affects="calls on tokens that are not refused anyway",
+        check="audit",
+        recovers_within_seconds=5,
+        tests=(f"{_AUDIT}::test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart",),
+    ),
+    Failure(
+        name="Audit trail's disk slow or hanging",
+        code="audit_unavailable",
+        affects="calls on tokens, within 2.5 s and then at once",
+        check="audit",
+        recovers_within_seconds=5,
+        tests=(
+            "tests/failures/test_audit.py::test_audit_disk_hangs",
+            f"{_AUDIT}::test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long",
+        ),
+    ),
+    # the process and its files
+    Failure(
+        name="Service key at its end by this machine's clock",
+        code="unauthenticated",
+        affects="calls with that key",
+        check=None,
+        recovers_within_seconds=2,
+        tests=(f"{_PROCESS}::test_a_service_key_ends_to_the_second",),
+    ),
+    Failure(
+        name="Service-keys file broken or missing",
+        code="unauthenticated",
+        affects="calls with a key of the file",
+        check="service_keys",
+        recovers_within_seconds=5,
+        tests=(
+            f"{_PROCESS}::test_service_keys_file_broken",
+            "tests/api/test_authentication.py::test_a_revoked_key_stops_and_a_new_one_works_without_a_restart",
+        ),
+    ),
+    Failure(
+        name="Disk full below the log",
+        code=None,
+        affects="log lines, which are lost",
+        check=None,
+        recovers_within_seconds=1,
+        tests=(f"{_PROCESS}::test_disk_full_below_the_log",),
+    ),
+    Failure(
+        name="SIGTERM under load",
+        code=None,
+        affects="new connections, which are refused",
+        check=None,
+        recovers_within_seconds=None,
+        ends_with="exit code 0 within 20 s",
+        runs=False,
+        tests=(
+            "tests/server/test_shutdown_under_load.py::test_sigterm_under_load",
+            "tests/server/test_shutdown.py::test_a_request_in_flight_is_finished_and_kept",
+        ),
+    ),
+    Failure(
+        name="kill -9 under load",
+        code=None,
+        affects="connections, which are cut",
+        check=None,
+        recovers_within_seconds=None,
+        ends_with="a start",
+        runs=False,
+        tests=("tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9",),
+    ),
+)
+BY_NAME: Final = {failure.name: failure for failure in TABLE}
+
+_HOLD_STORES: Final = ("demand", "_require", "require_nothing_lost")
+_HOLDS_ELSEWHERE: Final = frozenset({"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"})
+
+
+@cache
+def _holding_stores() -> frozenset[str]:
+    """Return the tests that call one of those functions, as their code says it."""
+    return _HOLDS_ELSEWHERE | frozenset(
+        f"{file.relative_to(ROOT)}::{function.name}"
+        for file in (ROOT / "tests" / "failures").glob("test_*.py")
+        for function in ast.walk(ast.parse(file.read_text()))
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("test_")
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _HOLD_STORES
+    )
+
+
+HEADING: Final = (
+    "| failure | answer | of | retryable, `Retry-After` | `/readyz` | over within | stores held | shown by |"
+)
+
+
+def render() -> str:
+    """Return the table as `docs/failures.md` holds it."""
+    lines = [HEADING, "|---|---|---|---|---|---|---|---|", *(_line(failure) for failure in TABLE)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(failure: Failure) -> str:
+    answer = "as ever" if failure.code is None else f"{failure.status} `{failure.code}`"
+    ready = "200" if failure.check is None else f"503, `{failure.check}` down"
+    ready = ready if failure.runs else "no answer"
+    within = failure.recovers_within_seconds
+    cells = (
+        failure.name,
+        answer,
+        failure.affects,
+        "yes" if failure.retryable else "no",
+        ready,
+        failure.ends_with if within is None else f"{within} s",
+        "yes" if failure.holds_stores else "no",
+        ", ".join(f"`{test.rpartition('::')[2]}`" for test in failure.tests),
+    )
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,117 @@
+"""A folder that a vault lives in, the settings it is started with, and the command itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.support.paths import ROOT
+from tests.support.process.prepared import run_prepared
+from tests.support.stack.ports import free_port
+
+COMMAND: Final = str(Path(sys.executable).with_name("token-vault"))
+COMMAND_SECONDS: Final = 30
+# A program under test finds what users have installed, and not what the tests have beside it: it would import `rich`,
+# and look through three times as many packages for plugins.
+AS_USERS_HAVE_IT: Final = {
+    "PYTHONPATH": str(ROOT / "tests" / "support" / "absent"),
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
+}
+ALL_SCOPES: Final = (
+    "tokens:admin",
+    "tokens:delete",
+    "tokens:read",
+    "tokens:reveal",
+    "tokens:reveal_refresh",
+    "tokens:write",
+)
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with these settings and nothing inherited but what any program needs."""
+    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
+    return {name: os.environ[name] for name in kept if name in os.environ} | AS_USERS_HAVE_IT | dict(settings)
+
+
+def token_vault(
+    *arguments: str, folder: Path, settings: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `token-vault` in this folder to its end, without what its imports cost."""
+    return run_prepared(
+        COMMAND, arguments, folder=folder, environment=environment(settings or {}), timeout_seconds=COMMAND_SECONDS
+    )
+
+
+def run(
+    *command: str, folder: Path, settings: Mapping[str, str] | None = None, text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in this folder to its end, with `text` as its standard input."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(settings or {}),
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a vault lives and how it is configured; `service_key` may do everything."""
+
+    folder: Path
+    service_key: str
+    settings: Mapping[str, str]
+
+
+def new_home(folder: Path, **settings: str) -> Home:
+    """Make up a configuration for this folder on the embedded store; `settings` add to it or replace parts."""
+    service_key = f"ptv_{secrets.token_urlsafe(32)}"
+    entry = {
+        "service": "tests",
+        "sha256": hashlib.sha256(service_key.encode()).hexdigest(),
+        "scopes": list(ALL_SCOPES),
+    }
+    return Home(
+        folder=folder,
+        service_key=service_key,
+        settings={
+            "TOKEN_ENCRYPTION_KEY": new_master_key(),
+            "SERVICE_KEYS": json.dumps([entry]),
+            "PORT": str(free_port()),
+            **settings,
+        },
+    )
+
+
+def new_master_key(size: int = 32) -> str:
+    return base64.b64encode(secrets.token_bytes(size)).decode()
+
+
+def initialised_home(folder: Path) -> Home:
+    """Return the home that `token-vault init` makes in this folder."""
+    settings = {"PORT": str(free_port())}
+    printed = token_vault("init", folder=folder, settings=settings).stdout
+    service_key = next(line.strip() for line in printed.splitlines() if line.strip().startswith("ptv_"))
+    return Home(folder=folder, service_key=service_key, settings=settings)
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return the content and the time of the last change of each file below the folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,36 @@
+"""Which worker process is at the other end of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from tests.support.process.server import Server
+from tests.support.process.wire import Wire, wires
+from tests.support.stack.sockets import accepted, workers_below
+
+_TRIED: Final = 200
+
+
+def workers_of(server: Server) -> frozenset[int]:
+    """Return the process ids of the workers; the one process itself where it has none."""
+    return workers_below(server.process.pid)
+
+
+def worker_of_each(server: Server, wires: list[Wire]) -> list[int | None]:
+    """Return for each connection the worker that has accepted it, `None` where none has yet."""
+    workers = accepted(server.process.pid, server.port)
+    return [workers.get(wire.local_port) for wire in wires]
+
+
+@contextmanager
+def one_wire_to_each_worker(server: Server) -> Iterator[list[Wire]]:
+    """Connect until each worker has accepted somebody; which one accepts is up to the kernel."""
+    with wires(server, _TRIED) as opened:
+        for tried, wire in enumerate(opened, start=1):
+            wire.call("GET", "/healthz")
+            owners = worker_of_each(server, opened[:tried])
+            if set(owners) == workers_of(server):
+                break
+        yield [opened[owners.index(worker)] for worker in workers_of(server)]

@@ -1,0 +1,91 @@
+"""`token-vault rewrap` as a process, and what it printed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.support.process.home import COMMAND, COMMAND_SECONDS, environment, token_vault
+
+_COUNTS: Final = ("due", "moved", "overtaken", "unreadable", "in doubt", "remaining", "seconds", "rows/s")
+_LINE: Final = re.compile(r"^([a-z/]+(?: [a-z]+)?) {2,}([0-9][0-9,.]*|unknown)(?:  (.*))?$")
+_PROGRESS: Final = re.compile(r"^(?:counting|[0-9,]+(?: of [0-9,]+)? (?:read|done), .*)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """How the command ended, and all that it said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """The summary's numbers, without the times; `None` for what is unknown."""
+        lines = [found for line in self.stdout.splitlines() if (found := _LINE.fullmatch(line))]
+        names = [found[1] for found in lines]
+        assert [name.replace("readable", "moved") if name == "readable" else name for name in names] == list(_COUNTS)
+        numbers = {found[1]: found[2].replace(",", "") for found in lines if found[1] not in {"seconds", "rows/s"}}
+        return {name: None if number == "unknown" else int(number) for name, number in numbers.items()}
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """The unreadable rows by id, with the code of the error."""
+        lines = re.findall(r"^unreadable  (\S+)  ([a-z_]+): .+$", self.stdout, re.MULTILINE)
+        found = dict(lines)
+        assert len(found) == len(lines), "a row is told once"
+        return found
+
+    @property
+    def verdict(self) -> str:
+        return self.stdout.splitlines()[-1]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + COMMAND_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rewrap(*arguments: str, folder: Path, settings: Mapping[str, str]) -> Printed:
+    """Run the command to its end."""
+    done = token_vault("rewrap", *arguments, folder=folder, settings=settings)
+    return Printed(done.returncode, done.stdout, done.stderr)
+
+
+def started(*arguments: str, folder: Path, settings: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start the command."""
+    return subprocess.Popen(
+        [COMMAND, "rewrap", *arguments],
+        cwd=folder,
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], *, by: signal.Signals | None = None) -> Printed:
+    """Wait for the end, perhaps after a signal."""
+    if by is not None:
+        process.send_signal(by)
+    try:
+        stdout, stderr = process.communicate(timeout=COMMAND_SECONDS)
+    finally:
+        process.kill()
+    return Printed(process.returncode, stdout, stderr)
+
+
+def without_progress(printed: str) -> str:
+    """Return what it has printed but for how far it is, which it tells once it has taken seconds."""
+    return _PROGRESS.sub("", printed)

@@ -1,0 +1,264 @@
+"""Rows that are in a store before a sweep comes by, and what became of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import apsw
+
+from app.composition import build_encryption
+from app.config.settings import Settings
+from app.security.context import SecretField
+from app.security.service import EncryptionService
+from app.stores.sqlite.database import prepare_database
+from tests.support.paths import VECTORS
+from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
+from tests.support.stack.kms import Kms
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import raw_row
+
+# the master keys by version, as settings have them; the committed vectors of PulsePlan's formats are under the first
+KEYS: Final = {
+    1: MASTER_KEY,
+    2: OTHER_MASTER_KEY,
+    3: "mnnzGuEIfuUKZrgwUTCJVPIZI8Ll6TfbNhx6uDoOXz4=",
+}
+_VECTORS: Final = VECTORS / "pulseplan_local_tokens.json"
+Row = dict[str, Any]
+
+
+def key_settings(primary: int, *previous: int) -> dict[str, str]:
+    """Return the settings under which this version writes and the others read."""
+    return {
+        "TOKEN_ENCRYPTION_KEY": KEYS[primary],
+        "ENCRYPTION_KEY_VERSION": str(primary),
+        "TOKEN_ENCRYPTION_PREVIOUS_KEYS": json.dumps({str(version): KEYS[version] for version in previous}),
+    }
+
+
+def encryption(settings: Mapping[str, str]) -> EncryptionService:
+    """Build the service that a process with these settings has."""
+    values: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
+    return build_encryption(Settings(_env_file=None, **values)).service  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+
+
+@cache
+def local_encryption(version: int) -> EncryptionService:
+    """Return the service that seals under this version and reads every other, derived once."""
+    return encryption(key_settings(version, *(KEYS.keys() - {version})))
+
+
+def access_of(row_id: str) -> str:
+    return f"1234~access of {row_id}"
+
+
+def refresh_of(row_id: str) -> str:
+    return f"refresh of {row_id}"
+
+
+def sealed_row(service: EncryptionService, *, provider: str = "canvas", **columns: Any) -> Row:
+    """Return a row as the vault writes it under this service's primary."""
+    row_id, user_id = str(uuid4()), str(uuid4())
+
+    def seal(text: str, field: SecretField) -> str:
+        return service.encrypt_token(text, user_id, provider=provider, service_type="default", field=field)
+
+    access = seal(access_of(row_id), SecretField.ACCESS_TOKEN)
+    scheme = service.scheme_of(access)
+    return raw_row(
+        id=row_id,
+        user_id=user_id,
+        provider=provider,
+        access_token=access,
+        refresh_token=seal(refresh_of(row_id), SecretField.REFRESH_TOKEN),
+        encryption_scheme=scheme,
+        metadata={"status": "ok", "course": "algebra"},
+        **columns,
+    )
+
+
+def pulseplan_rows() -> list[tuple[Row, str]]:
+    """Return rows as PulsePlan wrote them under the first key, and what they hold."""
+    blocks = json.loads(_VECTORS.read_text())
+    vectors = [one for block in blocks if block["master_key"] == KEYS[1] for one in block["vectors"]]
+    found = [one for one in vectors if one["key_version"] == 1 and _is_uuid(one["user_id"])]
+    assert any(one["ciphertext"].startswith("v1:") for one in found)
+    assert any(not one["ciphertext"].startswith("v1:") for one in found)
+    return [
+        (
+            raw_row(
+                user_id=one["user_id"],
+                provider="google",
+                service_type=f"service-{number}",
+                access_token=one["ciphertext"],
+            ),
+            one["plaintext"],
+        )
+        for number, one in enumerate(found)
+    ]
+
+
+def pulseplan_package(kms: Kms, plaintext: str, user_id: str) -> str:
+    """Return what PulsePlan wrote when it had KMS hold the token itself."""
+    context = {"user_id": user_id, "service": "pulseplan", "data_type": "auth_token"}
+    blob = kms.encrypt(kms.key_arn, plaintext.encode(), context)
+    return json.dumps(
+        {
+            "ciphertext": base64.b64encode(blob).decode(),
+            "key_id": kms.key_arn,
+            "encryption_context": context,
+            "algorithm": "KMS",
+            "encrypted_at": "2025-01-01T00:00:00",
+        }
+    )
+
+
+def broken_rows() -> dict[str, Row]:
+    """Return rows that nobody can read, by what their error is called."""
+    first = local_encryption(1)
+    flipped, foreign = sealed_row(first), sealed_row(first)
+    flipped["access_token"] = flipped["access_token"][:-4] + ("AAAA" if flipped["access_token"][-4:] != "AAAA" else "B")
+    foreign["user_id"] = str(uuid4())
+    unknown = sealed_row(first)
+    unknown |= {"access_token": "v9:" + unknown["access_token"].partition(":")[2], "encryption_scheme": None}
+    nonsense = sealed_row(first) | {"access_token": "nonsense", "encryption_scheme": None}
+    return {"flipped": flipped, "foreign": foreign, "unknown version": unknown, "nonsense": nonsense}
+
+
+class SqliteRows:
+    """The file of a SQLite store, past the vault."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prepare_database(path)
+        self.path = path
+
+    def settings(self) -> dict[str, str]:
+        return {"TOKEN_STORE": "sqlite", "SQLITE_PATH": str(self.path)}
+
+    def insert(self, rows: Iterable[Row]) -> None:
+        with closing(self._connect()) as connection, connection:
+            for row in rows:
+                values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
+                names, marks = ", ".join(row), ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", values)  # noqa: S608  a test's own columns
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Put these rows in the place of all that are there."""
+        with closing(self._connect()) as connection:
+            connection.execute("DELETE FROM oauth_tokens")
+        self.insert(rows)
+
+    def rows(self) -> dict[str, Row]:
+        """Return every row by id."""
+        with closing(self._connect()) as connection:
+            cursor = connection.execute("SELECT * FROM oauth_tokens")
+            names = [column[0] for column in cursor.get_description()]
+            found = [dict(zip(names, values, strict=True)) for values in cursor]
+        return {row["id"]: row | {"metadata": json.loads(row["metadata"])} for row in found}
+
+    def count(self, scheme: str) -> int:
+        """Return how many rows have this scheme."""
+        with closing(self._connect()) as connection:
+            [(found,)] = connection.execute("SELECT count(*) FROM oauth_tokens WHERE encryption_scheme = ?", (scheme,))
+        return int(found)
+
+    def settle(self) -> None:
+        """Nothing is under way once its writer is dead."""
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(10_000)
+        return connection
+
+
+class SupabaseRows:
+    """The table of a Supabase project, past the vault."""
+
+    def __init__(self, stack: SupabaseStack) -> None:
+        self.stack = stack
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "TOKEN_STORE": "supabase",
+            "SUPABASE_URL": self.stack.url,
+            "SUPABASE_SERVICE_KEY": self.stack.service_key,
+        }
+
+    def insert(self, rows: Iterable[Row]) -> None:
+        self.stack.sql(
+            "insert into public.oauth_tokens"
+            " select * from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
+            [json.dumps(list(rows))],
+        )
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Put these rows in the place of all that are there."""
+        self.stack.truncate()
+        self.insert(rows)
+
+    def rows(self) -> dict[str, Row]:
+        """Return every row by id."""
+        found = self.stack.sql("select to_jsonb(t) as row from public.oauth_tokens t")
+        return {one["row"]["id"]: dict(one["row"]) for one in found}
+
+    def count(self, scheme: str) -> int:
+        """Return how many rows have this scheme."""
+        [found] = self.stack.sql(
+            "select count(*) as rows from public.oauth_tokens where encryption_scheme = %s", [scheme]
+        )
+        return int(found["rows"])
+
+    def settle(self) -> None:
+        """Wait until the database has finished what a dead writer has sent."""
+        deadline = time.monotonic() + 10
+        while self.stack.sql(
+            "select from pg_stat_activity"
+            " where datname = current_database() and state <> 'idle' and pid <> pg_backend_pid()"
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+Rows = SqliteRows | SupabaseRows
+
+
+def what_a_row_holds(service: EncryptionService, row: Row) -> tuple[str, str]:
+    """Open both secrets; raises where one does not open."""
+
+    def open_one(text: str, field: SecretField) -> str:
+        return service.decrypt_token(
+            text, row["user_id"], provider=row["provider"], service_type=row["service_type"], field=field
+        )
+
+    return (
+        open_one(row["access_token"], SecretField.ACCESS_TOKEN),
+        open_one(row["refresh_token"] or "", SecretField.REFRESH_TOKEN),
+    )
+
+
+def differences_but_for_encryption(before: Row, after: Row) -> Iterator[str]:
+    """Name the columns that differ and that a rewrap must leave alone."""
+    about_encryption = {"access_token", "refresh_token", "encryption_scheme", "metadata"}
+    for name in before.keys() - about_encryption:
+        if before[name] != after[name]:
+            yield name
+    ours = {"encryption_method", "kms_key_id", "encryption_fallback"}
+    metadata = [{key: value for key, value in row["metadata"].items() if key not in ours} for row in (before, after)]
+    if metadata[0] != metadata[1]:
+        yield "metadata"
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

@@ -1,0 +1,26 @@
+"""Services over fixed master keys, so that a test says only what matters to it."""
+
+from __future__ import annotations
+
+from app.observability.counters import InMemoryCounters
+from app.security.keyring import Keyring, decode_key_text
+from app.security.legacy_formats import PulsePlanLocalReader
+from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+
+MASTER_KEY = "I2r49LnvxzEuXyWKIAQeKDbQLoJAFh9y3K82ODPDMwA="
+OTHER_MASTER_KEY = "G2ympiFuE7g6DQNYxAVTmTPcKjFSq7a5v/zXtI8l8bM="
+
+
+def keyring(keys: dict[int, str] | None = None, *, primary: int | None = None, minimum: int = 1) -> Keyring:
+    """Return a keyring of key texts by version; the highest version writes unless told otherwise."""
+    texts = keys or {1: MASTER_KEY}
+    decoded = {version: decode_key_text(text) for version, text in texts.items()}
+    return Keyring(max(texts) if primary is None else primary, decoded, minimum)
+
+
+def service(keys: Keyring | None = None, *, legacy: bool = True) -> EncryptionService:
+    """Return a service that writes locally and reads PulsePlan's local formats where `legacy` says so."""
+    keys = keys or keyring()
+    readers = [PulsePlanLocalReader(keyring=keys)] if legacy else []
+    return EncryptionService(primary=LocalStrategy(keyring=keys), readers=readers, counters=InMemoryCounters())

@@ -1,0 +1,22 @@
+"""KMS as pytest fixtures."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.stack.kms import Kms
+
+
+@pytest.fixture(scope="session")
+def kms_server() -> Iterator[Kms]:
+    """One KMS for the session. Tests want `kms`, which is clean."""
+    server = Kms()
+    with server.running():
+        yield server
+
+
+@pytest.fixture
+def kms(kms_server: Kms) -> Kms:
+    """The session's KMS: a new key, no faults, no requests so far."""
+    kms_server.renew()
+    return kms_server

@@ -1,0 +1,182 @@
+"""The stores under test, and rows to put into them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import apsw
+from pydantic import SecretStr
+
+from app.stores.sqlite.repository import SqliteRepository
+from app.tokens.models import StoredToken, TokenId, TokenStatus
+from app.tokens.repository import TokenRepository
+from tests.support.stack.supabase import SupabaseStack
+
+NOW = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
+
+
+class Store(Protocol):
+    """A store as tests see it: through its repository, and past it."""
+
+    def open(self) -> AbstractAsyncContextManager[TokenRepository]:
+        """Open a repository; closed on exit."""
+        ...
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings that choose this store."""
+        ...
+
+    def insert_raw(self, **columns: Any) -> None:
+        """Write a row as something other than the vault would."""
+        ...
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read every row, with JSON and times in one form."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteStore:
+    path: Path
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[TokenRepository]:
+        repository = SqliteRepository(path=self.path)
+        try:
+            yield repository
+        finally:
+            await repository.close()
+
+    def environment(self) -> dict[str, str]:
+        return {"TOKEN_STORE": "sqlite", "SQLITE_PATH": str(self.path)}
+
+    def insert_raw(self, **columns: Any) -> None:
+        values = {
+            name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in columns.items()
+        }
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
+        connection = apsw.Connection(str(self.path))
+        connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  a test's own columns
+        connection.close()
+
+    def rows(self) -> list[dict[str, Any]]:
+        connection = apsw.Connection(str(self.path))
+        cursor = connection.execute("SELECT * FROM oauth_tokens ORDER BY user_id, provider, service_type")
+        cursor.row_trace = _as_mapping
+        found = [_normal(row) for row in cursor]
+        connection.close()
+        return found
+
+    def truncate(self) -> None:
+        """Delete all tokens."""
+        connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(5_000)
+        connection.execute("DELETE FROM oauth_tokens")
+        connection.close()
+
+
+def _as_mapping(cursor: apsw.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.get_description(), row, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class SupabaseStore:
+    stack: SupabaseStack
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[TokenRepository]:
+        from app.stores.supabase.repository import SupabaseRepository  # noqa: PLC0415  takes seconds
+
+        repository = await SupabaseRepository.connect(url=self.stack.url, service_key=SecretStr(self.stack.service_key))
+        try:
+            yield repository
+        finally:
+            await repository.close()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "TOKEN_STORE": "supabase",
+            "SUPABASE_URL": self.stack.url,
+            "SUPABASE_SERVICE_KEY": self.stack.service_key,
+        }
+
+    def insert_raw(self, **columns: Any) -> None:
+        self.stack.sql(
+            "insert into public.oauth_tokens select * from jsonb_populate_record(null::public.oauth_tokens, %s::jsonb)",
+            [json.dumps(columns)],
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        found = self.stack.sql(
+            "select to_jsonb(t) as row from public.oauth_tokens t order by user_id, provider, service_type"
+        )
+        return [_normal(dict(one["row"])) for one in found]
+
+
+def _normal(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("scopes", "metadata"):
+        if isinstance(row[name], str):
+            row[name] = json.loads(row[name])
+    for name in ("expires_at", "created_at", "updated_at", "last_refreshed"):
+        if row[name] is not None:
+            row[name] = datetime.fromisoformat(row[name])
+    if row["is_active"] is not None:
+        row["is_active"] = bool(row["is_active"])
+    return row
+
+
+def raw_row(**columns: Any) -> dict[str, Any]:
+    """Return the columns of a row as PulsePlan wrote it, before the vault's columns existed."""
+    return {
+        "id": str(uuid4()),
+        "user_id": str(uuid4()),
+        "provider": "canvas",
+        "service_type": "default",
+        "access_token": "ciphertext",
+        "refresh_token": "",
+        "expires_at": "2027-01-01T00:00:00+00:00",
+        "scopes": None,
+        "created_at": "2025-01-01T00:00:00+00:00",
+        "email": None,
+        "updated_at": "2025-01-01T00:00:00+00:00",
+        "is_active": True,
+        "last_refreshed": "2025-01-01T00:00:00+00:00",
+        "provider_url": "https://canvas.example.edu",
+        "metadata": {},
+        "version": 1,
+        **columns,
+    }
+
+
+def token(token_id: TokenId | None = None, **changes: Any) -> StoredToken:
+    """Return a row to insert."""
+    columns: dict[str, Any] = {
+        "id": str(uuid4()),
+        "token_id": token_id or TokenId(str(uuid4()), "canvas"),
+        "access_ciphertext": f"v1:{uuid4().hex}",
+        "refresh_ciphertext": None,
+        "encryption_scheme": "local:v1",
+        "encryption_method": "aes256-gcm-v1",
+        "kms_key_id": None,
+        "encryption_fallback": False,
+        "status": TokenStatus.OK,
+        "status_reason": None,
+        "expires_at": None,
+        "scopes": (),
+        "email": None,
+        "base_url": None,
+        "metadata": {},
+        "version": 1,
+        "created_at": NOW,
+        "updated_at": NOW,
+        "last_refreshed": NOW,
+        **changes,
+    }
+    return StoredToken(**columns)

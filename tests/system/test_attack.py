@@ -1,0 +1,52 @@
+"""A slow-loris client, bodies of 100 MB and a flood of old tokens, all at once: everybody else is served."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from benchmarks.attack import attacked_by, fewest_held
+from benchmarks.attackers import prepare
+from benchmarks.servers import resident_bytes
+from tests.support.process.home import new_home
+from tests.support.process.key_commands import create_key
+from tests.support.process.server import Serve
+from tests.support.process.wire import token_path, wires
+from tests.support.process.workers import workers_of
+from tests.support.stack.reaper import Reaper
+
+ATTACK_SECONDS = 5.0
+MOST_BYTES = 200_000_000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_others_get_right_answers_and_memory_stays_bounded(
+    tmp_path: Path, serve: Serve, stack_reaper: Reaper, workers: int
+) -> None:
+    home = new_home(tmp_path, REWRAP_ON_READ="false", SERVICE_KEYS_FILE=str(tmp_path / "service-keys.json"))
+    key = create_key(home, "--scope", "tokens:reveal", "--scope", "tokens:write", service="attackers")
+    users = tmp_path / "users"
+    with serve(home, workers=workers) as server, wires(server, 4) as others:
+        prepare(tmp_path / "data" / "vault.db", key, users)
+        memory, asked = 0, 0
+        with attacked_by(stack_reaper, server.port, users, workers=workers) as loris:
+            fewest_held(server.process.pid, server.port, loris)  # raises where a worker is left in peace
+            until = time.monotonic() + ATTACK_SECONDS
+            while time.monotonic() < until:
+                for wire in others:
+                    path, secret = token_path(uuid4()), f"1234~{asked}"
+                    assert wire.call("PUT", path, {"access_token": secret}).status == 201
+                    revealed = wire.call("GET", path)
+                    assert (revealed.status, revealed.body["access_token"]) == (200, secret)
+                    assert wire.call("DELETE", path).status == 204
+                    asked += 1
+                memory = max(memory, *map(resident_bytes, workers_of(server)))
+        assert asked > 20
+        assert memory < MOST_BYTES
+        output = server.stop().output
+    assert output.count('"outcome":"integrity"') > 20, "the flood has derived keys"
+    assert '"outcome":"body_too_large"' in output
+    assert "internal_error" not in output

@@ -1,0 +1,102 @@
+"""What PulsePlan's own scripts import keeps working from a plain `python -c`, with nothing but settings around it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.support.process.home import Home, files_of, new_home, new_master_key, run
+from tests.support.process.server import Serve
+from tests.support.stack.supabase import SupabaseStack
+
+# word for word as PulsePlan has it
+ENCRYPTION_SERVICE = """\
+from app.security.encryption import get_encryption_service; service = get_encryption_service(); \
+e = service.encrypt_token("test-canvas-token-123", "user-id-123"); \
+assert service.decrypt_token(e, "user-id-123") == "test-canvas-token-123"\
+"""
+
+CANVAS = """\
+import asyncio, json, sys
+from app.services.integrations.canvas_token_service import get_canvas_token_service
+user_id, stranger, url = sys.argv[1:]
+service = get_canvas_token_service()
+asyncio.run(service.store_canvas_token(user_id, url, "1234~token"))
+found = asyncio.run(service.retrieve_canvas_token(user_id))
+print(json.dumps([found, asyncio.run(service.retrieve_canvas_token(stranger))]))
+"""
+
+EVERY_MODULE = """\
+import importlib, pkgutil, threading, app
+names = [module.name for module in pkgutil.walk_packages(app.__path__, "app.")]
+for name in names:
+    importlib.import_module(name)
+assert len(names) > 40, names
+assert threading.active_count() == 1
+"""
+
+URL = "https://canvas.example.edu"
+
+
+def _python(code: str, *arguments: str, folder: Path, settings: Mapping[str, str]) -> CompletedProcess[str]:
+    return run(sys.executable, "-W", "error", "-c", code, *arguments, folder=folder, settings=settings)
+
+
+def test_the_encryption_service_needs_a_master_key_and_nothing_else(tmp_path: Path) -> None:
+    done = _python(ENCRYPTION_SERVICE, folder=tmp_path, settings={"TOKEN_ENCRYPTION_KEY": new_master_key()})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=["sqlite", "supabase"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    if request.param == "sqlite":
+        return new_home(tmp_path)
+    stack: SupabaseStack = request.getfixturevalue("supabase")
+    return new_home(tmp_path, TOKEN_STORE="supabase", SUPABASE_URL=stack.url, SUPABASE_SERVICE_KEY=stack.service_key)
+
+
+def _last_line(done: CompletedProcess[str]) -> Any:
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_canvas_token_is_stored_in_one_event_loop_and_retrieved_in_another(home: Home) -> None:
+    user_id = str(uuid4())
+    done = _python(CANVAS, user_id, str(uuid4()), URL, folder=home.folder, settings=home.settings)
+    found, unknown = _last_line(done)
+    assert found == {"api_token": "1234~token", "base_url": URL, "status": "ok", "user_id": user_id}
+    assert unknown is None
+
+
+def test_the_vault_serves_what_a_script_has_stored(home: Home, serve: Serve) -> None:
+    user_id = str(uuid4())
+    _last_line(_python(CANVAS, user_id, str(uuid4()), URL, folder=home.folder, settings=home.settings))
+    with serve(home) as server, server.client() as client:
+        revealed = client.get(f"/v1/users/{user_id}/tokens/canvas").json()
+    assert (revealed["access_token"], revealed["base_url"], revealed["version"]) == ("1234~token", URL, 1)
+
+
+@pytest.mark.parametrize("url", ["http://canvas.example.edu", "canvas.example.edu", ""])
+def test_a_canvas_url_that_is_not_https_is_refused_before_anything_is_stored(tmp_path: Path, url: str) -> None:
+    done = _python(CANVAS, str(uuid4()), str(uuid4()), url, folder=tmp_path, settings=new_home(tmp_path).settings)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("app.errors.InvalidRequest: base_url must be an https URL")
+    assert "1234~token" not in done.stderr.splitlines()[-1]
+    assert files_of(tmp_path) == {}
+
+
+def test_importing_every_module_reads_no_setting_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    wrong = dict.fromkeys(("PORT", "TOKEN_STORE", "TOKEN_ENCRYPTION_KEY", "SERVICE_KEYS", "SUPABASE_URL"), "wrong")
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    before = files_of(tmp_path)
+    done = _python(EVERY_MODULE, folder=tmp_path, settings=wrong)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert files_of(tmp_path) == before

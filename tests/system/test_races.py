@@ -1,0 +1,104 @@
+"""Several clients change one token at once, over several worker processes: one of them wins, and all can tell who."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import combinations
+from uuid import uuid4
+
+import pytest
+
+from tests.support.process.home import Home, new_home
+from tests.support.process.server import Serve, Server
+from tests.support.process.wire import Answer, Wire, token_path, wires
+from tests.support.process.workers import one_wire_to_each_worker
+from tests.support.stack.supabase import SupabaseStack
+
+WORKERS = 4
+CONTENDERS = 8
+ROTATIONS = {"sqlite": 1_000, "supabase": 250}  # three requests each, which PostgREST takes its time for
+NEW_TOKENS = 25
+CHANGES = 300
+
+
+def _home(store: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    folder = tmp_path_factory.mktemp(store)
+    if store == "sqlite":
+        return new_home(folder)
+    stack: SupabaseStack = request.getfixturevalue("supabase_stack")
+    stack.reset()
+    return new_home(folder, TOKEN_STORE=store, SUPABASE_URL=stack.url, SUPABASE_SERVICE_KEY=stack.service_key)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "supabase"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
+    with serve(_home(request.param, request, tmp_path_factory), workers=WORKERS) as server:
+        yield server
+
+
+@pytest.fixture
+def one_wire_each(server: Server) -> Iterator[list[Wire]]:
+    with one_wire_to_each_worker(server) as opened:
+        yield opened
+
+
+def _all_at_once(contenders: list[Wire], method: str, path: str, secrets: list[str], **conditions: str) -> list[Answer]:
+    """Send every request before the first answer is read."""
+    for wire, secret in zip(contenders, secrets, strict=True):
+        wire.ask(method, path, {"access_token": secret}, **conditions)
+    return [wire.hear() for wire in contenders]
+
+
+def test_of_two_rotations_of_one_version_exactly_one_wins(server: Server, one_wire_each: list[Wire]) -> None:
+    pairs = list(combinations(one_wire_each, 2))
+    assert len(pairs) == 6
+    path = token_path(uuid4())
+    assert one_wire_each[0].call("PUT", path, {"access_token": "the first"}).etag == '"1"'
+    for version in range(1, ROTATIONS[server.home.settings.get("TOKEN_STORE", "sqlite")] + 1):
+        secrets = [f"one of {version}", f"other of {version}"]
+        pair = list(random.choice(pairs))  # noqa: S311  a draw, not a secret
+        answers = _all_at_once(pair, "POST", f"{path}/rotate", secrets, if_match=f'"{version}"')
+        assert sorted(answer.status for answer in answers) == [200, 412]
+        winner = next(at for at, answer in enumerate(answers) if answer.status == 200)
+        revealed = pair[1 - winner].call("GET", path)
+        assert answers[winner].etag == revealed.etag == f'"{version + 1}"'
+        assert revealed.body["access_token"] == secrets[winner]
+
+
+def test_of_eight_stores_of_a_new_token_one_creates_and_the_others_follow_in_turn(server: Server) -> None:
+    secrets = [f"from client {number}" for number in range(CONTENDERS)]
+    with wires(server, CONTENDERS) as contenders:
+        for _ in range(NEW_TOKENS):
+            path = token_path(uuid4())
+            answers = _all_at_once(contenders, "PUT", path, secrets)
+            by_version = sorted((answer.body["version"], answer.status) for answer in answers)
+            assert by_version == [(1, 201), *((version, 200) for version in range(2, CONTENDERS + 1))]
+            last = next(at for at, answer in enumerate(answers) if answer.body["version"] == CONTENDERS)
+            revealed = contenders[0].call("GET", path)
+            assert (revealed.etag, revealed.body["access_token"]) == (f'"{CONTENDERS}"', secrets[last])
+
+
+def test_of_eight_creations_of_a_token_exactly_one_succeeds(server: Server) -> None:
+    secrets = [f"from client {number}" for number in range(CONTENDERS)]
+    with wires(server, CONTENDERS) as contenders:
+        for _ in range(NEW_TOKENS):
+            path = token_path(uuid4())
+            answers = _all_at_once(contenders, "PUT", path, secrets, if_none_match="*")
+            assert sorted(answer.status for answer in answers) == [201] + [412] * (CONTENDERS - 1)
+            winner = next(at for at, answer in enumerate(answers) if answer.status == 201)
+            revealed = contenders[0].call("GET", path)
+            assert (revealed.etag, revealed.body["access_token"]) == ('"1"', secrets[winner])
+
+
+def test_an_acknowledged_change_is_what_every_other_worker_reveals_at_once(one_wire_each: list[Wire]) -> None:
+    """SQLite shows a change to other processes only once it is committed, so an answer that came earlier would show."""
+    path = token_path(uuid4())
+    for version in range(1, CHANGES + 1):
+        writer, *readers = random.sample(one_wire_each, WORKERS)
+        assert writer.call("PUT", path, {"access_token": f"secret {version}"}).etag == f'"{version}"'
+        for reader in readers:
+            reader.ask("GET", path)
+        revealed = [reader.hear() for reader in readers]
+        assert {answer.etag for answer in revealed} == {f'"{version}"'}
+        assert {answer.body["access_token"] for answer in revealed} == {f"secret {version}"}

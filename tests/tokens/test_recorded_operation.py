@@ -1,0 +1,111 @@
+"""What becomes of an attempt whose record is refused, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+
+from app.errors import AuditUnavailable, TokenNotFound
+from app.observability.counters import InMemoryCounters
+from app.security.local import LocalStrategy
+from app.security.service import EncryptionService
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import TokenEvent, TokenEvents
+from app.tokens.models import NO_SERVICE, Caller, TokenId, TokenInput, current_service
+from app.tokens.vault import TokenVault
+from tests.support.security.keys import keyring
+from tests.support.stores.stores import SqliteStore
+
+CALLER = Caller("tests")
+
+
+@dataclass
+class _Trail:
+    """An audit trail that keeps events, refuses them, or takes its time."""
+
+    refuses: bool = False
+    waits: asyncio.Event | None = None
+    kept: list[TokenEvent] = field(default_factory=list)
+
+    def require_open(self) -> None: ...
+
+    async def append(self, event: TokenEvent) -> None:
+        if self.waits is not None:
+            await self.waits.wait()
+        if self.refuses:
+            raise AuditUnavailable("no")
+        self.kept.append(event)
+
+
+@dataclass
+class _Watcher:
+    heard: list[TokenEvent] = field(default_factory=list)
+
+    def record(self, event: TokenEvent) -> None:
+        self.heard.append(event)
+
+
+@asynccontextmanager
+async def _opened(folder: Path, trail: _Trail, watcher: _Watcher) -> AsyncIterator[TokenVault]:
+    encryption = EncryptionService(primary=LocalStrategy(keyring=keyring()), counters=InMemoryCounters())
+    async with SqliteStore(folder / "vault.db").open() as tokens:
+        events = TokenEvents(audit=trail, observers=[watcher])
+        yield TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events)
+
+
+async def test_who_watches_hears_what_the_caller_hears(tmp_path: Path) -> None:
+    trail, watcher, token_id = _Trail(), _Watcher(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, watcher) as vault:
+        await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+        await vault.reveal(token_id, caller=CALLER)
+        assert [event.outcome for event in watcher.heard] == ["success", "success"]
+        trail.refuses = True
+        with pytest.raises(AuditUnavailable):
+            await vault.reveal(token_id, caller=CALLER)
+    assert (watcher.heard[-1].outcome, watcher.heard[-1].revealed) == ("audit_unavailable", ())
+    assert [event.outcome for event in trail.kept] == ["success", "success"]
+
+
+async def test_nobody_hears_of_a_success_before_the_trail_has_kept_it(tmp_path: Path) -> None:
+    trail, watcher, token_id = _Trail(waits=asyncio.Event()), _Watcher(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, watcher) as vault:
+        storing = asyncio.create_task(
+            vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+        )
+        await asyncio.sleep(0.2)
+        assert not storing.done()
+        assert watcher.heard == []
+        assert trail.waits is not None
+        trail.waits.set()
+        await storing
+    assert [event.outcome for event in watcher.heard] == ["success"]
+
+
+async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tmp_path: Path) -> None:
+    trail, watcher, token_id = _Trail(refuses=True), _Watcher(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, watcher) as vault:
+        storing = asyncio.create_task(
+            vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+        )
+        await asyncio.sleep(0)
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+    assert [event.outcome for event in watcher.heard] == ["audit_unavailable"]
+
+
+async def test_what_follows_an_attempt_in_its_task_is_for_its_service_no_more(tmp_path: Path) -> None:
+    token_id = TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, _Trail(), _Watcher()) as vault:
+        await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+        assert current_service.get() == NO_SERVICE
+        with pytest.raises(TokenNotFound):
+            await vault.reveal(TokenId(str(uuid4()), "google"), caller=CALLER)
+        assert current_service.get() == NO_SERVICE

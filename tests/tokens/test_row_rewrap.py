@@ -1,0 +1,117 @@
+"""A rewrap whose answer is lost is known for what it was, asked for or after a read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.rewrap.on_read import RewrapOnRead
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import NoAuditTrail, TokenEvents
+from app.tokens.models import Caller, StoredToken
+from app.tokens.repository import TokenRepository
+from app.tokens.vault import TokenVault
+from tests.support.rewrap.stored_rows import SupabaseRows, local_encryption, sealed_row
+from tests.support.rewrap.sweeps import Heard
+from tests.support.stack.faults import Request
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import SupabaseStore
+
+CALLER: Final = Caller("tests")
+Move = Callable[[TokenRepository, StoredToken, TokenEvents], Awaitable[None]]
+
+
+def _write(request: Request) -> bool:
+    return "replace_ciphertexts" in request.target
+
+
+def _read_back(request: Request) -> bool:
+    return "id=in." in request.target
+
+
+async def _asked(tokens: TokenRepository, token: StoredToken, events: TokenEvents) -> None:
+    vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=local_encryption(2)), events=events)
+    await vault.rewrap(token.token_id, caller=CALLER)
+
+
+async def _on_read(tokens: TokenRepository, token: StoredToken, events: TokenEvents) -> None:
+    cipher = TokenCipher(encryption=local_encryption(2))
+    on_read = RewrapOnRead(tokens=tokens, cipher=cipher, events=events, delay_seconds=0)
+    on_read.offer(token)
+    await asyncio.sleep(0.01)
+    await on_read.close()
+
+
+async def _moved(supabase: SupabaseStack, move: Move, heard: Heard) -> None:
+    """Insert a token under the first key, let the armed faults happen, and move it."""
+    row = sealed_row(local_encryption(1))
+    SupabaseRows(supabase).insert([row])
+    async with SupabaseStore(supabase).open() as tokens:
+        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        supabase.faults.cut_after_commit(when=_write)
+        await move(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
+
+
+@pytest.mark.parametrize("move", [_asked, _on_read])
+async def test_one_that_was_committed_is_a_success(supabase: SupabaseStack, move: Move) -> None:
+    heard = Heard()
+    await _moved(supabase, move, heard)
+    assert SupabaseRows(supabase).count("local:v2") == 1
+    [event] = heard.events
+    assert (event.outcome, event.scheme) == ("success", "local:v2")
+
+
+async def test_one_that_never_arrived_is_an_error_and_is_not_sent_again(supabase: SupabaseStack) -> None:
+    sent: list[str] = []
+
+    def noted(request: Request) -> bool:
+        sent.extend([request.target] if _write(request) else [])
+        return _write(request)
+
+    supabase.faults.cut_before(when=noted)
+    heard = Heard()
+    with pytest.raises(StoreUnavailable):
+        await _moved(supabase, _asked, heard)
+    assert SupabaseRows(supabase).count("local:v1") == 1
+    assert [event.outcome for event in heard.events] == ["store_unavailable"]
+    assert len(sent) == 1
+
+
+async def test_one_that_cannot_be_read_back_is_no_success(supabase: SupabaseStack) -> None:
+    heard = Heard()
+    row = sealed_row(local_encryption(1))
+    SupabaseRows(supabase).insert([row])
+    async with SupabaseStore(supabase).open() as tokens:
+        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        supabase.faults.cut_after_commit(when=_write)
+        supabase.faults.answer(503, when=_read_back)
+        with pytest.raises(StoreUnavailable):
+            await _asked(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
+    assert [event.outcome for event in heard.events] == ["store_unavailable"]
+
+
+async def test_one_that_somebody_replaced_before_it_was_read_back_leaves_theirs(supabase: SupabaseStack) -> None:
+    """The rewrap starts over, finds what they stored under the current key, and leaves it alone."""
+    newer = sealed_row(local_encryption(2))
+
+    def replaced(request: Request) -> bool:
+        if _read_back(request) and SupabaseRows(supabase).count("local:v2"):
+            supabase.sql("update public.oauth_tokens set access_token = %s, version = 9", [newer["access_token"]])
+        return False
+
+    row = sealed_row(local_encryption(1))
+    SupabaseRows(supabase).insert([row])
+    heard = Heard()
+    async with SupabaseStore(supabase).open() as tokens:
+        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        supabase.faults.cut_after_commit(when=_write)
+        supabase.faults.answer(503, when=replaced)
+        on_read = _on_read(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
+        await on_read
+    [after] = SupabaseRows(supabase).rows().values()
+    assert (after["access_token"], after["version"]) == (newer["access_token"], 9)
+    assert heard.events == [], "their write has its own record"
