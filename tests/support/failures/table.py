@@ -380,7 +380,7 @@ TABLE: Final = (
 )
 BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
-_HOLD_STORES: Final = ("demand", "_require", "require_nothing_lost")
+_HOLD_STORES: Final = ("require", "_require", "require_nothing_lost")
 _HOLDS_ELSEWHERE: Final = frozenset({"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"})
 
 
