@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format bench check-alerts lock clean
+.PHONY: help run test soak fuzz lint format bench check-alerts lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,9 +13,16 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 	@$(BIN)/token-vault init
 	@exec $(BIN)/token-vault serve
 
-test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run every test
+# a folder, a file or one test: make test T=tests/security
+T := tests
+
+test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run the tests; T=tests/security runs a part
 	@$(BIN)/python -m tests.support.stack.install
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(T)
+
+soak: $(VENV)/.dev ## run the tests at their exhaustive sizes; takes an hour or more
+	@$(BIN)/python -m tests.support.stack.install
+	@SOAK=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --timeout 3600 $(T)
 
 fuzz: $(VENV)/.dev ## try every operation of the API with made-up requests, for some minutes
 	@$(BIN)/python -m tests.support.stack.install
