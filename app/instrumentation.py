@@ -40,9 +40,9 @@ class Instrumentation:
     def over(self, repository: TokenRepository) -> TokenRepository:
         """Return the store under the eyes of all of them."""
         if self.metrics is not None:
-            repository = InstrumentedRepository(tokens=repository, watch=self.metrics.store)
+            repository = InstrumentedRepository(tokens=repository, observe=self.metrics.store)
         if self.tracing is not None:
-            repository = InstrumentedRepository(tokens=repository, watch=self.tracing.store_call)
+            repository = InstrumentedRepository(tokens=repository, observe=self.tracing.store_call)
         return repository
 
     def exposition(self, look: Callable[[], None], readiness: Readiness) -> Exposition:

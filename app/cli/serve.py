@@ -21,7 +21,7 @@ from app.audit.log_files import LogFiles, require_writable
 from app.audit.stream_target import is_stream
 from app.cli.errors import UsageError, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, require_tracing
-from app.config.certificate_authorities import believing_context
+from app.config.certificate_authorities import client_ssl_context
 from app.config.listening import is_host
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
@@ -170,7 +170,7 @@ def _require_store(settings: Settings) -> None:
         if settings.token_store == "sqlite":  # noqa: S105  a store's name
             prepare_database(settings.sqlite_path)
         else:
-            believing_context()
+            client_ssl_context()
     except StoreError as error:
         raise UsageError(f"SQLITE_PATH: {error.detail}") from None
     except SettingsError as error:

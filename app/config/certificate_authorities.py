@@ -1,4 +1,4 @@
-"""Which certificate authorities HTTP clients believe."""
+"""Certificate authorities that the vault's HTTP clients trust."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from app.config.source import SettingsError
 _FILE: Final = "SSL_CERT_FILE"  # httpx reads it, as OpenSSL does
 
 
-def believing_context() -> ssl.SSLContext:
-    """Return what believes SSL_CERT_FILE, else SSL_CERT_DIR, else the authorities that httpx brings.
+def client_ssl_context() -> ssl.SSLContext:
+    """Return a context that trusts SSL_CERT_FILE, else SSL_CERT_DIR, else the authorities bundled with httpx.
 
-    Raises `SettingsError` where SSL_CERT_FILE is wrong: only the environment can mend that.
+    Raises `SettingsError` if SSL_CERT_FILE is wrong, because only a change of the environment can fix that.
     """
     try:
         return httpx.create_ssl_context()

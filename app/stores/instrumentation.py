@@ -1,4 +1,4 @@
-"""A store whose calls somebody watches."""
+"""Instrumentation of a store: one observer sees every call."""
 
 from __future__ import annotations
 
@@ -13,58 +13,61 @@ T = TypeVar("T")
 
 
 class StoreObserver(Protocol):
-    """Awaits one call to the store and hands on whatever comes of it, result or error."""
+    """Awaits one call to the store and returns its result or raises its error, unchanged."""
 
     async def __call__(self, operation: str, call: Awaitable[T]) -> T: ...
 
 
 class InstrumentedRepository:
-    """`TokenRepository` that does what another one does, each call under the eyes of `watch`."""
+    """`TokenRepository` that passes each call to another one through `observe`.
 
-    def __init__(self, *, tokens: TokenRepository, watch: StoreObserver) -> None:
+    Written out, so that mypy compares every method with the Protocol.
+    """
+
+    def __init__(self, *, tokens: TokenRepository, observe: StoreObserver) -> None:
         self._tokens = tokens
-        self._watch = watch
+        self._observe = observe
 
     async def check(self) -> None:
-        await self._watch("check", self._tokens.check())
+        await self._observe("check", self._tokens.check())
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
-        return await self._watch("get", self._tokens.get(token_id))
+        return await self._observe("get", self._tokens.get(token_id))
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
-        return await self._watch("get_many", self._tokens.get_many(token_ids))
+        return await self._observe("get_many", self._tokens.get_many(token_ids))
 
     async def list_for_user(self, user_id: str) -> list[StoredToken]:
-        return await self._watch("list_for_user", self._tokens.list_for_user(user_id))
+        return await self._observe("list_for_user", self._tokens.list_for_user(user_id))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
-        return await self._watch("insert", self._tokens.insert(token))
+        return await self._observe("insert", self._tokens.insert(token))
 
     async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
-        return await self._watch("replace", self._tokens.replace(before, after))
+        return await self._observe("replace", self._tokens.replace(before, after))
 
     async def delete(self, token: StoredToken) -> bool:
-        return await self._watch("delete", self._tokens.delete(token))
+        return await self._observe("delete", self._tokens.delete(token))
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
-        return await self._watch("delete_many", self._tokens.delete_many(tokens))
+        return await self._observe("delete_many", self._tokens.delete_many(tokens))
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
-        return await self._watch("census", self._tokens.census(provider=provider))
+        return await self._observe("census", self._tokens.census(provider=provider))
 
     async def schemes(self) -> list[str | None]:
-        return await self._watch("schemes", self._tokens.schemes())
+        return await self._observe("schemes", self._tokens.schemes())
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
     ) -> list[StoredToken | UnreadableRow]:
-        return await self._watch("page", self._tokens.page(scheme, after=after, limit=limit, provider=provider))
+        return await self._observe("page", self._tokens.page(scheme, after=after, limit=limit, provider=provider))
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        return await self._watch("get_rows", self._tokens.get_rows(row_ids))
+        return await self._observe("get_rows", self._tokens.get_rows(row_ids))
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
-        return await self._watch("replace_ciphertexts", self._tokens.replace_ciphertexts(rewraps))
+        return await self._observe("replace_ciphertexts", self._tokens.replace_ciphertexts(rewraps))
 
     async def close(self) -> None:
         await self._tokens.close()

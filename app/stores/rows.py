@@ -1,21 +1,23 @@
-"""A token as columns and back: the one mapping that every store shares.
+"""The mapping between a token and the columns of its row, shared by every store.
 
-A row here is a mapping of column names to JSON-like values, as PostgREST speaks them: timestamps are RFC 3339 text,
-`scopes` a list, `metadata` an object.
+A row is a mapping of column names to JSON values as PostgREST sends them: timestamps are RFC 3339 text, `scopes` is a
+list, `metadata` an object.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from app.errors import StoreMisconfigured
-from app.tokens.models import RESERVED_METADATA, StoredToken, TokenId, TokenStatus
+from app.tokens.models import RESERVED_METADATA, StoredToken, TokenId, TokenStatus, UnreadableRow
 
-_BEYOND_PYTHON = re.compile(r"[0-9]{5,6}-")
-COLUMNS = (
+Row = TypeVar("Row")
+
+_YEAR_ABOVE_9999: Final = re.compile(r"[0-9]{5,6}-")
+COLUMNS: Final = (
     "id",
     "user_id",
     "provider",
@@ -37,7 +39,6 @@ COLUMNS = (
 
 
 def to_columns(token: StoredToken) -> dict[str, Any]:
-    """Return every column of a row."""
     return {
         "id": token.id,
         "user_id": token.token_id.user_id,
@@ -60,17 +61,17 @@ def to_columns(token: StoredToken) -> dict[str, Any]:
 
 
 def changed_columns(before: StoredToken, after: StoredToken) -> dict[str, Any]:
-    """Return the columns in which two states of one row differ.
+    """Return the columns in which two states of one row differ, with their new values.
 
-    A write that touches no secret thus leaves the secret columns alone, even where something that does not know
-    about versions wrote them meanwhile.
+    A write that changes no secret therefore leaves the secret columns alone, even if a program that does not raise
+    `version` has changed them since `before` was read.
     """
     old = to_columns(before)
     return {name: value for name, value in to_columns(after).items() if value != old[name]}
 
 
 def encryption_metadata(token: StoredToken) -> dict[str, Any]:
-    """Return what metadata says about the encryption, `None` for what it then does not hold."""
+    """Return the keys of `metadata` that describe the encryption; `None` marks a key to leave out."""
     return {
         "encryption_method": token.encryption_method,
         "kms_key_id": token.kms_key_id,
@@ -79,10 +80,10 @@ def encryption_metadata(token: StoredToken) -> dict[str, Any]:
 
 
 def from_columns(row: Mapping[str, Any]) -> StoredToken:
-    """Read a row that the vault or PulsePlan wrote; raise `StoreMisconfigured` where a column is not what it must be.
+    """Decode a row that the vault or PulsePlan wrote; raise `StoreMisconfigured` if a column has the wrong type.
 
-    PulsePlan wrote an empty `refresh_token` for "none", may have switched `is_active` off without a status, and left
-    `metadata` without the vault's keys.
+    PulsePlan wrote an empty `refresh_token` for "none", may have set `is_active` to false without a status, and did
+    not write the vault's keys of `metadata`.
     """
     try:
         metadata = dict(row["metadata"]) if isinstance(row["metadata"], dict) else {}
@@ -111,7 +112,15 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
     except (KeyError, TypeError, ValueError):
         raise StoreMisconfigured(
             "a row of oauth_tokens does not have the columns or types that the vault needs"
-        ) from None  # the library's text would quote the row
+        ) from None  # the original message quotes the row
+
+
+def decode_or_report(decode: Callable[[Row], StoredToken], row: Row, *, row_id: str) -> StoredToken | UnreadableRow:
+    """Decode one row of a page; a row that `decode` rejects is reported, so it does not fail the page."""
+    try:
+        return decode(row)
+    except StoreMisconfigured as error:
+        return UnreadableRow(row_id, error.detail)
 
 
 def _to_metadata(token: StoredToken) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _to_metadata(token: StoredToken) -> dict[str, Any]:
 
 
 def _status(status: object, *, is_active: object) -> TokenStatus:
-    """Believe the more cautious of the two columns; an unknown status is an error."""
+    """Combine two columns that may contradict each other: the more cautious one wins; an unknown status is ERROR."""
     if status is None:
         return TokenStatus.NEEDS_REAUTH if is_active is False else TokenStatus.OK
     try:
@@ -144,7 +153,7 @@ def _to_text(time: datetime | None) -> str | None:
 
 
 def _to_time(text: str | None) -> datetime | None:
-    """Read a time. PostgreSQL's reach beyond Python's years 1 to 9999, and one such row must not hide the others."""
+    """Parse a timestamp. PostgreSQL's range exceeds Python's years 1 to 9999: above is `None`, below the minimum."""
     if text is None or text == "infinity":
         return None
     if text == "-infinity" or text.endswith("BC"):
@@ -152,6 +161,6 @@ def _to_time(text: str | None) -> datetime | None:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        if _BEYOND_PYTHON.match(text):
+        if _YEAR_ABOVE_9999.match(text):
             return None
         raise

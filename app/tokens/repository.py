@@ -1,4 +1,4 @@
-"""What a store of tokens has to offer."""
+"""The repository Protocol that every store implements."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 
 
 class TokenRepository(Protocol):
-    """Rows of `oauth_tokens`. Storage sees ciphertexts only.
+    """Rows of `oauth_tokens`. A store sees ciphertexts only.
 
     Every write is one conditional statement: no lock, no transaction across calls, no session state. `None` or
-    `False` means that the condition did not hold and nothing was written; a write that returns is durable. Every
-    method raises a `StoreError` where the store fails, and never calls an unknown outcome a success.
+    `False` means that the condition did not hold and nothing was written; a write that has returned is durable. Every
+    method raises a `StoreError` if the store fails, and never reports an unknown outcome as success.
     """
 
     async def check(self) -> None:
-        """Prove that the table is there, with every column, and visible to us; say plainly what is missing."""
+        """Raise unless the table exists, has every column and shows its rows; the error names what is missing."""
         ...
 
     async def get(self, token_id: TokenId) -> StoredToken | None: ...
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
-        """Return those of up to 100 tokens that exist."""
+        """Return the tokens that exist among up to 100 ids."""
         ...
 
     async def list_for_user(self, user_id: str) -> list[StoredToken]:
@@ -32,51 +32,51 @@ class TokenRepository(Protocol):
         ...
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
-        """Write a new row and return it as stored; `None` where its token id is taken."""
+        """Write a new row and return it as stored; `None` if its token id is taken."""
         ...
 
     async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
-        """Write what differs between the two, where the row still has `before`'s version and scheme.
+        """Write the columns that differ if the row still has the version and scheme of `before`.
 
-        Returns it as stored. The scheme is part of the condition because a rewrap changes it and not the version.
+        Returns the row as stored. The condition includes the scheme because a rewrap changes it but not the version.
         """
         ...
 
     async def delete(self, token: StoredToken) -> bool:
-        """Delete the row where it still has this version."""
+        """Delete the row if it still has this version."""
         ...
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
-        """Delete those rows that still have these versions; return how many that was."""
+        """Delete the rows that still have these versions; return how many were deleted."""
         ...
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
-        """Count the rows by how they are encrypted. It reads all of them: with many that takes minutes."""
+        """Count the rows by how they are encrypted. Reads every row, which takes minutes on a large table."""
         ...
 
     async def schemes(self) -> list[str | None]:
-        """Name the schemes that there are, `None` among them where rows have none; quick however many rows."""
+        """Return the distinct schemes, with `None` if some row has none. Fast at any number of rows."""
         ...
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
     ) -> list[StoredToken | UnreadableRow]:
-        """Return some of the rows with exactly this scheme whose id is above `after`, by id.
+        """Return rows with exactly this scheme whose id is above `after`, ordered by id.
 
-        There may be fewer than `limit`, for stores cap their answers; only an empty page is the end.
+        A page may hold fewer than `limit` rows, because stores cap their answers; only an empty page is the end.
         """
         ...
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        """Return those rows that exist, by id."""
+        """Return the rows that exist, by row id."""
         ...
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
-        """Write the new ciphertexts of rows that are still what was decrypted; return the ids of those written.
+        """Write the new ciphertexts of rows that are unchanged since they were read; return the ids written.
 
-        A row must still have the version, the scheme and both ciphertexts of `before`. Nothing changes but the secrets,
-        the scheme, and what metadata says about the encryption. After a `StoreError` some may have been written, and
-        sending the same again is safe.
+        A row must still have the version, the scheme and both ciphertexts of `before`. Only the secrets, the scheme
+        and the metadata about the encryption change. After a `StoreError` some rows may have been written; repeating
+        the call is safe.
         """
         ...
 

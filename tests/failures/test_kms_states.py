@@ -15,10 +15,10 @@ import pytest
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
 from tests.support.failures.load import path_of, secret_of
-from tests.support.failures.scenario import eventually
 from tests.support.failures.table import BY_NAME
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import eventually
 
 ANSWER_SECONDS = 4.0
 

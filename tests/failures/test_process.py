@@ -14,11 +14,12 @@ from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, 
 from tests.support.api.fixtures import problem
 from tests.support.api.service import running_service
 from tests.support.failures.load import path_of
-from tests.support.failures.scenario import eventually, require
+from tests.support.failures.scenario import require
 from tests.support.failures.table import BY_NAME
 from tests.support.process.home import COMMAND, environment, new_home
 from tests.support.stack.plain_http import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import eventually
 
 START_SECONDS = 30
 FULL = "/dev/full"  # every write to it is the kernel's ENOSPC

@@ -17,7 +17,6 @@ from uuid import uuid4
 import httpx
 
 from tests.support.api.fixtures import problem
-from tests.support.failures.scenario import eventually
 from tests.support.process.home import COMMAND, Home, environment, new_home
 from tests.support.process.server import Server
 from tests.support.process.wire import token_path
@@ -25,6 +24,7 @@ from tests.support.process.workers import one_wire_to_each_worker
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.plain_http import PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
+from tests.support.waiting import eventually
 
 START_SECONDS = 30
 STOP_SECONDS = 20

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.failures.scenario import eventually
 from tests.support.process.home import new_home
 from tests.support.process.server import Serve
 from tests.support.process.storing_client import StoringClient, secret_of
 from tests.support.process.wire import token_path, wires
+from tests.support.waiting import eventually
 
 CLIENTS = 16
 

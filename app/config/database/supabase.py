@@ -1,6 +1,6 @@
-"""Clients for Supabase: the tuned asynchronous one of the service, and the plain synchronous one of scripts.
+"""Supabase clients: asynchronous for the service, synchronous for scripts.
 
-Importing `supabase` takes seconds, so nothing imports this module unless that store is chosen.
+Importing `supabase` takes seconds, so this module is imported only if the Supabase store is chosen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from supabase import AsyncClient, AsyncClientOptions, Client, create_client
 from supabase.lib.client_options import SyncClientOptions
 
-from app.config.certificate_authorities import believing_context
+from app.config.certificate_authorities import client_ssl_context
 from app.config.settings import SettingsError, load_settings
 
 CONNECT_SECONDS: Final = 1.0
@@ -30,39 +30,39 @@ async def open_supabase_client(
     url: str,
     service_key: SecretStr,
     on_response: Callable[[httpx.Response], Awaitable[None]],
-    slow_functions: Mapping[str, float],
+    function_read_seconds: Mapping[str, float],
 ) -> tuple[AsyncClient, httpx.AsyncClient]:
     """Return a client for the table API and the HTTP client below it, which the caller closes.
 
-    Raises `SettingsError` where SSL_CERT_FILE is wrong.
+    `function_read_seconds` maps the name of a slow database function to its own read time-out, because the library
+    has no time-out for a single call. Raises `SettingsError` if SSL_CERT_FILE is wrong.
 
-    What differs from the library's defaults, and why:
+    Differences from the library's defaults:
 
-    - aiohttp carries the requests: httpx's own pool leaks a slot for each request that is cancelled while it waits,
-      until none is left (encode/httpcore#1093), and takes more than twice the time.
-    - No redirects: the library would send the service key and the body to whatever host one names.
-    - No retries, neither the library's (four, over seven seconds) nor aiohttp's (a DELETE whose answer was cut is sent
-      again, and then finds nothing): whether to repeat is for those to decide who know what is at stake.
-    - Time-outs of seconds instead of two minutes, but for `slow_functions`: how many seconds each of these functions
-      of the database may take. The library has no time-out for a single call.
+    - aiohttp is the transport: httpx's own pool loses a slot for each request that is cancelled while it waits
+      (encode/httpcore#1093), and takes more than twice the time.
+    - No redirects: the library would send the service key and the body to any host that a redirect names.
+    - No retries, neither the library's (four, over seven seconds) nor aiohttp's, which repeats a DELETE whose answer
+      was cut and then finds nothing. The repository decides what may be repeated.
+    - Time-outs of seconds instead of two minutes.
     """
-    read_seconds = {f"/rpc/{function}": seconds for function, seconds in slow_functions.items()}
+    read_seconds = {f"/rpc/{function}": seconds for function, seconds in function_read_seconds.items()}
 
-    async def give_time(request: httpx.Request) -> None:
+    async def set_read_timeout(request: httpx.Request) -> None:
         for path, seconds in read_seconds.items():
             if request.url.path.endswith(path):
                 request.extensions["timeout"]["read"] = seconds
 
     connector = aiohttp.TCPConnector(
-        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=believing_context()
+        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=client_ssl_context()
     )
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-    session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the DELETEs
+    session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the DELETE requests
     http = httpx.AsyncClient(
         transport=AiohttpTransport(client=session),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
         follow_redirects=False,
-        event_hooks={"request": [give_time], "response": [on_response]},
+        event_hooks={"request": [set_read_timeout], "response": [on_response]},
     )
     options = AsyncClientOptions(
         httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
@@ -72,15 +72,15 @@ async def open_supabase_client(
 
 @cache
 def get_supabase_client() -> Client:
-    """Build the synchronous client from the environment, once. For scripts; raises `SettingsError`.
+    """Build the synchronous client for scripts from the environment, once. Raises `SettingsError`.
 
-    As with the service's, redirects and retries are off, and time-outs are seconds.
+    Redirects and retries are off and time-outs are seconds, as in `open_supabase_client`.
     """
     settings = load_settings()
     if settings.supabase_url is None or settings.supabase_service_key is None:
         raise SettingsError("SUPABASE_URL and SUPABASE_SERVICE_KEY are needed")
     http = httpx.Client(
-        verify=believing_context(),
+        verify=client_ssl_context(),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=False,
     )

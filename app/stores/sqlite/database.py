@@ -1,4 +1,4 @@
-"""The file of the embedded store: its table, how it is opened, and what its errors mean."""
+"""The SQLite file: table definition, opening, and translation of errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.stores.rows import COLUMNS
 
 BUSY_TIMEOUT_MILLISECONDS: Final = 3_000
 
-# The columns of migrations/ in SQLite's types: scopes and metadata are JSON, times RFC 3339 in UTC.
+# The columns of migrations/ in SQLite's types: scopes and metadata are JSON text, timestamps RFC 3339 text in UTC.
 _TABLE = """
 CREATE TABLE IF NOT EXISTS oauth_tokens (
     id                TEXT PRIMARY KEY NOT NULL,
@@ -42,24 +42,24 @@ _INDEX = "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryp
 
 
 def prepare_database(path: Path) -> None:
-    """Create the file and its table where they are missing; raises a `StoreError` where that cannot be done."""
+    """Create the file and its table if they are missing; raise a `StoreError` if that fails."""
     with translating_sqlite_errors():
         create_private(path)
         connect(path).close()
 
 
 def create_private(path: Path) -> None:
-    """Create the file readable by its owner alone; SQLite gives its companions the same mode.
+    """Create the file with mode 0600; SQLite gives its -wal and -shm files the same mode.
 
-    Refused where only the write-ahead log is there: SQLite would delete it as soon as it met an empty file beside it,
-    and with it every commit that has not reached the file.
+    Raises `StoreMisconfigured` if only the -wal exists: SQLite deletes a -wal beside an empty file, and with it every
+    commit that has not reached the file yet.
     """
     try:
         file = path.resolve()
         log = file.parent / f"{file.name}-wal"
         if not file.exists() and log.exists() and log.stat().st_size:
             raise StoreMisconfigured(
-                "the file that SQLITE_PATH names is missing, its -wal is not: put the file back or move the -wal"
+                "the file that SQLITE_PATH names is missing but its -wal exists: restore the file or move the -wal away"
             )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -68,11 +68,12 @@ def create_private(path: Path) -> None:
 
 
 def connect(path: Path) -> apsw.Connection:
-    """Open the file, with its table. WAL with `synchronous=FULL`: what is committed survives a loss of power.
+    """Open the file and create its table if it is missing.
 
-    A missing file is not created here: beside a new one SQLite deletes the write-ahead log of the old.
+    WAL with `synchronous=FULL`: a commit survives power loss. Never creates the file, because SQLite would delete the
+    write-ahead log of a file that was moved away.
     """
-    # absolute, so that no name is taken for SQLite's own, like :memory:
+    # an absolute path is never one of SQLite's special names, such as :memory:
     connection = apsw.Connection(str(path.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -95,7 +96,7 @@ def require_columns(missing: list[str]) -> None:
 
 @contextmanager
 def translating_sqlite_errors() -> Iterator[None]:
-    """Turn apsw's errors into the vault's. Their text is dropped: it may quote SQL or a path."""
+    """Raise the vault's errors in place of apsw's, without their text, which may quote SQL or a path."""
     try:
         yield
     except (apsw.BusyError, apsw.LockedError):
@@ -109,4 +110,4 @@ def translating_sqlite_errors() -> Iterator[None]:
     except (apsw.SQLError, apsw.ConstraintError, apsw.SchemaChangeError):
         raise StoreMisconfigured("oauth_tokens does not have the columns that the vault needs") from None
     except apsw.Error:
-        raise StoreUnavailable("the database cannot be reached; the write is not known to have happened") from None
+        raise StoreUnavailable("the database failed; whether the write happened is unknown") from None

@@ -1,4 +1,4 @@
-"""Group commit: concurrent writers of one process share a transaction and its one fsync."""
+"""Group commit: concurrent writes of one process share a transaction and its fsync."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
 from app.errors import StoreUnavailable
 
-MAXIMUM_BATCH = 256
-MAXIMUM_WAITING = 10_000
+MAXIMUM_BATCH: Final = 256
+MAXIMUM_WAITING: Final = 10_000
 Rows = list[tuple[Any, ...]]
 
 
@@ -32,12 +32,12 @@ class _Write:
 class GroupCommitWriter:
     """Runs single statements on one connection in one thread.
 
-    What waits while a commit is under way goes into the next one together. A statement's rows are handed out only
-    after the commit that holds it; where that fails, every statement of the commit fails. The errors are apsw's.
+    Statements that arrive during a commit share the next one. A statement's rows are returned after its commit; if
+    the commit fails, all its statements fail. The errors are apsw's.
     """
 
     def __init__(self, *, connect: Callable[[], apsw.Connection], guard: Callable[[], None]) -> None:
-        """`guard` runs in each transaction before its first statement; what it raises fails them all."""
+        """`guard` runs in each transaction before its first statement; an error that it raises fails them all."""
         self._connection = connect()
         self._guard = guard
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -48,8 +48,7 @@ class GroupCommitWriter:
     async def execute(self, sql: str, parameters: Sequence[Any]) -> Rows:
         """Run one statement and return its rows once it is durable.
 
-        A statement whose caller has gone away before its turn is not run. One whose caller goes away later may still
-        be committed.
+        Cancelling the call before its statement has started skips the statement; later it may still be committed.
         """
         if self._closed:
             raise apsw.CantOpenError("the writer is closed")
@@ -61,7 +60,7 @@ class GroupCommitWriter:
         return await write.future
 
     async def close(self) -> None:
-        """Commit what is queued, then close the connection."""
+        """Commit the queued statements, then close the connection."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -93,18 +92,18 @@ class GroupCommitWriter:
             self._connection.execute("BEGIN IMMEDIATE")
             self._guard()
             for write in batch:
-                self._attempt(write)
+                self._run_statement(write)
             self._connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  it goes to the callers; this thread must live on
+        except Exception as error:  # noqa: BLE001  passed on to the callers; the thread must survive
             with contextlib.suppress(apsw.Error):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
             for write in batch:
                 write.error = error
 
-    def _attempt(self, write: _Write) -> None:
-        """Run one statement; a broken constraint undoes that statement alone, anything else the whole commit."""
-        if write.future.done():  # its caller was told that it failed, so it must not happen behind their back
+    def _run_statement(self, write: _Write) -> None:
+        """Run one statement; a violated constraint fails this statement alone, any other error the whole commit."""
+        if write.future.done():  # cancelled: its caller counts on it not being written
             return
         try:
             write.rows = list(self._connection.execute(write.sql, write.parameters))
@@ -113,18 +112,18 @@ class GroupCommitWriter:
 
 
 def _settle(batch: list[_Write]) -> None:
-    """Hand out the results with one wake-up for each event loop."""
+    """Resolve the futures with one wake-up per event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
     for write in batch:
         by_loop.setdefault(write.loop, []).append(write)
     for loop, writes in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop has closed, and its waiters with it
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(_resolve, writes)
 
 
 def _resolve(writes: list[_Write]) -> None:
     for write in writes:
-        if write.future.done():  # its caller has gone away
+        if write.future.done():  # cancelled
             continue
         if write.error is not None:
             write.future.set_exception(write.error)

@@ -1,4 +1,4 @@
-"""The embedded store: one SQLite file, created on first start."""
+"""The SQLite store: one file, created on first start."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
 from app.errors import StoreMisconfigured
 from app.security.formats import material_of
-from app.stores.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
+from app.stores.rows import (
+    COLUMNS,
+    changed_columns,
+    decode_or_report,
+    encryption_metadata,
+    from_columns,
+    to_columns,
+)
 from app.stores.sqlite.database import (
     connect,
     create_private,
@@ -25,14 +32,14 @@ from app.stores.sqlite.group_commit import GroupCommitWriter
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 
-CHUNK_ROWS = 500
+_CHUNK_ROWS: Final = 500  # rows in one statement
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
-    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  of names and marks of ours alone
+    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  constants only
     "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
 )
-# The metadata is merged as RFC 7396 says; a null takes its key away.
+# Merges the metadata by RFC 7396: null removes a key.
 _REWRAP = """
 UPDATE oauth_tokens
 SET access_token = ?, refresh_token = coalesce(?, refresh_token), encryption_scheme = ?,
@@ -50,7 +57,7 @@ SELECT NULL, material_of(access_token), material_of(nullif(refresh_token, '')), 
 WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
 GROUP BY 2, 3
 """
-# leaps from one to the next in the index
+# Finds each next scheme by one index lookup instead of reading all rows.
 _SCHEMES = """
 WITH RECURSIVE found(scheme) AS (
     SELECT min(encryption_scheme) FROM oauth_tokens
@@ -66,15 +73,15 @@ _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
 class SqliteRepository:
-    """`TokenRepository` on one file that several processes of one machine may share.
+    """`TokenRepository` on one file, which several processes of one machine may share.
 
-    WAL with `synchronous=FULL`: a write that returns survives power loss. Writes go through a thread that groups
-    them; reads run on the event loop's thread, because under WAL they wait for no writer and a point read takes a
-    few microseconds, far less than the hop to a thread would.
+    WAL with `synchronous=FULL`: a write that has returned survives power loss. Writes run in the group commit's
+    thread. Reads run on the event loop's thread: under WAL they wait for no writer, and a point read takes a few
+    microseconds, far less than a hop to a thread.
     """
 
     def __init__(self, *, path: Path) -> None:
-        """Open or create the file; raises a `StoreError`."""
+        """Open or create the file; raise a `StoreError` if that fails."""
         self._path = path
         with translating_sqlite_errors():
             create_private(path)
@@ -82,12 +89,14 @@ class SqliteRepository:
             self._writer = GroupCommitWriter(connect=lambda: connect(path), guard=self._require_same_file)
             self._reader = connect(path)
             self._reader.execute("PRAGMA query_only = ON")
-            self._reader.set_busy_timeout(0)  # it reads on the event loop, which must not wait
+            self._reader.set_busy_timeout(0)  # reads on the event loop, which must not block
 
     async def check(self) -> None:
         with translating_sqlite_errors():
             missing = missing_columns(self._reader)
-            self._reader.execute("SELECT * FROM oauth_tokens LIMIT 1").fetchall()  # SELECT 1 reads an index
+            self._reader.execute(
+                "SELECT * FROM oauth_tokens LIMIT 1"
+            ).fetchall()  # reads the table; SELECT 1 reads only an index
         require_columns(missing)
         self._require_same_file()
 
@@ -115,7 +124,7 @@ class SqliteRepository:
         columns = _encode(changed_columns(before, after))
         assignments = ", ".join(f"{name} = ?" for name in columns)
         written = await self._write(
-            f"UPDATE oauth_tokens SET {assignments} "  # noqa: S608  names of columns only
+            f"UPDATE oauth_tokens SET {assignments} "  # noqa: S608  column names only
             "WHERE id = ? AND version = ? AND encryption_scheme IS ? RETURNING version",
             [*columns.values(), before.id, before.version, before.encryption_scheme],
         )
@@ -127,10 +136,10 @@ class SqliteRepository:
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
         deleted = 0
-        for chunk in (tokens[at : at + CHUNK_ROWS] for at in range(0, len(tokens), CHUNK_ROWS)):
+        for chunk in (tokens[at : at + _CHUNK_ROWS] for at in range(0, len(tokens), _CHUNK_ROWS)):
             values = ", ".join(["(?, ?)"] * len(chunk))
             parameters = [part for token in chunk for part in (token.id, token.version)]
-            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608  of names and marks of ours alone
+            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608  placeholders only
             deleted += len(await self._write(sql, parameters))
         return deleted
 
@@ -139,7 +148,7 @@ class SqliteRepository:
 
     async def schemes(self) -> list[str | None]:
         with translating_sqlite_errors():
-            return [scheme for (scheme,) in await asyncio.to_thread(self._read_patiently, _SCHEMES, ())]
+            return [scheme for (scheme,) in await asyncio.to_thread(self._read_on_new_connection, _SCHEMES, ())]
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
@@ -150,15 +159,15 @@ class SqliteRepository:
                 where, parameters = f"{where} AND {condition}", [*parameters, value]
         sql = f"{_SELECT} WHERE {where} ORDER BY id LIMIT ?"
         with translating_sqlite_errors():
-            rows = await asyncio.to_thread(self._read_patiently, sql, [*parameters, limit])
-        return [_decode_or_report(row) for row in rows]
+            rows = await asyncio.to_thread(self._read_on_new_connection, sql, [*parameters, limit])
+        return [decode_or_report(_decode, row, row_id=row[0]) for row in rows]
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
         return {token.id: token for tokens in found for token in tokens}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
-        # each a statement, all of them in one commit or a few
+        # one statement per row, all in a few commits
         writes = (self._write(_REWRAP, _rewrap_parameters(rewrap)) for rewrap in rewraps)
         written: set[str] = set()
         for rows in await asyncio.gather(*writes, return_exceptions=True):
@@ -176,29 +185,29 @@ class SqliteRepository:
         with translating_sqlite_errors():
             try:
                 rows = self._reader.execute(sql, parameters).fetchall()
-            except apsw.BusyError:  # another process recovers the database after a crash
-                rows = await asyncio.to_thread(self._read_patiently, sql, parameters)
+            except apsw.BusyError:  # another process recovers the database after a crash; wait for it off the loop
+                rows = await asyncio.to_thread(self._read_on_new_connection, sql, parameters)
         return [_decode(row) for row in rows]
 
-    def _read_patiently(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with self._another_connection() as connection:
+    def _read_on_new_connection(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._new_connection() as connection:
             return list(connection.execute(sql, parameters))
 
     def _count(self, provider: str | None) -> list[CensusRow]:
-        with translating_sqlite_errors(), self._another_connection() as connection:
+        with translating_sqlite_errors(), self._new_connection() as connection:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
                 CensusRow(scheme, tuple(sorted({name for name in materials if name})), count)
                 for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
             ]
 
-    def _another_connection(self) -> closing[apsw.Connection]:
-        """Open the same file once more, for what may take long; it is closed after its `with` block."""
+    def _new_connection(self) -> closing[apsw.Connection]:
+        """Open the file again, for a read that may take long, as a context manager that closes it."""
         self._require_same_file()
         return closing(connect(self._path))
 
     def _require_same_file(self) -> None:
-        """Raise where writes would go into a file that nobody can open any more."""
+        """Raise if the path no longer names the open file, whose writes would be lost."""
         try:
             inode = self._path.stat().st_ino
         except OSError:
@@ -236,13 +245,6 @@ def _decode(row: tuple[Any, ...]) -> StoredToken:
 def _material_of(*arguments: Any) -> str | None:  # noqa: ANN401  SQLite's values
     [ciphertext] = arguments
     return material_of(ciphertext) if ciphertext else None
-
-
-def _decode_or_report(row: tuple[Any, ...]) -> StoredToken | UnreadableRow:
-    try:
-        return _decode(row)
-    except StoreMisconfigured as error:
-        return UnreadableRow(row[0], error.detail)
 
 
 def _rewrap_parameters(rewrap: Rewrap) -> list[Any]:

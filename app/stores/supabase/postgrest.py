@@ -1,4 +1,8 @@
-"""Queries to PostgREST and the meaning of its errors."""
+"""Requests to PostgREST and the meaning of its errors.
+
+PostgREST's errors quote rows, SQL and hints, so only their code is read; none of their text is passed on or logged.
+<https://docs.postgrest.org/en/v12/references/errors.html>
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,16 @@ from postgrest.exceptions import APIError
 
 from app.errors import InvalidRequest, StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
 
-# PostgREST's errors quote rows, SQL and hints, so none of their text is passed on or logged: only the code is read.
-# <https://docs.postgrest.org/en/v12/references/errors.html>
+NOT_ROWS: Final = "the token store answered with something that is not rows"
+_DOWN: Final = "the token store is down or cannot be reached"
+_SLOW: Final = "the token store did not answer in time"
+_KEY: Final = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong, expired or not the service role's"
+_URL: Final = "SUPABASE_URL does not lead to a project's table API"
+_SCHEMA: Final = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
+_READ_ONLY: Final = "the token store is read-only at the moment"
 
-_DOWN = "the token store is down or cannot be reached"
-_SLOW = "the token store did not answer in time"
-_KEY = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong, expired or not the service role's"
-_URL = "SUPABASE_URL does not lead to a project's table API"
-_SCHEMA = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
-_READ_ONLY = "the token store is read-only at the moment"
-
-# By code, or by the code's first two characters where a whole SQLSTATE class means the same. Every code here comes
-# from a statement that was rolled back or never ran.
+# By code, or by its first two characters if a whole SQLSTATE class has one meaning. Every code listed here comes from
+# a statement that was rolled back or never ran.
 _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "PGRST000": (StoreUnavailable, _DOWN),
     "PGRST001": (StoreUnavailable, _DOWN),
@@ -49,26 +51,45 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "55P03": (StoreTimeout, _SLOW),
     "57014": (StoreTimeout, _SLOW),
 }
-_NO_SUCH_USER: Final = "23503"
+_FOREIGN_KEY_VIOLATION: Final = "23503"
 
 
 class UnknownOutcomeError(Exception):
-    """A write may or may not have been committed. `store_error` is what to say where that cannot be found out."""
+    """A write may or may not have been committed. `store_error` is the error to raise if that stays unknown."""
 
     def __init__(self, store_error: StoreError) -> None:
         super().__init__()
         self.store_error = store_error
 
 
-async def require_postgrest_answer(response: httpx.Response) -> None:
-    """Let through what PostgREST itself says; raise for what a gateway says in its place.
+async def execute_write(query: Query) -> list[dict[str, Any]]:
+    """Send a query once and return its rows; raise `UnknownOutcomeError` if it may or may not have been committed."""
+    rows, _ = await _execute(query)
+    return rows
 
-    An `APIError` has no HTTP status, and a 2xx page of HTML would become data, so this looks at each response before
-    the client does.
+
+async def execute_read(query: Query) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the rows and, if the query asked for it, the count of all matching rows, which no cap cuts."""
+    with _raising_store_error():
+        return await _execute(query)
+
+
+async def call_function(function: AsyncRPCFilterRequestBuilder) -> Any:  # noqa: ANN401  any JSON
+    """Return the answer of a function that changes nothing, or that may be called again."""
+    with _raising_store_error(), translating_postgrest_errors():
+        answer = await function.execute()
+    return answer.data
+
+
+async def require_postgrest_answer(response: httpx.Response) -> None:
+    """Raise if a gateway answered in place of PostgREST.
+
+    Runs on each response before the client reads it: the client's `APIError` has no HTTP status, and it would return
+    a 2xx page of HTML as data.
     """
     await response.aread()
-    says_json = "json" in response.headers.get("content-type", "")
-    if says_json and response.content and (response.is_success or b'"code"' in response.content):
+    is_json = "json" in response.headers.get("content-type", "")
+    if is_json and response.content and (response.is_success or b'"code"' in response.content):
         return
     if response.status_code in {401, 403}:
         raise StoreMisconfigured(_KEY)
@@ -81,71 +102,47 @@ async def require_postgrest_answer(response: httpx.Response) -> None:
 
 @contextmanager
 def translating_postgrest_errors() -> Iterator[None]:
-    """Turn the client's exceptions into the vault's, or into `UnknownOutcomeError` where a write may have happened."""
+    """Raise the vault's errors in place of the client's, or `UnknownOutcomeError` if a write may have happened."""
     try:
         yield
     except APIError as error:
-        raise _meaning(str(error.code)) from None
+        raise _meaning_of_code(str(error.code)) from None
     except httpx.RequestError as error:
-        raise _meaning_of_transport(error) from None
-    except (aiohttp.ClientError, OSError, ValueError, RecursionError):  # what the client makes of nonsense answers
+        raise _meaning_of_transport_error(error) from None
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError):  # the client failed to parse the answer
         raise UnknownOutcomeError(StoreUnavailable(_DOWN)) from None
 
 
-def _meaning(code: str) -> Exception:
-    if code == _NO_SUCH_USER:
+async def _execute(query: Query) -> tuple[list[dict[str, Any]], int | None]:
+    with translating_postgrest_errors():
+        answer = await query.execute()
+    rows: Any = answer.data
+    # the client returns any JSON as data
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UnknownOutcomeError(StoreUnavailable(NOT_ROWS))
+    return rows, answer.count
+
+
+@contextmanager
+def _raising_store_error() -> Iterator[None]:
+    """Raise the plain `StoreError` in place of `UnknownOutcomeError`: a read has no outcome."""
+    try:
+        yield
+    except UnknownOutcomeError as unknown:
+        raise unknown.store_error from None
+
+
+def _meaning_of_code(code: str) -> Exception:
+    if code == _FOREIGN_KEY_VIOLATION:
         return InvalidRequest.of_field("user_id", "the user does not exist")
-    kind, message = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (None, "")
-    return UnknownOutcomeError(StoreUnavailable(_DOWN)) if kind is None else kind(message)
+    error_class, detail = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (None, "")
+    return UnknownOutcomeError(StoreUnavailable(_DOWN)) if error_class is None else error_class(detail)
 
 
-def _meaning_of_transport(error: httpx.RequestError) -> Exception:
-    cause = error.__cause__  # the adapter calls several of aiohttp's errors a time-out that are none
+def _meaning_of_transport_error(error: httpx.RequestError) -> Exception:
+    cause = error.__cause__  # httpx-aiohttp reports several of aiohttp's errors as time-outs that are none
     if isinstance(cause, aiohttp.ClientConnectorError):
         return StoreUnavailable(_DOWN)  # nothing was sent
     if isinstance(cause, asyncio.TimeoutError) or (cause is None and isinstance(error, httpx.TimeoutException)):
         return UnknownOutcomeError(StoreTimeout(_SLOW))
     return UnknownOutcomeError(StoreUnavailable(_DOWN))
-
-
-# --- A query to PostgREST, sent once, and rows in its answer or an error.
-
-STRANGE: Final = "the token store answered with something that is not rows"
-
-
-async def write(query: Query) -> list[dict[str, Any]]:
-    """Send a query that changes something; raises `UnknownOutcomeError` where nobody knows whether it has."""
-    rows, _ = await _sent(query)
-    return rows
-
-
-async def read(query: Query) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the query's rows and, where one was asked for, their count beyond any cap."""
-    with _outcome_does_not_matter():
-        return await _sent(query)
-
-
-async def call(function: AsyncRPCFilterRequestBuilder) -> Any:  # noqa: ANN401  whatever JSON came
-    """Return what a function answers that changes nothing, or may be called again."""
-    with _outcome_does_not_matter(), translating_postgrest_errors():
-        answer = await function.execute()
-    return answer.data
-
-
-async def _sent(query: Query) -> tuple[list[dict[str, Any]], int | None]:
-    with translating_postgrest_errors():
-        answer = await query.execute()
-    rows: Any = answer.data
-    # the client hands on whatever JSON came
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UnknownOutcomeError(StoreUnavailable(STRANGE))
-    return rows, answer.count
-
-
-@contextmanager
-def _outcome_does_not_matter() -> Iterator[None]:
-    """Report a read whose outcome is unknown as what kept its answer away."""
-    try:
-        yield
-    except UnknownOutcomeError as unknown:
-        raise unknown.store_error from None

@@ -1,36 +1,47 @@
-"""The store for production: `oauth_tokens` in a Supabase project, through its table API."""
+"""The Supabase store: `oauth_tokens` in a Supabase project, through its table API (PostgREST)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import httpx
 from postgrest import AsyncFilterRequestBuilder, AsyncRequestBuilder, AsyncSelectRequestBuilder
 from postgrest.types import CountMethod
 from pydantic import SecretStr
+from supabase import AsyncClient
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
-from app.stores.rows import COLUMNS, changed_columns, encryption_metadata, from_columns, to_columns
-from app.stores.supabase import postgrest as postgrest_query
-from app.stores.supabase.lookup_queue import LookupQueue
-from app.stores.supabase.postgrest import STRANGE, UnknownOutcomeError, require_postgrest_answer
+from app.stores.rows import (
+    COLUMNS,
+    changed_columns,
+    decode_or_report,
+    encryption_metadata,
+    from_columns,
+    to_columns,
+)
+from app.stores.supabase.postgrest import (
+    NOT_ROWS,
+    UnknownOutcomeError,
+    call_function,
+    execute_read,
+    execute_write,
+    require_postgrest_answer,
+)
+from app.stores.supabase.read_batching import ReadBatcher
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 
-if TYPE_CHECKING:
-    from supabase import AsyncClient
+Item = TypeVar("Item")
+_Filterable = TypeVar("_Filterable", bound=AsyncSelectRequestBuilder | AsyncFilterRequestBuilder)
 
-
-_Filterable = TypeVar("_Filterable", bound="AsyncSelectRequestBuilder | AsyncFilterRequestBuilder")
-TABLE: Final = "oauth_tokens"
-PAGE_ROWS: Final = 1_000
-CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways take
-CENSUS_SECONDS: Final = 310.0  # longer than its statement_timeout in migration 0003
-_CENSUS: Final = "token_vault_census"
+_PAGE_ROWS: Final = 1_000
+_CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways accept
+_CENSUS_FUNCTION: Final = "token_vault_census"
+_CENSUS_SECONDS: Final = 310.0  # longer than the function's statement_timeout in migration 0003
 _COLUMNS: Final = ",".join(COLUMNS)
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -38,47 +49,46 @@ _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 class SupabaseRepository:
     """`TokenRepository` over PostgREST.
 
-    PostgREST commits even if its caller is gone, so a write whose answer is lost is read back: the row either holds
-    exactly what was written, which is success, or the outcome stays unknown and is reported as such. A write is never
-    sent twice.
+    PostgREST commits even if its client has disconnected, so a write whose answer is lost is read back: if the row
+    holds what was written, the write succeeded; otherwise the outcome stays unknown and the call raises. A write is
+    never sent twice.
     """
 
     def __init__(self, *, client: AsyncClient, http: httpx.AsyncClient) -> None:
         self._client = client
         self._http = http
-        self._lookups = LookupQueue(fetch=self._read_chunk)
+        self._reads = ReadBatcher(fetch=self._read_chunk, batch_tokens=_CHUNK_IDS)
 
     @classmethod
     async def connect(cls, *, url: str, service_key: SecretStr) -> SupabaseRepository:
-        """Build the repository. Nothing is sent yet; `check` does that."""
+        """Build the repository. Sends nothing; `check` does."""
         client, http = await open_supabase_client(
             url=url,
             service_key=service_key,
             on_response=require_postgrest_answer,
-            slow_functions={_CENSUS: CENSUS_SECONDS},
+            function_read_seconds={_CENSUS_FUNCTION: _CENSUS_SECONDS},
         )
         return cls(client=client, http=http)
 
     async def check(self) -> None:
         try:
-            await postgrest_query.read(self._table().select(_COLUMNS).limit(1))
+            await execute_read(self._table().select(_COLUMNS).limit(1))
         except StoreMisconfigured as error:
-            raise await self._named(error) from None
-        # row-level security hides rows without a word, so an empty answer alone proves nothing
-        if await postgrest_query.call(self._client.rpc("token_vault_sees_every_row", get=True)) is not True:
+            raise await self._naming_missing_columns(error) from None
+        # row level security hides rows silently, so an empty answer proves nothing
+        if await call_function(self._client.rpc("token_vault_sees_every_row", get=True)) is not True:
             raise StoreMisconfigured(
                 "SUPABASE_SERVICE_KEY sees no rows of oauth_tokens: it is not the service role's key"
             )
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
-        return await self._lookups.get(token_id)
+        return await self._reads.get(token_id)
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
         if not token_ids:
             return {}
         wanted = sorted(set(token_ids))
-        chunks = [wanted[at : at + CHUNK_IDS] for at in range(0, len(wanted), CHUNK_IDS)]
-        found = await asyncio.gather(*(self._read_chunk(chunk) for chunk in chunks))
+        found = await asyncio.gather(*(self._read_chunk(chunk) for chunk in _chunks(wanted)))
         return {token.token_id: token for tokens in found for token in tokens}
 
     async def list_for_user(self, user_id: str) -> list[StoredToken]:
@@ -86,12 +96,12 @@ class SupabaseRepository:
         return sorted(map(from_columns, rows), key=lambda token: token.token_id)
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
-        # an upsert that ignores duplicates is one conditional INSERT, and does not fill the database's error log
+        # an upsert that ignores duplicates is one conditional INSERT, and logs no error in the database
         query = self._table().upsert(
             to_columns(token), on_conflict="user_id,provider,service_type", ignore_duplicates=True
         )
         try:
-            rows = await postgrest_query.write(query)
+            rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
             return await self._confirmed(token, set(COLUMNS), unknown)
         return from_columns(rows[0]) if rows else None
@@ -101,7 +111,7 @@ class SupabaseRepository:
         query = self._table().update(columns).eq("id", before.id).eq("version", before.version)
         query = _under_scheme(query, before.encryption_scheme)
         try:
-            rows = await postgrest_query.write(query)
+            rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
             return await self._confirmed(after, set(columns), unknown)
         return from_columns(rows[0]) if rows else None
@@ -109,7 +119,7 @@ class SupabaseRepository:
     async def delete(self, token: StoredToken) -> bool:
         query = self._table().delete().eq("id", token.id).eq("version", token.version)
         try:
-            rows = await postgrest_query.write(query)
+            rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
             if await self._find(token.id, unknown) is None:
                 return True
@@ -118,23 +128,23 @@ class SupabaseRepository:
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
         deleted = 0
-        for chunk in (tokens[at : at + CHUNK_IDS] for at in range(0, len(tokens), CHUNK_IDS)):
-            # raw filter text, and all of it ours: ids as the database gave them, and numbers
+        for chunk in _chunks(tokens):
+            # raw filter text, made only of ids that the database assigned and of numbers
             conditions = ",".join(f"and(id.eq.{UUID(token.id)},version.eq.{int(token.version)})" for token in chunk)
-            # no read-back: how many there were, a lost answer takes along
-            rows, _ = await postgrest_query.read(self._table().delete().or_(conditions))
+            # not read back: a lost answer also loses the count
+            rows, _ = await execute_read(self._table().delete().or_(conditions))
             deleted += len(rows)
         return deleted
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
-        lines = await self._call(_CENSUS, {"only_provider": provider})
+        lines = await self._call(_CENSUS_FUNCTION, {"only_provider": provider})
         try:
             return [
                 CensusRow(line["scheme"], tuple(sorted({line["access"], line["refresh"]} - {None})), int(line["rows"]))
                 for line in lines
             ]
         except (KeyError, TypeError, ValueError):
-            raise StoreMisconfigured(STRANGE) from None
+            raise StoreMisconfigured(NOT_ROWS) from None
 
     async def schemes(self) -> list[str | None]:
         return await self._call("token_vault_schemes", {})
@@ -147,13 +157,13 @@ class SupabaseRepository:
             query = query.gt("id", after)
         if provider is not None:
             query = query.eq("provider", provider)
-        rows, _ = await postgrest_query.read(query.order("id").limit(limit))
-        return [_decode_or_report(row) for row in rows]
+        rows, _ = await execute_read(query.order("id").limit(limit))
+        return [decode_or_report(from_columns, row, row_id=str(row.get("id"))) for row in rows]
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found: dict[str, StoredToken] = {}
-        for chunk in (row_ids[at : at + CHUNK_IDS] for at in range(0, len(row_ids), CHUNK_IDS)):
-            rows, _ = await postgrest_query.read(self._select().in_("id", chunk))
+        for chunk in _chunks(row_ids):
+            rows, _ = await execute_read(self._select().in_("id", chunk))
             found |= {row["id"]: from_columns(row) for row in rows}
         return found
 
@@ -162,48 +172,48 @@ class SupabaseRepository:
         return set(await self._call("token_vault_replace_ciphertexts", {"changes": changes}))
 
     async def close(self) -> None:
-        await self._lookups.close()
+        await self._reads.close()
         await self._http.aclose()
 
     def _table(self) -> AsyncRequestBuilder:
-        return self._client.table(TABLE)
+        return self._client.table("oauth_tokens")
 
     def _select(self) -> AsyncSelectRequestBuilder:
         return self._table().select(_COLUMNS)
 
     async def _call(self, function: str, arguments: dict[str, Any]) -> list[Any]:
-        """Call one of the migrations' functions; each returns a JSON array, which no cap on rows cuts."""
-        answer = await postgrest_query.call(self._client.rpc(function, arguments))
+        """Call a function of the migrations. Each returns one JSON array, to which the cap on rows does not apply."""
+        answer = await call_function(self._client.rpc(function, arguments))
         if not isinstance(answer, list):
-            raise StoreUnavailable(STRANGE)
+            raise StoreUnavailable(NOT_ROWS)
         return answer
 
     async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
-        """Read those of up to 25 tokens that exist."""
+        """Read those of up to `_CHUNK_IDS` tokens that exist."""
         members = {
             "user_id": sorted({token_id.user_id for token_id in wanted}),
             "provider": sorted({token_id.provider for token_id in wanted}),
             "service_type": sorted({token_id.service_type for token_id in wanted}),
         }
-        if len(wanted) == 1:  # its token id is unique, so no count is needed
+        if len(wanted) == 1:  # a token id is unique, so no count is needed
             query = self._select()
             for column, [value] in members.items():
                 query = query.eq(column, value)
-            rows, _ = await postgrest_query.read(query)
+            rows, _ = await execute_read(query)
         else:
             rows = await self._read_pages(members)
         if any(row.get(column) not in values for row in rows for column, values in members.items()):
             raise StoreMisconfigured("the token store answered with rows that were not asked for")
-        names = set(wanted)  # the lists also match combinations that nobody asked for
+        names = set(wanted)  # the three lists also match combinations that were not asked for
         tokens = (row for row in rows if TokenId(row["user_id"], row["provider"], row["service_type"]) in names)
         return [from_columns(row) for row in tokens]
 
-    async def _named(self, error: StoreMisconfigured) -> StoreMisconfigured:
-        """Find out which columns the table lacks, where that is what is wrong."""
+    async def _naming_missing_columns(self, error: StoreMisconfigured) -> StoreMisconfigured:
+        """Return an error that names the missing columns, or `error` if it has another cause."""
         missing = []
         for column in COLUMNS:
             try:
-                await postgrest_query.read(self._table().select(column).limit(1))
+                await execute_read(self._table().select(column).limit(1))
             except StoreMisconfigured:
                 missing.append(column)
         if 0 < len(missing) < len(COLUMNS):
@@ -213,8 +223,8 @@ class SupabaseRepository:
     async def _read_pages(self, members: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         """Read every row whose columns are among `members`.
 
-        PostgREST caps an answer at some number of rows, usually 1 000, without a word. Only a count proves that
-        nothing is missing; where something is, the next page starts behind the last id.
+        PostgREST silently caps an answer at a number of rows, usually 1 000. Only the count proves that the answer
+        is complete; if it is not, the next page starts after the last id.
         """
         found: list[dict[str, Any]] = []
         while True:
@@ -223,7 +233,7 @@ class SupabaseRepository:
                 query = query.in_(column, values)
             if found:
                 query = query.gt("id", found[-1]["id"])
-            rows, count = await postgrest_query.read(query.order("id").limit(PAGE_ROWS))
+            rows, count = await execute_read(query.order("id").limit(_PAGE_ROWS))
             if count is None or (count > 0 and not rows):
                 raise StoreUnavailable("the token store did not say how many rows there are")
             found += rows
@@ -231,10 +241,10 @@ class SupabaseRepository:
                 return found
 
     async def _confirmed(self, written: StoredToken, columns: set[str], unknown: UnknownOutcomeError) -> StoredToken:
-        """Read a row back after a write whose answer was lost; raise where it does not hold what was written.
+        """Return the row after a write whose answer was lost; raise if the row does not hold what was written.
 
-        A ciphertext is never made twice, so it and the version prove whose write it is. Without one, every column
-        that was written has to match.
+        No two encryptions give the same ciphertext, so a written ciphertext and the version identify the write. If no
+        secret was written, every written column must match.
         """
         row = await self._find(written.id, unknown)
         if row is not None and row.version == written.version:
@@ -245,7 +255,7 @@ class SupabaseRepository:
 
     async def _find(self, row_id: str, unknown: UnknownOutcomeError) -> StoredToken | None:
         try:
-            rows, _ = await postgrest_query.read(self._select().eq("id", row_id))
+            rows, _ = await execute_read(self._select().eq("id", row_id))
         except StoreError:
             raise unknown.store_error from None
         return from_columns(rows[0]) if rows else None
@@ -256,11 +266,8 @@ def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:
     return cast("_Filterable", filtered)
 
 
-def _decode_or_report(row: Mapping[str, Any]) -> StoredToken | UnreadableRow:
-    try:
-        return from_columns(row)
-    except StoreMisconfigured as error:
-        return UnreadableRow(str(row.get("id")), error.detail)
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[at : at + _CHUNK_IDS] for at in range(0, len(items), _CHUNK_IDS))
 
 
 def _rewrap_columns(rewrap: Rewrap) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import httpx
 from tests.support.api.service import Service
 from tests.support.failures.load import Load, path_of, secret_of
 from tests.support.failures.table import BY_NAME, Failure
+from tests.support.waiting import eventually
 
 NOTICED_WITHIN_SECONDS = 15.0
 
@@ -72,13 +73,6 @@ def require_refusals(load: Load, failure: Failure) -> None:
     }
     assert {each.retry_after is not None for each in load.refused} == {failure.retryable}
     assert (load.cut, load.strange) == ([], [])
-
-
-def eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not holds():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.1)
 
 
 def _require_reads(client: httpx.Client, failure: Failure, kept: str) -> None:

@@ -145,8 +145,8 @@ class Gateway:
                 await writer.drain()
                 if head.closes or writer.is_closing():
                     break
-        except (asyncio.IncompleteReadError, OSError, ValueError):
-            # the client left, we were told to cut it off, or what it sent is no HTTP
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError, ValueError):
+            # the client closed, a fault cuts the connection, the gateway stops, or the bytes are not HTTP
             writer.transport.abort()
         finally:
             del self._clients[writer]

@@ -1,0 +1,23 @@
+"""Wait for a condition, never for a duration. The bounds only end a test that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+def eventually(holds: Callable[[], bool], *, within_seconds: float = 30.0) -> None:
+    """Return once the condition holds; fail the test if it does not in time."""
+    deadline = time.monotonic() + within_seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {within_seconds} s"
+        time.sleep(0.02)
+
+
+async def eventually_async(holds: Callable[[], bool], *, within_seconds: float = 30.0) -> None:
+    """Do the same on the event loop, which stays free."""
+    deadline = time.monotonic() + within_seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {within_seconds} s"
+        await asyncio.sleep(0.01)
