@@ -16,7 +16,7 @@ from app.audit.target import AuditTarget
 from app.audit.trail import AuditLog
 from app.audit.writer import AuditCounters
 from app.callers.key_directory import ServiceKeyDirectory
-from app.callers.rate_limits import Limits
+from app.callers.rate_limits import RequestLimits
 from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import derived
 from app.config.settings import Settings, SettingsError
@@ -201,9 +201,9 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
 
 
-def build_limits(settings: Settings) -> Limits:
+def build_limits(settings: Settings) -> RequestLimits:
     """Build what bounds the callers of one process."""
-    return Limits(
+    return RequestLimits(
         tokens_per_second=settings.rate_limit_per_second,
         concurrent_per_service=settings.maximum_concurrent_per_service,
         concurrent=settings.maximum_concurrent,

@@ -1,4 +1,7 @@
-"""Who calls, and whether they may: a dependency on each route, never a matching of paths."""
+"""Authentication and authorisation of callers.
+
+Both are dependencies of the routes: a middleware that matches paths can be bypassed (CVE-2026-48710 of Starlette).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _PURPOSE = re.compile(PURPOSE_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class AuthenticatedCaller:
-    """A caller and the key that it presented."""
+    """A caller and its service key. Each `require_…` raises `Forbidden` unless the key permits it."""
 
     key: ServiceKey
     caller: Caller
@@ -35,55 +38,53 @@ class AuthenticatedCaller:
 
     def require_every_provider(self) -> None:
         if self.key.providers is not None:
-            raise Forbidden("the service key is limited to some providers, and this call concerns all")
+            raise Forbidden("the service key is limited to some providers, but this call concerns all of them")
 
 
 class CallerWith(HTTPBearer):
-    """A dependency that demands a live service key with `scope`.
+    """Dependency that requires a live service key with `scope`.
 
-    It is a security scheme of FastAPI's, so that each route that depends on it says so in the OpenAPI document.
+    As a FastAPI security scheme it appears in the OpenAPI document on every route that depends on it.
     """
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(
             scheme_name="serviceKey",
             bearerFormat="ptv_ and 43 base64url characters",
-            description="A service key. Its scopes and providers decide what it may do.",
+            description="A service key. Its scopes and providers decide which calls it permits.",
         )
         self._scope = scope
 
-    async def __call__(self, request: Request) -> AuthenticatedCaller:  # type: ignore[override]  # what we make of it
+    async def __call__(self, request: Request) -> AuthenticatedCaller:  # type: ignore[override]  # not HTTPBearer's result
         return self.authenticate(request)
 
     def authenticate(self, request: Request) -> AuthenticatedCaller:
-        """Return the caller, or raise `Unauthenticated`, `RateLimited` or `Forbidden`."""
-        presented_keys = request.headers.getlist("authorization")
-        scheme, _, presented = (presented_keys[0] if len(presented_keys) == 1 else "").partition(" ")
+        """Return the caller; raises `Unauthenticated`, `RateLimited`, `InvalidRequest` or `Forbidden`.
+
+        Leaves `service` and `caller` in the request's state, for the log, the trace and the audit event of a refusal.
+        """
+        state = request.state
+        headers = request.headers.getlist("authorization")
+        scheme, _, presented = (headers[0] if len(headers) == 1 else "").partition(" ")
         if scheme.lower() != "bearer":
-            raise Unauthenticated("a service key is needed: Authorization: Bearer ptv_…")
-        key = request.state.service_keys.identify(presented)
-        request.state.service = key.service
-        request.state.key = key
-        request.state.admitted.enter_service(key.service)
-        caller = AuthenticatedCaller(key, _caller(key, request))
-        caller.require_scope(self._scope)
-        return caller
+            raise Unauthenticated("a service key is required: Authorization: Bearer ptv_…")
+        key: ServiceKey = state.service_keys.identify(presented)
+        purpose = request.headers.get(PURPOSE_HEADER)
+        is_valid = purpose is None or _PURPOSE.fullmatch(purpose) is not None
+        caller = Caller(
+            key.service, state.request_id, key.fingerprint, client_address(request), purpose if is_valid else None
+        )
+        state.service, state.caller = key.service, caller
+        state.admitted.enter_service(key.service)
+        if not is_valid:
+            raise InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
+        authenticated = AuthenticatedCaller(key, caller)
+        authenticated.require_scope(self._scope)
+        return authenticated
 
 
-def _caller(key: ServiceKey, request: Request) -> Caller:
-    address = request.client.host if request.client else None
-    return Caller(key.service, request.state.request_id, key.fingerprint, address, _purpose(request))
-
-
-def is_purpose(text: str) -> bool:
-    return _PURPOSE.fullmatch(text) is not None
-
-
-def _purpose(request: Request) -> str | None:
-    purpose = request.headers.get(PURPOSE_HEADER)
-    if purpose is not None and not is_purpose(purpose):
-        raise InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
-    return purpose
+def client_address(request: Request) -> str | None:
+    return request.client.host if request.client else None
 
 
 Reader = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.READ))]

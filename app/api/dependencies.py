@@ -1,4 +1,4 @@
-"""What routes ask for in their signatures."""
+"""Dependencies of the routes: the vault, the audit events, and an authorised call on one token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
 from app.tokens.vault import TokenVault
 
-_PARAMETERS = frozenset({"service_type", "include"})
+_QUERY_PARAMETERS = frozenset({"service_type", "include"})
 UserIdPath = Annotated[str, Path(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
 
 
@@ -35,7 +35,7 @@ Events = Annotated[TokenEvents, Depends(_events)]
 
 @dataclass(frozen=True, slots=True)
 class TokenCall:
-    """A caller who may do this to this token, and the vault to do it with."""
+    """An authorised call on one token."""
 
     authenticated: AuthenticatedCaller
     token_id: TokenId
@@ -47,28 +47,28 @@ class TokenCall:
 
 
 class TokenCallWith(CallerWith):
-    """A dependency that first authenticates, then reads the token id from path and query.
+    """Dependency that authenticates, then reads the token id from path and query.
 
-    One dependency does it all, and without FastAPI's parameters: those are validated before any dependency runs, and
-    for the most frequent call of all they took as long as the vault itself. `app.api.openapi` documents them.
+    FastAPI validates its own path and query parameters before any dependency runs, so before authentication, and for
+    a reveal that took as long as the vault itself. `app.api.openapi` documents the parameters instead.
     """
 
-    async def __call__(self, request: Request) -> TokenCall:  # type: ignore[override]  # what we make of it
+    async def __call__(self, request: Request) -> TokenCall:  # type: ignore[override]  # not HTTPBearer's result
         authenticated = self.authenticate(request)
         path = request.path_params
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE
         if request.scope["query_string"]:
-            service_type = _only_known(request).get("service_type", DEFAULT_SERVICE_TYPE)
+            service_type = _known_parameters(request).get("service_type", DEFAULT_SERVICE_TYPE)
         token_id = TokenId.parse(path["user_id"], path["provider"], service_type)
         return TokenCall(authenticated, token_id, request.state.vault)
 
 
-def _only_known(request: Request) -> QueryParams:
-    """Refuse a parameter that would be ignored: a misspelt service_type would delete another token."""
+def _known_parameters(request: Request) -> QueryParams:
+    """Return the query; raises `InvalidRequest` because ignoring a misspelt service_type would delete another token."""
     parameters = request.query_params
-    if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _PARAMETERS:
-        raise InvalidRequest.of_field("query", "the query holds an unknown or a repeated parameter")
+    if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _QUERY_PARAMETERS:
+        raise InvalidRequest.of_field("query", "the query has an unknown or repeated parameter")
     return parameters
 
 

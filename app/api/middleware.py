@@ -1,4 +1,4 @@
-"""Request id, record, spans, and admission limits around every request."""
+"""ASGI middlewares, outermost first: `RequestContext`, `RequestSpans` if tracing is on, `Admission`."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response
-from app.callers.rate_limits import Limits
+from app.callers.rate_limits import RequestLimits
 from app.errors import InternalError, Overloaded
 from app.observability.metrics.labels import METHODS, SHED, one_of
 from app.observability.metrics.requests import RequestMetrics
 from app.observability.request_log import CLIENT_LEFT, RequestLog, RequestRecord, current_request
 from app.server.security_headers import OVER_TLS, SECURITY_HEADERS
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imports OpenTelemetry
     from app.observability.tracing import Tracing
 
-
-# --- What every request gets: an id, the headers that all answers carry, an answer even to a defect, and its record.
-
 _log = structlog.get_logger("app.requests")
-_NEVER_STORED = ((b"cache-control", b"no-store"),)
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NO_STORE = ((b"cache-control", b"no-store"),)
+_VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_INTERNAL_ERROR: Final = 500
+# these report an overload, so they answer during one
+_NEVER_SHED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestContext:
-    """Outermost ASGI middleware.
+    """Give every request an id, the common headers, an answer to unexpected exceptions, a log line and a count.
 
-    Starlette's own last resort logs the text of whatever was raised; this one logs where it came from and answers
-    with the problem `internal`. When a request ends it is logged and counted by its route's template.
+    Unexpected exceptions are handled here because Starlette's own handler logs the exception's text, which may hold a
+    secret; this one logs the traceback alone and answers with the problem `internal`.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics | None = None) -> None:
         self._app = app
         self._metrics = metrics
-        self._requests = RequestLog()
+        self._request_log = RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,22 +47,21 @@ class RequestContext:
             return
         record = RequestRecord(_request_id(scope["headers"]))
         scope.setdefault("state", {})["request_id"] = record.request_id
-        began, status, over = time.perf_counter(), CLIENT_LEFT, False
-        identified = (*_headers_for(scope), (b"x-request-id", record.request_id.encode()))
+        started, status, has_ended = time.perf_counter(), CLIENT_LEFT, False
+        common_headers = (*_headers_for(scope), (b"x-request-id", record.request_id.encode()))
 
         def end() -> None:
-            nonlocal over
-            over = True
-            self._ended(scope, record, status, time.perf_counter() - began)
+            nonlocal has_ended
+            has_ended = True
+            self._end(scope, record, status, time.perf_counter() - started)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # appended: no route of ours sets any of these
-                message["headers"] = [*message["headers"], *identified]
-            elif not message.get("more_body") and not over:
-                end()  # before the caller knows: its line is queued, and is written within a moment
+                message["headers"] = [*message["headers"], *common_headers]  # no route sets any of these itself
+            elif not message.get("more_body") and not has_ended:
+                end()  # before the last byte, so the line is queued when the caller has the answer
             await send(message)
 
         if self._metrics is not None:
@@ -70,44 +69,40 @@ class RequestContext:
         outer = current_request.set(record)
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception as error:  # noqa: BLE001  the last resort
+        except Exception as error:  # noqa: BLE001  the outermost handler
             _log.error("internal_error", request_id=record.request_id, exc_info=error)
-            record.failed(InternalError.code, None)  # whatever may have been begun
+            record.failed(InternalError.code, None)  # also if an answer has been started
             if status == CLIENT_LEFT:
-                failure = InternalError("the vault made a mistake; its log has the request id")
+                failure = InternalError("an unexpected error; the log of the vault has it under the request id")
                 await problem_response(failure, record.request_id)(scope, receive, send_with_headers)
         finally:
             current_request.reset(outer)
-            if not over:
+            if not has_ended:
                 end()
 
-    def _ended(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+    def _end(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         if self._metrics is not None:
             route = SHED if record.outcome == Overloaded.code else getattr(scope.get("route"), "path", None)
             self._metrics.ended(route, scope["method"], status, seconds)
             self._metrics.refusals.answered(record.outcome)
-        self._requests.write(record, scope, status, seconds)
+        self._request_log.write(record, scope, status, seconds)
 
 
 def _headers_for(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
-    common = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
-    return (*common, *_NEVER_STORED) if scope["path"].startswith("/v1") else common
+    headers = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
+    return (*headers, *_NO_STORE) if scope["path"].startswith("/v1") else headers
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """Return the caller's X-Request-ID if it is valid, else a new id."""
     for name, value in headers:
-        if name == b"x-request-id" and _SANE_REQUEST_ID.fullmatch(value):
+        if name == b"x-request-id" and _VALID_REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
     return uuid4().hex
 
 
-# --- A span for each request, where tracing is on.
-
-_ERROR = 500
-
-
 class RequestSpans:
-    """ASGI middleware, inside of `RequestContext`."""
+    """Record one span for each request."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
@@ -120,7 +115,7 @@ class RequestSpans:
         record = current_request.get()
         status = CLIENT_LEFT
 
-        async def send_and_see(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -130,42 +125,38 @@ class RequestSpans:
             if record is not None:
                 record.trace_id = span.trace_id
             try:
-                await self._app(scope, receive, send_and_see)
+                await self._app(scope, receive, send_and_note_status)
             except Exception:
-                status = _ERROR
+                status = _INTERNAL_ERROR
                 raise
             finally:
-                error = record.outcome if record is not None else None
+                outcome = record.outcome if record is not None else None
                 span.answered(
                     getattr(scope.get("route"), "path", None),
                     status,
                     service=scope["state"].get("service"),
-                    error=(error or "internal") if status >= _ERROR else None,
+                    error=(outcome or "internal") if status >= _INTERNAL_ERROR else None,
                 )
 
 
 def _traceparent(headers: list[tuple[bytes, bytes]]) -> str | None:
-    found = [value for name, value in headers if name == b"traceparent"]
-    return found[0].decode("latin-1") if len(found) == 1 else None
-
-
-# --- Whether a request is taken on at all, and that it gives its place back.
-# Work that is accepted beyond what can be done in time makes everyone late and is thrown away at its deadline, so past
-# a bound the answer is an immediate 503.
-
-# what tells an operator that the vault is overloaded has to answer while it is
-_EXEMPT: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+    values = [value for name, value in headers if name == b"traceparent"]
+    return values[0].decode("latin-1") if len(values) == 1 else None
 
 
 class Admission:
-    """ASGI middleware below `RequestContext`. It leaves in the request's state what its authentication charges."""
+    """Admit a request or answer 503 at once, and count it until it ends.
 
-    def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
+    Requests beyond the capacity would delay all others and miss their own deadline. The admitted request is left in
+    the state, where authentication charges it to the calling service.
+    """
+
+    def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:
         self._app = app
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _EXEMPT:
+        if scope["type"] != "http" or scope["path"] in _NEVER_SHED:
             await self._app(scope, receive, send)
             return
         try:

@@ -1,8 +1,12 @@
-"""The parts of the OpenAPI document that FastAPI cannot see: request bodies, and what each route may answer."""
+"""The OpenAPI document, with the parts that FastAPI cannot derive from the routes.
+
+These are the parameters and bodies that dependencies read by themselves, and the problems that a route may answer with.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,17 +19,19 @@ from starlette.routing import Route
 
 from app import errors
 from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
-from app.api.problems import MEDIA_TYPE, STATUS, Problem
-from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest
+from app.api.preconditions import ENTITY_TAG_PATTERN
+from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
+from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest, Token
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
 _REF = "#/components/schemas/{model}"
 _REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, BatchGetRequest)
+_SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 
-STORE = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
-SEAL = (errors.KeyUnavailable, errors.KeyDenied)
-OPEN = (*SEAL, errors.IntegrityError, errors.MalformedCiphertext, errors.ContextMismatch)
-BODY = (errors.MalformedBody, errors.BodyTooLarge)
+STORE_ERRORS = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
+ENCRYPT_ERRORS = (errors.KeyUnavailable, errors.KeyDenied)
+DECRYPT_ERRORS = (*ENCRYPT_ERRORS, errors.IntegrityError, errors.MalformedCiphertext, errors.ContextMismatch)
+BODY_ERRORS = (errors.MalformedBody, errors.BodyTooLarge)
 _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.Unauthenticated,
     errors.Forbidden,
@@ -36,7 +42,6 @@ _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.InternalError,
 )
 
-_SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 TOKEN_ID: tuple[dict[str, Any], ...] = (
     {
         "name": "user_id",
@@ -50,72 +55,65 @@ TOKEN_ID: tuple[dict[str, Any], ...] = (
         "name": "service_type",
         "in": "query",
         "schema": {**_SLUG, "default": DEFAULT_SERVICE_TYPE},
-        "description": "Only for providers with several services, like `calendar`.",
+        "description": "Service of the provider, for a provider with several, such as `calendar`.",
     },
 )
 INCLUDE = {
     "name": "include",
     "in": "query",
     "schema": {"type": "string", "enum": ["refresh_token"]},
-    "description": "Also reveal the refresh token; needs `tokens:reveal_refresh`.",
+    "description": "Also reveal the refresh token. Needs `tokens:reveal_refresh`.",
 }
-_ENTITY_TAG = r'(W/)?"[!#-~]*"'
 IF_MATCH = {
     "name": "If-Match",
     "in": "header",
     "schema": {
         "anyOf": [
             {"type": "string", "enum": ["*"]},
-            {"type": "string", "pattern": f"^{_ENTITY_TAG}(, *{_ENTITY_TAG})*$"},
+            {"type": "string", "pattern": f"^{ENTITY_TAG_PATTERN}(, *{ENTITY_TAG_PATTERN})*$"},
         ],
         "examples": ['"3"'],
     },
-    "description": "Write only onto this version. `*`: only onto an existing token.",
+    "description": "Write only if the token has this version. `*`: only if the token exists.",
 }
 IF_NONE_MATCH = {
     "name": "If-None-Match",
     "in": "header",
     "schema": {"type": "string", "enum": ["*"]},
-    "description": "Only create.",
+    "description": "Write only if the token does not exist.",
 }
 PURPOSE = {
     "name": PURPOSE_HEADER,
     "in": "header",
     "schema": {"type": "string", "pattern": PURPOSE_PATTERN, "examples": ["sync.courses"]},
-    "description": "Why the caller makes this call, for the audit trail. Never a secret.",
+    "description": "Purpose of the call, for the audit trail. Must not contain a secret.",
 }
-_ETAG = {"ETag": {"description": "The token's version, quoted.", "schema": {"type": "string", "examples": ['"3"']}}}
+_ETAG = {"ETag": {"description": "Version of the token, in quotes.", "schema": {"type": "string", "examples": ['"3"']}}}
 
 
-def answers(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:
-    """Return a route's `responses`: its problems by status, and its ETag."""
+def responses(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:
+    """Return the `responses` of a route: its problems by status, and its ETag."""
     by_status: dict[int, list[type[errors.VaultError]]] = defaultdict(list)
-    kinds: tuple[type[errors.VaultError], ...] = (*_EVERY_ROUTE, *possible)
-    for error in dict.fromkeys(kinds):
+    for error in dict.fromkeys((*_EVERY_ROUTE, *possible)):
         by_status[STATUS[error]].append(error)
-    responses: dict[int | str, Any] = {status: _problem(kinds) for status, kinds in sorted(by_status.items())}
+    described: dict[int | str, Any] = {status: _problem(kinds) for status, kinds in sorted(by_status.items())}
     if etag:
-        responses[200] = {"headers": _ETAG}
+        described[200] = {"headers": _ETAG}
     if created:
-        responses[201] = {
-            "description": "Created",
-            "headers": _ETAG,
-            "content": {"application/json": {"schema": {"$ref": _REF.format(model="Token")}}},
-        }
-    return responses
+        described[201] = {"description": "Created", "headers": _ETAG, "content": _content(Token)}
+    return described
 
 
 def extra(*parameters: dict[str, Any], body: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return a route's `openapi_extra`: parameters and a body that dependencies read by themselves."""
+    """Return the `openapi_extra` of a route: the parameters and the body that dependencies read by themselves."""
     described: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if body is not None:
-        schema = {"$ref": _REF.format(model=body.__name__)}
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        described["requestBody"] = {"required": True, "content": _content(body)}
     return described
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, made once."""
+    """Return the OpenAPI document, built once."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
@@ -123,7 +121,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
         schema["components"]["schemas"] |= definitions["$defs"]
         for path, methods in schema["paths"].items():
-            if path.startswith("/v1/"):  # authentication reads it, on every route that has any
+            if path.startswith("/v1/"):  # read by authentication, so on every authenticated route
                 for operation in methods.values():
                     operation.setdefault("parameters", []).append(PURPOSE)
         for unused in ("HTTPValidationError", "ValidationError"):
@@ -133,40 +131,28 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def document_route(app: FastAPI) -> Route:
-    """Return the route of the document, which is written down once: anybody may ask for it, so it has to be cheap."""
-    written: list[bytes] = []
+    """Return the route of the document. It needs no key, so the document is serialised once to keep requests cheap."""
+    serialised = cache(lambda: bytes(JSONResponse(document(app)).body))
 
     async def openapi(_: Request) -> Response:
-        if not written:
-            written.append(bytes(JSONResponse(document(app)).body))
-        return Response(written[0], media_type="application/json")
+        return Response(serialised(), media_type="application/json")
 
     return Route("/openapi.json", openapi, include_in_schema=False)
 
 
+def _content(model: type[BaseModel], media_type: str = "application/json") -> dict[str, Any]:
+    return {media_type: {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+
+
 def _problem(kinds: list[type[errors.VaultError]]) -> dict[str, Any]:
-    codes = [kind.code for kind in kinds]
-    answer: dict[str, Any] = {
-        "description": ", ".join(f"`{code}`" for code in codes),
-        "content": {
-            MEDIA_TYPE: {
-                "schema": {"$ref": _REF.format(model=Problem.__name__)},
-                "examples": {kind.code: {"value": _example(kind)} for kind in kinds},
-            }
-        },
-    }
+    content = _content(Problem, MEDIA_TYPE)
+    content[MEDIA_TYPE]["examples"] = {kind.code: {"value": _example(kind)} for kind in kinds}
+    described: dict[str, Any] = {"description": ", ".join(f"`{kind.code}`" for kind in kinds), "content": content}
     if any(kind.retryable for kind in kinds):
-        answer["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
-    return answer
+        described["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+    return described
 
 
 def _example(kind: type[errors.VaultError]) -> dict[str, Any]:
-    return {
-        "type": f"urn:pulseplan:token-vault:{kind.code}",
-        "title": kind.code.replace("_", " ").capitalize(),
-        "status": STATUS[kind],
-        "detail": (kind.__doc__ or "").strip().partition("\n")[0],
-        "code": kind.code,
-        "retryable": kind.retryable,
-        "request_id": "0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e",
-    }
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return problem_of(kind(summary), EXAMPLE_REQUEST_ID)

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: the one table of status codes, and the handlers that use it."""
+"""Errors as RFC 9457 problems: the table of status codes, the problem document, the exception handlers."""
 
 from __future__ import annotations
 
@@ -14,66 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from app import errors
-from app.api.refusals import record_refused_request
-from app.errors import InvalidRequest
+from app.api.refusal_events import record_refused_request
 from app.observability.request_log import note_failure
 
-# --- What is wrong with a request, said without repeating any of it.
-# pydantic's own messages quote what was sent, and a location may be a key that the caller made up. Only the type of an
-# error and the names that our schemas know leave this module.
-
-_OWN = "vault_"  # error types that our own validators raise; their messages hold no input
-
-_MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a known field",
-    "string_type": "must be a string",
-    "string_too_short": "is too short",
-    "string_too_long": "is too long",
-    "string_pattern_mismatch": "does not have the required form",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "int_parsing": "must be an integer",
-    "greater_than_equal": "is too small",
-    "less_than_equal": "is too large",
-    "list_type": "must be a list",
-    "too_long": "is too long",
-    "too_short": "is too short",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "enum": "is not one of the allowed values",
-    "literal_error": "is not one of the allowed values",
-}
-
-
-def invalid_request(problems: Sequence[Any]) -> InvalidRequest:
-    """Translate pydantic's error list."""
-    described = tuple(dict.fromkeys((_field(problem), _message(problem)) for problem in problems))
-    summary = "; ".join(f"{field} {message}" for field, message in described[:5])
-    return InvalidRequest(summary, problems=described)
-
-
-def _message(problem: dict[str, Any]) -> str:
-    kind = problem["type"]
-    if kind.startswith(_OWN):
-        return str(problem["msg"])
-    return _MESSAGES.get(kind, "is not valid")
-
-
-def _field(problem: dict[str, Any]) -> str:
-    """Name the field by the parts of its location that are ours; an unknown key is the caller's text."""
-    location = [part for part in problem["loc"] if part not in {"body", "path", "query", "header"}]
-    if problem["type"] == "extra_forbidden":
-        location = location[:-1]
-    if "metadata" in location:
-        location = location[: location.index("metadata") + 1]
-    return ".".join(str(part) for part in location) or "body"
-
-
-# --- Errors as RFC 9457 problems: the one table of status codes, and the handlers that answer with it.
-
 MEDIA_TYPE: Final = "application/problem+json"
+EXAMPLE_REQUEST_ID: Final = "0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e"
 
 STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.InvalidRequest: 422,
@@ -99,8 +44,8 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.InternalError: 500,
 }
 
-# Refused before the vault itself could record the attempt.
-_REFUSED_AT_THE_DOOR: Final = (
+# raised before the vault is called, so the vault has recorded no audit event
+_REFUSALS: Final = (
     errors.InvalidRequest,
     errors.MalformedBody,
     errors.BodyTooLarge,
@@ -111,7 +56,7 @@ _REFUSED_AT_THE_DOOR: Final = (
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field of the request. Never what was sent."""
+    """The problem of one field of the request, without the field's value."""
 
     field: str
     message: str
@@ -126,8 +71,8 @@ class Problem(BaseModel):
     detail: str = Field(examples=["the user has no such token"])
     code: str = Field(examples=["token_not_found"])
     retryable: bool = Field(examples=[False], description="Whether the same request may succeed later.")
-    request_id: str = Field(examples=["0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e"])
-    errors: list[FieldProblem] | None = Field(default=None, description="For `invalid_request`: each field's problem.")
+    request_id: str = Field(examples=[EXAMPLE_REQUEST_ID])
+    errors: list[FieldProblem] | None = Field(default=None, description="For `invalid_request`: one entry per field.")
 
 
 def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
@@ -139,7 +84,7 @@ def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: errors.VaultError, request_id: str) -> Response:
-    """Return the answer to a call that failed with `error`, and note it for the request's line and count."""
+    """Return the response to a call that failed with `error`, and note the failure for the log line and the count."""
     note_failure(error.code, error.detail)
     headers = {}
     if error.retryable:
@@ -151,14 +96,15 @@ def problem_response(error: errors.VaultError, request_id: str) -> Response:
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer every error of a route with a problem document."""
-    # Starlette's signature asks for handlers of Exception; each of these gets the class that it is registered for
-    app.add_exception_handler(errors.VaultError, _on_vault_error)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
-    app.add_exception_handler(RequestValidationError, _on_validation_error)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
-    app.add_exception_handler(HTTPException, _on_http_exception)  # type: ignore[arg-type]  # Starlette's type wants a handler of any `Exception`
+    app.exception_handlers |= {
+        errors.VaultError: _on_vault_error,
+        RequestValidationError: _on_validation_error,
+        HTTPException: _on_http_exception,
+    }
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
-    if isinstance(error, _REFUSED_AT_THE_DOOR) and not error.recorded:
+    if isinstance(error, _REFUSALS) and not error.recorded:
         await record_refused_request(request, error)
     return problem_response(error, request.state.request_id)
 
@@ -168,17 +114,17 @@ async def _on_validation_error(request: Request, error: RequestValidationError) 
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
-    """Answer for the router: an unknown path or method. Starlette's own text is not passed on."""
+    """Answer for the router, for an unknown path or method. Starlette's own text is not passed on."""
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    detail = HTTPStatus(error.status_code).phrase
     note_failure(code, None)
+    detail = HTTPStatus(error.status_code).phrase
     problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
     headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
     return JSONResponse(problem, error.status_code, headers, media_type=MEDIA_TYPE)
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of all routes with this path; Starlette names those of the first one alone."""
+    """Return the methods of every route with this path; Starlette names those of the first route only."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted({method for route in routes for method in route.methods}))
 
@@ -193,3 +139,54 @@ def _document(code: str, status: int, detail: str, request_id: str, *, retryable
         "retryable": retryable,
         "request_id": request_id,
     }
+
+
+# pydantic's messages quote the input, and a location may be a key that the caller chose. Only the error's type and the
+# names in our schemas are passed on.
+
+_CUSTOM_ERROR_PREFIX: Final = "vault_"  # types raised by the validators in schemas, whose messages hold no input
+
+_MESSAGES: Final = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "string_type": "must be a string",
+    "string_too_short": "is too short",
+    "string_too_long": "is too long",
+    "string_pattern_mismatch": "does not have the required form",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "greater_than_equal": "is too small",
+    "less_than_equal": "is too large",
+    "list_type": "must be a list",
+    "too_long": "is too long",
+    "too_short": "is too short",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "enum": "is not one of the allowed values",
+    "literal_error": "is not one of the allowed values",
+}
+
+
+def invalid_request(validation_errors: Sequence[Any]) -> errors.InvalidRequest:
+    """Return the error for pydantic's list of errors, without any input in it."""
+    problems = tuple(dict.fromkeys((_field(error), _message(error)) for error in validation_errors))
+    summary = "; ".join(f"{field} {message}" for field, message in problems[:5])
+    return errors.InvalidRequest(summary, problems=problems)
+
+
+def _message(error: dict[str, Any]) -> str:
+    if error["type"].startswith(_CUSTOM_ERROR_PREFIX):
+        return str(error["msg"])
+    return _MESSAGES.get(error["type"], "is not valid")
+
+
+def _field(error: dict[str, Any]) -> str:
+    """Return the dotted path of the field, without unknown keys and without keys inside of `metadata`."""
+    location = [part for part in error["loc"] if part not in {"body", "path", "query", "header"}]
+    if error["type"] == "extra_forbidden":
+        location = location[:-1]
+    if "metadata" in location:
+        location = location[: location.index("metadata") + 1]
+    return ".".join(str(part) for part in location) or "body"

@@ -1,10 +1,10 @@
-"""Request and answer bodies."""
+"""Bodies of requests and responses."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -39,14 +39,11 @@ from app.tokens.models import (
     parse_base_url,
 )
 
-# --- What callers send.
-
+EXAMPLE_USER_ID = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 _TEN_YEARS_SECONDS = 10 * 366 * 24 * 3600
-
-EXAMPLE_USER_ID = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 
 def _rfc3339(value: object) -> object:
@@ -66,8 +63,7 @@ def _base_url(value: str) -> str:
     try:
         return parse_base_url(value)
     except InvalidRequest as error:
-        kind = "vault_base_url"
-        raise PydanticCustomError(kind, error.detail.removeprefix("base_url ")) from None
+        raise PydanticCustomError("vault_base_url", error.detail.removeprefix("base_url ")) from None
 
 
 UserId = Annotated[str, Field(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
@@ -85,7 +81,7 @@ BaseUrl = Annotated[
         }
     ),
 ]
-# ECMAScript, Rust and Python differ over these four in \s, and the document must mean what the vault does
+# spelt out because ECMAScript, Rust and Python disagree whether \s matches these; OpenAPI and the vault must agree
 _NO_SPACE = r"[^@\s\u001c-\u001f\u0085\ufeff]"
 Email = Annotated[str, Field(pattern=f"^{_NO_SPACE}+@{_NO_SPACE}+$", max_length=320)]
 Metadata = Annotated[
@@ -100,18 +96,20 @@ class _Request(BaseModel):
 
 
 class StoreTokenRequest(_Request):
-    """A token to store, or the secret to rotate to. Give `expires_at` or `expires_in`, not both."""
+    """A token to store or to rotate to. Give `expires_at` or `expires_in`, not both."""
 
     access_token: SecretText
     refresh_token: SecretText | None = None
-    expires_at: Timestamp | None = Field(default=None, description="RFC 3339 with an offset; null: never.")
+    expires_at: Timestamp | None = Field(
+        default=None, description="RFC 3339 with an offset. Null: the token never expires."
+    )
     expires_in: Annotated[int, Field(strict=True, ge=1, le=_TEN_YEARS_SECONDS)] | None = Field(
-        default=None, description="Seconds from now, as OAuth servers answer."
+        default=None, description="Seconds from now, as in a token response of OAuth 2.0."
     )
     scopes: Annotated[list[ProviderScope], Field(max_length=200)] = []
     email: Email | None = None
-    base_url: BaseUrl | None = Field(default=None, description="https URL of the provider's installation.")
-    metadata: Metadata = Field(default={}, description="The caller's own, at most 8 KiB as compact JSON.")
+    base_url: BaseUrl | None = Field(default=None, description="The https URL of the provider's installation.")
+    metadata: Metadata = Field(default={}, description="Data of the caller, at most 8 KiB as compact JSON.")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -129,7 +127,7 @@ class StoreTokenRequest(_Request):
         return self
 
     def to_input(self) -> TokenInput:
-        """Return what was given; what was not stays unset."""
+        """Return the fields of the request; those that are not in it are `UNSET`."""
         given = self.model_fields_set
         expires_at = self.expires_at if "expires_at" in given else UNSET
         if self.expires_in is not None:
@@ -146,11 +144,11 @@ class StoreTokenRequest(_Request):
 
 
 class PatchTokenRequest(_Request):
-    """A new status, new metadata, or both. A null in `metadata` removes its key; what is not named stays."""
+    """A new status, new metadata, or both. Keys of `metadata` are added or replaced; a null removes its key."""
 
     status: TokenStatus | None = None
     reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="Why the status changes, for people; shown in answers. Only together with a status."
+        default=None, description="Why the status changes, in words for people. Requires `status`."
     )
     metadata: Metadata | None = None
 
@@ -168,12 +166,11 @@ class PatchTokenRequest(_Request):
     )
 
     @model_validator(mode="after")
-    def _something(self) -> PatchTokenRequest:
-        kind = "vault_patch"
+    def _some_change(self) -> PatchTokenRequest:
         if self.status is None and self.metadata is None:
-            raise PydanticCustomError(kind, "must change status or metadata")
+            raise PydanticCustomError("vault_patch", "must change status or metadata")
         if self.reason is not None and self.status is None:
-            raise PydanticCustomError(kind, "a reason goes together with a status")
+            raise PydanticCustomError("vault_patch", "reason requires status")
         return self
 
     def to_patch(self) -> TokenPatch:
@@ -204,16 +201,13 @@ class BatchGetRequest(_Request):
     )
 
 
-# --- What callers get.
-
-_TIME = "2027-03-23T09:00:00Z"
 _EXAMPLE_TOKEN: dict[str, JsonValue] = {
     "user_id": EXAMPLE_USER_ID,
     "provider": "canvas",
     "service_type": "default",
     "status": "ok",
     "status_reason": None,
-    "expires_at": _TIME,
+    "expires_at": "2027-03-23T09:00:00Z",
     "scopes": [],
     "email": None,
     "base_url": "https://canvas.example.edu",
@@ -251,48 +245,30 @@ class Token(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_TOKEN]})
 
+    @classmethod
+    def of(cls, token: StoredToken) -> Self:
+        return cls.model_construct(**_fields_of(token))
+
 
 class Revealed(Token):
-    """A token with its secret. `refresh_token` is there only where it was asked for."""
+    """A token with its secrets. `refresh_token` is present only if it was asked for."""
 
     access_token: str = Field(repr=False)
     refresh_token: str | None = Field(default=None, repr=False)
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example"}]})
 
-
-class TokenList(BaseModel):
-    tokens: list[Token]
-
-
-class Erased(BaseModel):
-    deleted: int
-
-
-class BatchItem(BaseModel):
-    """Either the token or what is wrong with it."""
-
-    token: Revealed | None = None
-    problem: Problem | None = None
+    @classmethod
+    def with_secrets(cls, revealed: RevealedToken, *, include_refresh: bool) -> Self:
+        fields = _fields_of(revealed.token)
+        fields["access_token"] = revealed.access_token.get_secret_value()
+        if include_refresh:
+            fields["refresh_token"] = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None
+        return cls.model_construct(**fields)
 
 
-class BatchGetResponse(BaseModel):
-    """One result for each token asked for, in the same order."""
-
-    results: list[BatchItem]
-
-
-class Health(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
-class Ready(BaseModel):
-    status: Literal["ready", "not_ready"]
-    checks: dict[str, Literal["up", "degraded", "down"]]
-
-
-def token_fields(token: StoredToken) -> dict[str, Any]:
-    """Return what `Token` shows of a row."""
+def _fields_of(token: StoredToken) -> dict[str, Any]:
+    """Return the fields of `Token`. They are the vault's own, so the models are constructed without validation."""
     return {
         "user_id": token.token_id.user_id,
         "provider": token.token_id.provider,
@@ -314,20 +290,41 @@ def token_fields(token: StoredToken) -> dict[str, Any]:
     }
 
 
-def revealed_body(revealed: RevealedToken, *, include_refresh: bool) -> Revealed:
-    """Return the answer that holds the secret; `refresh_token` is left unset where it was not asked for."""
-    fields = token_fields(revealed.token)
-    fields["access_token"] = revealed.access_token.get_secret_value()
-    if include_refresh:
-        fields["refresh_token"] = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None
-    return Revealed.model_construct(**fields)  # our own values, which need no second check
+class TokenList(BaseModel):
+    tokens: list[Token]
 
 
-# --- Answers built from our own models, so nothing is validated twice.
+class Erased(BaseModel):
+    deleted: int
 
 
-def json_answer(body: BaseModel, *, status: int = 200, version: int | None = None) -> Response:
-    """Return the model as JSON, without the fields that were never set, and its version as the ETag."""
+class BatchItem(BaseModel):
+    """The token, or the problem that keeps it back."""
+
+    token: Revealed | None = None
+    problem: Problem | None = None
+
+
+class BatchGetResponse(BaseModel):
+    """One result for each token of the request, in the same order."""
+
+    results: list[BatchItem]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, Literal["up", "degraded", "down"]]
+
+
+def json_response(body: BaseModel, *, status: int = 200, version: int | None = None) -> Response:
+    """Return the model as JSON without unset fields, and the token's version as ETag.
+
+    Routes return this response because FastAPI would validate the model a second time.
+    """
     headers = {} if version is None else {"ETag": f'"{version}"'}
     content = body.model_dump_json(exclude_unset=True)
     return Response(content, status, headers, media_type="application/json")

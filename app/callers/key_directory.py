@@ -1,4 +1,4 @@
-"""Who is behind a service key, with a key file that may change at any time."""
+"""The directory of service keys, which follows changes of the key file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NOBODY = ServiceKey(service="nobody", sha256="0" * 64, scopes=frozenset(), expi
 
 
 class ServiceKeyDirectory:
-    """The keys from the environment and from the key file.
+    """The keys from `SERVICE_KEYS` and from the key file.
 
-    The file's state is looked at no more than once in `reload_seconds`, and read again when it has changed, so a
-    revoked key stops without a restart. While the file is missing or broken none of its keys is valid: a typo in a
+    At most once every `reload_seconds` the file's status is checked, and the file is read again if it has changed, so
+    revoking a key needs no restart. While the file is missing or invalid none of its keys is accepted: a typo in a
     revocation must not keep the revoked key alive.
     """
 
@@ -42,56 +42,56 @@ class ServiceKeyDirectory:
         self._monotonic = monotonic
         self._keys = self._fixed
         self._problem: str | None = None
-        self._state: tuple[int, ...] | None = None
-        self._look_again_at = float("-inf")
+        self._file_status: tuple[int, ...] | None = None
+        self._next_check = float("-inf")
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the key file, or `None`."""
+        """The problem with the key file, or `None`."""
         self._reload_if_due()
         return self._problem
 
     def alive_services(self) -> list[str]:
-        """Return the service of every live key, once for each key."""
+        """Return the service of every live key, so a service with two keys twice."""
         self._reload_if_due()
         return [key.service for key in self._keys.values() if key.is_alive()]
 
     def identify(self, presented: str) -> ServiceKey:
         """Return the key's entry, or raise `Unauthenticated`.
 
-        Keys are looked up by their SHA-256, so the time this takes says nothing about any configured key. Nor does it
-        tell an unknown key from one that has expired or is malformed: each takes the same steps.
+        Keys are looked up by their SHA-256, so the time taken reveals nothing about the configured keys. Unknown,
+        expired and malformed keys take the same steps, so it does not tell these apart either.
         """
         self._reload_if_due()
         sha256 = hash_key(presented)
         key = self._keys.get(sha256, _NOBODY)
-        is_theirs = hmac.compare_digest(key.sha256, sha256)
+        matches = hmac.compare_digest(key.sha256, sha256)
         is_alive = key.is_alive(datetime.now(UTC))
         if not is_well_formed(presented):
             raise Unauthenticated("the service key is malformed")
-        if not (is_theirs and is_alive):
+        if not (matches and is_alive):
             raise Unauthenticated("the service key is unknown or has expired")
         return key
 
     def _reload_if_due(self) -> None:
         now = self._monotonic()
-        if self._file is None or now < self._look_again_at:
+        if self._file is None or now < self._next_check:
             return
-        self._look_again_at = now + self._reload_seconds
+        self._next_check = now + self._reload_seconds
         try:
-            status = self._file.stat()
-            state = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-            if state == self._state:
+            stat = self._file.stat()
+            status = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
+            if status == self._file_status:
                 return
-            self._state = None
+            self._file_status = None
             keys = parse_key_list(_read(self._file))
         except OSError:
             self._refuse("the service keys file cannot be read")
         except KeyListError as error:
-            self._refuse(f"the service keys file is broken: {error}")
+            self._refuse(f"the service keys file is invalid: {error}")
         else:
             self._keys = {**{key.sha256: key for key in keys}, **self._fixed}
-            self._state, self._problem = state, None
+            self._file_status, self._problem = status, None
             _log.info("service_keys_loaded", keys=len(keys))
 
     def _refuse(self, problem: str) -> None:
@@ -103,5 +103,5 @@ class ServiceKeyDirectory:
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > MAXIMUM_FILE_BYTES:
-            raise KeyListError("it is over 1 MiB")
+            raise KeyListError("the file is over 1 MiB")
         return file.read()

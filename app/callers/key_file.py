@@ -1,4 +1,4 @@
-"""Editing the service-keys file: each change is atomic, and two editors at once lose nothing."""
+"""Edits of the service-keys file: atomic, and safe against concurrent edits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.callers.service_keys import KeyListError, ServiceKey, parse_key_list, render_key_list
+from app.callers.service_keys import ServiceKey, parse_key_list, render_key_list
 
 
 def read_key_file(path: Path) -> list[ServiceKey]:
-    """Return the file's keys, none where there is no file; raises `KeyListError` or `OSError`."""
+    """Return the keys, none if there is no file; raises `KeyListError` or `OSError`."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -21,55 +21,44 @@ def read_key_file(path: Path) -> list[ServiceKey]:
 
 
 def add_key(path: Path, key: ServiceKey) -> None:
-    """Append a key, creating the file with mode 0600; raises `KeyListError` or `OSError`."""
-    with _edited(path) as edit:
-        edit(lambda keys: [*keys, key])
+    """Append a key; a new file has mode 0600. Raises `KeyListError` or `OSError`."""
+    with _locked(path):
+        _write(path, [*read_key_file(path), key])
 
 
-def revoke_keys(path: Path, doomed: Callable[[ServiceKey], bool]) -> list[ServiceKey]:
-    """Remove every key that `doomed` names, and return them; raises `KeyListError` or `OSError`."""
-    removed: list[ServiceKey] = []
-    with _edited(path) as edit:
-
-        def without(keys: list[ServiceKey]) -> list[ServiceKey]:
-            removed.extend(key for key in keys if doomed(key))
-            return [key for key in keys if not doomed(key)]
-
-        edit(without)
-    return removed
+def revoke_keys(path: Path, matches: Callable[[ServiceKey], bool]) -> list[ServiceKey]:
+    """Remove and return the keys that match; raises `KeyListError` or `OSError`."""
+    with _locked(path):
+        keys = read_key_file(path)
+        _write(path, [key for key in keys if not matches(key)])
+    return [key for key in keys if matches(key)]
 
 
 @contextmanager
-def _edited(path: Path) -> Iterator[Callable[[Callable[[list[ServiceKey]], list[ServiceKey]]], None]]:
+def _locked(path: Path) -> Iterator[None]:
+    """Exclude other editors, by a lock on a file beside this one, which `_write` replaces."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-
-        def edit(change: Callable[[list[ServiceKey]], list[ServiceKey]]) -> None:
-            _write_atomically(path, render_key_list(change(read_key_file(path))))
-
-        yield edit
+        yield
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Replace the file whole, so that a reader sees the old list or the new one and never half of one."""
-    path = path.resolve()  # a link stays a link
+def _write(path: Path, keys: list[ServiceKey]) -> None:
+    """Replace the file in one step, so that a reader sees the old list or the new one."""
+    path = path.resolve()  # the target of a link is replaced, not the link
     before = path.stat() if path.exists() else None
     mode = before.st_mode & 0o777 if before else 0o600
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(descriptor, "w") as file:
-            if before is not None:  # an administrator's edit must not take the file from the vault's user
+            if before is not None:  # root's edit must leave the file readable by the vault's user
                 os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fchmod(descriptor, mode)
-            file.write(text)
+            file.write(render_key_list(keys))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-
-
-__all__ = ["KeyListError", "add_key", "read_key_file", "revoke_keys"]

@@ -1,4 +1,4 @@
-"""Service keys and the JSON lists that hold them."""
+"""Service keys, and the JSON list that `SERVICE_KEYS_FILE` and `SERVICE_KEYS` hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -15,8 +15,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 
 from app.tokens.models import SLUG_PATTERN
 
-# --- Service keys: what a calling service presents, and what the vault keeps of it.
-
 PREFIX = "ptv_"
 _RANDOM_BYTES = 32
 _KEY = re.compile(r"ptv_[A-Za-z0-9_-]{43}")
@@ -24,7 +22,7 @@ FINGERPRINT_CHARACTERS = 12
 
 
 class Scope(StrEnum):
-    """What a service may do."""
+    """Permission of a service key."""
 
     READ = "tokens:read"
     REVEAL = "tokens:reveal"
@@ -36,7 +34,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceKey:
-    """One configured key. Only the SHA-256 of the key is known, in lower-case hex; `providers` `None` means all."""
+    """One configured key. `sha256` is the lower-case hex hash of the key; `providers` is `None` for all providers."""
 
     service: str
     sha256: str
@@ -46,7 +44,7 @@ class ServiceKey:
 
     @property
     def fingerprint(self) -> str:
-        """Enough of the hash to name the key to an operator, useless for presenting it."""
+        """The start of the hash, which names the key to operators and cannot be used to authenticate."""
         return self.sha256[:FINGERPRINT_CHARACTERS]
 
     def is_alive(self, now: datetime | None = None) -> bool:
@@ -66,19 +64,16 @@ def is_well_formed(key: str) -> bool:
 
 
 def hash_key(key: str) -> str:
-    """Return the SHA-256 as it is configured. The key has 256 random bits, so no salt or stretching is needed."""
+    """Return the SHA-256 in lower-case hex. The key has 256 random bits, so it needs no salt and no stretching."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-# --- The JSON list of service keys, as `SERVICE_KEYS_FILE` and `SERVICE_KEYS` hold it.
-
-
 class KeyListError(Exception):
-    """Says which entry of the list is wrong and how, never what it holds."""
+    """An invalid list of service keys. The text names the entry and the rule, and quotes nothing of the list."""
 
 
 class KeyEntry(BaseModel):
-    """One entry of the list, as written."""
+    """One entry of the JSON list."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -93,21 +88,27 @@ _LIST = TypeAdapter(list[KeyEntry])
 
 
 def parse_key_list(text: str | bytes) -> list[ServiceKey]:
-    """Read the list, or raise `KeyListError`."""
+    """Return the keys of the JSON list, or raise `KeyListError`."""
     try:
         entries = _LIST.validate_python(json.loads(text, object_pairs_hook=_unique))
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise KeyListError("the list of service keys is not valid JSON") from None
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        unknown = first["type"] == "extra_forbidden"  # the member's name is then whatever was written
-        where = ".".join(str(part) for part in first["loc"][: 1 if unknown else 2])
-        what = "has a member that is not known" if unknown else first["msg"].partition(",")[0]
-        raise KeyListError(f"entry {where}: {what}" if where else "the list of service keys is not a list") from None
+    except ValidationError as error:
+        raise KeyListError(_describe(error)) from None
+    except (ValueError, RecursionError):
+        raise KeyListError("the list of service keys is not valid JSON") from None
     keys = [ServiceKey(**dict(entry)) for entry in entries]
     if len({key.sha256 for key in keys}) != len(keys):
-        raise KeyListError("the same key stands in the list twice")
+        raise KeyListError("the list has the same key twice")
     return keys
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    is_unknown = first["type"] == "extra_forbidden"  # the last part of the location is then text from the list
+    location = ".".join(str(part) for part in first["loc"][: 1 if is_unknown else 2])
+    if not location:
+        return "the list of service keys is not a list"
+    rule = "has an unknown member" if is_unknown else first["msg"].partition(",")[0]
+    return f"entry {location}: {rule}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,17 +119,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def render_key_list(keys: list[ServiceKey]) -> str:
-    """Write the list for people: indented, without what is not set."""
-    entries: list[dict[str, Any]] = [
-        KeyEntry(
-            service=key.service,
-            sha256=key.sha256,
-            scopes=key.scopes,
-            providers=key.providers,
-            expires_at=key.expires_at,
-        ).model_dump(mode="json", exclude_none=True)
-        for key in keys
-    ]
+    """Return the JSON list, indented and sorted for people to read and compare."""
+    entries = [KeyEntry(**asdict(key)).model_dump(mode="json", exclude_none=True) for key in keys]
     for entry in entries:
         for name in ("scopes", "providers"):
             if name in entry:

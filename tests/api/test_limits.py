@@ -1,4 +1,4 @@
-"""Limits of services and of the process, over HTTP; and that no place is ever lost."""
+"""RequestLimits of services and of the process, over HTTP; and that no place is ever lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from app.api.middleware import Admission
-from app.callers.rate_limits import Limits
+from app.callers.rate_limits import RequestLimits
 from benchmarks.attackers import prepare
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
@@ -93,7 +93,7 @@ def test_callers_that_leave_give_their_places_back(tight: Service) -> None:
 
 @pytest.mark.parametrize("end", ["answers", "raises", "is cancelled"])
 async def test_every_end_of_a_request_gives_its_places_back(end: str) -> None:
-    limits = Limits(concurrent=1, concurrent_per_service=1)
+    limits = RequestLimits(concurrent=1, concurrent_per_service=1)
     entered = asyncio.Event()
 
     async def app(scope: Any, _receive: Any, _send: Any) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.refusals import OPERATIONS
+from app.api.refusal_events import OPERATIONS
 from app.callers.service_keys import generate_key, hash_key
 from app.config.settings import Settings
 from app.main import create_app

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.callers.rate_limits import Admitted, Limits
+from app.callers.rate_limits import AdmittedRequest, RequestLimits
 from app.errors import Overloaded, RateLimited
 
 
@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def _ask(limits: Limits, tokens: int = 1, service: str = "jobs") -> None:
+def _ask(limits: RequestLimits, tokens: int = 1, service: str = "jobs") -> None:
     admitted = limits.admit()
     try:
         admitted.enter_service(service)
@@ -30,7 +30,7 @@ def _ask(limits: Limits, tokens: int = 1, service: str = "jobs") -> None:
         admitted.close()
 
 
-def _passed(limits: Limits, attempts: int) -> int:
+def _passed(limits: RequestLimits, attempts: int) -> int:
     passed = 0
     for _ in range(attempts):
         try:
@@ -43,7 +43,7 @@ def _passed(limits: Limits, attempts: int) -> int:
 
 def test_a_burst_passes_and_then_exactly_the_rate() -> None:
     clock = Clock()
-    limits = Limits(tokens_per_second=100, monotonic=clock)
+    limits = RequestLimits(tokens_per_second=100, monotonic=clock)
     assert _passed(limits, 1000) == 200, "two seconds' worth"
     for _ in range(10):
         clock.now += 1
@@ -52,7 +52,7 @@ def test_a_burst_passes_and_then_exactly_the_rate() -> None:
 
 def test_what_is_refused_costs_nothing() -> None:
     clock = Clock()
-    limits = Limits(tokens_per_second=100, monotonic=clock)
+    limits = RequestLimits(tokens_per_second=100, monotonic=clock)
     _passed(limits, 100_000)
     clock.now += 2
     assert _passed(limits, 1000) == 200
@@ -64,7 +64,7 @@ def test_what_is_refused_costs_nothing() -> None:
 )
 def test_whoever_waits_as_long_as_it_was_told_is_served(rate: float, asked: list[tuple[int, float]]) -> None:
     clock = Clock()
-    limits = Limits(tokens_per_second=rate, monotonic=clock)
+    limits = RequestLimits(tokens_per_second=rate, monotonic=clock)
     for tokens, pause in asked:
         clock.now += pause
         # a batch may be refused before its size is known, and is then told when one token would pass
@@ -80,7 +80,7 @@ def test_whoever_waits_as_long_as_it_was_told_is_served(rate: float, asked: list
 
 def test_the_wait_is_not_longer_than_needed_by_a_second() -> None:
     clock = Clock()
-    limits = Limits(tokens_per_second=100, monotonic=clock)
+    limits = RequestLimits(tokens_per_second=100, monotonic=clock)
     _ask(limits, 100)
     _ask(limits, 100)
     with pytest.raises(RateLimited) as refused:
@@ -90,20 +90,20 @@ def test_the_wait_is_not_longer_than_needed_by_a_second() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 1, 10, 49, 1000])
 def test_a_whole_batch_passes_at_any_rate_once_the_service_was_quiet(rate: float) -> None:
-    limits = Limits(tokens_per_second=rate, monotonic=Clock())
+    limits = RequestLimits(tokens_per_second=rate, monotonic=Clock())
     _ask(limits, 100)
-    repeated = Limits(tokens_per_second=rate, monotonic=Clock())
+    repeated = RequestLimits(tokens_per_second=rate, monotonic=Clock())
     assert _passed(repeated, 10_000) == max(100, 2 * rate)
 
 
 def test_a_service_that_asks_too_much_takes_nothing_from_another() -> None:
-    limits = Limits(tokens_per_second=100, monotonic=Clock())
+    limits = RequestLimits(tokens_per_second=100, monotonic=Clock())
     _passed(limits, 1000)
     _ask(limits, service="another")
 
 
 def test_a_service_has_so_many_requests_under_way_and_gets_its_places_back() -> None:
-    limits = Limits(concurrent_per_service=3)
+    limits = RequestLimits(concurrent_per_service=3)
     held = [_entered(limits) for _ in range(3)]
     with pytest.raises(RateLimited) as refused:
         _ask(limits)
@@ -115,7 +115,7 @@ def test_a_service_has_so_many_requests_under_way_and_gets_its_places_back() -> 
 
 
 def test_a_process_takes_on_so_many_requests_and_no_more() -> None:
-    limits = Limits(concurrent=2)
+    limits = RequestLimits(concurrent=2)
     held = [limits.admit(), limits.admit()]
     with pytest.raises(Overloaded):
         limits.admit()
@@ -125,12 +125,12 @@ def test_a_process_takes_on_so_many_requests_and_no_more() -> None:
 
 
 def test_zero_limits_nothing() -> None:
-    limits = Limits()
+    limits = RequestLimits()
     held = [_entered(limits) for _ in range(10_000)]
     assert limits.in_flight == len(held)
 
 
-def _entered(limits: Limits) -> Admitted:
+def _entered(limits: RequestLimits) -> AdmittedRequest:
     admitted = limits.admit()
     admitted.enter_service("jobs")
     return admitted

@@ -21,7 +21,7 @@ from tests.support.stack.plain_http import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 
-START_SECONDS = 30
+START_SECONDS = 120
 FULL = "/dev/full"  # every write to it is the kernel's ENOSPC
 
 

@@ -26,7 +26,7 @@ from tests.support.stack.plain_http import PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 from tests.support.waiting import eventually
 
-START_SECONDS = 30
+START_SECONDS = 120
 STOP_SECONDS = 20
 READ_SECONDS = 40
 USER = str(uuid4())

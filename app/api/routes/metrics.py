@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. No key is needed, and nothing in it names a user, a host or a key."""
+"""Metrics for Prometheus. No key is required; the labels name no user, host or key."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ router = APIRouter(tags=["health"])
 
 @router.get(
     "/metrics",
-    summary="Metrics for Prometheus",
+    summary="Get metrics for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    """Answer from memory; whatever state the store is in."""
+    """Answer from memory, so also while the store is down."""
     return Response(await request.state.exposition.text(), media_type=MEDIA_TYPE)

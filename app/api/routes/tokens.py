@@ -1,4 +1,9 @@
-"""One token of one user: store, reveal, change, rotate, delete."""
+"""One token of one user: store, reveal, patch, rotate, rewrap, delete.
+
+A request passes the middlewares, then the dependencies of its route in the order of the parameters: the call
+(authentication, scope, token id), the precondition, the body. `TokenVault` does the work; an error that it raises
+becomes a response in `app.api.problems`.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,21 @@ from starlette.responses import Response
 
 from app import errors
 from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
-from app.api.openapi import BODY, IF_MATCH, IF_NONE_MATCH, INCLUDE, OPEN, SEAL, STORE, TOKEN_ID, answers, extra
+from app.api.openapi import (
+    BODY_ERRORS,
+    DECRYPT_ERRORS,
+    ENCRYPT_ERRORS,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    INCLUDE,
+    STORE_ERRORS,
+    TOKEN_ID,
+    extra,
+    responses,
+)
 from app.api.preconditions import ChangeCondition, StoreCondition
 from app.api.request_body import strict_body
-from app.api.schemas import (
-    PatchTokenRequest,
-    Revealed,
-    StoreTokenRequest,
-    Token,
-    json_answer,
-    revealed_body,
-    token_fields,
-)
+from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, json_response
 from app.callers.service_keys import Scope
 from app.tokens.models import StoredToken
 
@@ -34,90 +42,93 @@ PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))
     "",
     summary="Store a token",
     response_model=Token,
-    responses=answers(*BODY, *STORE, *SEAL, errors.VersionConflict, etag=True, created=True),
+    responses=responses(*BODY_ERRORS, *STORE_ERRORS, *ENCRYPT_ERRORS, errors.VersionConflict, etag=True, created=True),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH, IF_NONE_MATCH, body=StoreTokenRequest),
 )
 async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
-    """Create the token, or replace it whole: what is not given is empty afterwards. Needs `tokens:write`."""
+    """Create the token, or replace all of it: a field that is not given becomes empty. Needs `tokens:write`."""
     result = await call.vault.store(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
-    return _answer(result.token, status=201 if result.created else 200)
+    return _token_response(result.token, status=201 if result.created else 200)
 
 
 @router.get(
     "",
     summary="Reveal a token",
     response_model=Revealed,
-    responses=answers(*STORE, *OPEN, errors.TokenNotFound, errors.TokenInactive, etag=True),
+    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.TokenInactive, etag=True),
     openapi_extra=extra(*TOKEN_ID, INCLUDE),
 )
 async def reveal(call: RevealCall, request: Request) -> Response:
-    """Decrypt the access token. Needs `tokens:reveal`."""
-    include_refresh = _wants_refresh(request)
+    """Return the token with its access token decrypted. Needs `tokens:reveal`."""
+    include_refresh = _includes_refresh(request)
     if include_refresh:
         call.authenticated.require_scope(Scope.REVEAL_REFRESH)
     revealed = await call.vault.reveal(call.token_id, caller=call.caller, include_refresh=include_refresh)
-    return json_answer(revealed_body(revealed, include_refresh=include_refresh), version=revealed.token.version)
+    body = Revealed.with_secrets(revealed, include_refresh=include_refresh)
+    return json_response(body, version=revealed.token.version)
 
 
 @router.patch(
     "",
     summary="Change a token's status or metadata",
     response_model=Token,
-    responses=answers(*BODY, *STORE, errors.TokenNotFound, errors.VersionConflict, etag=True),
+    responses=responses(*BODY_ERRORS, *STORE_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=PatchTokenRequest),
 )
 async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
-    """Change what is no secret. Needs `tokens:write`."""
+    """Change status and metadata; the secrets stay. Needs `tokens:write`."""
     token = await call.vault.patch(call.token_id, body.to_patch(), caller=call.caller, precondition=condition)
-    return _answer(token)
+    return _token_response(token)
 
 
 @router.post(
     "/rotate",
     summary="Rotate a token",
     response_model=Token,
-    responses=answers(*BODY, *STORE, *OPEN, errors.TokenNotFound, errors.VersionConflict, etag=True),
+    responses=responses(
+        *BODY_ERRORS, *STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True
+    ),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=StoreTokenRequest),
 )
 async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
-    """Replace the secret of an existing token; what is not given stays, the status too. Needs `tokens:write`."""
+    """Replace the secret of an existing token; fields that are not given and the status stay. Needs `tokens:write`."""
     token = await call.vault.rotate(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
-    return _answer(token)
+    return _token_response(token)
 
 
 @router.post(
     "/rewrap",
     summary="Rewrap a token",
     response_model=Token,
-    responses=answers(*STORE, *OPEN, errors.TokenNotFound, errors.VersionConflict, etag=True),
+    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH),
 )
 async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
-    """Encrypt the token under the current key, where it is under another one. The token itself, its version and its
-    times stay, and its status does not matter. Needs `tokens:admin`.
+    """Encrypt the token under the primary key if it is under another one. The token, its version and its times stay.
+    A token of any status can be rewrapped. Needs `tokens:admin`.
     """
-    return _answer(await call.vault.rewrap(call.token_id, caller=call.caller, precondition=condition))
+    return _token_response(await call.vault.rewrap(call.token_id, caller=call.caller, precondition=condition))
 
 
 @router.delete(
     "",
     summary="Delete a token",
     status_code=204,
-    responses=answers(*STORE, errors.TokenNotFound, errors.VersionConflict),
+    responses=responses(*STORE_ERRORS, errors.TokenNotFound, errors.VersionConflict),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH),
 )
 async def delete(call: DeleteCall, condition: ChangeCondition) -> Response:
-    """Delete the token for good. Needs `tokens:delete`."""
+    """Delete the token permanently. Needs `tokens:delete`."""
     await call.vault.delete(call.token_id, caller=call.caller, precondition=condition)
     return Response(status_code=204)
 
 
-def _wants_refresh(request: Request) -> bool:
+def _includes_refresh(request: Request) -> bool:
     include = request.query_params.get("include") if request.scope["query_string"] else None
     if include not in {None, "refresh_token"}:
-        raise errors.InvalidRequest.of_field("include", "include can only be refresh_token")
+        raise errors.InvalidRequest.of_field("include", "include must be refresh_token")
     return include is not None
 
 
-def _answer(token: StoredToken, *, status: int = 200) -> Response:
-    return json_answer(Token(**token_fields(token)), status=status, version=token.version)
+def _token_response(token: StoredToken, *, status: int = 200) -> Response:
+    return json_response(Token.of(token), status=status, version=token.version)

@@ -1,4 +1,4 @@
-"""The service over each store. One process for each store serves the whole session; each test finds it empty."""
+"""The service over each store: one process per store and session, and an empty store for each test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def supabase_service(
 
 @pytest.fixture(params=["sqlite", "supabase"])
 def served(request: pytest.FixtureRequest) -> tuple[Service, Store]:
-    """A running service and its empty store; a test that asks for it runs once on each."""
+    """A running service and its empty store, once for each kind of store."""
     if request.param == "supabase":
         request.getfixturevalue("supabase")  # resets the store
     pair: tuple[Service, Store] = request.getfixturevalue(f"{request.param}_service")
@@ -54,13 +54,13 @@ def served_store(served: tuple[Service, Store]) -> Store:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client that may do everything."""
+    """A client with every scope."""
     with service.client() as one:
         yield one
 
 
 def problem(response: httpx.Response, status: int, code: str) -> dict[str, object]:
-    """Assert that an answer is exactly this problem, in the shape that every problem has; return it."""
+    """Assert that an answer is this problem, with the members and headers of every problem; return its body."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, object] = json.loads(response.text)

@@ -1,10 +1,9 @@
-"""The real service as a process, with a key for each kind of caller."""
+"""A vault as a process, with one service key for each kind of caller."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +21,10 @@ from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, 
 from tests.support.process.home import AS_USERS_HAVE_IT
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.ports import free_port
+from tests.support.waiting import eventually
 
-START_SECONDS = 30
-_LINE_SECONDS = 5
+START_SECONDS = 120
 COMMAND = Path(sys.executable).with_name("token-vault")
 
 _EVERY = frozenset(Scope)
@@ -38,7 +38,7 @@ _CALLERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running vault. `keys` are service keys by what they may do; `log` is everything that it printed."""
+    """A running vault. `keys` are service keys by kind of caller; `log` is the file of its output."""
 
     url: str
     keys: dict[str, str]
@@ -46,31 +46,24 @@ class Service:
     process: subprocess.Popen[bytes]
 
     def client(self, key: str = "full") -> httpx.Client:
-        """Return a client that presents this key."""
+        """Return a client with this key."""
         headers = {"Authorization": f"Bearer {self.keys[key]}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=PLAIN_HTTP)
 
     @contextmanager
     def logged(self) -> Iterator[list[dict[str, Any]]]:
-        """Collect the lines that are logged inside of the block."""
+        """Collect the log lines of the block, available after it."""
         before = len(self.lines())
         lines: list[dict[str, Any]] = []
         yield lines
         lines += [json.loads(line) for line in self.lines()[before:-1]]
 
     def lines(self) -> list[str]:
-        """Wait until every line so far has reached the log, and return them all, with one more of our own.
-
-        Lines come out moments after they are logged, and in order: where a request's own line is, those before it are.
-        """
+        """Return all lines logged so far and that of a probe, which shows that the ones before it have been written."""
         mark = uuid4().hex
         httpx.get(f"{self.url}/healthz", headers={"X-Request-ID": mark}, trust_env=False, timeout=20, verify=PLAIN_HTTP)
-        deadline = time.monotonic() + _LINE_SECONDS
-        while mark not in (written := self.log.read_text()):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"a request's line did not come:\n{written}")
-            time.sleep(0.002)
-        lines = written.splitlines()
+        eventually(lambda: mark in self.log.read_text())
+        lines = self.log.read_text().splitlines()
         return lines[: next(place for place, line in enumerate(lines, 1) if mark in line)]
 
 
@@ -78,7 +71,7 @@ class Service:
 def running_service(
     folder: Path, environment: dict[str, str], *arguments: str, within: tuple[str, ...] = ()
 ) -> Iterator[Service]:
-    """Start `token-vault serve` in `folder`, and stop it afterwards; `within` is a command that becomes it."""
+    """Run `token-vault serve` in `folder` during the block; `within` is a command that executes it."""
     keys = {name: generate_key() for name in _CALLERS}
     entries = [ServiceKey(service=name, sha256=hash_key(keys[name]), **_CALLERS[name]) for name in keys]
     key_file = folder / "service-keys.json"
@@ -90,7 +83,7 @@ def running_service(
         "SERVICE_KEYS_FILE": str(key_file),
         "PORT": str(port),
         "LOG_LEVEL": "DEBUG",
-        "METRICS_CENSUS_SECONDS": "0",  # it would meet what a test does to the store
+        "METRICS_CENSUS_SECONDS": "0",  # a count at any moment would meet the faults of a test
         **environment,
     }
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
@@ -113,14 +106,6 @@ def running_service(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    """Return a loopback port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
