@@ -1,14 +1,16 @@
-"""The sweep in each direction on both stores, beside a plain loop, and what ten million rows would take."""
+"""The sweep in each direction on both stores beside a plain loop, alone and as two shards, and for ten million rows."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,28 +19,24 @@ import psycopg
 from app.composition import Encryption, build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.counters import InMemoryCounters
-from app.reseal_process import COMMAND, first_line
-from app.rewrap.resealer import Resealer
-from app.rewrap.resealing_here import ResealerHere
-from app.rewrap.resealing_processes import ResealerProcesses
+from app.rewrap.key_ranges import Shard
 from app.security.kms.cost import price_of
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
 from app.security.local import LocalStrategy
 from app.security.service import EncryptionService
-from app.server.workers import open_variables
 from app.tokens.cipher import TokenCipher
 from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
 from benchmarks.bench import Bench
 from benchmarks.kms_stand_in import ARNS
-from benchmarks.rewrap_runs import Run, plain_loop, swept
+from benchmarks.rewrap_runs import Run, plain_loop, run_sweep
 from benchmarks.servers import supabase_project
 from benchmarks.table import Line, Target
 from tests.support.rewrap.stored_rows import KEYS, Row, SqliteRows, key_settings
 from tests.support.rewrap.sweeps import bound_row, pulseplan_row
 
-PROCESSES: Final = 2
+SHARDS: Final = 2
 _TEN_MILLION: Final = 10_000_000
 _MANY: Final = 100_000
 _FEW: Final = 200
@@ -52,7 +50,7 @@ _KMS_B: Final = {**_LOCAL_2, "USE_KMS": "true", "KMS_KEY_ID": ARNS[1], "KMS_PREV
 
 @dataclass(frozen=True, slots=True)
 class _Direction:
-    """From the settings that wrote, `None` for PulsePlan's own code, to those that write now."""
+    """From the settings `source`, `None` for PulsePlan's own code, to the settings `target`."""
 
     name: str
     source: dict[str, str] | None
@@ -88,7 +86,9 @@ def measure(bench: Bench) -> list[Line]:
     with (
         bench.servers.program("kms", "benchmarks.kms_stand_in") as kms,
         supabase_project(bench.folder, bench.reaper) as project,
+        ProcessPoolExecutor(SHARDS, mp_context=get_context("spawn")) as sweepers,
     ):
+        wait([sweepers.submit(time.sleep, 1) for _ in range(SHARDS)])  # both processes have imported this module
         aws = {
             "AWS_ENDPOINT_URL_KMS": f"http://127.0.0.1:{kms.port}",
             "AWS_REGION": "eu-west-1",
@@ -98,72 +98,76 @@ def measure(bench: Bench) -> list[Line]:
         for store in (_sqlite(bench.folder), _supabase(project)):
             for direction in _DIRECTIONS:
                 rows = direction.quick_rows if bench.quick else direction.rows
-                with asyncio.Runner() as runner:  # the command's own loop, for both
-                    loop = runner.run(_measured(store, direction, aws, few, processes=None))
-                    for processes in (1, PROCESSES):
-                        ours = runner.run(_measured(store, direction, aws, rows, processes=processes))
-                        lines += _lines(store, direction, ours, loop, processes)
+                settings = store.settings | direction.target | aws
+                _fill(store, direction, aws, few)
+                loop = asyncio.run(_run_plain_loop(settings))
+                for shards in (1, SHARDS):
+                    _fill(store, direction, aws, rows)
+                    sweep = _run_shards(sweepers, settings, shards)
+                    assert sweep.rows == rows
+                    lines += _lines(store, direction, sweep, loop, shards)
     return lines
 
 
-def _lines(store: _Store, direction: _Direction, ours: Run, loop: Run, processes: int) -> list[Line]:
+def _lines(store: _Store, direction: _Direction, sweep: Run, loop: Run, shards: int) -> list[Line]:
     name = f"rewrap {direction.name}, {store.name}"
     target = direction.target_of_ratio if store.name == "Supabase" else None
-    if processes > 1:
-        name = f"  with --processes {processes}"
-    requests = round(ours.kms_requests / ours.rows * _TEN_MILLION) if processes == 1 else 0  # the others' are theirs
+    if shards > 1:
+        name = f"  {shards} shards at once"
+    requests = round(sweep.kms_requests / sweep.rows * _TEN_MILLION)
     return [
-        Line(name, ours.rate, "rows/s", ours.rate / loop.rate, "a plain loop", target),
-        Line("  ten million rows", _TEN_MILLION / ours.rate / _HOUR_SECONDS, "h"),
+        Line(name, sweep.rate, "rows/s", sweep.rate / loop.rate, "a plain loop", target),
+        Line("  ten million rows", _TEN_MILLION / sweep.rate / _HOUR_SECONDS, "h"),
         *([Line("  their requests to KMS", float(price_of(requests)), "dollars")] if requests else []),
     ]
 
 
-async def _measured(
-    store: _Store, direction: _Direction, aws: dict[str, str], rows: int, *, processes: int | None
-) -> Run:
-    """Fill the store, and move everything: in so many processes, or in a plain loop."""
+def _run_shards(sweepers: ProcessPoolExecutor, settings: dict[str, str], shards: int) -> Run:
+    """Rewrap everything in so many processes, each with its shard."""
+    parts = [Shard(number, shards) for number in range(1, shards + 1)]
+    runs = [running.result() for running in [sweepers.submit(_run_shard, settings, part) for part in parts]]
+    # the system's clock, the same in every process
+    seconds = max(ended for _, _, ended in runs) - min(began for _, began, _ in runs)
+    return Run(sum(run.rows for run, _, _ in runs), seconds, sum(run.kms_requests for run, _, _ in runs))
+
+
+def _run_shard(settings: dict[str, str], shard: Shard) -> tuple[Run, float, float]:
+    """Return the run, and when it began and ended, without the start of the process."""
+
+    async def run() -> tuple[Run, float, float]:
+        counters = InMemoryCounters()
+        async with _opened(settings, counters) as (tokens, encryption):
+            cipher = TokenCipher(encryption=encryption.service)
+            await cipher.prove_primary()
+            before, began = _kms_requests(counters), time.monotonic()
+            rewrapped = await run_sweep(tokens, cipher, shard)
+            ended = time.monotonic()
+            return Run(rewrapped, ended - began, _kms_requests(counters) - before), began, ended
+
+    return asyncio.run(run())
+
+
+async def _run_plain_loop(settings: dict[str, str]) -> Run:
+    counters = InMemoryCounters()
+    async with _opened(settings, counters) as (tokens, encryption):
+        await TokenCipher(encryption=encryption.service).prove_primary()
+        rows = await _all_rows(tokens)
+        uncached = _uncached_service(_settings(settings), encryption, counters)
+        before, began = _kms_requests(counters), time.monotonic()
+        rewrapped = await plain_loop(tokens, uncached, rows)
+        return Run(rewrapped, time.monotonic() - began, _kms_requests(counters) - before)
+
+
+def _fill(store: _Store, direction: _Direction, aws: dict[str, str], rows: int) -> None:
     store.clear()
     for chunk in _rows(direction, aws, rows):
         store.insert(chunk)
-    settings = direction.target | aws
-    counters = InMemoryCounters()
-    async with _opened(store.settings | settings, counters) as (tokens, encryption):
-        cipher = TokenCipher(encryption=encryption.service)
-        await cipher.prove_primary()  # the start of a process is not what is measured
-        before = _kms_requests(counters)
-        if processes is None:
-            found = await _all_rows(tokens)
-            forgetful = _forgetful(_settings(settings), encryption, counters)
-            began = perf_counter()
-            moved = await plain_loop(tokens, forgetful, found)
-        else:
-            began = perf_counter()
-            moved = await _swept(tokens, ResealerHere(cipher=cipher), store.settings | settings, processes)
-        run = Run(moved, perf_counter() - began, _kms_requests(counters) - before)
-    assert run.rows == rows
-    return run
 
 
-async def _swept(tokens: TokenRepository, here: Resealer, settings: dict[str, str], processes: int) -> int:
-    """Sweep as the command does; the start of its processes counts."""
-    if processes == 1:
-        return await swept(tokens, here)
-    several = ResealerProcesses(
-        here=here,
-        command=COMMAND,
-        environment=open_variables(),
-        first_line=first_line(_settings(settings)),
-        processes=processes,
-    )
-    async with several:
-        return await swept(tokens, several)
-
-
-def _forgetful(
+def _uncached_service(
     settings: Settings, encryption: Encryption, counters: InMemoryCounters
 ) -> Callable[[], EncryptionService]:
-    """Return what makes a service without a data key in its memory."""
+    """Return a factory of encryption services without cached data keys."""
     kms, keyring = encryption.kms, settings.keyring()
     if kms is None or keyring is None:
         return lambda: encryption.service
@@ -179,7 +183,7 @@ def _forgetful(
 
 
 def _rows(direction: _Direction, aws: dict[str, str], count: int) -> Iterator[list[Row]]:
-    """Make one token for each user, the most expensive case: no two share a key."""
+    """Make one token for each user. That is the most expensive case: no two share a data key."""
     service = None if direction.source is None else _encryption(direction.source | aws).service
     for at in range(0, count, _CHUNK_ROWS):
         users = [str(uuid4()) for _ in range(min(_CHUNK_ROWS, count - at))]

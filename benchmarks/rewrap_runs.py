@@ -1,4 +1,4 @@
-"""What is compared: the sweep, and the loop that anybody would write first. And a sweep's memory."""
+"""The contestants of the rewrap benchmark: a sweep and a plain loop. The peak memory of a sweep."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from uuid import uuid4
 
 import uvloop
 
-from app.errors import VaultError
-from app.rewrap.report import SweepReport
-from app.rewrap.resealer import Resealer
-from app.rewrap.resealing_here import ResealerHere
+from app.rewrap.key_ranges import Shard
+from app.rewrap.report import SilentObserver
 from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField, TokenContext
 from app.security.service import EncryptionService
@@ -44,30 +42,28 @@ class Run:
         return self.rows / self.seconds
 
 
-class _Quiet:
-    def progressed(self, report: SweepReport) -> None: ...
-
-    def unreadable(self, row_id: str, error: VaultError) -> None: ...
-
-    def waiting(self, error: VaultError, seconds: float) -> None: ...
-
-
-async def swept(tokens: TokenRepository, resealer: Resealer) -> int:
-    """Sweep everything, and return how many rows moved."""
-    events = TokenEvents(audit=NoAuditTrail())
-    report = await Sweep(tokens=tokens, resealer=resealer, events=events, observer=_Quiet(), plan=SweepPlan()).run()
-    assert report.remaining == 0
-    return report.moved
+async def run_sweep(tokens: TokenRepository, cipher: TokenCipher, shard: Shard | None = None) -> int:
+    """Rewrap every row of a shard, `None` for the whole table; return how many that was."""
+    sweep = Sweep(
+        tokens=tokens,
+        cipher=cipher,
+        events=TokenEvents(audit=NoAuditTrail()),
+        observer=SilentObserver(),
+        plan=SweepPlan(shard=shard),
+    )
+    report = await sweep.run()
+    assert report.remaining == 0 or shard is not None
+    return report.rewrapped
 
 
 async def plain_loop(
     tokens: TokenRepository, service: Callable[[], EncryptionService], rows: Sequence[StoredToken]
 ) -> int:
-    """Read a row, decrypt, encrypt and write it, one after the other; it proves nothing and waits for each step.
+    """Read, decrypt, encrypt and write one row after the other, without a proof; return how many rows that was.
 
-    `service` gives one that remembers no data key, so that under KMS each step is a request.
+    `service` returns an encryption service without cached data keys, so that under KMS each step is a request.
     """
-    moved = 0
+    rewrapped = 0
     for listed in rows:
         [row] = (await tokens.get_rows([listed.id])).values()
         where = {"provider": row.token_id.provider, "service_type": row.token_id.service_type}
@@ -82,12 +78,12 @@ async def plain_loop(
             for field, text in texts.items()
         }
         secrets = SealedSecrets(sealed[SecretField.ACCESS_TOKEN], sealed.get(SecretField.REFRESH_TOKEN))
-        moved += len(await tokens.replace_ciphertexts([Rewrap(row, transitions.rewrapped(row, secrets))]))
-    return moved
+        rewrapped += len(await tokens.replace_ciphertexts([Rewrap(row, transitions.rewrapped(row, secrets))]))
+    return rewrapped
 
 
 def memory(bench: Bench) -> list[Line]:
-    """Sweep a small and a large table in one process, one after the other, and compare the most that each took."""
+    """Sweep a small and then a large table in one process, and compare the peaks."""
     few, many = (2_000, 10_000) if bench.quick else (10_000, 100_000)
     peaks = [
         bench.client.submit(_peak_bytes, bench.folder / f"memory-{rows}.db", rows).result() for rows in (few, many)
@@ -106,7 +102,7 @@ def memory(bench: Bench) -> list[Line]:
 
 
 def _peak_bytes(path: Path, count: int) -> int:
-    """Return the most that this process has had in memory once it has swept so many rows."""
+    """Sweep so many rows; return the peak memory of this process."""
     rows = SqliteRows(path)
     for at in range(0, count, _CHUNK_ROWS):
         rows.insert([bound_row(local_encryption(1), str(uuid4()), 0) for _ in range(min(_CHUNK_ROWS, count - at))])
@@ -114,7 +110,7 @@ def _peak_bytes(path: Path, count: int) -> int:
     async def run() -> None:
         tokens = SqliteRepository(path=path)
         try:
-            assert await swept(tokens, ResealerHere(cipher=TokenCipher(encryption=local_encryption(2)))) == count
+            assert await run_sweep(tokens, TokenCipher(encryption=local_encryption(2))) == count
         finally:
             await tokens.close()
 

@@ -1,4 +1,4 @@
-"""Move every token to AWS KMS: `token-vault rewrap`, but only where KMS is what tokens move to."""
+"""Rewrap every token under AWS KMS: `token-vault rewrap`, refused unless KMS is the primary."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from app.cli.rewrap import rewrap
 )
 @click.pass_context
 def migrate_to_kms(context: click.Context, /, **_options: object) -> None:
-    """Insist on KMS, and go on as the command does."""
+    """Require KMS, then run the command."""
     if not settings_or_stop().use_kms:
-        raise UsageError("USE_KMS is not true, so tokens would not move to KMS. docs/key-rotation.md has the settings")
+        raise UsageError("USE_KMS is not true, so KMS is not the primary. docs/key-rotation.md has the settings")
     context.forward(rewrap)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it runs, and how it ended."""
+"""Progress and summary of a sweep, as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.rewrap.sweep import SweepPlan
 TICK_SECONDS: Final = 0.1
 _BETWEEN_LINES_SECONDS: Final = 5.0
 _RATE_OVER_SECONDS: Final = 10.0
-_CALM_SECONDS: Final = 3.0
+_RECOVERED_SECONDS: Final = 3.0
 _BAR_CHARACTERS: Final = 24
 _CLEAR_LINE: Final = "\r\x1b[K"
 
@@ -27,8 +27,8 @@ _CLEAR_LINE: Final = "\r\x1b[K"
 class SweepProgress:
     """`SweepObserver` on two streams: progress on standard error, unreadable rows on standard output.
 
-    On a terminal progress is one line that is drawn anew, elsewhere a line every few seconds. What the sweep waits for
-    is told once, and again only when it has been going well in between.
+    On a terminal progress is one line that is redrawn, otherwise a line every few seconds. An error that is retried is
+    shown once, and again only after the sweep has recovered.
     """
 
     def __init__(self, plan: SweepPlan) -> None:
@@ -37,12 +37,12 @@ class SweepProgress:
         self._report: SweepReport | None = None
         self._done_lately: deque[tuple[float, int]] = deque()
         self._next_line_at = time.monotonic() + _BETWEEN_LINES_SECONDS
-        self._told: set[str] = set()
-        self._calm_at = 0.0
+        self._shown_errors: set[str] = set()
+        self._recovered_at = 0.0
 
     @property
     def report(self) -> SweepReport | None:
-        """What was done as far as it is known."""
+        """The last report, `None` before the first count."""
         return self._report
 
     def progressed(self, report: SweepReport) -> None:
@@ -56,63 +56,65 @@ class SweepProgress:
         self._draw()
 
     def waiting(self, error: VaultError, seconds: float) -> None:
-        self._calm_at = time.monotonic() + seconds + _CALM_SECONDS
-        if error.detail not in self._told:
-            self._told.add(error.detail)
-            patience = f"for {self._plan.patience_seconds / 60:.0f} minutes at most"
-            self._say(f"{click.style('waiting', fg='yellow')}  {error.code}: {error.detail}; {patience}")
+        self._recovered_at = time.monotonic() + seconds + _RECOVERED_SECONDS
+        if error.detail not in self._shown_errors:
+            self._shown_errors.add(error.detail)
+            bound = f"for {self._plan.retry_seconds / 60:.0f} minutes at most"
+            self._say(f"{click.style('waiting', fg='yellow')}  {error.code}: {error.detail}; {bound}")
 
     def tick(self) -> None:
-        """Show how far it is; call it often."""
+        """Redraw the progress; call it every `TICK_SECONDS`."""
         now = time.monotonic()
         self._done_lately.append((now, self._done))
         while self._done_lately[0][0] < now - _RATE_OVER_SECONDS:
             self._done_lately.popleft()
-        if self._told and now > self._calm_at and self._rate() > 0:
-            self._told.clear()
-            self._say("going on")
+        if self._shown_errors and now > self._recovered_at and self._rate() > 0:
+            self._shown_errors.clear()
+            self._say("recovered")
         if self._live:
             self._draw()
         elif now >= self._next_line_at and self._report is not None:
             self._next_line_at = now + _BETWEEN_LINES_SECONDS
-            self._say(self._words())
+            self._say(self._line())
 
     def close(self) -> None:
-        """Leave the terminal to what follows."""
+        """Clear the line and draw no more."""
         self._clear()
         self._live = False
 
     @property
     def _done(self) -> int:
-        report = self._report
-        return 0 if report is None else report.moved + report.overtaken + report.unreadable.total()
+        return 0 if self._report is None else self._report.tried
 
     @property
-    def _all(self) -> int:
+    def _expected(self) -> int:
+        """Rows that this sweep will try, estimated: all shards are counted together, and are about equally large."""
         due = (self._report.due if self._report else None) or 0
+        if self._plan.shard is not None:
+            due //= self._plan.shard.count
         return max(self._done, due if self._plan.limit is None else min(due, self._plan.limit))
 
     def _rate(self) -> float:
         (first_at, first), (last_at, last) = self._done_lately[0], self._done_lately[-1]
         return max(0, last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
-    def _words(self) -> str:
+    def _line(self) -> str:
         if self._report is None or (self._report.due is None and not self._done):
             return "counting"
         rate = self._rate()
-        known = f" of {self._all:,}" if self._report.due is not None else ""
-        words = f"{self._done:,}{known} {'read' if self._plan.dry_run else 'done'}, {rate:,.0f} rows/s"
-        if self._told:
-            return f"{words}, waiting"
-        left = (self._all - self._done) / rate if rate else 0
-        return f"{words}, {left // 60:.0f}:{left % 60:02.0f} left" if left else words
+        total = f" of {self._expected:,}" if self._report.due is not None else ""
+        line = f"{self._done:,}{total} {'read' if self._plan.dry_run else 'done'}, {rate:,.0f} rows/s"
+        if self._shown_errors:
+            return f"{line}, waiting"
+        left = (self._expected - self._done) / rate if rate else 0
+        return f"{line}, {left // 60:.0f}:{left % 60:02.0f} left" if left else line
 
     def _draw(self) -> None:
         if not self._live:
             return
-        part = self._done / self._all if self._all else 0.0
+        part = self._done / self._expected if self._expected else 0.0
         full = int(part * _BAR_CHARACTERS)
-        line = f"{part:4.0%} [{'#' * full}{'.' * (_BAR_CHARACTERS - full)}] {self._words()}"
+        line = f"{part:4.0%} [{'#' * full}{'.' * (_BAR_CHARACTERS - full)}] {self._line()}"
         columns = shutil.get_terminal_size().columns
         click.echo(_CLEAR_LINE + line[: columns - 1], nl=False, err=True, color=True)
 
@@ -120,25 +122,26 @@ class SweepProgress:
         if self._live:
             click.echo(_CLEAR_LINE, nl=False, err=True, color=True)
 
-    def _say(self, words: str) -> None:
+    def _say(self, line: str) -> None:
         self._clear()
-        click.echo(words, err=True)
+        click.echo(line, err=True)
         self._draw()
 
 
 def print_summary(report: SweepReport, plan: SweepPlan) -> None:
-    """Print what was done, count by count."""
+    """Print the counts of a sweep."""
     if report.unreadable:
-        click.echo("")  # the rows themselves stand above
+        click.echo("")  # ends the list of unreadable rows
     by_code = ", ".join(f"{code} {rows:,}" for code, rows in sorted(report.unreadable.items()))
-    rate = report.moved / report.seconds if report.seconds else 0.0
+    rate = report.rewrapped / report.seconds if report.seconds else 0.0
+    counted = "" if plan.shard is None else "in all shards"
     rows = [
-        ("due", _number(report.due), ""),
-        ("readable" if plan.dry_run else "moved", f"{report.moved:,}", ""),
-        ("overtaken", f"{report.overtaken:,}", "changed or deleted by others meanwhile" if report.overtaken else ""),
+        ("due", _number(report.due), counted),
+        ("readable" if plan.dry_run else "rewrapped", f"{report.rewrapped:,}", ""),
+        ("overtaken", f"{report.overtaken:,}", "changed or deleted by others" if report.overtaken else ""),
         ("unreadable", f"{report.unreadable.total():,}", by_code),
         ("in doubt", f"{report.in_doubt:,}", "written without an answer" if report.in_doubt else ""),
-        ("remaining", _number(report.remaining), ""),
+        ("remaining", _number(report.remaining), counted),
         ("seconds", f"{report.seconds:,.1f}", ""),
         ("rows/s", f"{rate:,.0f}", ""),
     ]

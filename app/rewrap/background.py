@@ -1,4 +1,4 @@
-"""Sweeps now and then while the service runs."""
+"""Background sweeps in a running service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from app.errors import VaultError
-from app.rewrap.report import ReportedRows, SweepObserver, SweepReport
-from app.rewrap.resealing_here import ResealerHere
+from app.rewrap.outcomes import ReportedRows
+from app.rewrap.report import SilentObserver, SweepObserver, SweepReport
 from app.rewrap.sweep import Sweep, SweepPlan
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvents
@@ -23,11 +23,10 @@ _log = structlog.get_logger()
 
 
 class BackgroundSweep:
-    """Runs a gentle sweep every `interval_seconds`, give or take a fifth.
+    """Runs a gentle sweep every `interval_seconds`, plus or minus 20 %.
 
-    Any number of replicas may do so at once: each row still moves once, and the pauses and the rows that they begin
-    with differ so that they rarely meet. A row that cannot be read is counted by every sweep, and
-    leaves a record of it once.
+    Any number of replicas may sweep at once: each row is rewrapped once, and random pauses and first rows keep them
+    apart. Every sweep counts an unreadable row; only the first leaves an audit event.
     """
 
     def __init__(
@@ -40,20 +39,20 @@ class BackgroundSweep:
         observer: SweepObserver | None = None,
     ) -> None:
         self._tokens = tokens
-        self._resealer = ResealerHere(cipher=cipher)
+        self._cipher = cipher
         self._events = events
         self._interval_seconds = interval_seconds
-        self._observer = observer or _Quiet()
-        self._recorded = ReportedRows()
+        self._observer = observer or SilentObserver()
+        self._audited = ReportedRows()
         self._sweep: Sweep | None = None
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; the first sweep comes after one interval."""
+        """Begin; the first sweep starts after one interval."""
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Stop; a sweep that is under way first finishes what it is writing."""
+        """Stop; a running sweep first finishes the writes that it has sent."""
         if self._running is None:
             return
         if self._sweep is None:
@@ -69,38 +68,29 @@ class BackgroundSweep:
             await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311  spreads replicas out
             self._sweep = Sweep(
                 tokens=self._tokens,
-                resealer=self._resealer,
+                cipher=self._cipher,
                 events=self._events,
                 observer=self._observer,
-                plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, patience_seconds=RETRY_SECONDS, scattered=True),
-                recorded=self._recorded,
+                plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, retry_seconds=RETRY_SECONDS, scattered=True),
+                audited=self._audited,
             )
             try:
                 _log_report(await self._sweep.run())
             except VaultError as error:
                 _log.error("sweep_failed", code=error.code, reason=error.detail)
-            except Exception as error:  # noqa: BLE001  the next sweep must come all the same
+            except Exception as error:  # noqa: BLE001  the next sweep must still run
                 _log.error("sweep_failed", exc_info=error)
             stopped, self._sweep = self._sweep.stopped, None
             if stopped:
                 return
 
 
-class _Quiet:
-    """Each row leaves its own event, so the sweep's own log says no more than how it ended."""
-
-    def progressed(self, report: SweepReport) -> None: ...
-
-    def unreadable(self, row_id: str, error: VaultError) -> None: ...
-
-    def waiting(self, error: VaultError, seconds: float) -> None: ...
-
-
 def _log_report(report: SweepReport) -> None:
+    """Log how a sweep ended; each row has an event of its own."""
     if report.due != 0 or report.remaining:
         _log.info(
             "swept",
-            moved=report.moved,
+            rewrapped=report.rewrapped,
             overtaken=report.overtaken,
             unreadable=report.unreadable.total(),
             remaining=report.remaining,

@@ -1,4 +1,4 @@
-"""Rewraps tokens that were just read under an old key, behind the reader's back."""
+"""Rewrap on read: a token that was revealed under an old key is rewrapped after the answer."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from app.tokens.cipher import TokenCipher
 from app.tokens.events import SUCCESS, TokenEvents
 from app.tokens.models import NO_SERVICE, Caller, StoredToken, current_service
 from app.tokens.repository import TokenRepository
-from app.tokens.row_rewrap import rewrap_event, rewrapped, write_rewrap
+from app.tokens.row_rewrap import prepare_rewrap, rewrap_event, write_rewrap
 
 MAXIMUM_WAITING: Final = 1_000
 WORKERS: Final = 2
 DELAY_SECONDS: Final = 0.05
-DEADLINE_SECONDS: Final = 5.0
-AGAIN_AFTER_SECONDS: Final = 300.0
-_REMEMBERED: Final = 10_000
-CALLER: Final = Caller("rewrap-on-read")
+RETRY_AFTER_SECONDS: Final = 300.0
+ON_READ_CALLER: Final = Caller("rewrap-on-read")
+_ROW_SECONDS: Final = 5.0
+_MAXIMUM_OFFERED: Final = 10_000
 
 
 class RewrapOnRead:
-    """Takes tokens whose scheme is not the primary's and moves each once, a moment later.
+    """Rewraps tokens that readers offer, each at most once in `RETRY_AFTER_SECONDS`.
 
-    A reader never waits for it: `offer` only puts the row into a queue, and where that is full it forgets the row,
-    since the next read or a sweep will come by. The write holds only for the row that was read, so a concurrent write
-    wins. What did not work is not tried again for five minutes.
+    A reader never waits: `offer` only fills a queue, and drops the token if the queue is full, because the next read
+    or a sweep takes it. The write holds only for the row that was read, so a concurrent write wins.
     """
 
     def __init__(
@@ -49,10 +48,10 @@ class RewrapOnRead:
         self._workers: set[asyncio.Task[None]] = set()
 
     def offer(self, token: StoredToken) -> None:
-        """Note a token that was just read; returns at once and raises nothing."""
+        """Queue a token that was just read; returns at once and raises nothing."""
         primary = self._cipher.primary_scheme
-        if primary is None or token.encryption_scheme == primary or not self._remember(token.id):
-            return  # without the primary's scheme the token may be under it
+        if primary is None or token.encryption_scheme == primary or not self._accept(token.id):
+            return  # while the primary's scheme is unknown the token may be under it
         self._waiting.append(token)
         if len(self._workers) < WORKERS:
             worker = asyncio.create_task(self._work())
@@ -60,24 +59,24 @@ class RewrapOnRead:
             worker.add_done_callback(self._workers.discard)
 
     async def close(self) -> None:
-        """Finish the write that is under way, and forget the rest."""
+        """Finish the rewraps that were begun, and drop the rest."""
         self._waiting.clear()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
-    def _remember(self, row_id: str) -> bool:
-        """Return whether the row is new to us and there is room for it."""
+    def _accept(self, row_id: str) -> bool:
+        """Return whether the queue has space and the row was not accepted lately; remember it if so."""
         now = time.monotonic()
         last = self._offered.get(row_id)
-        if len(self._waiting) >= MAXIMUM_WAITING or (last is not None and now - last < AGAIN_AFTER_SECONDS):
+        if len(self._waiting) >= MAXIMUM_WAITING or (last is not None and now - last < RETRY_AFTER_SECONDS):
             return False
         self._offered[row_id] = now
         self._offered.move_to_end(row_id)
-        if len(self._offered) > _REMEMBERED:
+        if len(self._offered) > _MAXIMUM_OFFERED:
             self._offered.popitem(last=False)
         return True
 
     async def _work(self) -> None:
-        current_service.set(NO_SERVICE)  # it began in the context of one reader, and works for all
+        current_service.set(NO_SERVICE)  # the task inherits the context of one reader, and works for all
         await asyncio.sleep(self._delay_seconds)  # the reader's answer goes out first
         while self._waiting:
             await self._rewrap(self._waiting.popleft())
@@ -87,14 +86,14 @@ class RewrapOnRead:
         after = token
         try:
             self._events.require_open()
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                rewrap = await rewrapped(self._cipher, token)
+            async with asyncio.timeout(_ROW_SECONDS):
+                rewrap = await prepare_rewrap(self._cipher, token)
                 if rewrap is None or not await write_rewrap(self._tokens, rewrap):
-                    return  # it is under the primary already, or somebody else has written it meanwhile
+                    return  # already under the primary, or overtaken
                 after = rewrap.after
         except VaultError as error:
             outcome, detail = error.code, error.detail
         except TimeoutError:
             outcome, detail = StoreTimeout.code, "the rewrap took too long; it may or may not have happened"
-        with suppress(AuditUnavailable):  # the trail says so itself, and nobody waits for an answer
-            await self._events.record(rewrap_event(after, outcome, detail, caller=CALLER))
+        with suppress(AuditUnavailable):  # the audit trail logs its own failure, and no caller waits
+            await self._events.record(rewrap_event(after, outcome, detail, caller=ON_READ_CALLER))

@@ -1,4 +1,4 @@
-"""How long work in the background waits, for what, and that it can be stopped while it does."""
+"""Retries with backoff, a rate, and a stop that ends every wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_PAUSE_SECONDS: Final = 10.0
 
 
 class StoppedError(Exception):
-    """The work was told to stop, or gave up waiting; `reason` says which."""
+    """The work was stopped, or its retries are used up; `reason` says which."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -25,10 +25,10 @@ class StoppedError(Exception):
 
 
 class Retry:
-    """Waits while a service is unavailable, at most `seconds` for one thing, and keeps within a rate.
+    """Retries a call for at most `seconds`, and keeps calls within `per_second`.
 
-    Every method that waits raises `StoppedError` as soon as the work is told to stop. `on_wait` hears of each error
-    that is waited out, and for how long.
+    Every method that waits raises `StoppedError` as soon as `stop` was called. `on_wait` gets each error that is
+    retried, and the pause before the retry in seconds.
     """
 
     def __init__(
@@ -37,37 +37,36 @@ class Retry:
         self._seconds = seconds
         self._per_second = per_second
         self._on_wait = on_wait
-        self._next_turn_at = 0.0
+        self._next_free_at = 0.0
         self._stop = asyncio.Event()
         self._stop_reason = ""
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop."""
         return self._stop.is_set()
 
     def stop(self, reason: str) -> None:
-        """End every wait, now and from now on; the first reason is the one that counts."""
+        """End every wait, now and later; the first reason counts."""
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
 
     def require_running(self) -> None:
-        """Raise `StoppedError` where it was told to stop."""
+        """Raise `StoppedError` if `stop` was called."""
         if self._stop.is_set():
             raise StoppedError(self._stop_reason)
 
-    async def turn(self) -> None:
-        """Wait for the next turn within the rate."""
+    async def keep_rate(self) -> None:
+        """Wait until the rate allows one more."""
         self.require_running()
         if self._per_second is not None:
             now = time.monotonic()
-            at = max(self._next_turn_at, now)
-            self._next_turn_at = at + 1 / self._per_second
+            at = max(self._next_free_at, now)
+            self._next_free_at = at + 1 / self._per_second
             if at > now:
                 await self.pause(at - now)
 
     async def call(self, call: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Call, and call again while the error is retryable, with growing pauses; other errors are the caller's."""
+        """Call, and repeat while the error is retryable, with growing pauses; raises other errors as they are."""
         began, pause = time.monotonic(), _SHORTEST_PAUSE_SECONDS
         while True:
             self.require_running()
@@ -79,11 +78,11 @@ class Retry:
                 if time.monotonic() - began > self._seconds:
                     raise StoppedError(error.detail) from None
                 self._on_wait(error, pause)
-            await self.pause(pause * random.uniform(0.5, 1))  # noqa: S311  spreads those who wait together
+            await self.pause(pause * random.uniform(0.5, 1))  # noqa: S311  jitter: callers that fail together spread out
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def while_running(self, work: Awaitable[T]) -> T:
-        """Await what may take long, and give it up as soon as the work is told to stop."""
+        """Await long work, and cancel it as soon as `stop` is called."""
         working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

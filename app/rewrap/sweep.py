@@ -1,9 +1,9 @@
-"""The sweep: moves every token to the primary key while others read and write.
+"""The sweep: rewrap every token that is not under the primary, while others read and write.
 
-It can run at any time, be killed at any moment, be started again, and run several times at once, because each row moves
-in one conditional write that holds only for the row that was decrypted. It keeps no state of its own: the column
-`encryption_scheme` says what is left to do. It begins and ends with a count; where there are too many rows for
-the store to count in time it moves them all the same, and says that nobody has counted.
+A sweep may run at any time, be killed at any moment, be started again, and run several times at once: each row is
+rewrapped in one conditional write that holds only for the row that was decrypted. It keeps no state outside the table,
+because the column `encryption_scheme` says which rows are due. It begins and ends with a count; if the store cannot
+count so many rows in time the sweep rewraps them all the same and reports the count as unknown.
 """
 
 from __future__ import annotations
@@ -11,110 +11,127 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Final
-from uuid import uuid4
 
-from app.concurrency import Tasks, all_of
+from app.concurrency import all_of
 from app.errors import (
     CredentialsDenied,
     EncryptionError,
     InvalidRequest,
+    KeyDenied,
     KeyUnavailable,
     StoreMisconfigured,
     StoreTimeout,
     VaultError,
 )
-from app.rewrap.report import ReportedRows, SweepObserver, SweepRecord, SweepReport
-from app.rewrap.resealer import PrimaryDeniedError, Resealer
+from app.rewrap.key_ranges import KeyRange, Shard, scattered_ranges
+from app.rewrap.outcomes import OutcomeRecorder, ReportedRows
+from app.rewrap.report import SweepObserver, SweepReport
 from app.rewrap.retry import Retry, StoppedError
 from app.rewrap.writer import RewrapWriter
 from app.tokens import transitions
 from app.tokens.census import Census
-from app.tokens.cipher import SealedSecrets
+from app.tokens.cipher import SealedSecrets, TokenCipher
 from app.tokens.events import TokenEvents
 from app.tokens.models import Rewrap, StoredToken, UnreadableRow
 from app.tokens.repository import TokenRepository
 
+Page = Sequence[StoredToken | UnreadableRow]
 PAGE_ROWS: Final = 200
-CONCURRENT_PAGES: Final = 3
+CONCURRENT_PAGES: Final = 4
+CONCURRENT_ROWS: Final = 32
 RETRY_SECONDS: Final = 300.0
 _MAXIMUM_PASSES: Final = 20
 _BETWEEN_PASSES_SECONDS: Final = 0.1
-_COUNT_WHEN_STOPPED_SECONDS: Final = 10.0
+_FINAL_COUNT_SECONDS: Final = 10.0
+
+
+class _PrimaryDeniedError(Exception):
+    """The key of the primary is denied, so no row can be rewrapped; `error` says why."""
+
+    def __init__(self, error: KeyDenied) -> None:
+        super().__init__()
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """How a sweep goes about it.
+    """The rows that a sweep takes, and how fast.
 
-    `rows_per_second` limits the load on KMS, which is asked about once or twice for a row. `limit` ends the sweep after
-    so many rows; those that cannot be read do not count. `dry_run` opens every row and writes none. `scattered` begins
-    at a random row, so that sweeps that run at once seldom take the same rows: whoever comes second has opened and
-    sealed them in vain. While KMS or the store is unavailable the sweep waits, at most `patience_seconds` for one
-    thing.
+    - `provider`: only this provider's rows
+    - `shard`: only the rows of this shard
+    - `limit`: stop after so many rows; unreadable ones do not count
+    - `rows_per_second`: bounds the load on KMS, which gets one or two requests for each row
+    - `dry_run`: decrypt every row and write none
+    - `scattered`: begin at a random row, so that sweeps that run at once seldom take the same rows
+    - `retry_seconds`: how long one call to KMS or the store is retried while it is unavailable
     """
 
     provider: str | None = None
+    shard: Shard | None = None
     limit: int | None = None
     rows_per_second: float | None = None
     dry_run: bool = False
     scattered: bool = False
     deadline_seconds: float | None = None
-    patience_seconds: float = RETRY_SECONDS
+    retry_seconds: float = RETRY_SECONDS
+
+    def key_ranges(self) -> list[KeyRange]:
+        """Return the row ids to walk, in order."""
+        if self.shard is not None:
+            return [self.shard.key_range]
+        return scattered_ranges() if self.scattered else [KeyRange()]
 
 
 class Sweep:
-    """One sweep; `run` it once. `recorded` knows of which unreadable rows those before it have left a record."""
+    """One sweep; call `run` once. `audited` holds the unreadable rows for which earlier sweeps left an event."""
 
     def __init__(
         self,
         *,
         tokens: TokenRepository,
-        resealer: Resealer,
+        cipher: TokenCipher,
         events: TokenEvents,
         observer: SweepObserver,
         plan: SweepPlan,
-        recorded: ReportedRows | None = None,
+        audited: ReportedRows | None = None,
     ) -> None:
         self._tokens = tokens
-        self._resealer = resealer
+        self._cipher = cipher
         self._events = events
         self._observer = observer
         self._plan = plan
         self._report = SweepReport()
-        self._record = SweepRecord(
+        self._outcomes = OutcomeRecorder(
             report=self._report,
             observer=observer,
             events=events,
-            recorded=ReportedRows() if recorded is None else recorded,
+            audited=ReportedRows() if audited is None else audited,
             keeps_events=not plan.dry_run,
         )
-        self._patience = Retry(seconds=plan.patience_seconds, per_second=plan.rows_per_second, on_wait=observer.waiting)
-        self._writer = RewrapWriter(
-            tokens=tokens, patience=self._patience, report=self._report, on_moved=self._record.moved
-        )
-        self._pages = asyncio.Semaphore(CONCURRENT_PAGES)
-        self._rows = asyncio.Semaphore(resealer.concurrent_rows)
-        # at a low rate a page is about a second's rows: what is read is soon written, and little is lost by stopping
+        self._retry = Retry(seconds=plan.retry_seconds, per_second=plan.rows_per_second, on_wait=observer.waiting)
+        self._writer = RewrapWriter(tokens=tokens, retry=self._retry, outcomes=self._outcomes)
+        self._row_slots = asyncio.Semaphore(CONCURRENT_ROWS)
+        # at a low rate a page is about one second's rows, so that a stop wastes little
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
-        self._proven = self._begun = False
+        self._primary_proven = self._counted = False
 
-    def stop(self, reason: str = "it was told to stop") -> None:
-        """Let what is being written finish, take no further row, and end."""
-        self._patience.stop(reason)
+    def stop(self, reason: str = "it was stopped") -> None:
+        """Finish the writes that were sent, take no further row, and end."""
+        self._retry.stop(reason)
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop."""
-        return self._patience.stopped
+        """Whether `stop` was called."""
+        return self._retry.stopped
 
     async def run(self) -> SweepReport:
-        """Move every row that is due, and report; call it once.
+        """Rewrap every due row, and report.
 
-        Raises a `VaultError` where no waiting helps: the primary's key is denied, the store refuses everything, or what
-        was done could not be recorded.
+        Raises a `VaultError` that no retry can resolve: the primary's key is denied, the store refuses every write, or
+        the audit trail failed.
         """
         began = time.monotonic()
         deadline = None
@@ -122,13 +139,13 @@ class Sweep:
             loop = asyncio.get_running_loop()
             deadline = loop.call_later(self._plan.deadline_seconds, self.stop, "its time was over")
         try:
-            await self._run()
+            await self._run_passes()
         except StoppedError as stopped:
             self._report.stopped = stopped.reason
-            await self._count_what_is_left()
+            await self._count_after_stop()
         except VaultError:
-            if self._begun:
-                await self._count_what_is_left()
+            if self._counted:
+                await self._count_after_stop()
                 self._end(began)
             raise
         finally:
@@ -141,140 +158,158 @@ class Sweep:
         self._report.seconds = time.monotonic() - began
         self._observer.progressed(self._report)
 
-    async def _run(self) -> None:
+    async def _run_passes(self) -> None:
+        """Walk the due rows, and again while others keep adding some."""
         report = self._report
-        await self._patience.call(self._resealer.prove_primary)  # until then its scheme may not be known
-        self._proven = True
-        census = await self._patience.call(self._counted)
+        await self._retry.call(self._cipher.prove_primary)  # the scheme of an alias is not known before
+        self._primary_proven = True
+        census = await self._retry.call(self._count)
         report.due = None if census is None else census.due
-        self._begun = True
+        self._counted = True
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
-            self._record.begin_pass()
-            before = report.moved + report.overtaken
+            self._outcomes.begin_pass()
+            before = report.rewrapped + report.overtaken
             for scheme in await self._due_schemes(census):
                 await self._walk(scheme)
-            self._record.end_pass()
-            census = await self._patience.call(self._counted)
+            self._outcomes.end_pass()
+            census = await self._retry.call(self._count)
             report.remaining = None if census is None else census.due
-            if census is not None:
-                over = (census.due or 0) <= report.unreadable.total()
-            else:
-                over = report.moved + report.overtaken == before
-            if over or self._plan.dry_run:
+            nothing_found = report.rewrapped + report.overtaken == before
+            if self._plan.dry_run or self._is_complete(census, nothing_found=nothing_found):
                 return
-            await self._patience.pause(
-                _BETWEEN_PASSES_SECONDS
-            )  # rows that others wrote meanwhile, under another key or none
-        reason = "others keep writing rows under another key"
-        raise StoppedError(reason)
+            await self._retry.pause(_BETWEEN_PASSES_SECONDS)
+        raise StoppedError("others keep writing rows under another key")
 
-    async def _counted(self) -> Census | None:
-        """Count, or return `None` where the store cannot in its time; once, for each attempt is a scan."""
+    def _is_complete(self, census: Census | None, *, nothing_found: bool) -> bool:
+        if census is not None and (census.due or 0) <= self._report.unreadable.total():
+            return True
+        # nobody counted, or the count has the rows of other shards: then a pass that finds nothing is the proof
+        return nothing_found and (census is None or self._plan.shard is not None)
+
+    async def _count(self) -> Census | None:
+        """Return the census, or `None` if the store times out; not repeated, because each count reads every row."""
         try:
-            return await self._patience.while_running(self._census())
+            return await self._retry.while_running(self._census())
         except StoreTimeout:
             return None
 
-    async def _count_what_is_left(self) -> None:
-        """Count after a stop, for a moment, if the primary's scheme is known; else nobody knows how many are left."""
-        if self._proven:
+    async def _count_after_stop(self) -> None:
+        """Count the remaining rows within a few seconds, if the primary's scheme is known."""
+        if self._primary_proven:
             self._report.remaining = None
             with contextlib.suppress(VaultError, TimeoutError):
-                async with asyncio.timeout(_COUNT_WHEN_STOPPED_SECONDS):
+                async with asyncio.timeout(_FINAL_COUNT_SECONDS):
                     self._report.remaining = (await self._census()).due
 
     async def _census(self) -> Census:
         lines = await self._tokens.census(provider=self._plan.provider)
-        return Census.of(lines, primary_scheme=self._resealer.primary_scheme)
+        return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
 
     async def _due_schemes(self, census: Census | None) -> list[str | None]:
         if census is not None:
             return census.due_schemes
-        schemes = await self._patience.call(self._tokens.schemes)
-        return [scheme for scheme in schemes if scheme != self._resealer.primary_scheme]
+        schemes = await self._retry.call(self._tokens.schemes)
+        return [scheme for scheme in schemes if scheme != self._cipher.primary_scheme]
 
     async def _walk(self, scheme: str | None) -> None:
-        """Take the rows of one scheme page by page, several pages at a time."""
-        spans: list[tuple[str | None, str | None]] = [(None, None)]
-        if self._plan.scattered:
-            middle = str(uuid4())
-            spans = [(middle, None), (None, middle)]
-        async with Tasks() as tasks:
-            for after, last in spans:
-                while page := await self._patience.call(self._next_page, scheme, after, last):
-                    after = page[-1].id  # noqa: PLW2901  the rest of the span
-                    await self._pages.acquire()
-                    if self._plan.limit is None:
-                        tasks.start(self._move(page))
-                    else:  # how many rows may follow is known only when these have moved
-                        await self._move(page)
-                    tasks.raise_first()
+        """Rewrap the rows of one scheme, several pages at a time.
 
-    async def _next_page(
-        self, scheme: str | None, after: str | None, last: str | None
-    ) -> list[StoredToken | UnreadableRow]:
-        left = self._page_rows
+        An error ends the walk once the pages that were begun have ended: a write that was sent is never abandoned.
+        """
+        reading, failed = asyncio.Lock(), False
+
+        async def work() -> None:
+            nonlocal failed
+            try:
+                while not failed:
+                    async with reading:
+                        page = await anext(pages, None)
+                    if page is None:
+                        return
+                    await self._rewrap_page(page)
+            except BaseException:
+                failed = True
+                raise
+
+        # with a limit, the size of the next page depends on the outcome of the last one
+        workers = CONCURRENT_PAGES if self._plan.limit is None else 1
+        async with contextlib.aclosing(self._pages(scheme)) as pages:
+            await all_of(work() for _ in range(workers))
+
+    async def _pages(self, scheme: str | None) -> AsyncGenerator[Page, None]:
+        for key_range in self._plan.key_ranges():
+            after = key_range.after
+            while page := await self._retry.call(self._read_page, scheme, after, key_range.last):
+                after = page[-1].id
+                yield page
+
+    async def _read_page(self, scheme: str | None, after: str | None, last: str | None) -> Page:
+        rows = self._page_rows
         if self._plan.limit is not None:
-            left = min(left, self._plan.limit - self._report.moved - self._report.overtaken)
-        if left <= 0:
-            reason = f"the limit of {self._plan.limit} rows is reached"
-            raise StoppedError(reason)
-        page = await self._tokens.page(scheme, after=after, limit=left, provider=self._plan.provider)
+            rows = min(rows, self._plan.limit - self._report.rewrapped - self._report.overtaken)
+        if rows <= 0:
+            raise StoppedError(f"the limit of {self._plan.limit} rows is reached")
+        page = await self._tokens.page(scheme, after=after, limit=rows, provider=self._plan.provider)
         return [row for row in page if last is None or row.id <= last]
 
-    async def _move(self, page: Sequence[StoredToken | UnreadableRow]) -> None:
+    async def _rewrap_page(self, page: Page) -> None:
         try:
-            await self._patience.call(self._require_record)
-            rewraps = [rewrap for rewrap in await all_of(map(self._prepared, page)) if rewrap is not None]
+            await self._retry.call(self._require_audit)
+            rewraps = [rewrap for rewrap in await all_of(map(self._prepare, page)) if rewrap is not None]
             refused = await self._writer.write(rewraps)
-            if refused and len(refused) == len(rewraps):  # it may not be about these rows
-                await self._patience.call(self._prove_store)
+            if refused and len(refused) == len(rewraps):  # perhaps the store refuses every row
+                await self._retry.call(self._prove_store)
             for rewrap, error in refused:
-                self._record.unreadable(rewrap.before.id, error, rewrap.before)
+                self._outcomes.unreadable(rewrap.before.id, error, rewrap.before)
         finally:
-            self._pages.release()
-            await self._record.write()
+            await self._outcomes.write_events()
         self._observer.progressed(self._report)
 
     async def _prove_store(self) -> None:
-        """Raise a `StoreError` where the store takes no rewrap at all."""
+        """Raise a `StoreError` if the store takes no rewrap at all."""
         await self._tokens.check()
         await self._tokens.replace_ciphertexts([])
 
-    async def _require_record(self) -> None:
+    async def _require_audit(self) -> None:
         self._events.require_open()
 
-    async def _prepared(self, row: StoredToken | UnreadableRow) -> Rewrap | None:
-        """Return the row under the new key, or `None` where there is nothing to write."""
+    async def _prepare(self, row: StoredToken | UnreadableRow) -> Rewrap | None:
+        """Return the rewrap to write, `None` if there is none."""
         if isinstance(row, UnreadableRow):
-            self._record.unreadable(row.id, StoreMisconfigured(row.detail), None)
+            self._outcomes.unreadable(row.id, StoreMisconfigured(row.detail), None)
             return None
-        async with self._rows:
-            await self._patience.turn()
+        async with self._row_slots:
+            await self._retry.keep_rate()
             try:
-                sealed = await self._patience.call(self._resealed, row)
-            except PrimaryDeniedError as denied:
+                sealed = await self._retry.call(self._rewrap, row)
+            except _PrimaryDeniedError as denied:
                 raise denied.error from None
             except (EncryptionError, InvalidRequest) as error:
-                self._record.unreadable(row.id, error, row)
+                self._outcomes.unreadable(row.id, error, row)
                 return None
         if sealed is None:
-            self._report.moved += 1
+            self._outcomes.readable()
             return None
         if sealed.access.scheme == row.encryption_scheme:
             return None
         return Rewrap(row, transitions.rewrapped(row, sealed))
 
-    async def _resealed(self, row: StoredToken) -> SealedSecrets | None:
-        """Return the row's secrets under the primary; of a dry run, which only opens them, `None`.
+    async def _rewrap(self, row: StoredToken) -> SealedSecrets | None:
+        """Return the row's secrets under the primary; in a dry run only decrypt them and return `None`.
 
-        Credentials that expire half-way are no row's fault, and new ones may come: that is waited for.
+        Raises the row's own `EncryptionError` or `InvalidRequest`; `_PrimaryDeniedError`, which concerns every row; or
+        `KeyUnavailable`, also for expired credentials, because new ones may arrive.
         """
         try:
-            return await self._resealer.reseal(row, open_only=self._plan.dry_run)
-        except (CredentialsDenied, PrimaryDeniedError) as error:
-            denied = error.error if isinstance(error, PrimaryDeniedError) else error
-            if isinstance(denied, CredentialsDenied):
-                raise KeyUnavailable(denied.detail) from None
-            raise
+            secrets = await self._cipher.open(row)
+            if self._plan.dry_run:
+                return None
+            try:
+                return await self._cipher.seal_as_primary(row.token_id, secrets)
+            except CredentialsDenied:
+                raise
+            except KeyDenied as error:
+                raise _PrimaryDeniedError(error) from None
+        except CredentialsDenied as error:
+            raise KeyUnavailable(error.detail) from None

@@ -20,13 +20,8 @@ _OPEN: Final = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", ME
 _OPEN_PREFIXES: Final = ("LC_", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "PYTHON")
 
 
-def open_variables() -> dict[str, str]:
-    """Return this process's variables that hold no secret."""
-    return {name: value for name, value in os.environ.items() if _is_open(name)}
-
-
 def hidden_variables() -> dict[str, str]:
-    """Return this process's other variables."""
+    """Return this process's variables that may be secret."""
     return {name: value for name, value in os.environ.items() if not _is_open(name)}
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -25,17 +25,6 @@ T = TypeVar("T")
 _ROUNDS = 3
 WAITING_CALLS = 64
 KEY_SECONDS = 2.5
-
-
-class Encrypted(Protocol):
-    """What is opened of a row."""
-
-    @property
-    def token_id(self) -> TokenId: ...
-    @property
-    def access_ciphertext(self) -> str: ...
-    @property
-    def refresh_ciphertext(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +84,7 @@ class TokenCipher:
             self._encryption.note_fallback(error)
             return sealed
 
-    async def open(self, token: Encrypted) -> Secrets:
+    async def open(self, token: StoredToken) -> Secrets:
         """Decrypt both; raises an `EncryptionError`."""
 
         def open_both(*, wait: bool) -> Secrets:
@@ -107,7 +96,7 @@ class TokenCipher:
 
         return await self._off_the_loop_if_needed(open_both)
 
-    async def reseal(self, token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+    async def seal_as_primary(self, token_id: TokenId, secrets: Secrets) -> SealedSecrets:
         """Encrypt both under the primary and no other, and prove that they open again; raises an `EncryptionError`."""
 
         def seal(*, wait: bool) -> SealedSecrets:
@@ -125,7 +114,7 @@ class TokenCipher:
     async def prove_primary(self) -> None:
         """Prove that the primary seals and opens; afterwards its scheme is known. Raises an `EncryptionError`."""
         nobody = TokenId("self-test", "self-test")
-        await self.reseal(nobody, Secrets(SecretStr("self-test"), None))
+        await self.seal_as_primary(nobody, Secrets(SecretStr("self-test"), None))
 
     async def open_access(self, token: StoredToken) -> SecretStr:
         """Decrypt the access token; raises an `EncryptionError`."""

@@ -38,7 +38,7 @@ from app.tokens.models import (
 from app.tokens.provider_rules import ProviderRule
 from app.tokens.recorded_operation import RecordedOperation, too_slow
 from app.tokens.repository import TokenRepository
-from app.tokens.row_rewrap import rewrapped, write_rewrap
+from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 from app.tokens.shared_census import SharedCensus
 
 T = TypeVar("T")
@@ -187,7 +187,7 @@ class TokenVault:
             async def write(found: StoredToken | None) -> StoredToken | None:
                 current = _existing(found, precondition)
                 attempt.of(current)
-                rewrap = await rewrapped(self._cipher, current)
+                rewrap = await prepare_rewrap(self._cipher, current)
                 if rewrap is None:
                     return current
                 attempt.of(rewrap.after)

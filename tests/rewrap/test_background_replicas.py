@@ -86,7 +86,7 @@ def test_two_replicas_sweep_at_once_stop_in_the_middle_and_finish_the_next_time(
     _require_clean_ends(first)
     assert any('"stopped":"the service is shutting down"' in one.output for one in first)
     _require_whole(before, rows.rows())
-    assert len(_all_moved(first)) == moved, "what was moved was recorded, and nothing else"
+    assert len(_all_rewrapped(first)) == moved, "what was moved was recorded, and nothing else"
 
     with ExitStack() as stack:
         replicas = _replicas(stack, serve, rows, tmp_path)
@@ -94,12 +94,12 @@ def test_two_replicas_sweep_at_once_stop_in_the_middle_and_finish_the_next_time(
         second = [replica.stop() for replica in replicas]
     _require_clean_ends(second)
     _require_whole(before, rows.rows())
-    by_user = Counter(_all_moved([*first, *second]))
+    by_user = Counter(_all_rewrapped([*first, *second]))
     assert by_user.keys() == {row["user_id"] for row in before.values()}
     assert set(by_user.values()) == {1}, "each token moved once"
 
 
-def _all_moved(ended: list[Ended]) -> list[str]:
+def _all_rewrapped(ended: list[Ended]) -> list[str]:
     return [user_id for one in ended for user_id in _moved_by(one.output)]
 
 

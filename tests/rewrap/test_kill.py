@@ -108,7 +108,7 @@ def test_after_each_kill_every_row_is_whole_and_the_next_sweep_finishes(
     due = rows.count("local:v1")
     done = rewrap(folder=tmp_path, settings=_settings(rows, 2))
     assert done.exit_code == 0, done
-    assert done.counts == {"due": due, "moved": due, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
+    assert done.counts == {"due": due, "rewrapped": due, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
     assert rows.count("local:v2") == count
     _require_whole(before, rows.rows(), seen=seen)
 

@@ -242,7 +242,7 @@ async def test_sweeps_and_readers_at_once_move_each_token_once(bench: Bench) -> 
     *reports, _, _ = await asyncio.gather(*(one.run() for one in sweeps), read(), read())
     await on_read.close()
     assert bench.moved() == 400
-    assert sum(report.moved for report in reports if report) + len(bench.recorded.events) == 400
+    assert sum(report.rewrapped for report in reports if report) + len(bench.recorded.events) == 400
     assert {row["version"] for row in bench.rows.rows().values()} == {1}
 
 

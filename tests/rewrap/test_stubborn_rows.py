@@ -16,7 +16,8 @@ from app.config.settings import Settings
 from app.errors import KeyDenied, StoreMisconfigured
 from app.observability.counters import InMemoryCounters
 from app.rewrap.background import BackgroundSweep
-from app.rewrap.report import REMEMBERED, ReportedRows, SweepReport
+from app.rewrap.outcomes import MAXIMUM_REPORTED_ROWS, ReportedRows
+from app.rewrap.report import SweepReport
 from app.rewrap.sweep import SweepPlan
 from app.security.context import TokenContext
 from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS
@@ -36,7 +37,7 @@ from tests.support.rewrap.stored_rows import (
     local_encryption,
     sealed_row,
 )
-from tests.support.rewrap.sweeps import Heard, all_moved, bound_row, counts, kms_settings, sweep
+from tests.support.rewrap.sweeps import Observed, all_rewrapped, bound_row, counts, kms_settings, sweep
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.hesitant import hesitant
@@ -80,13 +81,13 @@ async def test_rows_that_the_store_refuses_are_told_one_by_one_be_there_others_o
 ) -> None:
     rows, bad = SupabaseRows(refusing), _refused(refused)
     rows.insert([*bad, *_under_first(others)])
-    heard = Heard()
+    observed = Observed()
     async with SupabaseStore(refusing).open() as tokens:
-        report = await sweep(tokens, local_encryption(2), heard=heard).run()
+        report = await sweep(tokens, local_encryption(2), observed=observed).run()
     left = {"due": refused + others, "unreadable": refused, "remaining": refused}
-    assert counts(report) == {**all_moved(others), **left}
+    assert counts(report) == {**all_rewrapped(others), **left}
     assert (report.stopped, dict(report.unreadable)) == (None, {"store_misconfigured": refused})
-    assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
+    assert sorted(observed.unreadable_ids) == sorted(row["id"] for row in bad)
 
 
 def test_two_refused_rows_and_nothing_else_end_the_command_with_1(refusing: SupabaseStack, tmp_path: Path) -> None:
@@ -98,77 +99,81 @@ def test_two_refused_rows_and_nothing_else_end_the_command_with_1(refusing: Supa
 
 async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_row(supabase: SupabaseStack) -> None:
     SupabaseRows(supabase).insert(_under_first(3))
-    heard = Heard()
+    observed = Observed()
     supabase.sql("revoke update on public.oauth_tokens from service_role")
     try:
         async with SupabaseStore(supabase).open() as tokens:
             with pytest.raises(StoreMisconfigured):
-                await sweep(tokens, local_encryption(2), heard=heard).run()
+                await sweep(tokens, local_encryption(2), observed=observed).run()
     finally:
         supabase.sql("grant update on public.oauth_tokens to service_role")
-    assert heard.unreadable_ids == []
+    assert observed.unreadable_ids == []
 
 
 # --- rows that cannot be read
 
 
 @pytest.mark.parametrize("pages", [1, 2])
-async def test_they_stay_counted_where_a_later_pass_is_stopped(tmp_path: Path, pages: int) -> None:
-    """A row that others store meanwhile makes for a second pass, which is stopped after so many pages."""
+async def test_unreadable_rows_stay_counted_if_a_later_pass_is_stopped(tmp_path: Path, pages: int) -> None:
+    """A row that is added before the second count makes a second pass, which is stopped after so many pages."""
     rows = SqliteRows(tmp_path / "vault.db")
     rows.insert([*broken_rows().values(), *_under_first(10)])
-    heard, late = Heard(), _under_first(1)
-    first_pass = 4  # a page and an empty one for each of two schemes
+    observed, counting, reading = Observed(), Counter[str](), Counter[str]()
+
+    async def at_census() -> None:
+        counting["pauses"] += 1
+        if counting["pauses"] == 3:  # before the second count
+            rows.insert(_under_first(1))
+
+    async def at_page() -> None:
+        if counting["pauses"] >= 4:
+            reading["second pass"] += 1
+        if reading["second pass"] == 2 * pages:
+            running.stop("the test stopped it")
+
     async with SqliteStore(rows.path).open() as tokens:
-        calls: Counter[str] = Counter()
-
-        async def between() -> None:
-            if calls["page"] == first_pass and late:
-                rows.insert([late.pop()])
-            if calls["census"] == 2 and calls["page"] == first_pass + pages:
-                running.stop("it was told to")
-
-        running = sweep(hesitant(tokens, between, calls=calls), local_encryption(2), heard=heard)
+        slow = hesitant(hesitant(tokens, at_census, only="census"), at_page, only="page")
+        running = sweep(slow, local_encryption(2), observed=observed)
         report = await running.run()
-    assert report.stopped == "it was told to"
+    assert report.stopped == "the test stopped it"
     assert report.unreadable.total() == 4
     assert dict(report.unreadable) == {"integrity": 2, "key_denied": 1, "malformed_ciphertext": 1}
-    assert len(heard.unreadable_ids) == 4
+    assert len(observed.unreadable_ids) == 4
 
 
 async def test_sweeps_in_the_background_count_them_each_time_and_record_them_once(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     broken = broken_rows()
     rows.insert(broken.values())
-    heard = Heard()
+    observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
         background = BackgroundSweep(
             tokens=tokens,
             cipher=TokenCipher(encryption=local_encryption(2)),
-            events=TokenEvents(audit=NoAuditTrail(), observers=[heard]),
+            events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
             interval_seconds=0.01,
-            observer=heard,
+            observer=observed,
         )
         background.start()
-        await _until(lambda: len(heard.unreadable_ids) >= 12)
-        recorded = [event.outcome for event in heard.events]
+        await _until(lambda: len(observed.unreadable_ids) >= 12)
+        recorded = [event.outcome for event in observed.events]
         # another error of one of them is news
         rows.replace([broken["flipped"] | {"access_token": "nonsense"}])
-        await _until(lambda: len(heard.events) > 4)
+        await _until(lambda: len(observed.events) > 4)
         await background.close()
     assert sorted(recorded) == ["integrity", "integrity", "key_denied", "malformed_ciphertext"]
-    assert [event.outcome for event in heard.events[4:]] == ["malformed_ciphertext"]
+    assert [event.outcome for event in observed.events[4:]] == ["malformed_ciphertext"]
 
 
-def test_what_was_told_is_forgotten_when_it_was_mended_and_memory_is_bounded() -> None:
-    told = ReportedRows()
-    assert [told.is_new("row", "integrity") for _ in range(2)] == [True, False]
-    told.forget("row")
-    assert told.is_new("row", "integrity")
-    for number in range(2 * REMEMBERED):
-        told.is_new(str(number), "integrity")
-    assert len(told) == REMEMBERED
-    assert not told.is_new("row", "integrity")
+def test_reported_rows_are_bounded_and_forgotten_when_mended() -> None:
+    reported = ReportedRows()
+    assert [reported.add("row", "integrity") for _ in range(2)] == [True, False]
+    reported.forget("row")
+    assert reported.add("row", "integrity")
+    for number in range(2 * MAXIMUM_REPORTED_ROWS):
+        reported.add(str(number), "integrity")
+    assert len(reported) == MAXIMUM_REPORTED_ROWS
+    assert not reported.add("row", "integrity")
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -220,7 +225,7 @@ async def test_a_row_that_is_no_token_is_the_stores_fault_and_not_the_vaults(tmp
     SqliteStore(rows.path).insert_raw(**raw_row(metadata="{", encryption_scheme="local:v1"))
     async with SqliteStore(rows.path).open() as tokens:
         report = await sweep(tokens, local_encryption(2)).run()
-    assert (report.moved, dict(report.unreadable), report.remaining) == (3, {"store_misconfigured": 1}, 1)
+    assert (report.rewrapped, dict(report.unreadable), report.remaining) == (3, {"store_misconfigured": 1}, 1)
 
 
 async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_stops_nothing(tmp_path: Path) -> None:
@@ -246,12 +251,12 @@ async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_st
     faults = (another_text, in_another_place, too_long, nonsense)
     wrong = dict(zip([row["user_id"] for row in bad], faults, strict=True))
     service = EncryptionService(primary=_Untrue(strategy, wrong), counters=InMemoryCounters())
-    heard = Heard()
+    observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
-        report = await sweep(tokens, service, heard=heard).run()
-    assert counts(report) == {**all_moved(40), "due": 44, "unreadable": 4, "remaining": 4}
+        report = await sweep(tokens, service, observed=observed).run()
+    assert counts(report) == {**all_rewrapped(40), "due": 44, "unreadable": 4, "remaining": 4}
     assert dict(report.unreadable) == {"integrity": 2, "invalid_request": 1, "malformed_ciphertext": 1}
-    assert sorted(heard.unreadable_ids) == sorted(row["id"] for row in bad)
+    assert sorted(observed.unreadable_ids) == sorted(row["id"] for row in bad)
     after = rows.rows()
     assert [row["id"] for row in bad if after[row["id"]] != before[row["id"]]] == []
 
@@ -265,15 +270,15 @@ async def test_credentials_that_expire_half_way_are_waited_for_and_are_no_rows_f
     rows.insert([bound_row(source, str(uuid4()), 0) for _ in range(12)])
 
     def expire(report: SweepReport) -> None:
-        if report.due == 12 and not report.moved and not heard.waits:
+        if report.due == 12 and not report.rewrapped and not observed.waits:
             kms.faults.error("ExpiredTokenException", times=3)
 
-    heard = Heard(on_progress=expire)
+    observed = Observed(on_progress=expire)
     async with SqliteStore(rows.path).open() as tokens:
-        report = await sweep(tokens, target, heard=heard).run()
-    assert counts(report) == all_moved(12)
-    assert set(heard.waits) == {"key_unavailable"}
-    assert heard.unreadable_ids == []
+        report = await sweep(tokens, target, observed=observed).run()
+    assert counts(report) == all_rewrapped(12)
+    assert set(observed.waits) == {"key_unavailable"}
+    assert observed.unreadable_ids == []
 
 
 async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms: Kms, tmp_path: Path) -> None:
@@ -281,12 +286,12 @@ async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms:
     under_kms, local = (encryption(kms_settings(kms, primary=primary)) for primary in (True, False))
     rows.insert([bound_row(under_kms, str(uuid4()), 0) for _ in range(10)])
     kms.faults.error("ExpiredTokenException")
-    heard = Heard()
+    observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
-        report = await sweep(tokens, local, heard=heard, plan=SweepPlan(patience_seconds=0.2)).run()
+        report = await sweep(tokens, local, observed=observed, plan=SweepPlan(retry_seconds=0.2)).run()
     assert report.stopped == "the AWS credentials have expired"
-    assert counts(report) == {**all_moved(10), "moved": 0, "remaining": 10}
-    assert (heard.unreadable_ids, heard.events) == ([], [])
+    assert counts(report) == {**all_rewrapped(10), "rewrapped": 0, "remaining": 10}
+    assert (observed.unreadable_ids, observed.events) == ([], [])
 
 
 async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_no_row(tmp_path: Path) -> None:
@@ -298,8 +303,10 @@ async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_
         raise KeyDenied("the key is disabled")
 
     primary = _Untrue(_strategy(), {made[0]["user_id"]: denied})
-    heard = Heard()
+    observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
         with pytest.raises(KeyDenied):
-            await sweep(tokens, EncryptionService(primary=primary, counters=InMemoryCounters()), heard=heard).run()
-    assert heard.unreadable_ids == []
+            await sweep(
+                tokens, EncryptionService(primary=primary, counters=InMemoryCounters()), observed=observed
+            ).run()
+    assert observed.unreadable_ids == []

@@ -8,15 +8,14 @@ import io
 import logging
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from app.rewrap.sweep import CONCURRENT_PAGES, PAGE_ROWS, SweepPlan
-from app.tokens.repository import TokenRepository
 from tests.support.rewrap.stored_rows import (
     KEYS,
     Row,
@@ -34,30 +33,23 @@ from tests.support.rewrap.stored_rows import (
     what_a_row_holds,
 )
 from tests.support.rewrap.sweeps import (
-    Heard,
-    all_moved,
+    Observed,
+    all_rewrapped,
     bound_row,
     count_of,
     counts,
     five_schemes,
     kms_settings,
+    opened,
     sweep,
     what_it_held,
 )
 from tests.support.stack.faults import Request
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SqliteStore, SupabaseStore
 
 MANY: Final = 20_000
 _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
-
-
-@asynccontextmanager
-async def _opened(rows: Rows) -> AsyncIterator[TokenRepository]:
-    store = SqliteStore(rows.path) if isinstance(rows, SqliteRows) else SupabaseStore(rows.stack)
-    async with store.open() as tokens:
-        yield tokens
 
 
 def _under_first(count: int) -> list[Row]:
@@ -73,12 +65,12 @@ async def test_one_sweep_moves_20_000_rows_of_five_schemes_and_a_second_does_not
     rows.insert(five_schemes(MANY, local=local_encryption(1), kms=under_kms))
     before = rows.rows()
     assert count_of(rows) == {"local:v1": MANY // 5, f"kms:{kms.key_arn}": MANY // 5, None: 3 * MANY // 5}
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         report = await sweep(tokens, service).run()
         after = rows.rows()
         again = await sweep(tokens, service).run()
-    assert counts(report) == all_moved(MANY)
-    assert counts(again) == all_moved(0)
+    assert counts(report) == all_rewrapped(MANY)
+    assert counts(again) == all_rewrapped(0)
     assert rows.rows() == after
     assert {row["encryption_scheme"] for row in after.values()} == {"local:v2"}
     assert after.keys() == before.keys()
@@ -117,37 +109,37 @@ async def test_answers_are_cut_pages_are_capped_kms_throttles_and_the_counts_are
     made = [*_under_first(users), *broken_rows().values()]
     rows.insert(made)
     before = rows.rows()
-    heard = Heard()
-    async with _opened(rows) as tokens:
+    observed = Observed()
+    async with opened(rows) as tokens:
         with supabase.at_most(60):
             while len(page := await tokens.page("local:v1", after=None, limit=PAGE_ROWS)) > 60:
                 pass
             kms.faults.error("ThrottlingException", every=10)
             supabase.faults.cut_after_commit(when=_every(3, lambda request: "replace_ciphertexts" in request.target))
             supabase.faults.cut_before(when=_every(5, lambda request: request.method == "GET"))
-            report = await sweep(tokens, under_kms, heard=heard).run()
+            report = await sweep(tokens, under_kms, observed=observed).run()
     assert len(page) == 60
     supabase.faults.clear()
     kms.faults.clear()
     after = rows.rows()
     assert counts(report) == {
         "due": len(made),
-        "moved": users,
+        "rewrapped": users,
         "overtaken": 0,
         "unreadable": 4,
         "in doubt": 0,
         "remaining": 4,
     }
     [under] = supabase.sql(
-        "select count(*) filter (where encryption_scheme = %s) as moved, count(*) as rows from public.oauth_tokens",
+        "select count(*) filter (where encryption_scheme = %s) as rewrapped, count(*) as rows from public.oauth_tokens",
         [f"kms:{kms.key_arn}"],
     )
-    assert under == {"moved": report.moved, "rows": len(made)}
-    assert {"store_unavailable", "key_unavailable"} <= set(heard.waits)
+    assert under == {"rewrapped": report.rewrapped, "rows": len(made)}
+    assert {"store_unavailable", "key_unavailable"} <= set(observed.waits)
     left = [row_id for row_id, row in after.items() if row["encryption_scheme"] != f"kms:{kms.key_arn}"]
-    assert sorted(heard.unreadable_ids) == sorted(left)
+    assert sorted(observed.unreadable_ids) == sorted(left)
     assert {row_id: after[row_id] for row_id in left} == {row_id: before[row_id] for row_id in left}
-    outcomes = [event.outcome for event in heard.events]
+    outcomes = [event.outcome for event in observed.events]
     assert (len(outcomes), outcomes.count("success")) == (len(made), users)
     reader = encryption(kms_settings(kms, primary=True))
     moved = [row_id for row_id in after if row_id not in left]
@@ -162,10 +154,10 @@ async def test_reading_back_after_a_lost_answer_goes_on_where_it_was_cut(supabas
     rows.insert(_under_first(PAGE_ROWS))
     supabase.faults.cut_after_commit(times=1, when=lambda request: "replace_ciphertexts" in request.target)
     supabase.faults.cut_before(when=_every(4, lambda request: "id=in." in request.target))
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         report = await sweep(tokens, local_encryption(2), plan=SweepPlan(deadline_seconds=20)).run()
     assert report.stopped is None
-    assert counts(report) == all_moved(PAGE_ROWS)
+    assert counts(report) == all_rewrapped(PAGE_ROWS)
     assert rows.count("local:v2") == PAGE_ROWS
 
 
@@ -174,7 +166,7 @@ async def test_a_row_that_is_held_for_a_moment_is_moved_and_counted_once(supabas
     rows = SupabaseRows(supabase)
     rows.insert(_under_first(5))
     held = next(iter(rows.rows()))
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         with supabase.postgres.connect(supabase.database.name) as other:
             with other.connection.transaction():
                 other.sql("select from public.oauth_tokens where id = %s for update", [held])
@@ -184,24 +176,24 @@ async def test_a_row_that_is_held_for_a_moment_is_moved_and_counted_once(supabas
                     if rows.count("local:v2") == 4:
                         break
             report = await running
-    assert counts(report) == all_moved(5)
+    assert counts(report) == all_rewrapped(5)
 
 
 async def test_a_row_that_is_held_for_long_stops_nothing_and_is_moved_at_last(supabase: SupabaseStack) -> None:
     rows = SupabaseRows(supabase)
     rows.insert(_under_first(5))
     held = next(iter(rows.rows()))
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         with supabase.postgres.connect(supabase.database.name) as other:
             with other.connection.transaction():
                 other.sql("select from public.oauth_tokens where id = %s for update", [held])
-                heard = Heard()
+                observed = Observed()
                 overtaken = asyncio.Event()
-                heard.on_progress = lambda report: overtaken.set() if report.overtaken else None
-                running = asyncio.create_task(sweep(tokens, local_encryption(2), heard=heard).run())
+                observed.on_progress = lambda report: overtaken.set() if report.overtaken else None
+                running = asyncio.create_task(sweep(tokens, local_encryption(2), observed=observed).run())
                 await asyncio.wait_for(overtaken.wait(), 10)
             report = await running
-    assert (report.moved, report.remaining) == (5, 0)
+    assert (report.rewrapped, report.remaining) == (5, 0)
     assert rows.count("local:v2") == 5
 
 
@@ -210,10 +202,10 @@ async def test_a_store_that_cuts_every_answer_leaves_rows_in_doubt_and_no_false_
     rows.insert(_under_first(30))
     supabase.faults.cut_after_commit(when=lambda request: "replace_ciphertexts" in request.target)
     supabase.faults.answer(503, when=lambda request: request.method == "GET" and "id=in." in request.target)
-    async with _opened(rows) as tokens:
-        report = await sweep(tokens, local_encryption(2), plan=SweepPlan(patience_seconds=0.5)).run()
+    async with opened(rows) as tokens:
+        report = await sweep(tokens, local_encryption(2), plan=SweepPlan(retry_seconds=0.5)).run()
     assert report.stopped is not None
-    assert counts(report) == {**all_moved(30), "moved": 0, "in doubt": 30}
+    assert counts(report) == {**all_rewrapped(30), "rewrapped": 0, "in doubt": 30}
     assert rows.count("local:v2") == 30, "which the report may not claim, for nobody has told it"
 
 
@@ -222,9 +214,9 @@ async def test_a_store_that_cuts_every_answer_leaves_rows_in_doubt_and_no_false_
 
 async def test_of_several_sweeps_at_once_each_row_is_moved_by_one(rows: Rows) -> None:
     rows.insert(_under_first(1_000))
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         reports = await asyncio.gather(*(sweep(tokens, local_encryption(2)).run() for _ in range(4)))
-    assert sum(report.moved for report in reports) == 1_000
+    assert sum(report.rewrapped for report in reports) == 1_000
     assert {report.remaining for report in reports} == {0}
     reader = encryption(key_settings(2))
     found = rows.rows()
@@ -236,12 +228,12 @@ async def test_sweeps_that_begin_anywhere_move_everything_all_the_same(rows: Row
     rows.insert([*_under_first(150), *broken_rows().values()])
     plan = SweepPlan(scattered=True, rows_per_second=40)  # pages of 40
     hasty = SweepPlan(scattered=True)
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         sweeps = [sweep(tokens, local_encryption(2), plan=one) for one in (plan, hasty, hasty)]
         reports = await asyncio.gather(*(one.run() for one in sweeps))
         again = await sweep(tokens, local_encryption(2), plan=hasty).run()
-    assert sum(report.moved for report in reports) == 150
-    assert counts(again) == {**all_moved(0), "due": 4, "unreadable": 4, "remaining": 4}
+    assert sum(report.rewrapped for report in reports) == 150
+    assert counts(again) == {**all_rewrapped(0), "due": 4, "unreadable": 4, "remaining": 4}
     assert rows.count("local:v2") == 150
 
 
@@ -260,18 +252,18 @@ async def _peak_bytes(rows: SqliteRows, count: int) -> int:
     # of few users: the cache of users' keys has a bound of its own
     rows.insert([bound_row(local_encryption(1), f"{number % 8:08}{_USER}", number) for number in range(count)])
     service = encryption(key_settings(2, 1))
-    async with _opened(rows) as tokens:
+    async with opened(rows) as tokens:
         await sweep(tokens, service, plan=SweepPlan(dry_run=True, limit=10)).run()
         gc.collect()
         tracemalloc.start()
         try:
-            await sweep(tokens, service, heard=_Deaf()).run()
+            await sweep(tokens, service, observed=_Deaf()).run()
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
 
-class _Deaf(Heard):
+class _Deaf(Observed):
     """Keeps nothing."""
 
     def record(self, event: object) -> None: ...
@@ -282,15 +274,15 @@ async def test_nothing_secret_is_told_or_printed(kms: Kms, rows: Rows, caplog: p
     before = rows.rows()
     aws_secret = "wJalrXUtnFEMI/K7MDENG"
     service = encryption(kms_settings(kms, primary=True) | {"AWS_SECRET_ACCESS_KEY": aws_secret})
-    heard, said = Heard(), io.StringIO()
+    observed, said = Observed(), io.StringIO()
     kms.faults.error("ThrottlingException", times=2)
     with redirect_stdout(said), redirect_stderr(said), caplog.at_level(logging.DEBUG, logger="app"):
-        async with _opened(rows) as tokens:
-            running = sweep(tokens, service, heard=heard)
+        async with opened(rows) as tokens:
+            running = sweep(tokens, service, observed=observed)
             report = await running.run()
-    everything = said.getvalue() + caplog.text + repr((heard, report, running))
+    everything = said.getvalue() + caplog.text + repr((observed, report, running))
     secrets = [*KEYS.values(), "1234~access of", "refresh of", aws_secret]
     for one in (before, rows.rows()):
         secrets += [row[name] for row in one.values() for name in ("access_token", "refresh_token") if row[name]]
-    assert len(heard.events) == 24
+    assert len(observed.events) == 24
     assert [secret for secret in secrets if secret in everything] == []

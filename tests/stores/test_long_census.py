@@ -18,7 +18,7 @@ from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.command import ended, rewrap, started
 from tests.support.rewrap.stored_rows import Row, SupabaseRows, broken_rows, key_settings, local_encryption, sealed_row
-from tests.support.rewrap.sweeps import Heard, all_moved, counts, sweep
+from tests.support.rewrap.sweeps import Observed, all_rewrapped, counts, sweep
 from tests.support.stack.faults import Request
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
@@ -62,18 +62,18 @@ def test_the_command_waits_for_it_longer_than_for_anything_else(supabase: Supaba
     supabase.faults.delay(before=READ_SECONDS + 0.3, times=1, when=_census)
     done = rewrap(folder=tmp_path, settings=rows.settings() | key_settings(2, 1))
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.counts == all_moved(5)
+    assert done.counts == all_rewrapped(5)
 
 
 async def test_a_sweep_moves_what_nobody_can_count_and_says_that_it_is_not_counted(supabase: SupabaseStack) -> None:
     rows = SupabaseRows(supabase)
     rows.insert([*_under_first(30), *broken_rows().values()])
     supabase.faults.answer(504, when=_census)
-    heard = Heard()
+    observed = Observed()
     async with SupabaseStore(supabase).open() as tokens:
-        report = await sweep(tokens, local_encryption(2), heard=heard).run()
-    assert counts(report) == {**all_moved(30), "due": None, "unreadable": 4, "remaining": None}
-    assert (report.stopped, heard.waits) == (None, [])
+        report = await sweep(tokens, local_encryption(2), observed=observed).run()
+    assert counts(report) == {**all_rewrapped(30), "due": None, "unreadable": 4, "remaining": None}
+    assert (report.stopped, observed.waits) == (None, [])
     assert rows.count("local:v2") == 30
 
 
@@ -81,12 +81,12 @@ async def test_rows_that_others_write_meanwhile_are_moved_without_a_count_too(su
     rows = SupabaseRows(supabase)
     rows.insert(_under_first(5))
     supabase.faults.answer(504, when=_census)
-    heard = Heard()
+    observed = Observed()
     late = _under_first(1)
-    heard.on_progress = lambda report: rows.insert([late.pop()]) if report.moved and late else None
+    observed.on_progress = lambda report: rows.insert([late.pop()]) if report.rewrapped and late else None
     async with SupabaseStore(supabase).open() as tokens:
-        report = await sweep(tokens, local_encryption(2), heard=heard).run()
-    assert (report.moved, rows.count("local:v2")) == (6, 6)
+        report = await sweep(tokens, local_encryption(2), observed=observed).run()
+    assert (report.rewrapped, rows.count("local:v2")) == (6, 6)
 
 
 def test_the_command_does_not_call_it_done_without_a_count(supabase: SupabaseStack, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_command_does_not_call_it_done_without_a_count(supabase: SupabaseSta
     rows.insert(_under_first(5))
     supabase.faults.answer(504, when=_census)
     done = ended(started(folder=tmp_path, settings=rows.settings() | key_settings(2, 1)))
-    assert (done.exit_code, done.counts["moved"], done.counts["remaining"]) == (2, 5, None)
+    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (2, 5, None)
     assert done.verdict.startswith("Not finished: the rows could not be counted.")
 
 

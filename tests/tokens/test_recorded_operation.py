@@ -46,10 +46,10 @@ class _Trail:
 
 @dataclass
 class _Watcher:
-    heard: list[TokenEvent] = field(default_factory=list)
+    observed: list[TokenEvent] = field(default_factory=list)
 
     def record(self, event: TokenEvent) -> None:
-        self.heard.append(event)
+        self.observed.append(event)
 
 
 @asynccontextmanager
@@ -65,11 +65,11 @@ async def test_who_watches_hears_what_the_caller_hears(tmp_path: Path) -> None:
     async with _opened(tmp_path, trail, watcher) as vault:
         await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         await vault.reveal(token_id, caller=CALLER)
-        assert [event.outcome for event in watcher.heard] == ["success", "success"]
+        assert [event.outcome for event in watcher.observed] == ["success", "success"]
         trail.refuses = True
         with pytest.raises(AuditUnavailable):
             await vault.reveal(token_id, caller=CALLER)
-    assert (watcher.heard[-1].outcome, watcher.heard[-1].revealed) == ("audit_unavailable", ())
+    assert (watcher.observed[-1].outcome, watcher.observed[-1].revealed) == ("audit_unavailable", ())
     assert [event.outcome for event in trail.kept] == ["success", "success"]
 
 
@@ -81,11 +81,11 @@ async def test_nobody_hears_of_a_success_before_the_trail_has_kept_it(tmp_path: 
         )
         await asyncio.sleep(0.2)
         assert not storing.done()
-        assert watcher.heard == []
+        assert watcher.observed == []
         assert trail.waits is not None
         trail.waits.set()
         await storing
-    assert [event.outcome for event in watcher.heard] == ["success"]
+    assert [event.outcome for event in watcher.observed] == ["success"]
 
 
 async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tm
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing
-    assert [event.outcome for event in watcher.heard] == ["audit_unavailable"]
+    assert [event.outcome for event in watcher.observed] == ["audit_unavailable"]
 
 
 async def test_what_follows_an_attempt_in_its_task_is_for_its_service_no_more(tmp_path: Path) -> None:

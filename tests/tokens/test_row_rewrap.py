@@ -16,7 +16,7 @@ from app.tokens.models import Caller, StoredToken
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import SupabaseRows, local_encryption, sealed_row
-from tests.support.rewrap.sweeps import Heard
+from tests.support.rewrap.sweeps import Observed
 from tests.support.stack.faults import Request
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
@@ -46,22 +46,22 @@ async def _on_read(tokens: TokenRepository, token: StoredToken, events: TokenEve
     await on_read.close()
 
 
-async def _moved(supabase: SupabaseStack, move: Move, heard: Heard) -> None:
+async def _moved(supabase: SupabaseStack, move: Move, observed: Observed) -> None:
     """Insert a token under the first key, let the armed faults happen, and move it."""
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
     async with SupabaseStore(supabase).open() as tokens:
         token = (await tokens.get_rows([row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
-        await move(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
+        await move(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
 
 
 @pytest.mark.parametrize("move", [_asked, _on_read])
 async def test_one_that_was_committed_is_a_success(supabase: SupabaseStack, move: Move) -> None:
-    heard = Heard()
-    await _moved(supabase, move, heard)
+    observed = Observed()
+    await _moved(supabase, move, observed)
     assert SupabaseRows(supabase).count("local:v2") == 1
-    [event] = heard.events
+    [event] = observed.events
     assert (event.outcome, event.scheme) == ("success", "local:v2")
 
 
@@ -73,16 +73,16 @@ async def test_one_that_never_arrived_is_an_error_and_is_not_sent_again(supabase
         return _write(request)
 
     supabase.faults.cut_before(when=noted)
-    heard = Heard()
+    observed = Observed()
     with pytest.raises(StoreUnavailable):
-        await _moved(supabase, _asked, heard)
+        await _moved(supabase, _asked, observed)
     assert SupabaseRows(supabase).count("local:v1") == 1
-    assert [event.outcome for event in heard.events] == ["store_unavailable"]
+    assert [event.outcome for event in observed.events] == ["store_unavailable"]
     assert len(sent) == 1
 
 
 async def test_one_that_cannot_be_read_back_is_no_success(supabase: SupabaseStack) -> None:
-    heard = Heard()
+    observed = Observed()
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
     async with SupabaseStore(supabase).open() as tokens:
@@ -90,8 +90,8 @@ async def test_one_that_cannot_be_read_back_is_no_success(supabase: SupabaseStac
         supabase.faults.cut_after_commit(when=_write)
         supabase.faults.answer(503, when=_read_back)
         with pytest.raises(StoreUnavailable):
-            await _asked(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
-    assert [event.outcome for event in heard.events] == ["store_unavailable"]
+            await _asked(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
+    assert [event.outcome for event in observed.events] == ["store_unavailable"]
 
 
 async def test_one_that_somebody_replaced_before_it_was_read_back_leaves_theirs(supabase: SupabaseStack) -> None:
@@ -105,13 +105,13 @@ async def test_one_that_somebody_replaced_before_it_was_read_back_leaves_theirs(
 
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
-    heard = Heard()
+    observed = Observed()
     async with SupabaseStore(supabase).open() as tokens:
         token = (await tokens.get_rows([row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
         supabase.faults.answer(503, when=replaced)
-        on_read = _on_read(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[heard]))
+        on_read = _on_read(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
         await on_read
     [after] = SupabaseRows(supabase).rows().values()
     assert (after["access_token"], after["version"]) == (newer["access_token"], 9)
-    assert heard.events == [], "their write has its own record"
+    assert observed.events == [], "their write has its own record"

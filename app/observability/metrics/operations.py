@@ -42,11 +42,11 @@ class SweepMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         rows = Counter(
             "token_vault_sweep_rows",
-            "Rows that this service's own sweeps moved, found changed by others meanwhile, or could not read.",
+            "Rows that this service's own sweeps rewrapped (`moved`), found changed by others, or could not read.",
             ["outcome"],
             registry=registry,
         )
-        self._moved, self._overtaken, self._unreadable = map(rows.labels, ("moved", "overtaken", "unreadable"))
+        self._rewrapped, self._overtaken, self._unreadable = map(rows.labels, ("moved", "overtaken", "unreadable"))
         self._report: SweepReport | None = None
         self._seen = (0, 0)
 
@@ -54,9 +54,9 @@ class SweepMetrics:
         """Count what is new since the last call: a report's figures only grow, until the next sweep has its own."""
         if report is not self._report:
             self._report, self._seen = report, (0, 0)
-        self._moved.inc(report.moved - self._seen[0])
+        self._rewrapped.inc(report.rewrapped - self._seen[0])
         self._overtaken.inc(report.overtaken - self._seen[1])
-        self._seen = (report.moved, report.overtaken)
+        self._seen = (report.rewrapped, report.overtaken)
 
     def unreadable(self, row_id: str, error: VaultError) -> None:  # noqa: ARG002  neither is for a label
         self._unreadable.inc()

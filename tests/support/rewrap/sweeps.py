@@ -1,9 +1,10 @@
-"""Sweeps inside of the test's own process, and a table of five schemes for them."""
+"""Sweeps in the test's own process, and a table of five schemes for them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import pbkdf2_hmac
@@ -15,8 +16,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.errors import VaultError
 from app.rewrap.report import SweepReport
-from app.rewrap.resealer import Resealer
-from app.rewrap.resealing_here import ResealerHere
 from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField
 from app.security.keyring import decode_key_text
@@ -24,17 +23,17 @@ from app.security.service import EncryptionService
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.repository import TokenRepository
-from tests.support.rewrap.stored_rows import KEYS, Row, Rows, access_of, key_settings, refresh_of
+from tests.support.rewrap.stored_rows import KEYS, Row, Rows, SqliteRows, access_of, key_settings, refresh_of
 from tests.support.stack.kms import Kms
-from tests.support.stores.stores import raw_row
+from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
 
 _PULSEPLAN_USERS: Final = 16
 _KMS_USERS: Final = 16
 
 
 @dataclass(slots=True)
-class Heard:
-    """What a sweep told its observer and the record of attempts."""
+class Observed:
+    """`SweepObserver` and `TokenObserver` that keep all they get."""
 
     unreadable_ids: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
@@ -58,26 +57,33 @@ def sweep(
     tokens: TokenRepository,
     service: EncryptionService,
     *,
-    heard: Heard | None = None,
+    observed: Observed | None = None,
     plan: SweepPlan | None = None,
-    resealer: Resealer | None = None,
 ) -> Sweep:
-    """Return a sweep of the whole table, in this process unless a `resealer` is given."""
-    heard = heard or Heard()
+    """Return a sweep, of the whole table unless `plan` says otherwise."""
+    observed = observed or Observed()
     return Sweep(
         tokens=tokens,
-        resealer=resealer or ResealerHere(cipher=TokenCipher(encryption=service)),
-        events=TokenEvents(audit=NoAuditTrail(), observers=[heard]),
-        observer=heard,
+        cipher=TokenCipher(encryption=service),
+        events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
+        observer=observed,
         plan=plan or SweepPlan(),
     )
 
 
+@asynccontextmanager
+async def opened(rows: Rows) -> AsyncIterator[TokenRepository]:
+    """Open the store that has these rows."""
+    store = SqliteStore(rows.path) if isinstance(rows, SqliteRows) else SupabaseStore(rows.stack)
+    async with store.open() as tokens:
+        yield tokens
+
+
 def counts(report: SweepReport) -> dict[str, int | None]:
-    """Return the report's numbers."""
+    """Return the report's counts."""
     return {
         "due": report.due,
-        "moved": report.moved,
+        "rewrapped": report.rewrapped,
         "overtaken": report.overtaken,
         "unreadable": report.unreadable.total(),
         "in doubt": report.in_doubt,
@@ -85,9 +91,9 @@ def counts(report: SweepReport) -> dict[str, int | None]:
     }
 
 
-def all_moved(rows: int) -> dict[str, int | None]:
-    """Return the numbers of a sweep to which nothing happened."""
-    return {"due": rows, "moved": rows, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
+def all_rewrapped(rows: int) -> dict[str, int | None]:
+    """Return the counts of an undisturbed sweep of so many due rows."""
+    return {"due": rows, "rewrapped": rows, "overtaken": 0, "unreadable": 0, "in doubt": 0, "remaining": 0}
 
 
 def five_schemes(count: int, *, local: EncryptionService, kms: EncryptionService) -> list[Row]:
