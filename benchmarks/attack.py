@@ -20,8 +20,8 @@ from benchmarks.requests import new_user_ids
 from benchmarks.rounds import median_rate, percentile
 from benchmarks.servers import resident_bytes, stop
 from benchmarks.table import Line, Target
+from tests.support.stack.loopback import accepted, ports_towards, workers_below
 from tests.support.stack.reaper import Reaper
-from tests.support.stack.sockets import accepted, ports_towards, workers_below
 
 _TOKENS = 500
 _WARM_UP_SECONDS = 2.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load import LOOPBACK
-from tests.support.stack.ports import free_port
+from tests.support.stack.loopback import free_port
 from tests.support.stack.reaper import Reaper
 
 _ROOT = Path(__file__).parents[1]

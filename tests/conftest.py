@@ -9,9 +9,9 @@ import structlog
 pytest.register_assert_rewrite("tests.support.stores.token_table")
 
 pytest_plugins = [
-    "tests.support.stack.fixtures",
+    "tests.support.stack.supabase_fixtures",
     "tests.support.stack.kms_fixtures",
-    "tests.support.stores.fixtures",
+    "tests.support.stores.stores",
     "tests.support.api.fixtures",
     "tests.support.process.fixtures",
 ]

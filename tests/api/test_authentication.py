@@ -12,7 +12,7 @@ import pytest
 from app.callers.service_keys import Scope, generate_key
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"

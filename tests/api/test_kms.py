@@ -21,7 +21,7 @@ from tests.support.rewrap.stored_rows import SqliteRows, encryption, local_encry
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore, Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"

@@ -13,7 +13,7 @@ from app import errors
 from app.api.problems import STATUS
 from app.callers.service_keys import Scope
 from tests.support.api.service import Service
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
 
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"

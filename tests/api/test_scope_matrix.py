@@ -21,7 +21,7 @@ from tests.support.api.fixtures import problem
 from tests.support.process.home import new_home
 from tests.support.process.server import Server, serving
 from tests.support.security.keys import MASTER_KEY
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 from tests.support.stores.stores import SqliteStore
 

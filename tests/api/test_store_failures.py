@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
-from tests.support.stack.faults import Request, every_request, reads, writes
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.gateway_faults import Request, every_request, reads, writes
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
 

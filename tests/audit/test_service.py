@@ -20,7 +20,7 @@ from app.main import create_app
 from tests.support.api.service import Service, running_service
 from tests.support.audit.trails import KEY_TEXT, files, members, verified
 from tests.support.security.keys import MASTER_KEY
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 
 SECRET = "canary-5a1f~access/token+with=signs"
 REFRESH = "canary-77c2~refresh/token+with=signs"

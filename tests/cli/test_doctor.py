@@ -14,7 +14,7 @@ import pytest
 from tests.support.process.home import Home, files_of, initialised_home, new_home, new_master_key, token_vault
 from tests.support.process.key_commands import home_with_key_file, write_key_file
 from tests.support.process.server import Serve
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.supabase import SupabaseStack
 
 SUBJECTS = ("settings", "service keys", "encryption", "store", "audit")

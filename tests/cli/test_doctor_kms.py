@@ -11,7 +11,7 @@ import pytest
 from tests.support.process.home import new_home, token_vault
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 
 NEEDED = ("Decrypt", "GenerateDataKey")
 LEAST = frozenset(f"kms:{operation}" for operation in ("Encrypt", *NEEDED))

@@ -15,7 +15,7 @@ import pytest
 from tests.support.process.certificates import new_authority
 from tests.support.process.home import Home, new_home, run, token_vault
 from tests.support.process.started import started
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 from tests.support.stack.reaper import Reaper
 
 ALIVE = (0, "ok\n", "")

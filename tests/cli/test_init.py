@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.process.home import Home, files_of, initialised_home, run, token_vault
 from tests.support.process.server import Serve
-from tests.support.stack.ports import free_port
+from tests.support.stack.loopback import free_port
 
 ENV = ".env"
 SERVICE_KEYS = "data/service-keys.json"

@@ -17,7 +17,7 @@ from tests.support.process.key_commands import require_refusal
 from tests.support.stack.kms import REGION, Kms
 from tests.support.stack.kms_faults import Cut, KmsFault
 from tests.support.stack.kms_gate import ADMINISTRATOR
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 
 ROLE = "arn:aws:iam::123456789012:role/token-vault"
 OPERATIONS = ["Encrypt", "Decrypt", "GenerateDataKey"]

@@ -14,7 +14,7 @@ import pytest
 from tests.support.process.home import Home, new_home, new_master_key, token_vault
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import token_path
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 
 ACCESS = "1234~the-access-token"
 REFRESH = "1//the-refresh-token"

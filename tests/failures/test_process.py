@@ -17,7 +17,7 @@ from tests.support.failures.load import path_of
 from tests.support.failures.scenario import require
 from tests.support.failures.table import BY_NAME
 from tests.support.process.home import COMMAND, environment, new_home
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 

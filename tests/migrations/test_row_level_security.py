@@ -5,7 +5,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
 
 TABLE = "/rest/v1/oauth_tokens"

@@ -28,7 +28,7 @@ from tests.support.api.service import Service, running_service
 from tests.support.observability.exposed import Exposed, read, scraped
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SqliteStore, SupabaseStore
 

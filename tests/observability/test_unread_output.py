@@ -22,7 +22,7 @@ from tests.support.process.server import Server
 from tests.support.process.wire import token_path
 from tests.support.process.workers import one_wire_to_each_worker
 from tests.support.security.keys import MASTER_KEY
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 from tests.support.waiting import eventually
 

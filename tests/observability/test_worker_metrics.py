@@ -16,7 +16,7 @@ from tests.support.process.home import Home, new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import token_path
 from tests.support.process.workers import workers_of
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 
 _WAIT_SECONDS = 20.0
 

@@ -24,7 +24,7 @@ from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import local_encryption
 from tests.support.rewrap.sweeps import sweep
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.hesitant import hesitant, pauses
+from tests.support.stores.pausing import pauses, pausing
 from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
 
 CALLER: Final = Caller("tests")
@@ -109,7 +109,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long each kind of caller hesitates around its calls of the store, in milliseconds, over and over."""
+    """How long each kind of caller pauses around its calls to the store, in milliseconds, over and over."""
 
     clients: list[int]
     sweeps: list[int]
@@ -142,12 +142,12 @@ def test_nor_on_supabase(supabase: SupabaseStack, histories: list[list[tuple[str
 async def _history(store: Store, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
     async with store.open() as tokens:
         on_read = RewrapOnRead(
-            tokens=hesitant(tokens, pauses(timing.reads)),
+            tokens=pausing(tokens, pauses(timing.reads)),
             cipher=TokenCipher(encryption=local_encryption(NEW)),
             events=EVENTS,
             delay_seconds=0,
         )
-        slow = hesitant(tokens, pauses(timing.clients))
+        slow = pausing(tokens, pauses(timing.clients))
         vaults = {version: _vault(slow, local_encryption(version), on_read) for version in (OLD, NEW)}
         clients = [Client(vaults) for _ in histories]
         for client in clients:
@@ -180,7 +180,7 @@ def _vault(tokens: TokenRepository, service: EncryptionService, on_read: RewrapO
 
 
 async def _sweep_until(over: asyncio.Event, tokens: TokenRepository, timing: Timing) -> None:
-    slow, between = hesitant(tokens, pauses(timing.sweeps)), pauses(timing.between_sweeps)
+    slow, between = pausing(tokens, pauses(timing.sweeps)), pauses(timing.between_sweeps)
     while not over.is_set():
         report = await sweep(slow, local_encryption(NEW)).run()
         assert report.unreadable.total() == 0

@@ -21,7 +21,7 @@ from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import SqliteRows, access_of, broken_rows, local_encryption, sealed_row
 from tests.support.rewrap.sweeps import sweep
-from tests.support.stores.hesitant import hesitant
+from tests.support.stores.pausing import pausing
 
 CALLER: Final = Caller("tests")
 WRITE: Final = "replace_ciphertexts"
@@ -49,7 +49,7 @@ class Bench:
 
     def on_read(self) -> RewrapOnRead:
         return RewrapOnRead(
-            tokens=hesitant(self.tokens, self._at_gate, calls=self.calls, only=WRITE),
+            tokens=pausing(self.tokens, self._at_gate, calls=self.calls, only=WRITE),
             cipher=TokenCipher(encryption=local_encryption(2)),
             events=TokenEvents(audit=NoAuditTrail(), observers=[self.recorded]),
             delay_seconds=0,
@@ -210,7 +210,7 @@ async def test_a_write_that_has_read_the_row_before_is_not_lost_to_it(bench: Ben
         waiting.set()
         await held.wait()
 
-    vault = bench.vault(on_read, hesitant(bench.tokens, at_replace, only="replace"))
+    vault = bench.vault(on_read, pausing(bench.tokens, at_replace, only="replace"))
     rotating = asyncio.create_task(
         vault.rotate(token.token_id, TokenInput(access_token=SecretStr("newer")), caller=CALLER)
     )

@@ -40,7 +40,7 @@ from tests.support.rewrap.stored_rows import (
 from tests.support.rewrap.sweeps import Observed, all_rewrapped, bound_row, counts, kms_settings, sweep
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.hesitant import hesitant
+from tests.support.stores.pausing import pausing
 from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
 
 SECOND = key_settings(2, 1)
@@ -132,7 +132,7 @@ async def test_unreadable_rows_stay_counted_if_a_later_pass_is_stopped(tmp_path:
             running.stop("the test stopped it")
 
     async with SqliteStore(rows.path).open() as tokens:
-        slow = hesitant(hesitant(tokens, at_census, only="census"), at_page, only="page")
+        slow = pausing(pausing(tokens, at_census, only="census"), at_page, only="page")
         running = sweep(slow, local_encryption(2), observed=observed)
         report = await running.run()
     assert report.stopped == "the test stopped it"

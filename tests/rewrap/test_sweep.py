@@ -44,7 +44,7 @@ from tests.support.rewrap.sweeps import (
     sweep,
     what_it_held,
 )
-from tests.support.stack.faults import Request
+from tests.support.stack.gateway_faults import Request
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 

@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from app.observability.metrics.registry import VaultMetrics
 from app.server.http_limits import LimitedHttp
 from app.server.wire_limits import WireLimits
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 
 HEAD = b"POST /echo HTTP/1.1\r\nHost: vault\r\n"
 SMALL = HEAD + b"Content-Length: 2\r\n\r\nhi"

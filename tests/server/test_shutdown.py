@@ -17,7 +17,7 @@ from tests.support.process.home import new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import Wire, token_path
 from tests.support.process.workers import workers_of
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 
 PROMPTLY_SECONDS = 5.0
 SLOW_CALLER_SECONDS = 1.0

@@ -18,7 +18,7 @@ from tests.support.process.certificates import Authority, new_authority
 from tests.support.process.home import Home, new_home, new_master_key, token_vault
 from tests.support.process.started import Started, started
 from tests.support.process.wire import token_path
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 from tests.support.stack.reaper import Reaper
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"

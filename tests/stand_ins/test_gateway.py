@@ -10,8 +10,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.stack.faults import Cut, Fault, Reply, Request, reads, writes
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.gateway_faults import Cut, Fault, Reply, Request, reads, writes
+from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
 
 TABLE = "/rest/v1/oauth_tokens"

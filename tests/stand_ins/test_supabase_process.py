@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 
 START_SECONDS = 60
 STOP_SECONDS = 20

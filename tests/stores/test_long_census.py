@@ -19,7 +19,7 @@ from app.tokens.vault import TokenVault
 from tests.support.rewrap.command import ended, rewrap, started
 from tests.support.rewrap.stored_rows import Row, SupabaseRows, broken_rows, key_settings, local_encryption, sealed_row
 from tests.support.rewrap.sweeps import Observed, all_rewrapped, counts, sweep
-from tests.support.stack.faults import Request
+from tests.support.stack.gateway_faults import Request
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
 

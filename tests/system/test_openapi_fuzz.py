@@ -12,7 +12,7 @@ import pytest
 from tests.support.api.service import Service
 from tests.support.fuzz.run import fuzz
 from tests.support.paths import ROOT
-from tests.support.stack.plain_http import PLAIN_HTTP
+from tests.support.stack.loopback import PLAIN_HTTP
 
 EXAMPLES = 15
 SECONDS = 100

@@ -17,7 +17,7 @@ from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import SupabaseRows, local_encryption, sealed_row
 from tests.support.rewrap.sweeps import Observed
-from tests.support.stack.faults import Request
+from tests.support.stack.gateway_faults import Request
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
 

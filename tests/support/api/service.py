@@ -20,8 +20,7 @@ import httpx
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from tests.support.process.home import AS_USERS_HAVE_IT
 from tests.support.security.keys import MASTER_KEY
-from tests.support.stack.plain_http import PLAIN_HTTP
-from tests.support.stack.ports import free_port
+from tests.support.stack.loopback import PLAIN_HTTP, free_port
 from tests.support.waiting import eventually
 
 START_SECONDS = 120

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 
 
 @dataclass(frozen=True, slots=True)

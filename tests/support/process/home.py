@@ -16,7 +16,7 @@ from typing import Final
 
 from tests.support.paths import ROOT
 from tests.support.process.prepared import run_prepared
-from tests.support.stack.ports import free_port
+from tests.support.stack.loopback import free_port
 
 COMMAND: Final = str(Path(sys.executable).with_name("token-vault"))
 COMMAND_SECONDS: Final = 30

@@ -16,8 +16,7 @@ from typing import Final, Protocol
 import httpx
 
 from tests.support.process.home import COMMAND, Home, environment
-from tests.support.stack.plain_http import PLAIN_HTTP
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK, PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 
 START_SECONDS: Final = 30.0

@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 from typing import Any, Final
 
 from tests.support.process.server import Server
-from tests.support.stack.ports import LOOPBACK
+from tests.support.stack.loopback import LOOPBACK
 
 ANSWER_SECONDS: Final = 15
 

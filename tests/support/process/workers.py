@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.support.process.server import Server
 from tests.support.process.wire import Wire, wires
-from tests.support.stack.sockets import accepted, workers_below
+from tests.support.stack.loopback import accepted, workers_below
 
 _TRIED: Final = 200
 

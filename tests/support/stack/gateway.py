@@ -1,8 +1,7 @@
-"""Supabase's gateway: an API key check and a path prefix before PostgREST.
+"""Stand-in for Supabase's gateway: checks the API key, strips the path prefix, passes requests on to PostgREST.
 
-It answers as Supabase's own gateway (Kong) does, and can be told to break things.
-It runs on a thread and an event loop of its own, so that synchronous tests,
-asynchronous tests and other processes can use it alike.
+It answers as Supabase's own gateway (Kong) does, and injects the faults that a test asks for. It runs on its own
+thread and event loop, so synchronous tests, asynchronous tests and other processes can use it.
 """
 
 import asyncio
@@ -18,37 +17,36 @@ from http.client import responses
 
 import uvloop
 
-from tests.support.stack.faults import Cut, Fault, Faults, Reply, Request
+from tests.support.stack.gateway_faults import Cut, Fault, Faults, Reply, Request
 from tests.support.stack.http_wire import (
     STREAM_LIMIT_BYTES,
     Head,
+    UpstreamConnections,
     body_pieces,
     has_body,
     message,
     read_head,
     stays_open,
 )
-from tests.support.stack.ports import LOOPBACK, free_port
-from tests.support.stack.upstream import Upstream
+from tests.support.stack.loopback import LOOPBACK, free_port
 
 _PREFIX = b"/rest/v1"
 _START_SECONDS = 10.0
 
 
 class Gateway:
-    """One gateway before one PostgREST.
+    """One gateway in front of one PostgREST.
 
-    `keys` maps each API key that may pass to the `Authorization` that PostgREST gets
-    in its place, or to none where the client's own is passed on.
+    `keys` maps each accepted API key to the `Authorization` header that PostgREST gets, or to `None` if the client's
+    own header is passed on.
     """
 
     def __init__(self, *, postgrest_port: int, keys: Mapping[str, str | None]) -> None:
-        """Accept nothing before `running`."""
         self._keys = {
             key.encode(): None if authorization is None else authorization.encode()
             for key, authorization in keys.items()
         }
-        self._upstream = Upstream(port=postgrest_port)
+        self._upstream = UpstreamConnections(port=postgrest_port)
         self._port = free_port()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: asyncio.Server | None = None
@@ -58,28 +56,28 @@ class Gateway:
         self.request_count = 0
 
     def admit(self, key: str) -> None:
-        """Let this key pass as well, with the client's own `Authorization`."""
+        """Accept this key too, with the client's own `Authorization`."""
         self._keys[key.encode()] = None
 
     @property
     def url(self) -> str:
-        """What `SUPABASE_URL` is."""
+        """The value of `SUPABASE_URL`."""
         return f"http://{LOOPBACK}:{self._port}"
 
     @contextmanager
     def recording(self) -> Iterator[list[Request]]:
-        """Collect the requests that arrive inside of the block, refused ones too."""
+        """Collect the requests that arrive within the block, including refused ones."""
         requests: list[Request] = []
         self._recordings.append(requests)
         try:
             yield requests
         finally:
-            # by identity: two recordings with the same content are equal
+            # by identity: two recordings with equal content are equal
             self._recordings = [each for each in self._recordings if each is not requests]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Serve inside of the block."""
+        """Serve within the block."""
         started: Future[Callable[[], None]] = Future()
         thread = threading.Thread(target=self._run, args=(started,), name="gateway", daemon=True)
         thread.start()
@@ -112,7 +110,7 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._upstream.close()
-            # the transports above close in the loop's next turn
+            # the aborted transports close in the next iteration of the loop
             await asyncio.sleep(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -169,7 +167,7 @@ class Gateway:
         if fault.cut is Cut.BEFORE_PASSING_ON:
             _cut(client, fault)
         elif fault.reply is not None:
-            client.write(_made_up(fault.reply))
+            client.write(_reply_bytes(fault.reply))
         elif (problem := self._refusal(head, target)) is not None:
             client.write(problem)
         else:
@@ -177,12 +175,12 @@ class Gateway:
 
     def _refusal(self, head: Head, target: bytes) -> bytes | None:
         if not target.startswith(_PREFIX + b"/"):
-            return _kong("no Route matched with those values", HTTPStatus.NOT_FOUND)
+            return _kong_error("no Route matched with those values", HTTPStatus.NOT_FOUND)
         key = head.headers.get(b"apikey")
         if key is None:
-            return _kong("No API key found in request", HTTPStatus.UNAUTHORIZED)
+            return _kong_error("No API key found in request", HTTPStatus.UNAUTHORIZED)
         if key not in self._keys:
-            return _kong("Invalid authentication credentials", HTTPStatus.UNAUTHORIZED)
+            return _kong_error("Invalid authentication credentials", HTTPStatus.UNAUTHORIZED)
         return None
 
     def _rewritten(self, head: Head, method: bytes, target: bytes) -> bytes:
@@ -200,7 +198,7 @@ class Gateway:
             client.write(_BAD_GATEWAY)
             return
         is_reusable = False
-        # Held back where something is to happen between the answer and the client.
+        # the answer is held back if a fault delays or cuts it
         holds = fault.cut is not None or fault.delay_after_seconds > 0
         held: list[bytes] = []
         try:
@@ -230,12 +228,12 @@ class Gateway:
 
 def _cut(client: asyncio.StreamWriter, fault: Fault) -> None:
     if fault.resets:
-        # lingering for no time at all is how a socket is told to send RST
+        # a linger time of zero makes close() send RST
         client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.transport.abort()
 
 
-def _made_up(reply: Reply) -> bytes:
+def _reply_bytes(reply: Reply) -> bytes:
     return message(
         f"{reply.status} {responses.get(reply.status, 'Unknown')}",
         content_type=reply.content_type,
@@ -244,7 +242,7 @@ def _made_up(reply: Reply) -> bytes:
     )
 
 
-def _kong(text: str, status: HTTPStatus) -> bytes:
+def _kong_error(text: str, status: HTTPStatus) -> bytes:
     return message(
         f"{status.value} {status.phrase}",
         content_type="application/json; charset=utf-8",
@@ -252,4 +250,4 @@ def _kong(text: str, status: HTTPStatus) -> bytes:
     )
 
 
-_BAD_GATEWAY = _kong("An invalid response was received from the upstream server", HTTPStatus.BAD_GATEWAY)
+_BAD_GATEWAY = _kong_error("An invalid response was received from the upstream server", HTTPStatus.BAD_GATEWAY)

@@ -1,8 +1,10 @@
-"""As much of HTTP/1.1 as a proxy on loopback needs: heads, and bodies by the piece."""
+"""HTTP/1.1 for the gateway: message heads, bodies in pieces, and reused connections to PostgREST."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+
+from tests.support.stack.loopback import LOOPBACK
 
 _HEAD_END = b"\r\n\r\n"
 _PIECE_BYTES = 65_536
@@ -13,10 +15,9 @@ STREAM_LIMIT_BYTES = 1_048_576
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's or an answer's first line and headers.
+    """First line and headers of a request or an answer.
 
-    `header_block` is the headers as they came, with their line ends and the empty line
-    at the end, to be passed on untouched.
+    `header_block` holds the headers as received, with line ends and the empty line at the end, to be passed on as is.
     """
 
     first_line: bytes
@@ -30,9 +31,9 @@ class Head:
 
 
 async def read_head(stream: asyncio.StreamReader) -> Head | None:
-    """Read the next message's head; none where the peer closed between two messages.
+    """Read the next message's head; `None` if the peer closed between two messages.
 
-    Raises `asyncio.IncompleteReadError` where it closed inside of a head.
+    Raises `asyncio.IncompleteReadError` if it closed within a head.
     """
     try:
         raw = await stream.readuntil(_HEAD_END)
@@ -49,7 +50,7 @@ async def read_head(stream: asyncio.StreamReader) -> Head | None:
 
 
 async def body_pieces(stream: asyncio.StreamReader, head: Head) -> AsyncIterator[bytes]:
-    """Read the body as it is on the wire, chunk framing included; none where the head announces none."""
+    """Yield the body as it is on the wire, chunk framing included; nothing if the head announces no body."""
     length = head.headers.get(b"content-length")
     if head.headers.get(b"transfer-encoding", b"").lower() == b"chunked":
         size = -1
@@ -72,12 +73,12 @@ def has_body(method: bytes, answer: Head) -> bool:
 
 
 def stays_open(method: bytes, answer: Head) -> bool:
-    """Whether PostgREST leaves the connection open: after a HEAD it closes, and does not say so."""
+    """Whether PostgREST leaves the connection open: after a HEAD it closes without announcing it."""
     return method != b"HEAD" and not answer.closes
 
 
 def message(status_line: str, *, content_type: str, body: bytes, headers: tuple[str, ...] = ()) -> bytes:
-    """Write an answer of our own."""
+    """Return the bytes of an answer that the gateway makes itself."""
     lines = (
         f"HTTP/1.1 {status_line}",
         f"Content-Type: {content_type}",
@@ -85,3 +86,42 @@ def message(status_line: str, *, content_type: str, body: bytes, headers: tuple[
         *headers,
     )
     return "\r\n".join((*lines, "", "")).encode() + body
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamConnection:
+    """A connection to PostgREST; it carries one request at a time."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class UpstreamConnections:
+    """Idle connections to one port, last used first. There are as many connections as requests at once."""
+
+    def __init__(self, *, port: int) -> None:
+        self._port = port
+        self._idle: list[UpstreamConnection] = []
+
+    async def take(self) -> UpstreamConnection:
+        """Return an idle connection that is still open, or a new one; raises `OSError` if connecting fails."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.reader.at_eof() and not connection.writer.is_closing():
+                return connection
+            connection.writer.transport.abort()
+        reader, writer = await asyncio.open_connection(LOOPBACK, self._port, limit=STREAM_LIMIT_BYTES)
+        return UpstreamConnection(reader=reader, writer=writer)
+
+    def give_back(self, connection: UpstreamConnection, *, is_reusable: bool) -> None:
+        """Keep a connection for the next request if its answer was read to the end, else drop it."""
+        if is_reusable:
+            self._idle.append(connection)
+        else:
+            connection.writer.transport.abort()
+
+    def close(self) -> None:
+        """Drop the idle connections."""
+        for connection in self._idle:
+            connection.writer.transport.abort()
+        self._idle.clear()

@@ -26,7 +26,7 @@ from app.config.aws import open_kms_client
 from app.config.settings import Settings
 from tests.support.stack.kms_faults import KmsFaults, KmsRequest
 from tests.support.stack.kms_gate import ADMINISTRATOR, KmsGate
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 
 REGION: Final = "eu-west-1"
 _STOP_SECONDS: Final = 5.0

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.stack.install import POSTGREST
-from tests.support.stack.ports import LOOPBACK, free_port
+from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.reaper import Reaper
 
 _START_SECONDS = 20.0

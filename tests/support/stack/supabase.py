@@ -1,23 +1,66 @@
-"""A Supabase project of our own: PostgreSQL, PostgREST and the gateway, tied together."""
+"""A Supabase project for tests: its keys, PostgreSQL, PostgREST and the gateway."""
 
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 
-from tests.support.stack.faults import Faults, Request
+import jwt
+
 from tests.support.stack.gateway import Gateway
-from tests.support.stack.keys import ProjectKeys, new_project_keys
+from tests.support.stack.gateway_faults import Faults, Request
 from tests.support.stack.postgres import Database, Parameters, Postgres
 from tests.support.stack.postgrest import Postgrest
 from tests.support.stack.reaper import Reaper
 
+_TEN_YEARS_SECONDS: Final = 10 * 365 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectKeys:
+    """The keys of one project, and keys that an operator might configure by mistake.
+
+    All but `secret` are HS256 tokens whose `role` claim PostgREST obeys.
+    """
+
+    jwt_secret: str
+    anon: str
+    service: str
+    # a signed-in user's token, sent in Authorization beside the anon key in `apikey`
+    authenticated: str
+    # well formed, but signed with another project's secret
+    wrong: str
+    # this project's service key, expired for an hour
+    expired: str
+    # a new-style key `sb_secret_…`: not a token; only the gateway knows its role
+    secret: str
+
+    def service_for(self, lifetime_seconds: int) -> str:
+        """Return another service key that expires after this many seconds."""
+        return _role_key(self.jwt_secret, role="service_role", lifetime_seconds=lifetime_seconds)
+
+
+def new_project_keys() -> ProjectKeys:
+    """Return new keys, different from those of any other project."""
+    jwt_secret = secrets.token_urlsafe(48)
+    return ProjectKeys(
+        jwt_secret=jwt_secret,
+        anon=_role_key(jwt_secret, role="anon"),
+        service=_role_key(jwt_secret, role="service_role"),
+        authenticated=_role_key(jwt_secret, role="authenticated"),
+        wrong=_role_key(secrets.token_urlsafe(48), role="service_role"),
+        expired=_role_key(jwt_secret, role="service_role", lifetime_seconds=-3600),
+        secret=f"sb_secret_{secrets.token_urlsafe(24)}",
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class SupabaseStack:
-    """A running project, with the migrations applied to an empty database."""
+    """A running project: an empty database with the migrations applied."""
 
     keys: ProjectKeys
     database: Database
@@ -27,52 +70,52 @@ class SupabaseStack:
 
     @property
     def url(self) -> str:
-        """What `SUPABASE_URL` is."""
+        """The value of `SUPABASE_URL`."""
         return self.gateway.url
 
     @property
     def service_key(self) -> str:
-        """What `SUPABASE_SERVICE_KEY` is."""
+        """The value of `SUPABASE_SERVICE_KEY`."""
         return self.keys.service
 
     @property
     def secret_key(self) -> str:
-        """The service key's successor, `sb_secret_…`; it says no more than `service_key`."""
+        """The new-style service key `sb_secret_…`, with the same rights as `service_key`."""
         return self.keys.secret
 
     @property
     def anon_key(self) -> str:
-        """The key that browsers have."""
+        """The public key that browsers use."""
         return self.keys.anon
 
     @property
     def authenticated_key(self) -> str:
-        """A user's token: for `Authorization`, with the anon key in `apikey`."""
+        """A signed-in user's token: for `Authorization`, with the anon key in `apikey`."""
         return self.keys.authenticated
 
     @property
     def wrong_key(self) -> str:
-        """Signed by somebody else: the gateway does not know it, and PostgREST rejects it."""
+        """A key signed with another secret: unknown to the gateway, rejected by PostgREST."""
         return self.keys.wrong
 
     @property
     def expired_key(self) -> str:
-        """The gateway lets it pass, and PostgREST rejects it."""
+        """An expired key: accepted by the gateway, rejected by PostgREST."""
         return self.keys.expired
 
     def new_service_key(self, *, lifetime_seconds: int) -> str:
-        """Make a service key that ends so soon. PostgREST lets it pass for 30 seconds more, since clocks differ."""
+        """Make a service key that expires so soon; PostgREST accepts it for 30 seconds more (allowed clock skew)."""
         key = self.keys.service_for(lifetime_seconds)
         self.gateway.admit(key)
         return key
 
     @property
     def faults(self) -> Faults:
-        """What can go wrong at the gateway."""
+        """The faults that the gateway injects."""
         return self.gateway.faults
 
     def recording(self) -> AbstractContextManager[list[Request]]:
-        """Collect the requests that reach the gateway inside of the block."""
+        """Collect the requests that reach the gateway within the block."""
         return self.gateway.recording()
 
     def sql(self, query: LiteralString, parameters: Parameters = None) -> list[dict[str, Any]]:
@@ -85,7 +128,7 @@ class SupabaseStack:
 
     @contextmanager
     def at_most(self, rows: int) -> Iterator[None]:
-        """Let PostgREST answer with so many rows at most; it takes this up a moment later."""
+        """Cap PostgREST's answers at this many rows; it applies the setting a moment later."""
         self.sql(f"alter role authenticator set pgrst.db_max_rows = '{rows:d}'")
         self.sql("notify pgrst, 'reload config'")
         try:
@@ -95,15 +138,14 @@ class SupabaseStack:
             self.sql("notify pgrst, 'reload config'")
 
     def stop_postgrest(self) -> None:
-        """Leave the gateway without an upstream: it answers 502."""
+        """Leave the gateway without PostgREST: it answers 502."""
         self.postgrest.stop()
 
     def start_postgrest(self) -> None:
-        """Undo `stop_postgrest`."""
         self.postgrest.start()
 
     def reset(self) -> None:
-        """As new: everything runs, nothing is injected, no token is stored."""
+        """Restore the initial state: every part runs, no fault is injected, no token is stored."""
         self.faults.reset()
         self.start_postgrest()
         self.truncate()
@@ -111,7 +153,7 @@ class SupabaseStack:
 
 @contextmanager
 def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10) -> Iterator[SupabaseStack]:
-    """Start a project in a new database of this server."""
+    """Run a project in a new database of this server."""
     keys = new_project_keys()
     with (
         tempfile.TemporaryDirectory(prefix="vault-postgrest-") as folder,
@@ -131,7 +173,7 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
             keys={
                 keys.anon: None,
                 keys.service: None,
-                # keys are compared, not understood: it is PostgREST that sees the date
+                # the gateway compares keys; only PostgREST checks the expiry
                 keys.expired: None,
                 keys.secret: f"Bearer {keys.service}",
             },
@@ -144,3 +186,15 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
                 postgrest=postgrest,
                 gateway=gateway,
             )
+
+
+def _role_key(jwt_secret: str, *, role: str, lifetime_seconds: int = _TEN_YEARS_SECONDS) -> str:
+    now = int(time.time())
+    claims: dict[str, object] = {"iss": "supabase", "ref": "vaulttests", "role": role}
+    if role == "authenticated":
+        claims |= {"aud": "authenticated", "sub": "0d3b7a52-5c1a-4a6e-9b1f-3f2f1d7b9f10"}
+    return jwt.encode(
+        claims | {"iat": now - _TEN_YEARS_SECONDS, "exp": now + lifetime_seconds},
+        jwt_secret,
+        algorithm="HS256",
+    )

@@ -1,4 +1,7 @@
-"""The stores under test, and rows to put into them."""
+"""The stores under test, and rows to put into them.
+
+The fixture `store` is an empty store; a test that uses it runs once on each.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import apsw
+import pytest
 from pydantic import SecretStr
 
 from app.stores.sqlite.repository import SqliteRepository
@@ -23,10 +27,10 @@ NOW = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
 
 
 class Store(Protocol):
-    """A store as tests see it: through its repository, and past it."""
+    """A store that a test accesses through its repository and directly."""
 
     def open(self) -> AbstractAsyncContextManager[TokenRepository]:
-        """Open a repository; closed on exit."""
+        """Open a repository, and close it on exit."""
         ...
 
     def environment(self) -> dict[str, str]:
@@ -34,11 +38,11 @@ class Store(Protocol):
         ...
 
     def insert_raw(self, **columns: Any) -> None:
-        """Write a row as something other than the vault would."""
+        """Write a row as another program would, past the repository."""
         ...
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read every row, with JSON and times in one form."""
+        """Return every row, with the same Python types from each store."""
         ...
 
 
@@ -63,14 +67,14 @@ class SqliteStore:
         }
         names, marks = ", ".join(values), ", ".join("?" * len(values))
         connection = apsw.Connection(str(self.path))
-        connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  a test's own columns
+        connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  column names of a test
         connection.close()
 
     def rows(self) -> list[dict[str, Any]]:
         connection = apsw.Connection(str(self.path))
         cursor = connection.execute("SELECT * FROM oauth_tokens ORDER BY user_id, provider, service_type")
-        cursor.row_trace = _as_mapping
-        found = [_normal(row) for row in cursor]
+        cursor.row_trace = _row_as_mapping
+        found = [_with_python_types(row) for row in cursor]
         connection.close()
         return found
 
@@ -82,7 +86,7 @@ class SqliteStore:
         connection.close()
 
 
-def _as_mapping(cursor: apsw.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+def _row_as_mapping(cursor: apsw.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
     return {column[0]: value for column, value in zip(cursor.get_description(), row, strict=True)}
 
 
@@ -117,10 +121,17 @@ class SupabaseStore:
         found = self.stack.sql(
             "select to_jsonb(t) as row from public.oauth_tokens t order by user_id, provider, service_type"
         )
-        return [_normal(dict(one["row"])) for one in found]
+        return [_with_python_types(dict(one["row"])) for one in found]
 
 
-def _normal(row: dict[str, Any]) -> dict[str, Any]:
+@pytest.fixture(params=["sqlite", "supabase"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "sqlite":
+        return SqliteStore(tmp_path / "vault.db")
+    return SupabaseStore(request.getfixturevalue("supabase"))
+
+
+def _with_python_types(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("scopes", "metadata"):
         if isinstance(row[name], str):
             row[name] = json.loads(row[name])
@@ -133,7 +144,7 @@ def _normal(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_row(**columns: Any) -> dict[str, Any]:
-    """Return the columns of a row as PulsePlan wrote it, before the vault's columns existed."""
+    """Return the columns of a row as PulsePlan wrote it."""
     return {
         "id": str(uuid4()),
         "user_id": str(uuid4()),
@@ -156,7 +167,7 @@ def raw_row(**columns: Any) -> dict[str, Any]:
 
 
 def token(token_id: TokenId | None = None, **changes: Any) -> StoredToken:
-    """Return a row to insert."""
+    """Return a token to insert."""
     columns: dict[str, Any] = {
         "id": str(uuid4()),
         "token_id": token_id or TokenId(str(uuid4()), "canvas"),

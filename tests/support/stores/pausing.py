@@ -1,4 +1,4 @@
-"""A repository that hesitates before and after its calls, so that others come between."""
+"""A repository that awaits a pause before and after its calls, so other tasks run in between."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from app.tokens.repository import TokenRepository
 Pause = Callable[[], Awaitable[None]]
 
 
-async def no_pause() -> None:
-    """Go on."""
-
-
-class _Hesitant:
+class _PausingRepository:
     def __init__(self, tokens: TokenRepository, pause: Pause, calls: Counter[str], only: str | None) -> None:
         self._tokens = tokens
         self._pause = pause
@@ -25,28 +21,33 @@ class _Hesitant:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._tokens, name)
-        pause = self._pause if self._only in {None, name} else no_pause
+        pauses_here = self._only in {None, name}
 
-        async def hesitating(*arguments: Any, **named: Any) -> Any:
-            await pause()
+        async def pausing_call(*arguments: Any, **named: Any) -> Any:
+            if pauses_here:
+                await self._pause()
             self._calls[name] += 1
             try:
                 return await call(*arguments, **named)
             finally:
-                await pause()
+                if pauses_here:
+                    await self._pause()
 
-        return hesitating
+        return pausing_call
 
 
-def hesitant(
+def pausing(
     tokens: TokenRepository, pause: Pause, *, calls: Counter[str] | None = None, only: str | None = None
 ) -> TokenRepository:
-    """Return the same store, which awaits `pause` around every call, or around the `only` one of that name."""
-    return cast("TokenRepository", _Hesitant(tokens, pause, Counter() if calls is None else calls, only))
+    """Return a repository that awaits `pause` around every call, or around calls of the method `only`.
+
+    `calls` counts all calls by method.
+    """
+    return cast("TokenRepository", _PausingRepository(tokens, pause, Counter() if calls is None else calls, only))
 
 
 def pauses(milliseconds: list[int]) -> Pause:
-    """Pause so long, one after the other, and then from the beginning again; 0 lets others run for one turn."""
+    """Return a pause that takes these times in turn, over and over; 0 yields to the event loop once."""
     turn = 0
 
     async def pause() -> None:
