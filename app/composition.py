@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.audit.file_target import FileTarget
-from app.audit.lines import Chain
+from app.audit.line_format import Chain
 from app.audit.log_files import LogFiles
-from app.audit.stream_target import StreamTarget, is_stream
-from app.audit.target import AuditTarget
-from app.audit.trail import AuditLog
+from app.audit.targets import AuditTarget, FileTarget, StreamTarget, is_stream
+from app.audit.trail import SignedAuditTrail
 from app.audit.writer import AuditCounters
 from app.callers.key_directory import ServiceKeyDirectory
 from app.callers.rate_limits import RequestLimits
 from app.callers.service_keys import KeyListError, parse_key_list
-from app.config.audit import derived
+from app.config.audit import audit_key
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied
 from app.observability.counters import InMemoryAuditCounters, InMemoryCounters
@@ -147,15 +145,15 @@ def require_tracing() -> None:
         ) from None
 
 
-async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> AuditLog | NoAuditTrail:
+async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> SignedAuditTrail | NoAuditTrail:
     """Begin this process's chain where AUDIT_LOG is set; where that cannot be written the trail is unavailable."""
     if settings.audit_log is None or settings.audit_key is None:
         return NoAuditTrail()
-    chain = Chain(key=derived(settings.audit_key))
-    audit = AuditLog(
+    chain = Chain(key=audit_key(settings.audit_key))
+    audit = SignedAuditTrail(
         target=_audit_target(settings, settings.audit_log, chain),
         chain=chain,
-        previous_keys=[derived(key) for key in settings.audit_previous_keys],
+        previous_keys=[audit_key(text) for text in settings.audit_previous_keys],
         sync=settings.audit_sync,
         counters=counters or InMemoryAuditCounters(),
     )
@@ -164,11 +162,10 @@ async def open_audit(settings: Settings, *, counters: AuditCounters | None = Non
 
 
 def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarget:
-    path = Path(audit_log)
-    if audit_log == "-" or is_stream(path):
-        return StreamTarget(path=None if audit_log == "-" else path)
+    if is_stream(audit_log):
+        return StreamTarget(path=None if audit_log == "-" else Path(audit_log))
     return FileTarget(
-        family=LogFiles(path),
+        log_files=LogFiles(Path(audit_log)),
         chain=chain.id,
         maximum_bytes=settings.audit_max_bytes,
         flushing=settings.audit_sync != "off",

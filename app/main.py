@@ -16,7 +16,7 @@ from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
 from app.api.routes import routers
-from app.audit.trail import AuditLog
+from app.audit.trail import SignedAuditTrail
 from app.callers.key_directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
@@ -212,7 +212,7 @@ def _build_readiness(
     service_keys: ServiceKeyDirectory,
     repository: TokenRepository,
     *,
-    audit: AuditLog | NoAuditTrail,
+    audit: SignedAuditTrail | NoAuditTrail,
     on_states: Callable[[Mapping[str, CheckState]], None] | None,
 ) -> Readiness:
     checks: dict[str, Callable[[], Awaitable[None]]] = {
@@ -220,7 +220,7 @@ def _build_readiness(
         "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
         "service_keys": service_keys_check(service_keys),
     }
-    if isinstance(audit, AuditLog):
+    if isinstance(audit, SignedAuditTrail):
         checks["audit"] = audit.check
     tolerated: dict[str, frozenset[str]] = {}
     if encryption.kms is not None:

@@ -1,1 +1,1 @@
-"""The audit trail: one signed, chained line for each attempt on a token."""
+"""The audit trail: one signed, chained line for each operation on a token."""

@@ -1,8 +1,8 @@
-"""What a process says at its start about the chains beside it.
+"""Checkpoints: the ends of other chains, which a process names in its start line.
 
-A chain without an end may have been killed, or its tail may have been cut; its own lines cannot tell. So whoever
-starts next names the last genuine line of every chain that nobody writes any more and that no start has named yet, and
-says whether anything else followed it. From then on neither a line nor a whole chain can go unnoticed.
+A chain without an end line was killed, or its last lines were removed; its own lines cannot tell which. So each process
+that starts names the last genuine line of every chain that no process writes and no earlier start names, and whether
+other lines follow it. After that, removing a line or a whole chain is detected.
 """
 
 from __future__ import annotations
@@ -13,51 +13,49 @@ from pathlib import Path
 from typing import Any
 
 from app.audit.keys import AuditKey
-from app.audit.lines import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
-from app.audit.log_files import LogFiles, bytes_of_whole_lines, is_being_written, lines_from_the_end, opened
+from app.audit.line_format import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.log_files import LogFiles, bytes_of_complete_lines, is_being_written, lines_from_the_end, opened
 
 
 @dataclass(frozen=True, slots=True)
 class ChainCheckpoint:
     """A chain's end as another process saw it.
 
-    `seq` and `hash` are those of its last genuine line, `seq` 0 where it had none. `followed` where whole lines came
-    after it that are not genuine. `size` counts the bytes of all its whole lines,
-    genuine or not: copies of earlier lines are genuine too, and are seen by it alone once they are gone again. Older
-    starts have no size, and -1 for a last line that was none.
+    `seq` and `hash` are those of its last genuine line; `seq` is 0 if it has none. `followed` means that complete lines
+    which are not genuine come after it. `size` counts the bytes of all complete lines, genuine or not: only this shows
+    that copies of earlier lines, which are genuine, were appended and removed again.
     """
 
     chain: str
     seq: int
     hash: str
-    size: int | None = None
+    size: int
     followed: bool = False
 
     def members(self) -> dict[str, Any]:
-        """Return what a start says of it."""
-        said = {"chain": self.chain, "seq": self.seq, "hash": self.hash, "size": self.size}
-        return {**said, "followed": True} if self.followed else said
-
-
-def unnamed_chains(family: LogFiles, *, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
-    """Return the ends of the chains that nobody writes and no start signed with one of `keys` names.
-
-    Raises `OSError`. A file that goes away meanwhile is somebody's housekeeping.
-    """
-    chains = family.chains()
-    named = {witness.chain for files in chains.values() for witness in _named_in(files[0], keys)}
-    dead = [chain for chain, files in chains.items() if chain not in named and not is_being_written(files[-1])]
-    # a chain goes on in a new file before it lets go of the old one, so one that did so meanwhile shows by now
-    now = family.chains() if dead else {}
-    ends = [chain for chain in dead if now.get(chain, [])[-1:] == chains[chain][-1:]]
-    return [_end_of(chain, chains[chain], keys) for chain in ends]
+        """Return the JSON object in the start line's `named`."""
+        members = {"chain": self.chain, "seq": self.seq, "hash": self.hash, "size": self.size}
+        return {**members, "followed": True} if self.followed else members
 
 
 def checkpoints_of(start: dict[str, Any]) -> Iterator[ChainCheckpoint]:
-    """Return what a genuine start line names."""
+    """Return the checkpoints in the members of a genuine start line."""
     for one in start.get("named", ()):
-        seq = one["seq"]
-        yield ChainCheckpoint(one["chain"], max(seq, 0), one["hash"], one.get("size"), one.get("followed", seq < 0))
+        yield ChainCheckpoint(one["chain"], one["seq"], one["hash"], one["size"], one.get("followed", False))
+
+
+def unnamed_chains(log_files: LogFiles, *, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
+    """Return checkpoints of the chains that no process writes and no start signed with one of `keys` names.
+
+    Skips files that disappear while it reads: somebody archives them. Raises `OSError`.
+    """
+    chains = log_files.chains()
+    named = {checkpoint.chain for files in chains.values() for checkpoint in _named_in(files[0], keys)}
+    dead = [chain for chain, files in chains.items() if chain not in named and not is_being_written(files[-1])]
+    # a chain locks its next file before it unlocks the previous one, so a chain that rotated since has a new file now
+    now = log_files.chains() if dead else {}
+    ends = [chain for chain in dead if now.get(chain, [])[-1:] == chains[chain][-1:]]
+    return [_end_of(chain, chains[chain], keys) for chain in ends]
 
 
 def _named_in(path: Path, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
@@ -71,12 +69,12 @@ def _named_in(path: Path, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
 
 
 def _end_of(chain: str, files: Sequence[Path], keys: Sequence[AuditKey]) -> ChainCheckpoint:
-    """Look for the chain's last genuine line, from its end on.
+    """Find the chain's last genuine line, reading backwards.
 
-    A chain has one key, which its first line tells. Where no key is that line's, any line of the chain will do: its
-    hash lets `verify`, which may have the key, believe it or not.
+    A chain has one key, which its first line shows. If that key is not in `keys`, the last line of the chain counts as
+    genuine: `verify`, which may have the key, checks its hash.
     """
-    sizes = {path: bytes_of_whole_lines(path) for path in files}
+    sizes = {path: bytes_of_complete_lines(path) for path in files}
     size = sum(sizes.values())
     if size == 0:
         return ChainCheckpoint(chain, 0, NOTHING_BEFORE, size)

@@ -1,4 +1,4 @@
-"""The key of the audit trail."""
+"""The key that signs the audit trail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME: Final = b"pulseplan-token-vault/audit/v1/key-name"
 
 @dataclass(frozen=True, slots=True)
 class AuditKey:
-    """What HKDF-SHA256 (RFC 5869) makes of AUDIT_KEY: the MAC's key, and a name that tells nothing about either."""
+    """A MAC key and its public name, both derived from AUDIT_KEY with HKDF-SHA256 (RFC 5869)."""
 
     name: str
     keyed: hmac.HMAC = field(repr=False, compare=False)
@@ -29,7 +29,7 @@ class AuditKey:
 
     def mac(self, signed: bytes) -> bytes:
         """Return HMAC-SHA256 in lower-case hex."""
-        # hmac.digest lets go of the interpreter for every line, and a busy event loop is slow to give it back
+        # hmac.digest() releases the GIL for each line, and a busy event loop is slow to give it back
         mac = self.keyed.copy()
         mac.update(signed)
         return mac.hexdigest().encode()

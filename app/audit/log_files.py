@@ -1,4 +1,4 @@
-"""The files that AUDIT_LOG names, and reading them."""
+"""The files that AUDIT_LOG names, and how to read them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,79 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from app.audit.lines import CHAIN_PATTERN
+from app.audit.line_format import CHAIN_PATTERN
 
-# --- A file of the record, open for reading.
+_NAME: Final = re.compile(rf"(.*)\.({CHAIN_PATTERN})\.([0-9]{{6,12}})(\.[^.]*)?")
+_BLOCK_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LogFiles:
+    """The files named after `path`: `audit.jsonl` stands for `audit.<chain>.<number>.jsonl` of every process."""
+
+    path: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent
+
+    def file(self, chain: str, number: int) -> Path:
+        """Return the path of a chain's file; `number` counts from 1."""
+        return self.path.with_name(f"{self.path.stem}.{chain}.{number:06d}{self.path.suffix}")
+
+    def chains(self) -> dict[str, list[Path]]:
+        """Return the existing files of each chain, in order; raises `OSError`."""
+        found: dict[str, list[Path]] = {}
+        with os.scandir(self.directory) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            parts = _NAME.fullmatch(name)
+            if parts and (parts[1], parts[4] or "") == (self.path.stem, self.path.suffix):
+                found.setdefault(parts[2], []).append(self.directory / name)
+        return found
+
+    def files(self) -> list[Path]:
+        return [path for chain in self.chains().values() for path in chain]
+
+    def make_directory(self) -> None:
+        """Create the directory, if it is missing, for its owner alone; raises `OSError`."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def require_writable(self) -> None:
+        """Create the directory if it is missing, and a file in it, then delete that file; raises `OSError`."""
+        self.make_directory()
+        probe = self.directory / f".{self.path.name}.{secrets.token_hex(8)}.probe"
+        try:
+            with probe.open("xb") as file:
+                file.write(b"\n")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def chain_of_file(path: Path) -> str | None:
+    """Return the chain in a file's name, or `None` if the file may hold lines of any chain."""
+    parts = _NAME.fullmatch(path.name)
+    return parts[2] if parts else None
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process holds the lock that it keeps on its chain's newest file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file; whatever it refuses is an `OSError` that names it, as Python's names only what cannot be opened."""
+    """Open a file for reading. Every `OSError` names it; Python names it only if opening fails."""
     try:
         with path.open("rb") as file:
             yield file
@@ -29,14 +94,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-# --- A file of lines, read from its end. What follows the last line feed was torn off by a kill and is passed over.
-
-_BLOCK_BYTES: Final = 64 * 1024
-
-
 def lines_from_the_end(path: Path) -> Iterator[bytes]:
-    """Yield the whole lines, the last one first, without their line feeds."""
-    behind: list[bytes] = []  # pieces of the line whose beginning has not been reached, the last one first
+    """Yield the complete lines without their line feeds, the last one first.
+
+    Bytes after the last line feed are half a line, left by a kill, and are skipped.
+    """
+    pieces: list[bytes] = []  # of the line whose beginning is not read yet, the last piece first
     torn = True
     for _, block in _blocks_from_the_end(path):
         first, *others = block.split(b"\n")
@@ -44,15 +107,15 @@ def lines_from_the_end(path: Path) -> Iterator[bytes]:
             if torn:
                 torn = False
             else:
-                yield b"".join(reversed([*behind, piece]))
-            behind.clear()
-        behind.append(first)
+                yield b"".join(reversed([*pieces, piece]))
+            pieces.clear()
+        pieces.append(first)
     if not torn:
-        yield b"".join(reversed(behind))
+        yield b"".join(reversed(pieces))
 
 
-def bytes_of_whole_lines(path: Path) -> int:
-    """Return how many bytes the whole lines have, with their line feeds."""
+def bytes_of_complete_lines(path: Path) -> int:
+    """Return the size of the complete lines, with their line feeds."""
     for start, block in _blocks_from_the_end(path):
         found = block.rfind(b"\n")
         if found >= 0:
@@ -68,73 +131,3 @@ def _blocks_from_the_end(path: Path) -> Iterator[tuple[int, bytes]]:
             start -= size
             file.seek(start)
             yield start, file.read(size)
-
-
-# --- The files that AUDIT_LOG names: `audit.jsonl` stands for `audit.<chain>.<number>.jsonl` of every process.
-
-_NAME: Final = re.compile(rf"(.*)\.({CHAIN_PATTERN})\.([0-9]{{6,12}})(\.[^.]*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class LogFiles:
-    """The files beside `path` that are named after it."""
-
-    path: Path
-
-    @property
-    def directory(self) -> Path:
-        return self.path.parent
-
-    def file(self, chain: str, number: int) -> Path:
-        """Return where the chain's file of this number is, counted from 1."""
-        return self.path.with_name(f"{self.path.stem}.{chain}.{number:06d}{self.path.suffix}")
-
-    def chains(self) -> dict[str, list[Path]]:
-        """Return the files that are there, by chain, each chain's in order."""
-        found: dict[str, list[Path]] = {}
-        with os.scandir(self.directory) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
-            parts = _NAME.fullmatch(name)
-            if parts and (parts[1], parts[4] or "") == (self.path.stem, self.path.suffix):
-                found.setdefault(parts[2], []).append(self.directory / name)
-        return found
-
-    def make_directory(self) -> None:
-        """Create the directory for its owner alone, where it is missing; raises `OSError`."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def files(self) -> list[Path]:
-        return [path for chain in self.chains().values() for path in chain]
-
-
-def require_writable(family: LogFiles) -> None:
-    """Create the directory where it is missing, and prove that files can be made in it; raises `OSError`."""
-    family.make_directory()
-    draft = family.directory / f".{family.path.name}.{secrets.token_hex(8)}.probe"
-    try:
-        with draft.open("xb") as file:
-            file.write(b"\n")
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def chain_of_file(path: Path) -> str | None:
-    """Return the chain that a file belongs to by its name; `None` where it may hold anything."""
-    parts = _NAME.fullmatch(path.name)
-    return parts[2] if parts else None
-
-
-def is_being_written(path: Path) -> bool:
-    """Whether a process holds the lock that a chain's newest file is under while it is written."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

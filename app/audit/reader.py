@@ -1,4 +1,4 @@
-"""Events as people look for them. Of lines that somebody has edited nothing is taken for granted."""
+"""Search events for `audit show`. Lines may have been edited, so nothing about their content is assumed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.audit.keys import AuditKey
-from app.audit.lines import EVENT, Line, parse_line
+from app.audit.line_format import EVENT, Line, parse_line
 from app.audit.log_files import opened
 
-EVENT_BYTES: Final = 64 * 1024  # one has 700; whatever is longer was edited
+EVENT_BYTES: Final = 64 * 1024  # an event has about 700; a longer one was edited
 _KIND: Final = b',"kind":"event",'
 _HEAD_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which events; `None` is any."""
+class EventFilter:
+    """Members that an event must have; `None` matches any."""
 
     user: str | None = None
     service: str | None = None
@@ -28,65 +28,65 @@ class Wanted:
     outcome: str | None = None
     since: datetime | None = None
 
-    def has(self, event: dict[str, Any]) -> bool:
-        asked = (
+    def matches(self, event: dict[str, Any]) -> bool:
+        required = (
             (self.user, "user_id"),
             (self.service, "service"),
             (self.operation, "operation"),
             (self.outcome, "outcome"),
         )
-        if any(value is not None and event.get(name) != value for value, name in asked):
+        if any(value is not None and event.get(name) != value for value, name in required):
             return False
         return self.since is None or str(event.get("time")) >= f"{self.since:%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """An event as a line says it; `genuine` is `None` where no key was at hand to tell."""
+class FoundEvent:
+    """The members of an event's line; `genuine` is `None` if there was no key to check it."""
 
     event: dict[str, Any]
     genuine: bool | None
 
 
 @dataclass(slots=True)
-class Reading:
-    """What was found, in the order of time, and how many lines have an event's form and cannot be read."""
+class SearchResult:
+    """Events in order of time, and the number of lines with an event's form that cannot be read."""
 
-    kept: list[Kept] = field(default_factory=list)
+    events: list[FoundEvent] = field(default_factory=list)
     unreadable: int = 0
 
     @property
     def doubtful(self) -> int:
-        """How many lines are not as the vault has written them."""
-        return self.unreadable + sum(one.genuine is False for one in self.kept)
+        """The number of lines that differ from what the vault writes."""
+        return self.unreadable + sum(one.genuine is False for one in self.events)
 
 
-def read_events(files: Iterable[Path], wanted: Wanted, *, keys: Sequence[AuditKey]) -> Reading:
-    """Return the wanted events of all chains; lines that are none are passed over.
+def search_events(files: Iterable[Path], wanted: EventFilter, *, keys: Sequence[AuditKey]) -> SearchResult:
+    """Return the matching events of all chains; lines that are not events are skipped.
 
-    Each line's MAC is checked where there are keys, and nothing else of what `verify` does. Raises `OSError` where a
-    file cannot be read.
+    Checks each line's MAC if there are keys, and nothing else that `verify` checks. Raises `OSError` if a file cannot
+    be read.
     """
-    reading = Reading()
-    found: list[tuple[str, str, int, Kept]] = []
+    result = SearchResult()
+    found: list[tuple[str, str, int, FoundEvent]] = []
     for path in files:
         for text in _lines(path):
             line = parse_line(text)
             if line is None or line.kind != EVENT:
-                reading.unreadable += len(text) == EVENT_BYTES and _KIND in text[:_HEAD_BYTES]
+                result.unreadable += len(text) == EVENT_BYTES and _KIND in text[:_HEAD_BYTES]
                 continue
             event = _event(line)
             if event is None:
-                reading.unreadable += 1
-            elif wanted.has(event):
+                result.unreadable += 1
+            elif wanted.matches(event):
                 genuine = any(map(line.is_signed_with, keys)) if keys else None
-                found.append((str(event.get("time")), line.chain, line.seq, Kept(event, genuine)))
-    reading.kept = [kept for *_, kept in sorted(found, key=itemgetter(0, 1, 2))]
-    return reading
+                found.append((str(event.get("time")), line.chain, line.seq, FoundEvent(event, genuine)))
+    result.events = [event for *_, event in sorted(found, key=itemgetter(0, 1, 2))]
+    return result
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield lines without their line feeds, and of longer ones than an event has the first part."""
+    """Yield lines without their line feeds; of a line longer than `EVENT_BYTES`, only that many bytes."""
     with opened(path) as file:
         beginning = True
         while text := file.readline(EVENT_BYTES):
@@ -96,7 +96,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _event(line: Line) -> dict[str, Any] | None:
-    """Return what the line says, or `None` where it was edited into something that no event is."""
+    """Return the line's members, or `None` if it was edited into something that is not an event."""
     try:
         event = line.members()
     except (ValueError, RecursionError):

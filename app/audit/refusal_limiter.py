@@ -1,4 +1,4 @@
-"""Keeps refusals from filling the disk: whoever repeats a wrong call is recorded, but not each time."""
+"""A limit on recorded refusals, so that repeated invalid calls cannot fill the disk."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ _REFUSALS: Final = frozenset({Forbidden.code, InvalidRequest.code, MalformedBody
 
 @dataclass(slots=True)
 class _Second:
-    """How many were let through since it began."""
+    """The number of refusals admitted in the second that `began`."""
 
     began: float = float("-inf")
     admitted: int = 0
 
 
 class RefusalLimiter:
-    """Lets so many refusals of a service through in each second: 10 for no key and too many calls, 100 of all others.
+    """Admits per service and second 10 `unauthenticated`, 10 `rate_limited` and 100 other refusals before a handler.
 
-    Those without a key share one place. The others are counted until an event that is let through can say how many.
+    All callers without a valid key count as one service. The refusals left out are counted, and the next admitted event
+    states their number.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._seconds: dict[tuple[str, str], _Second] = {}  # as many as there are service names in the key list
+        self._seconds: dict[tuple[str, str], _Second] = {}  # bounded by the service names in the key list
         self._omitted = 0
 
     def admits(self, event: TokenEvent) -> bool:
-        """Whether to keep the event; one that is no refusal at the door always is."""
+        """Whether to record the event; an operation that reached the vault is always recorded."""
         if event.outcome in _FEW:
             kind, limit = event.outcome, FEW_PER_SECOND
         elif event.outcome in _REFUSALS:
@@ -54,10 +55,10 @@ class RefusalLimiter:
         return False
 
     def take_omitted(self) -> int:
-        """Return how many were left out since this was last asked."""
+        """Return the number of refusals left out since the last call."""
         omitted, self._omitted = self._omitted, 0
         return omitted
 
     def give_back(self, omitted: int) -> None:
-        """Take back a number that was taken and could not be said."""
+        """Return a taken number that no line states."""
         self._omitted += omitted

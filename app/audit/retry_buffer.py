@@ -1,4 +1,4 @@
-"""Attempts that were made while their record failed: kept in memory until lines can be written again."""
+"""Events whose write failed, kept in memory until lines can be written again."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from app.audit.members import event_members
+from app.audit.line_format import event_members
 from app.errors import AuditUnavailable
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 
-MAXIMUM_LATE: Final = 10_000
+MAXIMUM_RETRIED: Final = 10_000
 _READS: Final = frozenset({Operation.REVEAL, Operation.LIST})
 
 
 class RetryBuffer:
-    """Events in the order in which they came, already as text; whoever finds no room is only counted elsewhere."""
+    """Events in order of arrival, already formatted; `MAXIMUM_RETRIED` fit."""
 
-    def __init__(self, *, maximum: int = MAXIMUM_LATE) -> None:
-        self._maximum = maximum
+    def __init__(self) -> None:
         self._members: deque[str] = deque()
 
     def __len__(self) -> int:
         return len(self._members)
 
     def add(self, at: float, event: TokenEvent, omitted: int) -> bool:
-        """Return whether the event will be written."""
-        if len(self._members) >= self._maximum:
+        """Return whether the event is kept."""
+        if len(self._members) >= MAXIMUM_RETRIED:
             return False
         try:
-            self._members.append(event_members(at, _as_it_ended(event), omitted, late=True))
-        except Exception:  # noqa: BLE001  the writer's thread must live on, and would meet this event again
+            self._members.append(event_members(at, _with_final_outcome(event), omitted, retried=True))
+        except Exception:  # noqa: BLE001  the writer's thread must survive an event that cannot be formatted
             return False
         return True
 
@@ -39,13 +38,13 @@ class RetryBuffer:
         return list(islice(self._members, count))
 
     def drop(self, count: int) -> None:
-        """Forget the first ones, which are written."""
+        """Remove the first `count` events, which are written."""
         for _ in range(count):
             self._members.popleft()
 
 
-def _as_it_ended(event: TokenEvent) -> TokenEvent:
-    """Return what came of the attempt: its caller was refused, so what was read has not left; a write has happened."""
+def _with_final_outcome(event: TokenEvent) -> TokenEvent:
+    """Replace the outcome of a read, because its caller got an error and no secret; a write took place."""
     if event.outcome == SUCCESS and event.operation in _READS:
         return replace(event, outcome=AuditUnavailable.code, revealed=())
     return event

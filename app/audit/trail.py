@@ -1,4 +1,4 @@
-"""The audit trail as the vault sees it: bounded in time and in room."""
+"""The audit trail of one process, with bounds on time and memory."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from typing import Final
 import structlog
 
 from app.audit.keys import AuditKey
-from app.audit.lines import Chain
+from app.audit.line_format import Chain
 from app.audit.refusal_limiter import RefusalLimiter
-from app.audit.target import AuditTarget
-from app.audit.writer import FLUSH_SECONDS, RETRY_SECONDS, AuditCounters, AuditWriter, Entries, Entry, Sync
+from app.audit.targets import AuditTarget
+from app.audit.writer import (
+    FLUSH_SECONDS,
+    RETRY_SECONDS,
+    AuditCounters,
+    AuditWriter,
+    PendingEvent,
+    PendingEvents,
+    Sync,
+)
 from app.errors import AuditUnavailable
 from app.tokens.events import TokenEvent
 
 BOUND_SECONDS: Final = 2.0
-MAXIMUM_WAITING: Final = 10_000
+MAXIMUM_PENDING: Final = 10_000
 _log = structlog.get_logger()
 
 
-class AuditLog:
-    """`AuditTrail` of one process, used from one event loop.
+class SignedAuditTrail:
+    """`AuditTrail` that signs and chains its lines, for use from one event loop.
 
-    An event is handed to the writer's thread together with the others of the same turn of the loop, and its caller
-    goes on once it is kept. Whoever has waited for two seconds is refused; from then on, and while the last write
-    failed, everybody is refused at once, until a write shows that it goes on. What was refused may still be written.
+    All events of one iteration of the loop go to the writer's thread together, and each caller continues once its event
+    is written. A caller that has waited for `bound_seconds` is refused. From then on, and after a failed write, callers
+    are refused at once until a write succeeds. The event of a refused caller may still be written.
     """
 
     def __init__(
@@ -57,106 +65,108 @@ class AuditLog:
         )
         self._counters = counters
         self._bound_seconds = bound_seconds
-        self._flood = RefusalLimiter()
-        self._gathering: Entries = []
-        self._handed_over: deque[tuple[float, Entries]] = deque()  # with the time until which they may wait
-        self._watching: asyncio.TimerHandle | None = None
-        self._waiting = 0
+        self._limiter = RefusalLimiter()
+        self._gathered: PendingEvents = []
+        self._handed_over: deque[tuple[float, PendingEvents]] = deque()  # each with its deadline, in the loop's time
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._pending = 0
         self._slow = False
         self._closed = False
 
     async def open(self) -> None:
-        """Begin the chain; where that fails or takes too long, the trail is unavailable until it succeeds."""
+        """Begin the chain; if that fails or takes too long, the trail is unavailable until it succeeds."""
         self._writer.start()
         await asyncio.to_thread(self._writer.opened.wait, self._bound_seconds)
 
     def require_open(self) -> None:
-        if self._slow or self._closed or self._writer.failure is not None:
+        if self._is_unavailable():
             self._writer.refused += 1
             raise _unavailable()
 
     async def check(self) -> None:
-        """Raise `AuditUnavailable` while events cannot be kept; for readiness."""
-        if self._slow or self._closed or self._writer.failure is not None:
+        """Raise `AuditUnavailable` while events cannot be written; used by readiness."""
+        if self._is_unavailable():
             raise _unavailable()
 
     async def append(self, event: TokenEvent) -> None:
-        if not self._flood.admits(event):
+        if not self._limiter.admits(event):
             self._counters.audit_omitted()
             return
-        if self._closed or self._waiting >= MAXIMUM_WAITING:
+        if self._closed or self._pending >= MAXIMUM_PENDING:
             self._writer.refused += 1
             self._counters.audit_failure("closed" if self._closed else "full")
             raise _unavailable()
-        entry = Entry(time.time(), event, self._flood.take_omitted(), self._loop.create_future())
-        if not self._gathering:
+        pending = PendingEvent(time.time(), event, self._limiter.take_omitted(), self._loop.create_future())
+        if not self._gathered:
             self._loop.call_soon(self._hand_over)
-        self._gathering.append(entry)
-        self._waiting += 1
-        await entry.kept
+        self._gathered.append(pending)
+        self._pending += 1
+        await pending.recorded
 
     async def close(self) -> None:
-        """Keep what waits and write the end, in bounded time."""
+        """Write the pending events and the end line, in bounded time."""
         if self._closed:
             return
         self._closed = True
-        if self._watching is not None:
-            self._watching.cancel()
-        self._writer.omitted = self._flood.take_omitted()
-        if self._gathering:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        self._writer.omitted = self._limiter.take_omitted()
+        if self._gathered:
             self._hand_over()
         if not await asyncio.to_thread(self._writer.close, timeout_seconds=self._bound_seconds):
             _log.error("audit_not_ended", reason="the last lines could not be written in time")
 
+    def _is_unavailable(self) -> bool:
+        return self._slow or self._closed or self._writer.failure is not None
+
     def _hand_over(self) -> None:
-        if entries := self._gathering:
-            self._gathering = []
-            self._handed_over.append((self._loop.time() + self._bound_seconds, entries))
-            if self._watching is None:
-                self._watching = self._loop.call_later(self._bound_seconds, self._watch)
-            self._writer.put(entries)
+        if group := self._gathered:
+            self._gathered = []
+            self._handed_over.append((self._loop.time() + self._bound_seconds, group))
+            if self._deadline_timer is None:
+                self._deadline_timer = self._loop.call_later(self._bound_seconds, self._refuse_overdue)
+            self._writer.put(group)
 
-    def _watch(self) -> None:
-        """Refuse those who have waited for too long."""
+    def _refuse_overdue(self) -> None:
         now = self._loop.time()
-        self._watching = None
-        for until, entries in self._handed_over:
-            if until > now:
-                self._watching = self._loop.call_at(until, self._watch)
+        self._deadline_timer = None
+        for deadline, group in self._handed_over:
+            if deadline > now:
+                self._deadline_timer = self._loop.call_at(deadline, self._refuse_overdue)
                 break
-            self._refuse([entry for entry in entries if not entry.kept.done()])
+            self._refuse([one for one in group if not one.recorded.done()])
 
-    def _refuse(self, late: Entries) -> None:
-        if late and not self._slow:
+    def _refuse(self, overdue: PendingEvents) -> None:
+        if overdue and not self._slow:
             self._slow = True
             self._counters.audit_failure("slow")
             _log.error("audit_failed", reason="slow")
-        self._writer.refused += len(late)
-        for entry in late:
-            entry.kept.set_exception(_unavailable())
+        self._writer.refused += len(overdue)
+        for one in overdue:
+            one.recorded.set_exception(_unavailable())
 
-    def _settle_from_thread(self, groups: Sequence[Entries], failure: str | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed, and its waiters with it
+    def _settle_from_thread(self, groups: Sequence[PendingEvents], failure: str | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(self._settle, groups, failure)
 
-    def _settle(self, groups: Sequence[Entries], failure: str | None) -> None:
+    def _settle(self, groups: Sequence[PendingEvents], failure: str | None) -> None:
         if self._slow and failure is None:
             _log.warning("audit_resumed", reason="slow")
         self._slow = False
-        for entries in groups:  # they come back in the order in which they were handed over
+        for group in groups:  # in the order in which they were handed over
             self._handed_over.popleft()
-            self._waiting -= len(entries)
-            for entry in entries:
+            self._pending -= len(group)
+            for one in group:
                 if failure is not None:
-                    self._flood.give_back(entry.omitted)
-                if entry.kept.done():  # its caller has gone away, or was refused
+                    self._limiter.give_back(one.omitted)
+                if one.recorded.done():  # the caller was cancelled or refused
                     continue
                 if failure is None:
-                    entry.kept.set_result(None)
+                    one.recorded.set_result(None)
                 else:
                     self._writer.refused += 1
-                    entry.kept.set_exception(_unavailable())
+                    one.recorded.set_exception(_unavailable())
 
 
 def _unavailable() -> AuditUnavailable:
-    return AuditUnavailable("the attempt cannot be recorded, so it is refused")
+    return AuditUnavailable("refused because the operation cannot be recorded in the audit trail")

@@ -1,7 +1,7 @@
-"""Whether a record is as it was written: nothing edited, removed, inserted, reordered or cut off.
+"""Verification: find lines that were edited, removed, inserted, reordered or cut off.
 
-Every line is checked against its MAC, and each chain line by line. `partial` means that not everything is at hand:
-what lies outside of the given files is then not missed.
+The MAC of every line is checked, and each chain line by line. `partial` means that some files of the trail are
+elsewhere: their lines are not reported as missing.
 """
 
 from __future__ import annotations
@@ -11,55 +11,93 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.audit.chain_checkpoint import ChainCheckpoint, checkpoints_of
-from app.audit.findings import Finding, Place, Report
 from app.audit.keys import AuditKey
-from app.audit.lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.line_format import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.log_files import chain_of_file, is_being_written, opened
 
 
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A file, a line in it, and the chain and seq that the line has or should have."""
+
+    file: Path | None = None
+    line: int | None = None
+    chain: str | None = None
+    seq: int | None = None
+
+    def __str__(self) -> str:
+        file = "" if self.file is None else str(self.file) + ("" if self.line is None else f":{self.line}")
+        chain = "" if self.chain is None else f"chain {self.chain}"
+        seq = "" if self.seq is None else f"seq {self.seq}"
+        return ", ".join(part for part in (file, chain, seq) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFinding:
+    """`problem` is a stable name; `detail` is for people and quotes nothing from the line."""
+
+    problem: str
+    location: Location
+    detail: str
+
+
 @dataclass(slots=True)
-class _Chain:
-    """How far a chain has come: its last genuine line, how many lines followed that are not, and what ends a file."""
+class VerificationReport:
+    """The trail is intact if there are no findings; notes explain states that are harmless but look unusual."""
+
+    findings: list[ChainFinding] = field(default_factory=list)
+    notes: list[ChainFinding] = field(default_factory=list)
+    files: int = 0
+    chains: int = 0
+    live: int = 0  # chains that are being written
+    events: int = 0
+
+    @property
+    def is_intact(self) -> bool:
+        return not self.findings
+
+
+@dataclass(slots=True)
+class _ChainState:
+    """The state of one chain during verification."""
 
     id: str
     key: AuditKey | None = None
-    seq: int = 0
+    seq: int = 0  # of the last genuine line, as are `hash` and `location`
     hash: str = NOTHING_BEFORE
-    size: int = 0  # of its whole lines, genuine or not
-    ended: bool = False
-    place: Place = field(default_factory=Place)
+    location: Location = field(default_factory=Location)
+    not_genuine: int = 0  # lines since then
+    size: int = 0  # of all complete lines, genuine or not
     files: list[Path] = field(default_factory=list)
-    unbelieved: int = 0
-    broken: bool = False
-    torn: list[Place] = field(default_factory=list)
+    torn: list[Location] = field(default_factory=list)  # half lines at the end of a file
+    ended: bool = False
+    has_findings: bool = False
 
 
 class Verifier:
-    """Takes files in any order; those of one chain are put into theirs by name, others are read in the order given."""
+    """Verifies files given in any order. Files named after a chain are sorted by name; others keep their order."""
 
     def __init__(self, *, keys: Sequence[AuditKey], partial: bool = False) -> None:
         self._keys = keys
         self._partial = partial
-        self._report = Report()
-        self._chains: dict[str, _Chain] = {}
-        self._witnesses: dict[str, list[tuple[ChainCheckpoint, str]]] = {}
+        self._report = VerificationReport()
+        self._chains: dict[str, _ChainState] = {}
+        self._checkpoints: dict[str, list[tuple[ChainCheckpoint, str]]] = {}  # each with the chain that states it
 
-    def verify(self, files: Iterable[Path]) -> Report:
-        """Read all of it and report. Raises `OSError` where a file cannot be read."""
+    def verify(self, files: Iterable[Path]) -> VerificationReport:
+        """Read all files and report. Raises `OSError` if a file cannot be read."""
         named: list[Path] = []
         others: list[Path] = []
-        for path in _once_each(files):
+        for path in _without_duplicates(files):
             self._report.files += 1
             (named if chain_of_file(path) else others).append(path)
         for path in [*sorted(named, key=lambda path: path.name), *others]:
             self._read(path)
         for chain in self._chains.values():
             self._conclude(chain)
-        self._look_for_missing_chains()
+        self._find_missing_chains()
         self._report.chains = len(self._chains)
         return self._report
-
-    # --- line by line
 
     def _read(self, path: Path) -> None:
         owner = chain_of_file(path)
@@ -69,158 +107,155 @@ class Verifier:
             number = 0
             while text := file.readline(MAXIMUM_LINE_BYTES):
                 number += 1
-                place = Place(path, number, owner)
+                location = Location(path, number, owner)
                 if not text.endswith(b"\n"):
-                    self._take_torn(text, place)
+                    self._take_torn(text, location)
                 else:
-                    self._take(text[:-1], place)
+                    self._take(text[:-1], location)
 
-    def _take(self, text: bytes, place: Place) -> None:
-        owner = place.chain
+    def _take(self, text: bytes, location: Location) -> None:
+        owner = location.chain
         line = parse_line(text)
-        of = owner or (line.chain if line else None)
-        if of is not None:
-            self._chain(of).size += len(text) + 1
+        counted_in = owner or (line.chain if line else None)
+        if counted_in is not None:
+            self._chain(counted_in).size += len(text) + 1
         if line is None:
-            if owner is not None:  # elsewhere it is a log line
-                self._disbelieve(self._chain(owner), place, "not_a_line", "this is no line of an audit trail")
+            if owner is not None:  # in any other file it is a log line
+                self._reject(self._chain(owner), location, "not_a_line", "this is not a line of an audit trail")
             return
-        claimed = Place(place.file, place.line, line.chain, line.seq)
+        claimed = Location(location.file, location.line, line.chain, line.seq)
         if owner is not None and line.chain != owner:
-            self._disbelieve(self._chain(owner), claimed, "foreign_line", f"inserted: the file is chain {owner}'s")
+            self._reject(self._chain(owner), claimed, "foreign_line", f"inserted: the file is chain {owner}'s")
             return
         chain = self._chain(line.chain)
         if not self._is_genuine(chain, line):
-            words = "edited, or signed with another key: its MAC is not that of its bytes"
-            self._disbelieve(chain, claimed, "wrong_mac", words)
+            detail = "edited, or signed with another key: its MAC does not match its bytes"
+            self._reject(chain, claimed, "wrong_mac", detail)
             return
         self._follow(chain, line, claimed)
 
-    def _is_genuine(self, chain: _Chain, line: Line) -> bool:
+    def _is_genuine(self, chain: _ChainState, line: Line) -> bool:
         if chain.key is not None:
             return line.is_signed_with(chain.key)
         chain.key = next((key for key in self._keys if line.is_signed_with(key)), None)
         return chain.key is not None
 
-    def _follow(self, chain: _Chain, line: Line, place: Place) -> None:
-        """Hold a genuine line against the one before it."""
+    def _follow(self, chain: _ChainState, line: Line, location: Location) -> None:
+        """Compare a genuine line with the one before it."""
         expected = chain.seq + 1
         if line.seq < expected:
-            words = f"duplicated, or out of order: seq {chain.seq} came before it"
-            self._find(chain, Finding("out_of_order", place, words))
+            detail = f"duplicated, or out of order: seq {chain.seq} came before it"
+            self._find(chain, ChainFinding("out_of_order", location, detail))
             return
-        if line.seq > expected + chain.unbelieved:
+        if line.seq > expected + chain.not_genuine:
             missing = _range(expected, line.seq - 1)
-            if self._partial and not chain.seq and not chain.unbelieved:
-                self._note("begins_later", place, f"{missing} not in these files")
+            if self._partial and not chain.seq and not chain.not_genuine:
+                self._note("begins_later", location, f"{missing} not in these files")
             else:
-                self._find(chain, Finding("missing", place, f"before it {missing} missing"))
+                self._find(chain, ChainFinding("missing", location, f"before it {missing} missing"))
         elif line.seq == expected and line.prev != chain.hash:
-            self._find(chain, Finding("wrong_prev", place, "it does not follow the line before it"))
+            self._find(chain, ChainFinding("wrong_prev", location, "it does not follow the line before it"))
         if chain.ended:
-            self._find(chain, Finding("after_end", place, "it follows the chain's end"))
-        self._note_torn(chain, "half a line, after which the chain goes on")
-        chain.seq, chain.hash, chain.place, chain.unbelieved = line.seq, line.hash, place, 0
-        self._understand(chain, line, place)
+            self._find(chain, ChainFinding("after_end", location, "it follows the chain's end"))
+        self._note_torn(chain, "half a line, after which the chain continues")
+        chain.seq, chain.hash, chain.location, chain.not_genuine = line.seq, line.hash, location, 0
+        self._interpret(chain, line, location)
 
-    def _understand(self, chain: _Chain, line: Line, place: Place) -> None:
+    def _interpret(self, chain: _ChainState, line: Line, location: Location) -> None:
         if line.kind == EVENT:
             self._report.events += 1
         elif line.kind == END:
             chain.ended = True
         elif line.kind == START:
-            for witness in checkpoints_of(line.members()):
-                self._witnesses.setdefault(witness.chain, []).append((witness, chain.id))
+            for checkpoint in checkpoints_of(line.members()):
+                self._checkpoints.setdefault(checkpoint.chain, []).append((checkpoint, chain.id))
         if (line.kind == START) is not (line.seq == 1):
-            self._find(chain, Finding("wrong_start", place, "a start is the first line of its chain, and only that"))
+            detail = "a start must be the first line of its chain, and the first line a start"
+            self._find(chain, ChainFinding("wrong_start", location, detail))
 
-    def _take_torn(self, text: bytes, place: Place) -> None:
-        """Note what follows the last line feed of a file: a write that a kill or a full disk has cut short."""
-        owner = place.chain
+    def _take_torn(self, text: bytes, location: Location) -> None:
+        """Note the bytes after a file's last line feed: a write cut short by a kill or a full disk."""
+        owner = location.chain
         if owner is not None:
-            self._chain(owner).torn.append(place)
+            self._chain(owner).torn.append(location)
         elif text.startswith(b'{"audit":'):
-            self._note("torn", place, "half a line at the end of the file")
+            self._note("torn", location, "half a line at the end of the file")
 
-    def _disbelieve(self, chain: _Chain, place: Place, problem: str, words: str) -> None:
-        chain.unbelieved += 1
-        if chain.place.file is None:
-            chain.place = place
-        self._find(chain, Finding(problem, place, words))
+    def _reject(self, chain: _ChainState, location: Location, problem: str, detail: str) -> None:
+        chain.not_genuine += 1
+        if chain.location.file is None:
+            chain.location = location
+        self._find(chain, ChainFinding(problem, location, detail))
 
-    # --- chain by chain
-
-    def _conclude(self, chain: _Chain) -> None:
-        """Say whether the chain's last line is its last."""
-        file = chain.place.file or (chain.files[-1] if chain.files else None)
-        place = Place(file, chain.place.line, chain.id, chain.seq)
-        witnesses = self._witnesses.get(chain.id, [])
-        for witness, by in witnesses:
-            self._compare(chain, witness, by, place)
+    def _conclude(self, chain: _ChainState) -> None:
+        """Decide whether the last line found is the chain's last line."""
+        file = chain.location.file or (chain.files[-1] if chain.files else None)
+        end = Location(file, chain.location.line, chain.id, chain.seq)
+        checkpoints = self._checkpoints.get(chain.id, [])
+        for checkpoint, by in checkpoints:
+            self._compare(chain, checkpoint, by, end)
         if chain.ended:
             for torn in chain.torn:
-                self._find(chain, Finding("after_end", torn, "half a line follows the chain's end"))
-        elif witnesses:
-            if not chain.broken and chain.seq >= max(witness.seq for witness, _ in witnesses):
-                by = witnesses[0][1]
-                self._note("interrupted", place, f"interrupted, witnessed by chain {by}: it ended here when that began")
+                self._find(chain, ChainFinding("after_end", torn, "half a line follows the chain's end"))
+        elif checkpoints:
+            if not chain.has_findings and chain.seq >= max(checkpoint.seq for checkpoint, _ in checkpoints):
+                by = checkpoints[0][1]
+                self._note("interrupted", end, f"interrupted; it ended here when chain {by} started")
             self._note_torn(chain, "half a line, cut short by the interruption")
         elif chain.files and is_being_written(chain.files[-1]):
             self._report.live += 1
-            self._note("live", place, "it is being written")
-            self._note_torn(chain, "half a line of a write that is under way")
+            self._note("live", end, "it is being written")
+            self._note_torn(chain, "half a line, which is being written")
         elif self._partial:
-            self._note("goes_on", place, "its end is not in these files")
+            self._note("goes_on", end, "its end is not in these files")
             self._note_torn(chain, "half a line")
         else:
-            words = "no end: killed and not yet followed by a start, or the tail was cut"
-            self._find(chain, Finding("no_end", place, words))
+            detail = "no end: killed and not yet followed by a start, or the tail was cut"
+            self._find(chain, ChainFinding("no_end", end, detail))
             self._note_torn(chain, "half a line")
 
-    def _compare(self, chain: _Chain, witness: ChainCheckpoint, by: str, place: Place) -> None:
-        """Hold a chain's end against what another one saw of it."""
-        saw = f"chain {by} saw it end with seq {witness.seq}"
-        if witness.followed:
-            self._find(chain, Finding("was_followed", place, f"{saw}, and then by lines that are not genuine"))
-        if witness.seq > chain.seq + chain.unbelieved:
+    def _compare(self, chain: _ChainState, checkpoint: ChainCheckpoint, by: str, end: Location) -> None:
+        """Compare a chain's end with a checkpoint of it."""
+        saw = f"chain {by} saw it end with seq {checkpoint.seq}"
+        if checkpoint.followed:
+            self._find(chain, ChainFinding("was_followed", end, f"{saw}, and then lines that are not genuine"))
+        if checkpoint.seq > chain.seq + chain.not_genuine:
             if self._partial:
-                self._note("goes_on", place, f"{saw}; {_range(chain.seq + 1, witness.seq)} not in these files")
+                self._note("goes_on", end, f"{saw}; {_range(chain.seq + 1, checkpoint.seq)} not in these files")
             else:
-                self._find(chain, Finding("truncated", place, f"truncated: {saw}"))
-        elif witness.seq < chain.seq or (witness.seq == chain.seq and witness.hash != chain.hash):
-            self._find(chain, Finding("after_witness", place, f"it goes on, or ends otherwise: {saw}"))
-        elif not self._partial and not chain.broken and witness.size not in {None, chain.size}:
-            words = f"{saw} and with {witness.size} bytes in its lines, not {chain.size}: some were taken out since"
-            self._find(chain, Finding("other_size", place, words))
+                self._find(chain, ChainFinding("truncated", end, f"truncated: {saw}"))
+        elif checkpoint.seq < chain.seq or (checkpoint.seq == chain.seq and checkpoint.hash != chain.hash):
+            self._find(chain, ChainFinding("after_checkpoint", end, f"it continues, or ends differently: {saw}"))
+        elif not self._partial and not chain.has_findings and checkpoint.size != chain.size:
+            detail = f"{saw} and {checkpoint.size} bytes in its lines, not {chain.size}: lines were removed since"
+            self._find(chain, ChainFinding("other_size", end, detail))
 
-    def _look_for_missing_chains(self) -> None:
-        for chain, witnesses in self._witnesses.items():
+    def _find_missing_chains(self) -> None:
+        for chain, checkpoints in self._checkpoints.items():
             if chain not in self._chains:
-                witness, by = witnesses[0]
-                words = f"the whole chain is missing: chain {by} names it"
-                finding = Finding("missing_chain", Place(chain=chain, seq=max(witness.seq, 0)), words)
+                checkpoint, by = checkpoints[0]
+                detail = f"the whole chain is missing: chain {by} names it"
+                finding = ChainFinding("missing_chain", Location(chain=chain, seq=checkpoint.seq), detail)
                 (self._report.notes if self._partial else self._report.findings).append(finding)
 
-    # --- book-keeping
+    def _chain(self, chain: str) -> _ChainState:
+        return self._chains.setdefault(chain, _ChainState(chain))
 
-    def _chain(self, chain: str) -> _Chain:
-        return self._chains.setdefault(chain, _Chain(chain))
-
-    def _find(self, chain: _Chain, finding: Finding) -> None:
-        chain.broken = True
+    def _find(self, chain: _ChainState, finding: ChainFinding) -> None:
+        chain.has_findings = True
         self._report.findings.append(finding)
 
-    def _note(self, problem: str, place: Place, words: str) -> None:
-        self._report.notes.append(Finding(problem, place, words))
+    def _note(self, problem: str, location: Location, detail: str) -> None:
+        self._report.notes.append(ChainFinding(problem, location, detail))
 
-    def _note_torn(self, chain: _Chain, words: str) -> None:
-        for place in chain.torn:
-            self._note("torn", place, words)
+    def _note_torn(self, chain: _ChainState, detail: str) -> None:
+        for location in chain.torn:
+            self._note("torn", location, detail)
         chain.torn.clear()
 
 
-def _once_each(files: Iterable[Path]) -> Iterator[Path]:
-    """Leave out what was named before, also under another name, unless that says another chain; raises `OSError`."""
+def _without_duplicates(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield each file once, also if it has several names, unless these name different chains; raises `OSError`."""
     names: dict[tuple[int, int], dict[str | None, Path]] = {}
     for path in files:
         status = path.stat()

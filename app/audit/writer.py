@@ -1,4 +1,7 @@
-"""Group commit for the audit trail."""
+"""Group commit: one thread that signs and writes the audit lines of a process.
+
+Events that arrive during a write go into the next write together.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,10 @@ from typing import Final, Literal, Protocol
 import structlog
 
 from app.audit.keys import AuditKey
-from app.audit.lines import Chain
-from app.audit.members import end_members, event_members, resumed_members, start_members
+from app.audit.line_format import Chain, end_members, event_members, resumed_members, start_members
 from app.audit.retry_buffer import RetryBuffer
-from app.audit.target import AuditTarget, WriteError
+from app.audit.targets import AuditTarget, WriteError
 from app.tokens.events import TokenEvent
-
-# --- What the audit trail counts, for whoever exports it.
-
-
-class AuditCounters(Protocol):
-    """Called from any thread, after the fact; never with anything of an event in its arguments."""
-
-    def audit_events(self, count: int) -> None:
-        """Count events that are kept."""
-        ...
-
-    def audit_failure(self, reason: str) -> None:
-        """Count a write that failed; `reason` is an errno's name, `slow`, or `full` where too many were waiting."""
-        ...
-
-    def audit_omitted(self) -> None:
-        """Count a refusal that was left out because its caller had too many of them at once."""
-        ...
-
-
-# --- Group commit for the audit trail: what waits while one write is under way goes into the next one together.
 
 Sync = Literal["always", "interval", "off"]
 
@@ -49,25 +30,44 @@ _NOT_STARTED: Final = "not_started"
 _log = structlog.get_logger()
 
 
+class AuditCounters(Protocol):
+    """Counters of the audit trail, called from any thread; no argument holds data of an event."""
+
+    def audit_events(self, count: int) -> None:
+        """Count events that were written."""
+        ...
+
+    def audit_failure(self, reason: str) -> None:
+        """Count a failure: an errno's name, `slow`, `closed`, or `full` if too many events wait."""
+        ...
+
+    def audit_omitted(self) -> None:
+        """Count a refusal that the limiter left out."""
+        ...
+
+
 @dataclass(slots=True)
-class Entry:
-    """An attempt that waits to be kept. `omitted` attempts precede it that are left out; 0 once that is said."""
+class PendingEvent:
+    """An event that waits to be written.
+
+    `omitted` refusals were left out before it; 0 once a line states their number.
+    """
 
     at: float
     event: TokenEvent
     omitted: int
-    kept: asyncio.Future[None]
+    recorded: asyncio.Future[None]
 
 
-Entries = list[Entry]
+PendingEvents = list[PendingEvent]
 
 
 class AuditWriter:
-    """One thread that signs and writes the lines of one chain.
+    """Signs and writes the lines of one chain in a thread.
 
-    While a write has failed it keeps nothing, and tries each `retry_seconds` to write a line that says that it goes on,
-    and behind it the events of attempts that had been made when it failed.
-    `settle` is called from the thread, for each group of entries, with what went wrong or `None`.
+    After a failed write it writes no event. Every `retry_seconds` it tries to write a line that resumes the chain,
+    followed by the events in the retry buffer. `settle` is called from the thread with groups of events and the reason
+    of the failure, or `None`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class AuditWriter:
         previous_keys: Sequence[AuditKey],
         sync: Sync,
         counters: AuditCounters,
-        settle: Callable[[Sequence[Entries], str | None], None],
+        settle: Callable[[Sequence[PendingEvents], str | None], None],
         flush_seconds: float = FLUSH_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
@@ -94,9 +94,9 @@ class AuditWriter:
         self._settle = settle
         self._flush_seconds = flush_seconds
         self._retry_seconds = retry_seconds
-        self._queue: queue.SimpleQueue[Entries | None] = queue.SimpleQueue()
-        self._late = RetryBuffer()
-        self._refused_told = 0
+        self._queue: queue.SimpleQueue[PendingEvents | None] = queue.SimpleQueue()
+        self._retries = RetryBuffer()
+        self._refused_written = 0  # of `refused`, the number that lines already state
         self._flush_at: float | None = None
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
@@ -104,11 +104,11 @@ class AuditWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, entries: Entries) -> None:
-        self._queue.put(entries)
+    def put(self, group: PendingEvents) -> None:
+        self._queue.put(group)
 
     def close(self, *, timeout_seconds: float) -> bool:
-        """Write what waits and the end; return whether that was done in time."""
+        """Write the waiting events and the end line; return whether that finished in time."""
         self._queue.put(None)
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
@@ -120,29 +120,17 @@ class AuditWriter:
         while not last:
             groups, last = self._take()
             if groups:
-                self._keep(groups)
-            self._tend()
+                self._record(groups)
+            self._retry_or_flush()
         self._end()
         self._target.close()
 
-    def _end(self) -> None:
-        if self.failure is not None:
-            self._resume()  # once more, for there is no later
-        if self.failure is None:
-            try:
-                self._write([end_members(time.time(), omitted=self.omitted)])
-                self._flush()
-            except WriteError as error:
-                self._fail(error.reason)
-        if self._late:
-            _log.error("audit_not_ended", reason="attempts that were made are not in the record")
-
-    def _take(self) -> tuple[list[Entries], bool]:
-        """Wait for entries, and take with them what else waits; also return whether they are the last."""
-        groups: list[Entries] = []
+    def _take(self) -> tuple[list[PendingEvents], bool]:
+        """Wait for events and take all that are queued; also return whether they are the last ones."""
+        groups: list[PendingEvents] = []
         taken = 0
         try:
-            group = self._queue.get(timeout=self._seconds_to_retry())
+            group = self._queue.get(timeout=self._seconds_until_due())
             while group is not None:
                 groups.append(group)
                 taken += len(group)
@@ -153,12 +141,12 @@ class AuditWriter:
             return groups, False
         return groups, True
 
-    def _seconds_to_retry(self) -> float | None:
+    def _seconds_until_due(self) -> float | None:
         due = self._flush_at if self.failure is None else self._retry_at
         return None if due is None else max(0.0, due - time.monotonic())
 
-    def _tend(self) -> None:
-        """Do what the time has come for."""
+    def _retry_or_flush(self) -> None:
+        """Resume the chain, or flush, if that is due."""
         now = time.monotonic()
         if self.failure is not None:
             if now >= self._retry_at:
@@ -169,33 +157,34 @@ class AuditWriter:
             except WriteError as error:
                 self._fail(error.reason)
 
-    def _keep(self, groups: list[Entries]) -> None:
-        entries = [one for group in groups for one in group]
-        standing = 0
+    def _record(self, groups: list[PendingEvents]) -> None:
+        """Write the events; put those that cannot be written into the retry buffer."""
+        pending = [one for group in groups for one in group]
+        written = 0
         if self.failure is None:
             try:
-                self._write([event_members(one.at, one.event, one.omitted) for one in entries])
-                standing = len(entries)
+                self._write([event_members(one.at, one.event, one.omitted) for one in pending])
+                written = len(pending)
             except WriteError as error:
                 self._fail(error.reason)
-                standing = error.kept
-            except Exception as error:  # noqa: BLE001  this thread must live on
+                written = error.kept
+            except Exception as error:  # noqa: BLE001  the thread must survive an event that cannot be formatted
                 self._fail(type(error).__name__)
-            self._counters.audit_events(standing)
-        for number, one in enumerate(entries):
-            if number < standing or self._late.add(one.at, one.event, one.omitted):
+            self._counters.audit_events(written)
+        for number, one in enumerate(pending):
+            if number < written or self._retries.add(one.at, one.event, one.omitted):
                 one.omitted = 0
         self._settle(groups, self.failure)
 
     def _write(self, members: Sequence[str]) -> None:
-        """Append lines with these members to the chain. Where that raises, it goes on after those that stand there."""
-        lines = self._chain.sealed(members)
+        """Append lines with these members; if that raises, the chain continues after the lines that were kept."""
+        lines = self._chain.sign(members)
         try:
             self._target.append(lines, durably=self._sync == "always")
         except WriteError as error:
-            self._chain.keep(lines[: error.kept])
+            self._chain.advance(lines[: error.kept])
             raise
-        self._chain.keep(lines)
+        self._chain.advance(lines)
         if self._sync == "interval" and self._flush_at is None:
             self._flush_at = time.monotonic() + self._flush_seconds
 
@@ -205,18 +194,18 @@ class AuditWriter:
             self._target.flush()
 
     def _resume(self) -> None:
-        """Begin the chain, or go on with it: either proves that lines can be kept."""
+        """Write and flush the start line, or a `resumed` line, then the retry buffer; success ends the failure."""
         refused, before = self.refused, self.failure
         try:
             if self._chain.seq == 0:
-                named = self._target.unnamed_chains(self._keys)
+                named = [one.members() for one in self._target.unnamed_chains(self._keys)]
                 line = start_members(time.time(), key_name=self._chain.key.name, sync=self._sync, named=named)
             else:
-                line = resumed_members(time.time(), refused=refused - self._refused_told)
+                line = resumed_members(time.time(), refused=refused - self._refused_written)
             self._write([line])
             self._flush()
-            self._refused_told = refused
-            self._write_late()
+            self._refused_written = refused
+            self._write_retries()
         except WriteError as error:
             self._fail(error.reason)
             return
@@ -224,17 +213,17 @@ class AuditWriter:
         if before != _NOT_STARTED:
             _log.warning("audit_resumed", reason=before)
 
-    def _write_late(self) -> None:
-        while late := self._late.first(MAXIMUM_BATCH):
-            standing = len(late)
+    def _write_retries(self) -> None:
+        while members := self._retries.first(MAXIMUM_BATCH):
+            written = len(members)
             try:
-                self._write(late)
+                self._write(members)
             except WriteError as error:
-                standing = error.kept
+                written = error.kept
                 raise
             finally:
-                self._late.drop(standing)
-                self._counters.audit_events(standing)
+                self._retries.drop(written)
+                self._counters.audit_events(written)
 
     def _fail(self, reason: str) -> None:
         if reason != self.failure:
@@ -242,3 +231,15 @@ class AuditWriter:
         self.failure = reason
         self._retry_at = time.monotonic() + self._retry_seconds
         self._counters.audit_failure(reason)
+
+    def _end(self) -> None:
+        if self.failure is not None:
+            self._resume()  # the last chance to write the retry buffer
+        if self.failure is None:
+            try:
+                self._write([end_members(time.time(), omitted=self.omitted)])
+                self._flush()
+            except WriteError as error:
+                self._fail(error.reason)
+        if self._retries:
+            _log.error("audit_not_ended", reason="completed operations are missing from the audit trail")

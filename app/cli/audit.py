@@ -1,4 +1,4 @@
-"""`token-vault audit`: whether the record is whole, and what it says."""
+"""`token-vault audit`: verify and search the audit trail."""
 
 from __future__ import annotations
 
@@ -7,48 +7,56 @@ import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-from pydantic import ValidationError
-from pydantic_settings.exceptions import SettingsError as SettingsSourceError
 
-from app.audit.findings import Finding, Report
 from app.audit.log_files import LogFiles
-from app.audit.reader import Kept, Reading, Wanted, read_events
-from app.audit.stream_target import is_stream
-from app.audit.verify import Verifier
+from app.audit.reader import EventFilter, SearchResult, search_events
+from app.audit.targets import is_stream
+from app.audit.verify import ChainFinding, VerificationReport, Verifier
 from app.cli.errors import UsageError
 from app.cli.output import counted_noun, print_table
-from app.config.audit import AuditReaderSettings, wrong_names
-from app.config.settings import ENV_FILE
+from app.config.audit import AuditReaderSettings
+from app.config.source import SettingsError, loaded
 from app.tokens.events import Operation
 
-WHOLE, NOT_WHOLE = 0, 1
-_AGO = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_HEADINGS = ("TIME", "SERVICE", "KEY", "OPERATION", "OUTCOME", "USER", "TOKEN", "REVEALED", "ADDRESS", "PURPOSE")
+NOT_INTACT: Final = 1
+_AGO: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_HEADINGS: Final = (
+    "TIME",
+    "SERVICE",
+    "KEY",
+    "OPERATION",
+    "OUTCOME",
+    "USER",
+    "TOKEN",
+    "REVEALED",
+    "ADDRESS",
+    "PURPOSE",
+)
 
 
 @click.group()
 def audit() -> None:
-    """Verify and read the audit trail. Of all settings only AUDIT_LOG and its keys are needed."""
+    """Verify and search the audit trail. Needs no settings but AUDIT_LOG and its keys."""
 
 
 @audit.command()
 @click.argument("file", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--partial", is_flag=True, help="Some files are elsewhere: don't miss what is not in these.")
+@click.option("--partial", is_flag=True, help="Some files are elsewhere: do not report their lines as missing.")
 def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  click's way
-    """Find every event that was edited, removed, inserted, reordered or cut off, and say where.
+    """Find every line that was edited, removed, inserted, reordered or cut off.
 
-    Without FILE it takes all files of AUDIT_LOG.
+    Without FILE, verify all files of AUDIT_LOG.
 
-    Exit codes: 0 the record is whole, 1 it is not, 2 it cannot be verified.
+    Exit codes: 0 intact, 1 not intact, 2 it cannot be verified.
     """
     settings = _settings()
     keys = settings.keys()
     if not keys:
-        raise UsageError("AUDIT_KEY is needed: the one that the lines were signed with")
+        raise UsageError("AUDIT_KEY is needed: the key that signed the lines")
     files = file or _files_of(settings)
     try:
         report = Verifier(keys=keys, partial=partial).verify(files)
@@ -58,26 +66,27 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
         click.echo(_line("note", note))
     for finding in report.findings:
         click.echo(_line("FAIL", finding))
-    examined = _looked_at(report)
     if not report.chains:
-        click.echo(f"\nNot verified: there is no line of an audit trail in {counted_noun(report.files, 'file')}.")
-        sys.exit(NOT_WHOLE)
-    if not report.is_whole:
-        click.echo(
-            f"\nNot whole: {counted_noun(len(report.findings), 'finding')}; {examined}. What to do: docs/audit.md"
-        )
-        sys.exit(NOT_WHOLE)
-    click.echo(f"{'Nothing is wrong with these' if partial else 'Whole'}: {examined}.")
+        click.echo(f"\nNot verified: {counted_noun(report.files, 'file')} without a line of an audit trail.")
+        sys.exit(NOT_INTACT)
+    examined = _examined(report)
+    if not report.is_intact:
+        findings = counted_noun(len(report.findings), "finding")
+        click.echo(f"\nNot intact: {findings}; {examined}. What to do: docs/audit.md")
+        sys.exit(NOT_INTACT)
+    click.echo(f"{'No findings in these files' if partial else 'Intact'}: {examined}.")
 
 
 @audit.command()
 @click.argument("file", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--user", metavar="UUID", help="Only this user's tokens.")
-@click.option("--service", metavar="NAME", help="Only what this service did.")
+@click.option("--service", metavar="NAME", help="Only this calling service.")
 @click.option("--operation", type=click.Choice([one.value for one in Operation]), help="Only this operation.")
-@click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error's code.")
-@click.option("--since", metavar="TIME", help="Only from then on: 2026-11-24, 2026-11-24T18:00:00Z, 90m, 24h or 7d.")
-@click.option("--json", "as_json", is_flag=True, help="Print each event as it is kept.")
+@click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error code.")
+@click.option(
+    "--since", metavar="TIME", help="Only events since 2026-11-24, 2026-11-24T18:00:00Z, or 90m, 24h or 7d ago."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object.")
 def show(
     *,
     file: tuple[Path, ...],
@@ -88,16 +97,16 @@ def show(
     since: str | None,
     as_json: bool,
 ) -> None:
-    """Show events of all chains in the order of their times.
+    """Print the events of all chains in order of time.
 
-    Without FILE it takes all files of AUDIT_LOG. Where AUDIT_KEY is set, `!` marks lines that the vault has not written
-    like this (with --json: "genuine":false). Lines that are missing only `token-vault audit verify` finds.
+    Without FILE, read all files of AUDIT_LOG. If AUDIT_KEY is set, `!` marks lines that are not genuine (with --json:
+    "genuine":false). Only `token-vault audit verify` finds missing lines.
 
-    Exit codes: 0, 1 where a line is not genuine, 2 where nothing can be read.
+    Exit codes: 0, 1 if a line is not genuine, 2 if nothing can be read.
     """
     settings = _settings()
     keys = settings.keys()
-    wanted = Wanted(
+    wanted = EventFilter(
         user=None if user is None else user.lower(),
         service=service,
         operation=operation,
@@ -105,61 +114,52 @@ def show(
         since=None if since is None else _time(since),
     )
     try:
-        reading = read_events(file or _files_of(settings), wanted, keys=keys)
+        result = search_events(file or _files_of(settings), wanted, keys=keys)
     except OSError as error:
         raise _unreadable(error) from None
     if as_json:
-        for one in reading.kept:
+        for one in result.events:
             mark = {"genuine": False} if one.genuine is False else {}
             click.echo(json.dumps({**one.event, **mark}, separators=(",", ":")))
-    elif reading.kept:
-        _print(reading)
+    elif result.events:
+        _print(result)
     else:
         click.echo("No such event.", err=True)
     if not keys:
         click.echo("Nothing was checked: AUDIT_KEY is not set.", err=True)
-    if reading.doubtful:
-        click.echo(f"{_doubt(reading)}: docs/audit.md", err=True)
-        sys.exit(NOT_WHOLE)
+    if result.doubtful:
+        click.echo(f"{_doubt(result)}: docs/audit.md", err=True)
+        sys.exit(NOT_INTACT)
 
 
-def _print(reading: Reading) -> None:
-    rows = [_HEADINGS, *(_row(one.event) for one in reading.kept)]
-    if any(one.genuine is False for one in reading.kept):
-        marks = ["", *(_mark(one) for one in reading.kept)]
+def _print(result: SearchResult) -> None:
+    rows = [_HEADINGS, *(_row(one.event) for one in result.events)]
+    if any(one.genuine is False for one in result.events):
+        marks = ["", *("!" if one.genuine is False else "" for one in result.events)]
         print_table([(mark, *row) for mark, row in zip(marks, rows, strict=True)])
     else:
         print_table(rows)
 
 
-def _doubt(reading: Reading) -> str:
-    if reading.doubtful == 1:
-        return f"1 line is not as the vault writes it{' and cannot be shown' if reading.unreadable else ''}"
-    unreadable = f", {reading.unreadable:,} of them cannot be shown" if reading.unreadable else ""
-    return f"{reading.doubtful:,} lines are not as the vault writes them{unreadable}"
-
-
-def _mark(one: Kept) -> str:
-    return "!" if one.genuine is False else ""
+def _doubt(result: SearchResult) -> str:
+    if result.doubtful == 1:
+        return f"1 line is not genuine{' and cannot be shown' if result.unreadable else ''}"
+    unreadable = f", {result.unreadable:,} of them cannot be shown" if result.unreadable else ""
+    return f"{result.doubtful:,} lines are not genuine{unreadable}"
 
 
 def _settings() -> AuditReaderSettings:
     try:
-        return AuditReaderSettings()
-    except ValidationError as error:
-        raise UsageError(wrong_names(error)) from None
-    except SettingsSourceError:
-        raise UsageError("a setting could not be parsed") from None
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(f"{ENV_FILE} cannot be read as UTF-8 text") from None
+        return loaded(AuditReaderSettings)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
 
 
 def _files_of(settings: AuditReaderSettings) -> list[Path]:
-    if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
-        raise UsageError("name the files: AUDIT_LOG names none")
-    family = LogFiles(Path(settings.audit_log))
+    if settings.audit_log is None or is_stream(settings.audit_log):
+        raise UsageError("name the files to read: AUDIT_LOG names none")
     try:
-        files = family.files()
+        files = LogFiles(Path(settings.audit_log)).files()
     except OSError as error:
         raise _unreadable(error) from None
     if not files:
@@ -168,36 +168,37 @@ def _files_of(settings: AuditReaderSettings) -> list[Path]:
 
 
 def _unreadable(error: OSError) -> UsageError:
-    return UsageError(f"{error.filename or 'the record'} cannot be read: {error.strerror}")
+    return UsageError(f"{error.filename or 'the audit trail'} cannot be read: {error.strerror}")
 
 
-def _looked_at(report: Report) -> str:
+def _examined(report: VerificationReport) -> str:
     events, chains, files = (
         counted_noun(count, noun)
         for count, noun in ((report.events, "event"), (report.chains, "chain"), (report.files, "file"))
     )
-    words = f"{events} in {chains} and {files}"
-    if report.live == 1:
-        which = "the chain" if report.chains == 1 else "1 of the chains"
-        words += f"; {which} is still open, and what was cut off its end would not show"
-    elif report.live:
-        words += f"; {report.live:,} of the chains are still open, and what was cut off their ends would not show"
-    return words
+    examined = f"{events} in {chains} and {files}"
+    if not report.live:
+        return examined
+    if report.live == report.chains == 1:
+        live = "the chain is"
+    else:
+        live = f"{report.live:,} of the chains {'is' if report.live == 1 else 'are'}"
+    return f"{examined}; {live} still open, and lines cut off at the end would not show"
 
 
-def _line(state: str, finding: Finding) -> str:
-    return f"{state}  {finding.place}: {finding.problem}: {finding.words}"
+def _line(state: str, finding: ChainFinding) -> str:
+    return f"{state}  {finding.location}: {finding.problem}: {finding.detail}"
 
 
 def _time(text: str) -> datetime:
-    """Read a moment, or how long ago it was; without an offset it is UTC."""
+    """Parse a time, or how long ago it was; without an offset it is UTC."""
     ago = _AGO.fullmatch(text)
     try:
         if ago is not None:
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):  # no time, or before the year 1
+    except (ValueError, OverflowError):  # not a time, or before the year 1
         raise UsageError("--since must be a time like 2026-11-24T18:00:00Z, or how long ago, like 24h") from None
 
 
@@ -224,5 +225,5 @@ def _row(event: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _printable(text: str) -> str:
-    """Replace control characters: an edited line may hold any, and a terminal obeys them."""
+    """Replace control characters, which an edited line may hold and a terminal would execute."""
     return "".join(one if one.isprintable() else "?" for one in text)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from app.audit.log_files import LogFiles, require_writable
-from app.audit.stream_target import is_stream
+from app.audit.log_files import LogFiles
+from app.audit.targets import is_stream
 from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
-from app.config.audit import derived
+from app.config.audit import audit_key
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging
@@ -126,16 +126,16 @@ def _check_store(settings: Settings) -> Finding:
 
 
 def audit_findings(settings: Settings, audit_log: str) -> Iterator[Finding]:
-    signed = "" if settings.audit_key is None else f"signed with key {derived(settings.audit_key).name}"
+    signed = "" if settings.audit_key is None else f"signed with key {audit_key(settings.audit_key).name}"
     directory = Path(audit_log).parent
-    if audit_log == "-" or is_stream(Path(audit_log)):
+    if is_stream(audit_log):
         yield OK, "audit", f"goes to a stream, {signed}; what reads it has to keep it"
         return
     if not directory.exists():
         yield OK, "audit", f"{directory} does not exist yet; the first start creates it"
         return
     try:
-        require_writable(LogFiles(Path(audit_log)))
+        LogFiles(Path(audit_log)).require_writable()
     except OSError as error:
         yield FAILURE, "audit", f"AUDIT_LOG: {directory} cannot be written: {error.strerror}"
         return

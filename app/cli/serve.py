@@ -17,8 +17,8 @@ import click
 import structlog
 import uvicorn
 
-from app.audit.log_files import LogFiles, require_writable
-from app.audit.stream_target import is_stream
+from app.audit.log_files import LogFiles
+from app.audit.targets import is_stream
 from app.cli.errors import UsageError, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, require_tracing
 from app.config.certificate_authorities import client_ssl_context
@@ -179,10 +179,10 @@ def _require_store(settings: Settings) -> None:
 
 def _require_audit(settings: Settings) -> None:
     """Stop with one line where nothing can be audited because of a setting; a full disk may be mended while we run."""
-    if settings.audit_log is None or settings.audit_log == "-" or is_stream(Path(settings.audit_log)):
+    if settings.audit_log is None or is_stream(settings.audit_log):
         return
     try:
-        require_writable(LogFiles(Path(settings.audit_log)))
+        LogFiles(Path(settings.audit_log)).require_writable()
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             return

@@ -1,11 +1,11 @@
-"""The audit trail's settings as types, and alone for who only reads the record."""
+"""Settings of the audit trail."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode
 
@@ -37,7 +37,7 @@ AuditKeyTexts = Annotated[tuple[AuditKeyText, ...], NoDecode, BeforeValidator(_l
 
 
 class AuditReaderSettings(BaseSettings):
-    """What it takes to verify and read the record: an auditor has no other secret of the vault."""
+    """The settings that verifying and reading the audit trail need; an auditor has no other secret of the vault."""
 
     model_config = FROM_ENVIRONMENT
 
@@ -46,17 +46,10 @@ class AuditReaderSettings(BaseSettings):
     audit_previous_keys: AuditKeyTexts = ()
 
     def keys(self) -> list[AuditKey]:
-        """Return the keys under which lines may have been signed, the current one first."""
-        return [derived(key) for key in (self.audit_key, *self.audit_previous_keys) if key is not None]
+        """Return the keys that lines may be signed with, the current one first."""
+        return [audit_key(text) for text in (self.audit_key, *self.audit_previous_keys) if text is not None]
 
 
-def derived(key: SecretStr) -> AuditKey:
-    """Return the key that a setting stands for."""
-    return AuditKey.derive(decode_audit_key(key.get_secret_value()))
-
-
-def wrong_names(error: ValidationError) -> str:
-    """Name the settings that are wrong, without their values."""
-    return "; ".join(
-        f"{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors(include_input=False)
-    )
+def audit_key(text: SecretStr) -> AuditKey:
+    """Derive the audit key from a setting."""
+    return AuditKey.derive(decode_audit_key(text.get_secret_value()))

@@ -1,4 +1,4 @@
-"""What the running service leaves in its audit trail, attempt by attempt."""
+"""The events that the running service leaves for each call."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ REFRESH = "canary-77c2~refresh/token+with=signs"
 
 
 class Audited:
-    """A service and the events that it leaves."""
+    """A running service and its audit trail."""
 
     def __init__(self, service: Service, folder: Path) -> None:
         self.service = service
         self.folder = folder
 
     @contextmanager
-    def kept(self) -> Iterator[list[dict[str, Any]]]:
-        """Collect the events that are kept inside of the block: each is written before its answer."""
+    def recorded(self) -> Iterator[list[dict[str, Any]]]:
+        """Collect the events written during the block."""
         before = len(self.events())
         events: list[dict[str, Any]] = []
         yield events
@@ -52,8 +52,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
     with running_service(folder, settings) as service:
         yield Audited(service, folder / "audit")
     report = verified(files(folder / "audit"))
-    assert report.is_whole
-    assert report.notes == []  # SIGTERM has written the end
+    assert report.is_intact
+    assert report.notes == []  # SIGTERM wrote the end line
     assert b"canary" not in b"".join(path.read_bytes() for path in files(folder / "audit"))
 
 
@@ -61,7 +61,7 @@ def _path(user_id: object, provider: str = "canvas") -> str:
     return f"/v1/users/{user_id}/tokens/{provider}"
 
 
-def _told(events: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
+def _columns(events: list[dict[str, Any]], *names: str) -> list[tuple[Any, ...]]:
     return [tuple(event[name] for name in names) for event in events]
 
 
@@ -69,7 +69,7 @@ def test_every_operation_leaves_one_event(audited: Audited) -> None:
     user_id = str(uuid4())
     path = _path(user_id)
     body = {"access_token": SECRET, "refresh_token": REFRESH, "base_url": "https://canvas.example.edu"}
-    with audited.kept() as events, audited.service.client() as client:
+    with audited.recorded() as events, audited.service.client() as client:
         answers = [
             client.put(path, json=body),
             client.get(path),
@@ -85,7 +85,7 @@ def test_every_operation_leaves_one_event(audited: Audited) -> None:
         ]
     assert [answer.status_code for answer in answers] == [201, 200, 200, 200, 200, 200, 200, 200, 204, 404, 200]
     both = ["access_token", "refresh_token"]
-    assert _told(events, "operation", "outcome", "provider", "revealed", "scheme") == [
+    assert _columns(events, "operation", "outcome", "provider", "revealed", "scheme") == [
         ("store", "success", "canvas", [], "local:v1"),
         ("reveal", "success", "canvas", both[:1], "local:v1"),
         ("reveal", "success", "canvas", both, "local:v1"),
@@ -99,24 +99,24 @@ def test_every_operation_leaves_one_event(audited: Audited) -> None:
         ("erase_user", "success", None, [], None),
     ]
     fingerprint = hash_key(audited.service.keys["full"])[:12]
-    assert set(_told(events, "service", "key", "user_id", "address", "purpose")) == {
+    assert set(_columns(events, "service", "key", "user_id", "address", "purpose")) == {
         ("full", fingerprint, user_id, "127.0.0.1", None)
     }
     assert [event["request_id"] for event in events] == [answer.headers["x-request-id"] for answer in answers]
 
 
-def test_the_purpose_is_kept(audited: Audited) -> None:
-    with audited.kept() as events, audited.service.client() as client:
+def test_the_purpose_of_a_call_is_recorded(audited: Audited) -> None:
+    with audited.recorded() as events, audited.service.client() as client:
         client.get(_path(uuid4()), headers={"X-Purpose": "nightly-sync"})
-    assert _told(events, "purpose", "outcome") == [("nightly-sync", "token_not_found")]
+    assert _columns(events, "purpose", "outcome") == [("nightly-sync", "token_not_found")]
 
 
-def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(audited: Audited) -> None:
+def test_every_refusal_leaves_one_event_without_what_was_sent(audited: Audited) -> None:
     user_id = str(uuid4())
     path = _path(user_id)
     json_type = {"Content-Type": "application/json"}
     unknown = generate_key()
-    with audited.kept() as events:
+    with audited.recorded() as events:
         with audited.service.client("reveal") as client:
             client.put(path, json={"access_token": SECRET})
             client.get(f"{path}?include=refresh_token")
@@ -137,7 +137,7 @@ def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(au
             client.get(path)
             client.get(path, headers={"Authorization": f"Bearer {unknown}", "X-Purpose": "canary"})
             client.get(path, headers={"Authorization": f"Bearer {audited.service.keys['expired']}"})
-    assert _told(events, "service", "operation", "outcome", "user_id", "provider") == [
+    assert _columns(events, "service", "operation", "outcome", "user_id", "provider") == [
         ("reveal", "store", "forbidden", user_id, "canvas"),
         ("reveal", "reveal", "forbidden", user_id, "canvas"),
         ("reveal", "reveal", "invalid_request", user_id, None),
@@ -155,15 +155,15 @@ def test_every_refusal_at_the_door_leaves_one_event_and_nothing_that_was_sent(au
     ]
     assert {event["purpose"] for event in events} == {None}
     assert [event["key"] is None for event in events] == [False] * 13 + [True] * 3
-    kept = json.dumps(events)
-    assert hash_key(unknown)[:12] not in kept
-    assert hash_key(audited.service.keys["expired"])[:12] not in kept
-    assert base64.b64encode(SECRET.encode()).decode()[:16] not in kept
+    written = json.dumps(events)
+    assert hash_key(unknown)[:12] not in written
+    assert hash_key(audited.service.keys["expired"])[:12] not in written
+    assert base64.b64encode(SECRET.encode()).decode()[:16] not in written
 
 
-def test_a_key_that_asks_for_too_much_does_not_fill_the_record(tmp_path: Path) -> None:
+def test_rate_limited_calls_do_not_fill_the_trail(tmp_path: Path) -> None:
     settings = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": KEY_TEXT, "RATE_LIMIT_PER_SECOND": "1"}
-    asked = 200  # of which the burst that the limit permits is half
+    asked = 200  # the limit permits a burst of half of them
     with running_service(tmp_path, settings) as service, service.client() as client:
         answers = [client.get(_path(uuid4())).status_code for _ in range(asked)]
     assert answers.count(429) > 80
@@ -175,15 +175,15 @@ def test_a_key_that_asks_for_too_much_does_not_fill_the_record(tmp_path: Path) -
     assert len(events) + sum(event.get("omitted", 0) for event in events) + end["omitted"] == asked
 
 
-def test_items_of_a_batch_are_events_of_their_own(audited: Audited) -> None:
+def test_each_item_of_a_batch_leaves_one_event(audited: Audited) -> None:
     user_id = str(uuid4())
     with audited.service.client() as client:
         client.put(_path(user_id), json={"access_token": SECRET})
     asked = [{"user_id": user_id, "provider": provider} for provider in ("canvas", "google", "canvas", "notion")]
-    with audited.kept() as events, audited.service.client("canvas") as client:
+    with audited.recorded() as events, audited.service.client("canvas") as client:
         answer = client.post("/v1/tokens/batch-get", json={"tokens": asked})
     assert answer.status_code == 200
-    assert sorted(_told(events, "provider", "outcome")) == [
+    assert sorted(_columns(events, "provider", "outcome")) == [
         ("canvas", "success"),
         ("canvas", "success"),
         ("google", "forbidden"),
@@ -192,8 +192,8 @@ def test_items_of_a_batch_are_events_of_their_own(audited: Audited) -> None:
     assert {event["request_id"] for event in events} == {answer.headers["x-request-id"]}
 
 
-def test_what_touches_no_token_leaves_no_event(audited: Audited) -> None:
-    with audited.kept() as events, audited.service.client() as client:
+def test_a_call_without_a_token_leaves_no_event(audited: Audited) -> None:
+    with audited.recorded() as events, audited.service.client() as client:
         client.get("/healthz")
         client.get("/readyz")
         client.get("/v1/encryption")
@@ -201,12 +201,12 @@ def test_what_touches_no_token_leaves_no_event(audited: Audited) -> None:
     assert events == []
 
 
-def test_readiness_examines_the_trail(audited: Audited) -> None:
+def test_readiness_checks_the_trail(audited: Audited) -> None:
     with audited.service.client() as client:
         assert client.get("/readyz").json()["checks"]["audit"] == "up"
 
 
-def test_the_purpose_is_described_for_every_route_that_keeps_it(audited: Audited) -> None:
+def test_openapi_describes_the_purpose_header_under_v1(audited: Audited) -> None:
     with audited.service.client() as client:
         paths = client.get("/openapi.json").json()["paths"]
     for path, methods in paths.items():

@@ -1,4 +1,4 @@
-"""`token-vault audit`, and what other commands make of the trail's settings."""
+"""`token-vault audit`, and the trail's settings in other commands."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ SETTINGS = {"AUDIT_LOG": "audit.jsonl", "AUDIT_KEY": KEY_TEXT}
 
 
 def _audit(*arguments: object, folder: Path, **settings: str) -> CompletedProcess[str]:
-    """Run it with the trail's settings alone, as an auditor has them."""
+    """Run `token-vault audit` with an auditor's settings: those of the trail alone."""
     return token_vault("audit", *map(str, arguments), folder=folder, settings=SETTINGS | settings)
 
 
-def test_a_whole_record_is_0_and_is_found_by_itself(tmp_path: Path) -> None:
+def test_an_intact_trail_exits_with_0(tmp_path: Path) -> None:
     keep(tmp_path, 3)
     done = _audit("verify", folder=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Whole: 3 events in 1 chain and 1 file.\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Intact: 3 events in 1 chain and 1 file.\n", "")
 
 
-async def test_the_closing_line_says_how_many_chains_are_still_open(tmp_path: Path) -> None:
+async def test_verify_counts_the_chains_that_are_still_open(tmp_path: Path) -> None:
     async with opened_trail(tmp_path) as one, opened_trail(tmp_path):
         await one.append(an_event())
         done = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == (
-        "Whole: 1 event in 2 chains and 2 files; "
-        "2 of the chains are still open, and what was cut off their ends would not show."
+        "Intact: 1 event in 2 chains and 2 files; "
+        "2 of the chains are still open, and lines cut off at the end would not show."
     )
 
 
-async def test_one_open_chain_is_told_of_in_the_singular(tmp_path: Path) -> None:
+async def test_verify_says_one_open_chain_in_the_singular(tmp_path: Path) -> None:
     async with opened_trail(tmp_path) as one:
         await one.append(an_event())
         alone = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
         await asyncio.to_thread(keep, tmp_path, 1)
         beside = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
-    ending = "is still open, and what was cut off its end would not show."
-    assert alone.stdout.splitlines()[-1] == f"Whole: 1 event in 1 chain and 1 file; the chain {ending}"
-    assert beside.stdout.splitlines()[-1] == f"Whole: 2 events in 2 chains and 2 files; 1 of the chains {ending}"
+    ending = "is still open, and lines cut off at the end would not show."
+    assert alone.stdout.splitlines()[-1] == f"Intact: 1 event in 1 chain and 1 file; the chain {ending}"
+    assert beside.stdout.splitlines()[-1] == f"Intact: 2 events in 2 chains and 2 files; 1 of the chains {ending}"
 
 
-def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> None:
+def test_a_finding_exits_with_1_and_shows_its_location(tmp_path: Path) -> None:
     [file] = keep(tmp_path, 3)
     file.write_bytes(file.read_bytes().replace(b'"seq":3,"prev"', b'"seq":7,"prev"'))
     done = _audit("verify", file, folder=tmp_path)
@@ -60,10 +60,10 @@ def test_a_finding_is_1_and_names_file_line_chain_and_number(tmp_path: Path) -> 
     finding, *_ = done.stdout.splitlines()
     chain = file.name.split(".")[1]
     assert finding.startswith(f"FAIL  {file}:3, chain {chain}, seq 7: wrong_mac: ")
-    assert "Not whole: 1 finding; 2 events in 1 chain and 1 file." in done.stdout
+    assert "Not intact: 1 finding; 2 events in 1 chain and 1 file." in done.stdout
 
 
-def test_another_key_or_the_earlier_one(tmp_path: Path) -> None:
+def test_verify_needs_the_key_that_signed_the_lines(tmp_path: Path) -> None:
     keep(tmp_path, 1)
     other = "A" * 43 + "="
     assert _audit("verify", folder=tmp_path, AUDIT_KEY=other).returncode == 1
@@ -71,17 +71,17 @@ def test_another_key_or_the_earlier_one(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_part_of_a_record(tmp_path: Path) -> None:
+def test_partial_accepts_a_part_of_the_trail(tmp_path: Path) -> None:
     first, *_ = keep(tmp_path, 10, maximum_bytes=4096)
     assert _audit("verify", first, folder=tmp_path).returncode == 1
     assert _audit("verify", "--partial", first, folder=tmp_path).returncode == 0
 
 
-def test_what_holds_no_line_at_all_is_not_whole(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text("no line of a trail\n")
+def test_a_file_without_audit_lines_exits_with_1(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a log line\n")
     done = _audit("verify", "log", folder=tmp_path)
     assert done.returncode == 1
-    assert "there is no line of an audit trail in 1 file." in done.stdout
+    assert "Not verified: 1 file without a line of an audit trail." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_holds_no_line_at_all_is_not_whole(tmp_path: Path) -> None:
         ({"AUDIT_PREVIOUS_KEYS": "{"}, ["x"], "AUDIT_PREVIOUS_KEYS"),
     ],
 )
-def test_what_cannot_be_verified_is_2_in_one_line(
+def test_a_trail_that_cannot_be_verified_exits_with_2(
     tmp_path: Path, settings: dict[str, str], arguments: list[str], named: str
 ) -> None:
     done = _audit("verify", *arguments, folder=tmp_path, **settings)
@@ -106,7 +106,7 @@ def test_what_cannot_be_verified_is_2_in_one_line(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("command", ["verify", "show"])
-def test_a_file_that_opens_and_cannot_be_read_is_named(tmp_path: Path, command: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, command: str) -> None:
     done = _audit(command, "/proc/self/mem", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
@@ -114,20 +114,20 @@ def test_a_file_that_opens_and_cannot_be_read_is_named(tmp_path: Path, command: 
 
 
 @pytest.mark.parametrize("since", ["yesterday", "999999d", "0001-01-01T00:00:00+14:00"])
-def test_a_time_that_is_none_is_2_in_one_line(tmp_path: Path, since: str) -> None:
+def test_an_invalid_time_exits_with_2(tmp_path: Path, since: str) -> None:
     keep(tmp_path, 1)
     done = _audit("show", "--since", since, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: --since must be a time")
 
 
-def test_an_env_file_that_is_no_text_is_2_in_one_line(tmp_path: Path) -> None:
+def test_an_env_file_that_is_not_text_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"AUDIT_LOG=\xff")
     done = _audit("verify", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "Error: .env cannot be read as UTF-8 text\n")
 
 
-def test_show_has_what_was_asked_for_in_order(tmp_path: Path) -> None:
+def test_show_prints_matching_events_in_order_of_time(tmp_path: Path) -> None:
     keep(tmp_path, 3)
     keep(tmp_path, 2)
     shown = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
@@ -144,18 +144,19 @@ def test_show_has_what_was_asked_for_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--service", "x"], ["--outcome", "x"], ["--since", "2999-01-01"], ["--operation", "store"]]
 )
-def test_show_leaves_out_the_rest(tmp_path: Path, arguments: list[str]) -> None:
+def test_show_leaves_out_other_events(tmp_path: Path, arguments: list[str]) -> None:
     keep(tmp_path, 1)
     done = _audit("show", *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "No such event.\n")
 
 
-def test_show_prints_no_control_characters_of_an_edited_line(tmp_path: Path) -> None:
+def test_show_prints_no_control_characters(tmp_path: Path) -> None:
     [file] = keep(tmp_path, 1)
     file.write_bytes(file.read_bytes().replace(b'"service":"tests"', b'"service":"\\u001b[2J"'))
     assert "\x1b" not in _audit("show", folder=tmp_path).stdout
 
 
+# text that replaces a purpose, and whether `show` can still show the line
 EDITED = {
     b'"purpose":' + b"[" * 200_000: False,
     b'"purpose":' + b"[" * 30_000: False,
@@ -171,7 +172,7 @@ EDITED = {
 }
 
 
-def test_show_marks_what_the_vault_has_not_written_and_counts_what_cannot_be_shown(tmp_path: Path) -> None:
+def test_show_marks_lines_that_are_not_genuine_and_counts_them(tmp_path: Path) -> None:
     [file] = keep(tmp_path, len(EDITED) + 1)
     lines = file.read_bytes().splitlines(keepends=True)
     for number, edit in enumerate(EDITED, start=1):
@@ -183,29 +184,28 @@ def test_show_marks_what_the_vault_has_not_written_and_counts_what_cannot_be_sho
     assert [row.startswith("!") for row in done.stdout.splitlines()[1:]].count(True) == shown
     assert len(done.stdout.splitlines()) == 1 + shown + 1
     assert done.stderr == (
-        f"{len(EDITED)} lines are not as the vault writes them, "
-        f"{len(EDITED) - shown} of them cannot be shown: docs/audit.md\n"
+        f"{len(EDITED)} lines are not genuine, {len(EDITED) - shown} of them cannot be shown: docs/audit.md\n"
     )
-    told = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
-    assert [event.get("genuine") for event in told].count(False) == shown
-    assert [event.get("genuine") for event in told].count(None) == 1
+    printed = [json.loads(line) for line in _audit("show", "--json", folder=tmp_path).stdout.splitlines()]
+    assert [event.get("genuine") for event in printed].count(False) == shown
+    assert [event.get("genuine") for event in printed].count(None) == 1
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (b'"service":"innocent"', "1 line is not as the vault writes it"),
-        (b'"purpose":{}', "1 line is not as the vault writes it and cannot be shown"),
+        (b'"service":"innocent"', "1 line is not genuine"),
+        (b'"purpose":{}', "1 line is not genuine and cannot be shown"),
     ],
 )
-def test_show_tells_of_one_line_in_the_singular(tmp_path: Path, edit: bytes, words: str) -> None:
+def test_show_says_one_doubtful_line_in_the_singular(tmp_path: Path, edit: bytes, words: str) -> None:
     [file] = keep(tmp_path, 1)
     file.write_bytes(file.read_bytes().replace(b'"purpose":"nightly-sync"', edit))
     done = _audit("show", "--json", folder=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"{words}: docs/audit.md\n")
 
 
-def test_show_without_the_key_says_that_nothing_was_checked(tmp_path: Path) -> None:
+def test_show_without_a_key_says_that_nothing_was_checked(tmp_path: Path) -> None:
     [file] = keep(tmp_path, 1)
     file.write_bytes(file.read_bytes().replace(b'"service":"tests"', b'"service":"other"'))
     done = _audit("show", file, folder=tmp_path, AUDIT_KEY="")
@@ -213,7 +213,7 @@ def test_show_without_the_key_says_that_nothing_was_checked(tmp_path: Path) -> N
     assert "other" in done.stdout
 
 
-def test_show_knows_the_earlier_keys_too(tmp_path: Path) -> None:
+def test_show_accepts_earlier_keys(tmp_path: Path) -> None:
     keep(tmp_path, 1)
     keys = {"AUDIT_KEY": "A" * 43 + "=", "AUDIT_PREVIOUS_KEYS": json.dumps([KEY_TEXT])}
     done = _audit("show", folder=tmp_path, **keys)
@@ -221,14 +221,14 @@ def test_show_knows_the_earlier_keys_too(tmp_path: Path) -> None:
     assert "!" not in done.stdout
 
 
-def test_a_trail_without_a_key_stops_the_start(tmp_path: Path) -> None:
+def test_a_trail_without_a_key_prevents_the_start(tmp_path: Path) -> None:
     home = new_home(tmp_path, AUDIT_LOG="audit.jsonl")
     done = token_vault("serve", folder=tmp_path, settings=home.settings)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "AUDIT_KEY" in done.stderr
 
 
-def test_a_directory_that_cannot_be_made_stops_the_start_and_the_doctor_says_so(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_prevents_the_start(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     home = new_home(tmp_path, AUDIT_LOG="taken/audit.jsonl", AUDIT_KEY=KEY_TEXT)
     done = token_vault("serve", folder=tmp_path, settings=home.settings)
@@ -238,7 +238,7 @@ def test_a_directory_that_cannot_be_made_stops_the_start_and_the_doctor_says_so(
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o700, 0), (0o755, 0), (0o775, 1), (0o777, 1)])
-def test_the_doctor_warns_of_a_directory_that_others_may_write(tmp_path: Path, mode: int, warned: int) -> None:
+def test_doctor_warns_about_a_directory_others_can_write(tmp_path: Path, mode: int, warned: int) -> None:
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit").chmod(mode)
     settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
@@ -248,7 +248,7 @@ def test_the_doctor_warns_of_a_directory_that_others_may_write(tmp_path: Path, m
     assert states == [OK, *[WARNING] * warned]
 
 
-def test_init_turns_the_trail_on_with_a_key_of_its_own(tmp_path: Path) -> None:
+def test_init_turns_the_trail_on_with_a_separate_key(tmp_path: Path) -> None:
     token_vault("init", folder=tmp_path)
     lines = dict(line.split("=", 1) for line in (tmp_path / ".env").read_text().splitlines() if "=" in line)
     assert lines["AUDIT_LOG"] == "data/audit/audit.jsonl"

@@ -81,7 +81,7 @@ def test_no_command_prints_a_secret(run: Run) -> None:
     assert {"doctor: 0", "rewrap: 1", f"{SCRIPT}: 1"} <= printed.keys(), "rows that nobody can read are left"
     assert "health: 1" in printed, "the vault has stopped"
     if "doctor: 2" not in printed:
-        assert b"Whole: " in printed["audit verify: 0"]
+        assert b"Intact: " in printed["audit verify: 0"]
         assert b'"outcome":"success"' in printed["audit show --json: 0"]
     assert find(run.everything, run.commands) == []
 

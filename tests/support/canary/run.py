@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from app.audit.findings import Report
 from app.audit.keys import AuditKey, decode_audit_key
+from app.audit.verify import VerificationReport
 from tests.support.api.service import running_service
 from tests.support.audit.trails import files, members, verified
 from tests.support.canary.collector import collecting
@@ -52,7 +52,7 @@ class Run:
     files: list[Place]
     commands: list[Place]
     events: list[dict[str, Any]]
-    trail: Report
+    trail: VerificationReport
     spans: set[str]
     batches: list[Place]
     exit_code: int

@@ -313,7 +313,7 @@ TABLE: Final = (
         affects="calls on tokens that are not refused anyway",
         check="audit",
         recovers_within_seconds=5,
-        tests=(f"{_AUDIT}::test_a_full_disk_refuses_every_secret_and_is_left_behind_without_a_restart",),
+        tests=(f"{_AUDIT}::test_a_full_disk_refuses_every_secret_until_it_has_space",),
     ),
     Failure(
         name="Audit trail's disk slow or hanging",
@@ -323,7 +323,7 @@ TABLE: Final = (
         recovers_within_seconds=5,
         tests=(
             "tests/failures/test_audit.py::test_audit_disk_hangs",
-            f"{_AUDIT}::test_a_disk_that_hangs_holds_only_those_who_need_it_and_not_for_long",
+            f"{_AUDIT}::test_a_disk_that_hangs_delays_few_calls_and_only_on_tokens",
         ),
     ),
     # the process and its files

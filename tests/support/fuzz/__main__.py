@@ -53,7 +53,7 @@ def _fuzz(store: Store, folder: Path, examples: int, seed: int | None) -> bool:
     report = verified(files(trail))
     recorded = f"{report.events} audit events, {len(report.findings)} findings"
     sys.stdout.write(f"{name}\n{run.stdout}{run.stderr}\n{recorded}\n")
-    return run.returncode != 0 or not report.is_whole or not report.events
+    return run.returncode != 0 or not report.is_intact or not report.events
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""The files of a chain, their names and their permissions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.audit.line_format import Chain
+from app.audit.log_files import LogFiles
+from app.audit.targets import FileTarget, WriteError
+from tests.support.audit.trails import KEY, files, keep, members, mode, verified
+from tests.support.sizes import size
+
+PROCESSES = 4
+EVENTS = size(2_000, 25_000)  # of each process
+MAXIMUM_BYTES = EVENTS * 80  # an event has about 600 bytes: at least seven files for each process
+
+WRITE = """
+import asyncio, sys
+from pathlib import Path
+from tests.support.audit.trails import an_event, append_all, opened_trail
+
+async def main(folder, first, count, maximum_bytes):
+    async with opened_trail(folder, maximum_bytes=maximum_bytes) as trail:
+        await append_all(trail, [an_event(first + number) for number in range(count)], together=100)
+
+asyncio.run(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
+"""
+
+
+def test_files_and_their_directory_belong_to_their_owner_alone(tmp_path: Path) -> None:
+    assert {mode(file) for file in keep(tmp_path / "audit", 1)} == {0o600}
+    assert mode(tmp_path / "audit") == 0o700
+    LogFiles(tmp_path / "other" / "audit.jsonl").require_writable()
+    assert mode(tmp_path / "other") == 0o700
+
+
+def test_a_taken_name_leaves_no_draft_and_no_link_is_followed(tmp_path: Path) -> None:
+    chain = Chain(key=KEY).id
+    log_files = LogFiles(tmp_path / "audit.jsonl")
+    target = FileTarget(log_files=log_files, chain=chain, maximum_bytes=4096, flushing=True)
+    taken = log_files.file(chain, 1)
+    taken.mkdir()
+    with pytest.raises(WriteError, match="EISDIR"):
+        target.append([b"a line"], durably=False)
+    assert list(tmp_path.iterdir()) == [taken]
+    taken.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    taken.symlink_to(elsewhere)
+    target.append([b"a line"], durably=False)
+    target.close()
+    assert (taken.is_symlink(), taken.read_bytes(), elsewhere.exists()) == (False, b"a line\n", False)
+
+
+def test_chains_of_four_processes_verify_across_their_files(tmp_path: Path) -> None:
+    """Also with 100 000 events, in `make soak`."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITE, tmp_path, str(number * EVENTS), str(EVENTS), str(MAXIMUM_BYTES)])
+        for number in range(PROCESSES)
+    ]
+    assert [process.wait(120) for process in processes] == [0] * PROCESSES
+    written = files(tmp_path)
+    report = verified(written)
+    assert (report.findings, report.chains, report.events) == ([], PROCESSES, PROCESSES * EVENTS)
+    assert len(written) >= PROCESSES * 5
+    assert max(path.stat().st_size for path in written) <= MAXIMUM_BYTES
+    assert {mode(path) for path in written} == {0o600}
+    assert len({event["user_id"] for event in members(written)}) == PROCESSES * EVENTS
+    middle = written[len(written) // 2]
+    lines = middle.read_bytes().splitlines(keepends=True)
+    removed = len(lines) // 2
+    middle.write_bytes(b"".join(lines[:removed] + lines[removed + 1 :]))
+    [finding] = verified(written).findings
+    assert (finding.problem, finding.location.file, finding.location.line) == ("missing", middle, removed + 1)
