@@ -1,10 +1,9 @@
-"""Log lines as JSON for machines or in colour for people, with nothing of third parties in them.
+"""Logging setup: lines as JSON for machines or coloured for people, without data that libraries handle.
 
-Libraries log what they handle: URLs with user ids, headers with keys, rows in exception texts. So their loggers are
-held at WARNING whatever LOG_LEVEL says, what they say is logged without the values that they put into it, and an
-exception is logged as its type and the lines of code it passed, never as its text. `app.observability.log_fields` says
-which fields a line may have, `app.observability.log_output` how lines get out without anybody waiting for them, and
-`app.observability.unhandled` what becomes of errors that nobody catches.
+Libraries log URLs with user ids, headers with keys, and rows in exception texts. Therefore their loggers stay at
+WARNING whatever LOG_LEVEL says, their messages are logged without the values, and an exception is logged as its type
+and the lines of code that it passed, never as its text. See also `log_fields` (the fields that a line may have),
+`log_writer` (output that never blocks) and `unhandled` (exceptions that no code catches).
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from pydantic_core import to_json
 from structlog.typing import Processor
 
 from app.observability.log_fields import keep_allowed_fields, keep_plain_values
-from app.observability.log_output import LogOutput
+from app.observability.log_writer import LogWriter
 from app.observability.unhandled import hook_unhandled, plain_words
 
 _FRAMES_AT_EACH_END = 12
 _FRAME_CHARACTERS = 110
 _MESSAGE_CHARACTERS = 500
-_UVICORN = "uvicorn.error"  # its lifecycle messages; its access log would print query strings
-_ASYNCIO = "asyncio"  # puts the reprs of tasks and callbacks into its messages
+_UVICORN = "uvicorn.error"  # lifecycle messages; the access log would print query strings
+_ASYNCIO = "asyncio"  # its messages contain reprs of tasks and callbacks
 
 
 def configure_command_logging() -> None:
-    """Log what nobody thought of, and for people: a command prints whatever else there is to say."""
+    """Log only unexpected failures, to standard error for people; a command prints everything else itself."""
     configure_logging(level="CRITICAL", log_format="console", stream=sys.__stderr__)
 
 
 def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sys.__stdout__) -> None:
-    """Send our own lines and the standard library's to what this stream writes to, in one format."""
-    output = _output(stream)
-    logging.raiseExceptions = False  # it would print a line that cannot be formatted, arguments and all
+    """Send structlog's and the standard library's lines to the descriptor of `stream`, in one format."""
+    writer = _writer(stream)
+    logging.raiseExceptions = False  # it would print a line that cannot be formatted, with its arguments
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -53,16 +52,16 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sy
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=lambda *_: _Lines(output),
+        logger_factory=lambda *_: _Lines(writer),
         cache_logger_on_first_use=True,
     )
-    resumed = structlog.wrap_logger(
+    unfiltered = structlog.wrap_logger(
         structlog.ReturnLogger(),
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
     )
-    output.tell_dropped = lambda count: f"{resumed.warning('log_resumed', log_lines_dropped=count)}\n"
-    handler = logging.StreamHandler(cast("TextIO", output))
+    writer.format_dropped = lambda count: f"{unfiltered.warning('log_resumed', log_lines_dropped=count)}\n"
+    handler = logging.StreamHandler(cast("TextIO", writer))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, _withhold_values, *shared, _withhold_traceback],
@@ -81,36 +80,36 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sy
 
 
 def end_log() -> None:
-    """Have every line written, and wait for those that follow: the process may end after any of them."""
-    for output in _outputs():
-        output.end()
+    """Wait until every line is written, and wait for each later line: the process may end after any of them."""
+    for writer in _writers():
+        writer.finish()
 
 
-def _output(stream: TextIO | None) -> LogOutput:
-    """Return the one output to this stream, so that lines keep their order however often logging is configured."""
-    # where there is no stream, something else may have its number
+def _writer(stream: TextIO | None) -> LogWriter:
+    """Return the writer of this stream: one for each, so that lines keep their order if logging is configured again."""
+    # without a stream, its descriptor's number may belong to another file
     descriptor = None if stream is None else stream.fileno()
-    for output in _outputs():
-        if output.descriptor == descriptor:
-            output.go_on()
-            return output
-    return LogOutput(descriptor=descriptor)
+    for writer in _writers():
+        if writer.descriptor == descriptor:
+            writer.resume()
+            return writer
+    return LogWriter(descriptor=descriptor)
 
 
-def _outputs() -> Iterator[LogOutput]:
+def _writers() -> Iterator[LogWriter]:
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogOutput):
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogWriter):
             yield handler.stream
 
 
 class _Lines:
-    """Takes finished lines from structlog, whose own logger for files has a lock that is not reentrant."""
+    """Logger that takes rendered lines from structlog; structlog's own holds a lock that is not reentrant."""
 
-    def __init__(self, output: LogOutput) -> None:
-        self._output = output
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
 
     def msg(self, line: str) -> None:
-        self._output.write(line + "\n")
+        self._writer.write(line + "\n")
 
     debug = info = warning = error = critical = msg
 
@@ -118,12 +117,12 @@ class _Lines:
 def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
     try:
         return to_json(event, inf_nan_mode="null").decode()  # several times faster than the standard library's
-    except ValueError:  # a lone surrogate, which is no UTF-8
+    except ValueError:  # a lone surrogate, which UTF-8 cannot encode
         return json.dumps(event)
 
 
 def _name_exception(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace an exception by its type and the code that it passed through."""
+    """Replace an exception by its type and its stack frames."""
     info = event.pop("exc_info", None)
     error = info[1] if isinstance(info, tuple) else info if isinstance(info, BaseException) else None
     if info is True:
@@ -135,9 +134,9 @@ def _name_exception(_logger: object, _method: str, event: MutableMapping[str, An
 
 
 def _frames(error: BaseException) -> list[str]:
-    """Return where the error passed, from the outside in; of a deep one the two ends.
+    """Return the stack frames from the outermost inwards; of a deep stack, both ends.
 
-    A line that is longer than a pipe takes at once could be mixed with others' in it.
+    The bound keeps a line within PIPE_BUF, so that a pipe does not mix it with the lines of other processes.
     """
     frames = [
         f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.name}"[-_FRAME_CHARACTERS:]
@@ -150,15 +149,15 @@ def _frames(error: BaseException) -> list[str]:
 
 
 def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Leave a library's message as its programmer wrote it, without the values; uvicorn's alone becomes whole.
+    """Keep a library's message template without its values; only uvicorn's messages are formatted.
 
-    A message without values may have them in it already, mostly after its first line. One that is no text, such as an
-    exception, is named by its type.
+    A message without arguments may contain formatted values, mostly after its first line, which alone is kept. A
+    message that is not a string, such as an exception, is logged as its type.
     """
     values = event.pop("positional_args", None)
     name, message = event["_record"].name, event["_record"].msg
     if isinstance(message, OSError) and name == _UVICORN:
-        event["event"] = str(message)  # the address that is taken
+        event["event"] = str(message)  # names the address in use
     elif not isinstance(message, str):
         event["event"] = type(message).__qualname__
     elif values and name == _UVICORN:
@@ -170,7 +169,7 @@ def _withhold_values(_logger: object, _method: str, event: MutableMapping[str, A
 
 
 def _withhold_traceback(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Cut what Starlette and uvicorn log as a message when the start fails: a formatted traceback, text and all."""
+    """Cut the formatted traceback that Starlette and uvicorn log as a message when the start fails."""
     head, found, _ = str(event["event"]).partition("Traceback (most recent call last)")
     if found:
         event["event"] = f"{head}traceback withheld".strip()
