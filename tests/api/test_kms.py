@@ -1,4 +1,8 @@
-"""The service with KMS as its primary: what callers, operators and the row see, in calm and in outages."""
+"""The service with KMS as its primary: answers, rows and readiness, normally and in outages.
+
+The services run for the whole module, under the least-privilege policy of the documentation, and each test uses users
+of its own. Rows that another process has encrypted stand for cold reads: this process has no data key for them.
+"""
 
 from __future__ import annotations
 
@@ -7,218 +11,317 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from app.composition import open_vault
+from app.config.settings import Settings
+from app.tokens.models import Caller, TokenId, TokenInput
 from tests.support.api.fixtures import problem
-from tests.support.api.service import COMMAND, running_service
+from tests.support.api.service import Service, running_service
 from tests.support.observability.exposed import scraped
-from tests.support.rewrap.stored_rows import SqliteRows, encryption, local_encryption, sealed_row
+from tests.support.process.home import token_vault
+from tests.support.rewrap.stored_rows import Row, access_of, encryption, local_encryption, sealed_row
 from tests.support.security.keys import MASTER_KEY
+from tests.support.sizes import size
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore, Store
+from tests.support.waiting import eventually
 
-USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
-CANVAS = f"/v1/users/{USER}/tokens/canvas"
 BODY = {"access_token": "access", "refresh_token": "refresh"}
-NO_MASTER_KEY = {"TOKEN_ENCRYPTION_KEY": ""}
+POLICY = Policy(frozenset({"kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"}), {"service": "pulseplan"})
+CALLER = Caller("tests", "request")
+OUTAGE_SECONDS = 600.0
+RECOVERY_SECONDS = 60.0
+READERS, READS = size(20, 100), size(5, 10)
 
 
-def test_a_token_is_sealed_under_kms_and_its_row_says_so(kms: Kms, store: Store, tmp_path: Path) -> None:
-    with running_service(tmp_path, {**store.environment(), **kms.environment(), **NO_MASTER_KEY}) as service:
-        kms.forget_requests()
-        with service.client() as client:
-            assert client.put(CANVAS, json=BODY).status_code == 201
-            assert kms.operations() == ["GenerateDataKey"], "one data key for both secrets"
-            revealed = client.get(CANVAS, params={"include": "refresh_token"}).json()
-            for _ in range(20):
-                client.post(f"{CANVAS}/rotate", json={"access_token": "next"})
-                client.get(CANVAS)
-        assert kms.operations() == ["GenerateDataKey"], "the cached data key serves all that follows"
+class KmsService:
+    """A running service and its store."""
+
+    def __init__(self, service: Service, store: SqliteStore) -> None:
+        self.service, self.store = service, store
+        self.client = service.client()
+
+    def row(self, user: str) -> Row:
+        [row] = [row for row in self.store.rows() if row["user_id"] == user]
+        return row
+
+    def insert_cold(self, kms: Kms) -> Row:
+        """Insert a row that another process has encrypted under KMS."""
+        row = sealed_row(encryption(kms.environment()))
+        self.store.insert_raw(**row)
+        return row
+
+    def kms_state(self) -> tuple[int, str]:
+        """Return the status of `/readyz` and the state of its check of KMS."""
+        answer = self.client.get("/readyz")
+        return answer.status_code, answer.json()["checks"]["kms"]
+
+    def data_keys(self) -> float:
+        return scraped(self.client).value("token_vault_data_keys")
+
+
+@pytest.fixture(scope="module")
+def start(kms_server: Kms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., KmsService]]:
+    """Start services under one new key; they run until the end of the module."""
+    kms_server.renew()
+    kms_server.faults.policy = POLICY
+    with ExitStack() as stack:
+
+        def started(**settings: str) -> KmsService:
+            folder = tmp_path_factory.mktemp("kms")
+            store = SqliteStore(folder / "vault.db")
+            environment = {**store.environment(), **kms_server.environment(), **settings}
+            service = KmsService(stack.enter_context(running_service(folder, environment)), store)
+            stack.callback(service.client.close)
+            return service
+
+        yield started
+
+
+@pytest.fixture(scope="module")
+def _plain(start: Callable[..., KmsService]) -> KmsService:
+    return start(TOKEN_ENCRYPTION_KEY="")
+
+
+@pytest.fixture(scope="module")
+def _fallback(start: Callable[..., KmsService]) -> KmsService:
+    return start(KMS_FALLBACK_TO_LOCAL="true")
+
+
+@pytest.fixture(scope="module")
+def short_lived(start: Callable[..., KmsService]) -> KmsService:
+    """A service that keeps data keys for a second."""
+    return start(DATA_KEY_MAX_AGE_SECONDS="1")
+
+
+@pytest.fixture
+def kms(kms_server: Kms, start: object) -> Iterator[Kms]:
+    """The KMS of the module's services, without faults."""
+    del start  # renews the key, so before any request
+    kms_server.faults.clear()
+    kms_server.faults.policy = POLICY
+    kms_server.forget_requests()
+    yield kms_server
+    kms_server.faults.clear()
+
+
+@pytest.fixture
+def plain(kms: Kms, _plain: KmsService) -> KmsService:
+    """A service without fallback and without a local key."""
+    return _recovered(kms, _plain)
+
+
+@pytest.fixture
+def fallback(kms: Kms, _fallback: KmsService) -> KmsService:
+    """A service that falls back to the local key."""
+    return _recovered(kms, _fallback)
+
+
+def _recovered(kms: Kms, service: KmsService) -> KmsService:
+    """Wait until the service has noticed that a fault of the test before is over."""
+
+    def writes_under_kms() -> bool:
+        answer = service.client.put(_path(str(uuid4())), json=BODY)
+        return answer.is_success and answer.json()["encryption_method"] == "kms"
+
+    eventually(writes_under_kms, within_seconds=RECOVERY_SECONDS)
+    kms.forget_requests()
+    return service
+
+
+def _path(user: str) -> str:
+    return f"/v1/users/{user}/tokens/canvas"
+
+
+def test_a_token_is_encrypted_under_kms_and_its_row_says_so(kms: Kms, plain: KmsService) -> None:
+    user, client = str(uuid4()), plain.client
+    assert client.put(_path(user), json=BODY).status_code == 201
+    assert kms.operations() == ["GenerateDataKey"], "one data key for both secrets"
+    revealed = client.get(_path(user), params={"include": "refresh_token"}).json()
+    for _ in range(5):
+        client.post(f"{_path(user)}/rotate", json=BODY)
+        client.get(_path(user))
+    assert kms.operations() == ["GenerateDataKey"], "the cached data key serves all later calls"
     assert (revealed["access_token"], revealed["refresh_token"]) == ("access", "refresh")
-    assert revealed["encryption_method"] == "kms"
-    row = store.rows()[0]
+    row = plain.row(user)
     assert row["access_token"].startswith('kms:{"fmt":1,')
     assert row["refresh_token"].startswith('kms:{"fmt":1,')
     assert row["encryption_scheme"] == f"kms:{kms.key_arn}"
-    assert row["metadata"]["encryption_method"] == "kms"
-    assert re.fullmatch(rf"canvas_kms_{USER}_[0-9a-f]{{16}}", row["metadata"]["kms_key_id"])
-    assert revealed["kms_key_id"] == row["metadata"]["kms_key_id"]
+    assert row["metadata"]["encryption_method"] == revealed["encryption_method"] == "kms"
+    assert re.fullmatch(rf"canvas_kms_{user}_[0-9a-f]{{16}}", row["metadata"]["kms_key_id"])
     assert "encryption_fallback" not in row["metadata"]
+    assert revealed["kms_key_id"].startswith(f"canvas_kms_{user}_")
+    assert plain.data_keys() >= 1
 
 
-def test_the_least_privilege_policy_is_enough(kms: Kms, tmp_path: Path) -> None:
-    actions = frozenset({"kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"})
-    kms.faults.policy = Policy(actions, {"service": "pulseplan"})
-    store = SqliteStore(tmp_path / "vault.db")
-    for restart in range(2):
-        environment = {**store.environment(), **kms.environment()}
-        with running_service(tmp_path, environment) as service, service.client() as client:
-            assert client.get("/readyz").status_code == 200
-            if restart == 0:
-                assert client.put(CANVAS, json=BODY).status_code == 201
-            assert client.get(CANVAS).json()["access_token"] == "access"
+def test_the_least_privilege_policy_is_enough(kms: Kms, plain: KmsService) -> None:
+    cold = plain.insert_cold(kms)
+    assert plain.client.put(_path(str(uuid4())), json=BODY).status_code == 201
+    assert plain.client.get(_path(cold["user_id"])).json()["access_token"] == access_of(cold["id"])
+    assert plain.kms_state() == (200, "up")
     assert set(kms.operations()) == {"GenerateDataKey", "Decrypt"}
 
 
-def test_switching_kms_on_and_off_and_on_keeps_every_token_readable(kms: Kms, store: Store, tmp_path: Path) -> None:
-    users = [str(uuid4()) for _ in range(6)]
+async def test_switching_kms_on_and_off_keeps_tokens_readable(kms: Kms, store: Store) -> None:
+    users = [str(uuid4()) for _ in range(4)]
     modes = ["false", "true", "false", "true"]
     for step, use_kms in enumerate(modes):
-        environment = {**store.environment(), **kms.environment(), "USE_KMS": use_kms, "REWRAP_ON_READ": "false"}
-        with running_service(tmp_path, environment) as service, service.client() as client:
-            path = f"/v1/users/{users[step]}/tokens/canvas"
-            client.put(path, json={"access_token": f"of step {step}", "refresh_token": "r"})
-            for earlier in range(step + 1):
-                revealed = client.get(f"/v1/users/{users[earlier]}/tokens/canvas", params={"include": "refresh_token"})
-                assert revealed.json()["access_token"] == f"of step {earlier}", revealed.text
-                assert revealed.json()["refresh_token"] == "r"
-                assert revealed.json()["encryption_method"] == ("kms" if modes[earlier] == "true" else "aes256-gcm-v1")
-            rotated = client.post(f"/v1/users/{users[0]}/tokens/canvas/rotate", json={"access_token": "of step 0"})
-            assert rotated.status_code == 200
+        values = {**store.environment(), **kms.environment(), "USE_KMS": use_kms, "TOKEN_ENCRYPTION_KEY": MASTER_KEY}
+        settings: dict[str, Any] = {name.lower(): value for name, value in values.items()}
+        async with open_vault(Settings(_env_file=None, **settings)) as vault:  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`
+            given = TokenInput(access_token=SecretStr(f"of step {step}"), refresh_token=SecretStr("r"))
+            await vault.store(TokenId(users[step], "canvas"), given, caller=CALLER)
+            for earlier, user in enumerate(users[: step + 1]):
+                revealed = await vault.reveal(TokenId(user, "canvas"), caller=CALLER, include_refresh=True)
+                assert revealed.refresh_token is not None
+                assert revealed.access_token.get_secret_value() == f"of step {earlier}"
+                assert revealed.refresh_token.get_secret_value() == "r"
+                assert revealed.token.encryption_method == ("kms" if modes[earlier] == "true" else "aes256-gcm-v1")
+            again = TokenInput(access_token=SecretStr("of step 0"))
+            await vault.rotate(TokenId(users[0], "canvas"), again, caller=CALLER)
             modes[0] = use_kms
 
 
-def test_in_an_outage_writes_are_refused_and_cached_users_notice_nothing(kms: Kms, tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "vault.db")
-    environment = {**store.environment(), **kms.environment()}
-    cold = f"/v1/users/{uuid4()}/tokens/canvas"
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        client.put(cold, json=BODY)
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        client.put(CANVAS, json=BODY)
-        before = store.rows()
-        kms.faults.down()
-        fresh = f"/v1/users/{uuid4()}/tokens/canvas"
-        for _ in range(8):  # the breaker opens on the way
-            for answer in (client.put(fresh, json=BODY), client.get(cold)):
-                problem(answer, 503, "key_unavailable")
-                assert 1 <= int(answer.headers["retry-after"]) <= 5
-        assert client.get(CANVAS).json()["access_token"] == "access"
-        assert store.rows() == before, "nothing was written, and nothing was written locally"
-        _eventually(lambda: client.get("/readyz").status_code == 503, within_seconds=15)
-        assert client.get("/readyz").json()["checks"]["kms"] == "down"
-        kms.faults.clear()
-        _eventually(lambda: client.put(fresh, json=BODY).status_code == 201, within_seconds=30)
-        _eventually(lambda: client.get(cold).status_code == 200, within_seconds=30)
-        _eventually(lambda: client.get("/readyz").status_code == 200, within_seconds=30)
-
-
-def test_while_kms_has_not_named_its_key_nobody_guesses_what_is_due(kms: Kms, tmp_path: Path) -> None:
-    rows = SqliteRows(tmp_path / "vault.db")
-    settings = {**rows.settings(), **kms.environment(), "KMS_KEY_ID": kms.alias, "TOKEN_ENCRYPTION_KEY": MASTER_KEY}
-    under_kms, local = [sealed_row(encryption(settings)) for _ in range(3)], sealed_row(local_encryption(1))
-    rows.insert([*under_kms, local])
+def test_an_outage_refuses_writes_and_serves_cached_users(kms: Kms, plain: KmsService) -> None:
+    cached, fresh, cold = _path(str(uuid4())), _path(str(uuid4())), plain.insert_cold(kms)
+    client = plain.client
+    client.put(cached, json=BODY)
+    before = plain.store.rows()
     kms.faults.down()
-    with running_service(tmp_path, settings | {"METRICS_CENSUS_SECONDS": "0.5"}) as service, service.client() as client:
-        body = client.get("/v1/encryption").json()
-        assert (body["primary_scheme"], body["due"], body["tokens"]) == (None, None, 4)
-        until = time.monotonic() + 10
-        while (seen := scraped(client)).value("token_vault_rows", scheme="kms") != 3:
-            assert time.monotonic() < until, "nothing is counted"
-            time.sleep(0.05)
-        assert seen.value("token_vault_rows_due") == 0, "as it was before the count"
-        with service.logged() as lines:
-            assert client.get(f"/v1/users/{local['user_id']}/tokens/canvas").status_code == 200
-            time.sleep(0.2)
-        assert [line for line in lines if line.get("operation") == "rewrap"] == [], "it may be where it belongs"
+    for _ in range(8):  # the breaker opens after some of them
+        for answer in (client.put(fresh, json=BODY), client.get(_path(cold["user_id"]))):
+            problem(answer, 503, "key_unavailable")
+            assert 1 <= int(answer.headers["retry-after"]) <= 5
+    assert client.get(cached).json()["access_token"] == "access"
+    assert plain.store.rows() == before, "nothing was written, under the local key neither"
+    kms.faults.clear()
+    eventually(lambda: client.put(fresh, json=BODY).status_code == 201, within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: client.get(_path(cold["user_id"])).status_code == 200, within_seconds=RECOVERY_SECONDS)
 
 
-def test_with_the_fallback_writes_are_local_and_marked(kms: Kms, tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "vault.db")
-    environment = {**store.environment(), **kms.environment(), "KMS_FALLBACK_TO_LOCAL": "true"}
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        kms.faults.down()
-        with service.logged() as lines:
-            assert client.put(CANVAS, json=BODY).status_code == 201
-        row = store.rows()[0]
-        assert row["metadata"]["encryption_fallback"] is True
-        assert (row["encryption_scheme"], row["metadata"]["encryption_method"]) == ("local:v1", "aes256-gcm-v1")
-        assert row["refresh_token"].startswith("v1:")
-        assert any(line["event"] == "sealed_by_fallback" and line["level"] == "warning" for line in lines)
-        assert client.get(CANVAS).json()["access_token"] == "access"
-        _eventually(lambda: client.get("/readyz").json()["checks"]["kms"] == "degraded", within_seconds=15)
-        assert client.get("/readyz").status_code == 200
-        kms.faults.clear()
+def test_the_fallback_writes_locally_and_marks_the_row(kms: Kms, fallback: KmsService) -> None:
+    user, client = str(uuid4()), fallback.client
+    kms.faults.down()
+    with fallback.service.logged() as lines:
+        assert client.put(_path(user), json=BODY).status_code == 201
+    row = fallback.row(user)
+    assert row["metadata"]["encryption_fallback"] is True
+    assert (row["encryption_scheme"], row["metadata"]["encryption_method"]) == ("local:v1", "aes256-gcm-v1")
+    assert row["refresh_token"].startswith("v1:")
+    assert any(line["event"] == "sealed_by_fallback" and line["level"] == "warning" for line in lines)
+    assert client.get(_path(user)).json()["access_token"] == "access"
+    kms.faults.clear()
 
-        def rotated_under_kms() -> bool:
-            return str(client.post(f"{CANVAS}/rotate", json=BODY).json()["encryption_method"]) == "kms"
+    def rotates_under_kms() -> bool:
+        return str(client.post(f"{_path(user)}/rotate", json=BODY).json()["encryption_method"]) == "kms"
 
-        _eventually(rotated_under_kms, within_seconds=30)
-        row = store.rows()[0]
-        assert "encryption_fallback" not in row["metadata"]
-        assert row["refresh_token"].startswith("kms:")
+    eventually(rotates_under_kms, within_seconds=RECOVERY_SECONDS)
+    row = fallback.row(user)
+    assert "encryption_fallback" not in row["metadata"]
+    assert row["refresh_token"].startswith("kms:")
 
 
-def test_denied_is_no_reason_to_fall_back(kms: Kms, tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "vault.db")
-    environment = {**store.environment(), **kms.environment(), "KMS_FALLBACK_TO_LOCAL": "true"}
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        kms.faults.error("AccessDeniedException")
-        problem(client.put(CANVAS, json=BODY), 500, "key_denied")
-        assert store.rows() == []
-        _eventually(lambda: client.get("/readyz").status_code == 503, within_seconds=20)
-        assert client.get("/readyz").json()["checks"]["kms"] == "down", "no write succeeds, fallback or not"
+def test_a_denial_is_no_reason_to_fall_back(kms: Kms, fallback: KmsService) -> None:
+    before = fallback.store.rows()
+    kms.faults.error("AccessDeniedException")
+    problem(fallback.client.put(_path(str(uuid4())), json=BODY), 500, "key_denied")
+    assert fallback.store.rows() == before
 
 
-def test_a_probe_never_waits_for_a_hung_kms_and_never_falls_back(kms: Kms, tmp_path: Path) -> None:
-    environment = {**kms.environment(), "KMS_FALLBACK_TO_LOCAL": "true"}
-    environment |= SqliteStore(tmp_path / "vault.db").environment()
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        assert client.get("/readyz").json()["checks"]["kms"] == "up"
-        kms.faults.delay(20)
-        slowest = 0.0
+def test_readiness_follows_kms_and_tolerates_an_outage_with_fallback(
+    kms: Kms, plain: KmsService, fallback: KmsService
+) -> None:
+    """Readiness asks KMS every ten seconds, every two while it fails, so one test follows all of its states."""
 
-        def degraded() -> bool:
-            nonlocal slowest
-            started = time.monotonic()
-            answer = client.get("/readyz")
-            slowest = max(slowest, time.monotonic() - started)
-            assert answer.status_code == 200
-            return bool(answer.json()["checks"]["kms"] == "degraded")
+    def become(of_plain: tuple[int, str], of_fallback: tuple[int, str]) -> None:
+        eventually(
+            lambda: (plain.kms_state(), fallback.kms_state()) == (of_plain, of_fallback),
+            within_seconds=RECOVERY_SECONDS,
+        )
 
-        with service.logged() as lines:
-            _eventually(degraded, within_seconds=30)
-        assert slowest < 1.5, "orchestrators give a probe a second"
-        assert "sealed_by_fallback" not in {line["event"] for line in lines}
-        kms.faults.clear()
-
-
-def test_a_hung_kms_is_answered_for_within_its_deadline(kms: Kms, tmp_path: Path) -> None:
-    environment = {**SqliteStore(tmp_path / "vault.db").environment(), **kms.environment()}
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        kms.faults.delay(20)
-        started = time.monotonic()
-        problem(client.put(CANVAS, json=BODY), 503, "key_unavailable")
-        assert time.monotonic() - started < 4
-        kms.faults.clear()
+    become((200, "up"), (200, "up"))
+    with fallback.service.logged() as lines:
+        kms.faults.delay(OUTAGE_SECONDS)
+        become((503, "down"), (200, "degraded"))
+    assert "sealed_by_fallback" not in {line["event"] for line in lines}, "the self-test never falls back"
+    kms.faults.clear()
+    kms.faults.error("AccessDeniedException")
+    become((503, "down"), (503, "down"))  # no write succeeds during a denial, with fallback or without
+    kms.faults.clear()
+    become((200, "up"), (200, "up"))
 
 
-async def test_a_thousand_cold_reads_of_one_user_are_one_request(kms: Kms, tmp_path: Path) -> None:
-    environment = {**SqliteStore(tmp_path / "vault.db").environment(), **kms.environment()}
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        client.put(CANVAS, json=BODY)
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        client.get("/readyz")
-        kms.forget_requests()
-        kms.faults.delay(0.3, operation="Decrypt", times=1)
+def test_a_hung_kms_is_answered_for_within_a_deadline(kms: Kms, plain: KmsService) -> None:
+    kms.faults.delay(OUTAGE_SECONDS)
+    problem(plain.client.put(_path(str(uuid4())), json=BODY), 503, "key_unavailable")  # the client waits 20 s at most
 
-        async def read_ten_times() -> list[int]:
-            # a client each: one for all of them would be busy with the queue for its connections
-            async with httpx.AsyncClient(
-                headers=client.headers, timeout=30, trust_env=False, verify=PLAIN_HTTP
-            ) as reader:
-                return [(await reader.get(service.url + CANVAS)).status_code for _ in range(10)]
 
-        statuses = await asyncio.gather(*(read_ten_times() for _ in range(100)))
-        assert statuses == [[200] * 10] * 100
-        assert kms.operations().count("Decrypt") == 1
+async def test_many_cold_reads_of_one_user_make_one_request(kms: Kms, plain: KmsService) -> None:
+    cold = plain.insert_cold(kms)
+    url = plain.service.url + _path(cold["user_id"])
+    kms.forget_requests()
+    kms.faults.delay(0.5, operation="Decrypt", times=1)
+
+    async def read() -> list[int]:
+        # a client each: callers of one client would wait for its connections
+        async with httpx.AsyncClient(
+            headers=plain.client.headers, timeout=60, trust_env=False, verify=PLAIN_HTTP
+        ) as reader:
+            return [(await reader.get(url)).status_code for _ in range(READS)]
+
+    assert await asyncio.gather(*(read() for _ in range(READERS))) == [[200] * READS] * READERS
+    assert kms.operations().count("Decrypt") == 1
+
+
+@pytest.mark.usefixtures("kms")
+def test_an_idle_service_drops_data_keys_at_their_age(short_lived: KmsService) -> None:
+    assert short_lived.client.put(_path(str(uuid4())), json=BODY).status_code == 201
+    eventually(lambda: short_lived.data_keys() == 0)
+
+
+def test_an_expired_data_key_is_decrypted_again(kms: Kms, short_lived: KmsService) -> None:
+    path, client = _path(str(uuid4())), short_lived.client
+    client.put(path, json=BODY)
+    eventually(lambda: short_lived.data_keys() == 0)
+    assert "Decrypt" not in kms.operations()
+    assert client.get(path).status_code == 200
+    assert "Decrypt" in kms.operations()
+    kms.disable(kms.key_arn)
+    try:
+        eventually(lambda: short_lived.data_keys() == 0)
+        problem(client.get(path), 500, "key_denied")
+    finally:
+        kms.enable(kms.key_arn)
+    assert client.get(path).status_code == 200
+
+
+def test_nothing_is_due_before_kms_resolves_its_alias(kms: Kms, start: Callable[..., KmsService]) -> None:
+    alias = {"KMS_KEY_ID": kms.alias}
+    cold = [sealed_row(encryption(kms.environment() | alias)) for _ in range(3)]
+    local = sealed_row(local_encryption(1))
+    kms.faults.down()
+    service = start(**alias, METRICS_CENSUS_SECONDS="0.5")
+    for row in (*cold, local):
+        service.store.insert_raw(**row)
+    body = service.client.get("/v1/encryption").json()
+    assert (body["primary_scheme"], body["due"], body["tokens"]) == (None, None, 4)
+    eventually(lambda: scraped(service.client).value("token_vault_rows", scheme="kms") == 3)
+    assert scraped(service.client).value("token_vault_rows_due") == 0, "as before the count"
+    with service.service.logged() as lines:
+        assert service.client.get(_path(local["user_id"])).status_code == 200
+        time.sleep(0.2)  # a wrong rewrap would come within a few milliseconds
+    assert [line for line in lines if line.get("operation") == "rewrap"] == [], "it may be under the primary already"
 
 
 @pytest.mark.parametrize(
@@ -234,12 +337,10 @@ async def test_a_thousand_cold_reads_of_one_user_are_one_request(kms: Kms, tmp_p
     ],
 )
 def test_a_wrong_kms_setting_stops_the_start_with_one_line(
-    kms: Kms, tmp_path: Path, settings: dict[str, str], named: str
+    kms_server: Kms, tmp_path: Path, settings: dict[str, str], named: str
 ) -> None:
-    environment = {"TOKEN_ENCRYPTION_KEY": MASTER_KEY, **kms.environment(), **settings, "PORT": "0"}
-    run = subprocess.run(
-        [COMMAND, "serve"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=False
-    )
+    environment = {"TOKEN_ENCRYPTION_KEY": MASTER_KEY, **kms_server.environment(), **settings, "PORT": "0"}
+    run = token_vault("serve", folder=tmp_path, settings=environment)
     assert run.returncode == 2, run.stdout + run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert named in run.stderr
@@ -264,52 +365,3 @@ def test_the_documented_snippet_prints_a_kms_ciphertext(kms: Kms, tmp_path: Path
     )
     assert run.stdout.startswith('kms:{"fmt":1,')
     assert run.stderr == ""
-
-
-def _eventually(holds: Callable[[], bool], *, within_seconds: float) -> None:
-    deadline = time.monotonic() + within_seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def test_an_idle_service_keeps_no_key_past_its_age(kms: Kms, tmp_path: Path) -> None:
-    environment = {
-        **SqliteStore(tmp_path / "vault.db").environment(),
-        **kms.environment(),
-        "DATA_KEY_MAX_AGE_SECONDS": "2",
-    }
-
-    def kept(client: httpx.Client) -> float:
-        [number] = re.findall(r"^token_vault_data_keys ([0-9.]+)$", client.get("/metrics").text, re.MULTILINE)
-        return float(number)
-
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        assert client.put(CANVAS, json=BODY).status_code == 201
-        until = time.monotonic() + 10
-        while kept(client) == 0:
-            assert time.monotonic() < until
-        kms.forget_requests()
-        while kept(client) > 0:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        assert kms.requests == []
-
-
-def test_an_expired_cache_asks_again(kms: Kms, tmp_path: Path) -> None:
-    environment = {
-        **SqliteStore(tmp_path / "vault.db").environment(),
-        **kms.environment(),
-        "DATA_KEY_MAX_AGE_SECONDS": "1",
-    }
-    with running_service(tmp_path, environment) as service, service.client() as client:
-        client.put(CANVAS, json=BODY)
-        kms.forget_requests()
-        time.sleep(1.1)
-        assert client.get(CANVAS).status_code == 200
-        assert "Decrypt" in kms.operations()
-        kms.disable(kms.key_arn)
-        time.sleep(1.1)
-        problem(client.get(CANVAS), 500, "key_denied")
-        kms.enable(kms.key_arn)
-        assert client.get(CANVAS).status_code == 200

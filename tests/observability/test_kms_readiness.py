@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from app.errors import KeyDenied, KeyUnavailable
@@ -9,6 +11,7 @@ from app.observability.readiness import (
     PROBE_SECONDS,
     PROBE_SECONDS_WHILE_DOWN,
     KmsCheck,
+    _BackgroundCheck,
     encryption_check,
 )
 from tests.support.security.clock import Clock
@@ -62,3 +65,27 @@ async def test_the_self_test_asks_no_more_often_than_the_probe(kms: Kms) -> None
     for _ in range(50):
         await check()
     assert kms.operations() == ["GenerateDataKey"]
+
+
+async def test_a_check_that_hangs_delays_only_its_first_caller() -> None:
+    """An orchestrator allows a second, so later callers get the last outcome while the check runs."""
+    hangs, is_over, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            hangs.set()
+            await is_over.wait()
+            raise KeyUnavailable("the second call failed")
+
+    background = _BackgroundCheck(check)
+    async with asyncio.timeout(30):
+        await background()
+        await background()
+        await hangs.wait()
+        await background()
+        is_over.set()
+        await asyncio.sleep(0.01)
+        with pytest.raises(KeyUnavailable):
+            await background()

@@ -238,7 +238,7 @@ TABLE: Final = (
         affects="calls that need KMS",
         check="kms",
         recovers_within_seconds=30,
-        tests=(f"{_KMS}::test_in_an_outage_writes_are_refused_and_cached_users_notice_nothing",),
+        tests=(f"{_KMS}::test_an_outage_refuses_writes_and_serves_cached_users",),
     ),
     Failure(
         name="KMS slow",
@@ -248,8 +248,8 @@ TABLE: Final = (
         recovers_within_seconds=10,
         tests=(
             f"{_KEY_STATES}::test_kms_slow",
-            f"{_KMS}::test_a_hung_kms_is_answered_for_within_its_deadline",
-            f"{_KMS}::test_a_probe_never_waits_for_a_hung_kms_and_never_falls_back",
+            f"{_KMS}::test_a_hung_kms_is_answered_for_within_a_deadline",
+            f"{_KMS}::test_readiness_follows_kms_and_tolerates_an_outage_with_fallback",
         ),
     ),
     Failure(
@@ -269,7 +269,7 @@ TABLE: Final = (
         affects="calls that need KMS",
         check="kms",
         recovers_within_seconds=10,
-        tests=(f"{_KEY_STATES}::test_kms_denies", f"{_KMS}::test_denied_is_no_reason_to_fall_back"),
+        tests=(f"{_KEY_STATES}::test_kms_denies", f"{_KMS}::test_a_denial_is_no_reason_to_fall_back"),
     ),
     Failure(
         name="KMS key disabled",
@@ -277,7 +277,7 @@ TABLE: Final = (
         affects="calls that need KMS",
         check="kms",
         recovers_within_seconds=10,
-        tests=(f"{_KEY_STATES}::test_key_disabled", f"{_KMS}::test_an_expired_cache_asks_again"),
+        tests=(f"{_KEY_STATES}::test_key_disabled", f"{_KMS}::test_an_expired_data_key_is_decrypted_again"),
     ),
     Failure(
         name="KMS key pending deletion",
