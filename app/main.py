@@ -34,12 +34,12 @@ from app.instrumentation import Instrumentation, build_instrumentation, gauge_up
 from app.observability.logging import configure_logging, end_log
 from app.observability.metrics.exposition import Exposition
 from app.observability.metrics.registry import VaultMetrics
+from app.observability.metrics.requests import WireMetrics
 from app.observability.readiness import TIMEOUT, CheckState, Readiness, encryption_check, kms_check, service_keys_check
 from app.observability.unhandled import log_unhandled_in_loop
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.on_read import RewrapOnRead
-from app.server.hardening import lock_memory, protect_process
-from app.server.wire_watch import WireWatch
+from app.server.hardening import lock_memory_and_log, protect_process
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import StoredToken
@@ -68,7 +68,7 @@ class AppState(TypedDict):
     readiness: Readiness
     events: TokenEvents
     exposition: NotRequired[Exposition]
-    wire: NotRequired[WireWatch]
+    wire: NotRequired[WireMetrics]
 
 
 def create_app(settings: Settings | None = None, *, tracing: Tracing | None = None) -> FastAPI:
@@ -126,7 +126,7 @@ def create_hardened_app() -> FastAPI:
     app = create_app()
     gc.collect()
     gc.freeze()  # what is built lives as long as the process, and gauge_updater at it each time held calls up for 30 ms
-    lock_memory()  # again, for it says so in the log, which is configured only now
+    lock_memory_and_log()  # again, because only now is the log configured
     return app
 
 

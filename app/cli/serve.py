@@ -26,7 +26,7 @@ from app.config.listening import is_host
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
-from app.server.hardening import allow_open_files, warn_about_root
+from app.server.hardening import raise_open_file_limit, warn_about_root
 from app.server.http_limits import LimitedHttp
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 from app.server.workers import supervise
@@ -43,9 +43,14 @@ _log = structlog.get_logger()
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: PORT, 8080]")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate and chain in PEM.  [default: TLS_CERT_FILE]")
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key, without a password.  [default: TLS_KEY_FILE]")
 @click.option(
-    "--tls-client-ca", type=_FILE, metavar="FILE", help="Demand clients' certificates.  [default: TLS_CLIENT_CA_FILE]"
+    "--tls-key", type=_FILE, metavar="FILE", help="Private key in PEM, without a password.  [default: TLS_KEY_FILE]"
+)
+@click.option(
+    "--tls-client-ca",
+    type=_FILE,
+    metavar="FILE",
+    help="Require client certificates.  [default: TLS_CLIENT_CA_FILE]",
 )
 def serve(
     *,
@@ -56,9 +61,9 @@ def serve(
     tls_key: Path | None,
     tls_client_ca: Path | None,
 ) -> None:
-    """Serve the API. SIGTERM stops accepting, finishes what is in flight, and exits."""
+    """Serve the API. On SIGTERM, refuse new connections, finish the requests in flight, and exit."""
     if host and not is_host(host):
-        raise UsageError("--host is neither an address nor a host's name")
+        raise UsageError("--host is neither an address nor a host name")
     settings = settings_or_stop()
     tls = _tls(
         tls_cert or settings.tls_cert_file,
@@ -72,8 +77,8 @@ def serve(
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     _warn_about(expires_at)
     warn_about_root()
-    allow_open_files()
-    signal.signal(signal.SIGTERM, _exit_as_done)  # uvicorn raises it again once it has shut down
+    raise_open_file_limit()
+    signal.signal(signal.SIGTERM, _exit_successfully)  # uvicorn raises the signal again after its shutdown
     try:
         with _metrics_folder(shared=settings.metrics and workers > 1):
             run = supervise if workers > 1 else uvicorn.run
@@ -81,7 +86,7 @@ def serve(
                 "app.main:create_hardened_app",
                 factory=True,
                 http="app.server.http_limits:LimitedHttp",
-                loop="app.server.loop:ServingLoop",
+                loop="uvloop",
                 host=host or settings.host,
                 port=settings.port if port is None else port,
                 workers=workers,
@@ -95,17 +100,17 @@ def serve(
                 **({} if tls is None else tls.uvicorn_options()),
             )
     except SystemExit as end:
-        if end.code:  # uvicorn has its own numbers for a taken port and a failed start; its log line says which
+        if end.code:  # uvicorn has different codes for a taken port and a failed start; its log line says which
             sys.exit(1)
         raise
 
 
 @contextmanager
 def _metrics_folder(*, shared: bool) -> Iterator[None]:
-    """Give the workers a folder that they share for their metrics, and remove it after them.
+    """Create the folder that workers share for their metrics, and remove it at the end.
 
-    It goes into the environment, for the workers inherit that and prometheus-client looks there, and nowhere else, when
-    it is imported. One process alone needs none, and must not meet one that somebody else has left there.
+    It is passed in the environment, which workers inherit, because prometheus-client reads it only there, on import.
+    A single process needs no folder, so an inherited variable is removed.
     """
     os.environ.pop(METRICS_FOLDER, None)
     if not shared:
@@ -115,15 +120,15 @@ def _metrics_folder(*, shared: bool) -> Iterator[None]:
         folder = TemporaryDirectory(prefix="token-vault-metrics-", ignore_cleanup_errors=True)
     except OSError:
         raise UsageError(
-            "METRICS: no temporary folder for the workers' metrics can be made; set TMPDIR, or METRICS=false"
+            "METRICS: no temporary folder for the workers' metrics can be created; set TMPDIR, or METRICS=false"
         ) from None
     with folder as name:
         os.environ[METRICS_FOLDER] = name
         yield
 
 
-def _exit_as_done(_signal: int, _frame: object) -> NoReturn:
-    """End with 0: being told to stop, and stopping, is no failure."""
+def _exit_successfully(_signal: int, _frame: object) -> NoReturn:
+    """Exit with code 0: stopping on SIGTERM is no failure."""
     sys.exit(0)
 
 
@@ -138,7 +143,7 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
 
 
 def _require_tls(tls: Tls) -> datetime:
-    """Stop with one line where a file is wrong: without TLS the keys of all services would cross the network."""
+    """Return when the certificate expires, or stop with one line that names the wrong file."""
     try:
         return tls.check()
     except TlsError as error:
@@ -151,9 +156,9 @@ def _warn_about(expires_at: datetime | None) -> None:
 
 
 def _require_collaborators(settings: Settings) -> None:
-    """Stop with one line where SERVICE_KEYS or an AWS setting is broken, or an extra is missing.
+    """Stop with one line if SERVICE_KEYS or an AWS setting is wrong, or an extra is missing.
 
-    A broken file of service keys may be mended while we run.
+    A wrong file of service keys does not stop the start, because it is read again when it changes.
     """
     try:
         build_service_key_directory(settings)
@@ -165,7 +170,7 @@ def _require_collaborators(settings: Settings) -> None:
 
 
 def _require_store(settings: Settings) -> None:
-    """Stop with one line where the store cannot work as it is set; a remote one may still come up later."""
+    """Stop with one line if the store cannot work with these settings; a remote one that is down may come back."""
     try:
         if settings.token_store == "sqlite":  # noqa: S105  a store's name
             prepare_database(settings.sqlite_path)
@@ -178,7 +183,7 @@ def _require_store(settings: Settings) -> None:
 
 
 def _require_audit(settings: Settings) -> None:
-    """Stop with one line where nothing can be audited because of a setting; a full disk may be mended while we run."""
+    """Stop with one line if AUDIT_LOG cannot be written. A full disk does not stop the start: it may be freed later."""
     if settings.audit_log is None or is_stream(settings.audit_log):
         return
     try:

@@ -1,4 +1,4 @@
-"""What every answer says to a browser: there is nothing here to show, to embed, to guess at or to keep."""
+"""Headers of every response: a browser must not render, embed, guess the type of, or keep it."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SECURITY_HEADERS: Final[Headers] = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-# only where TLS ends here: behind a proxy it is the proxy's to say
+# only if TLS ends in the vault; behind a proxy, the proxy decides
 OVER_TLS: Final[Headers] = (*SECURITY_HEADERS, (b"strict-transport-security", b"max-age=31536000"))

@@ -1,4 +1,4 @@
-"""TLS that ends in the vault itself, with client certificates where a CA for them is named."""
+"""TLS that ends in the vault itself, optionally with client certificates."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TLS_WARNING_DAYS: Final = 30
 
 
 class TlsError(Exception):
-    """Says in one line which file is wrong and how, never what it holds."""
+    """One line that names the wrong file and the reason, never its content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """The PEM files: the certificate with its chain, its key without a password, and the CA of the clients."""
+    """PEM files: the certificate with its chain, its key without a password, and the CA of client certificates."""
 
     certificate: Path
     key: Path
@@ -36,7 +36,7 @@ class Tls:
         try:
             context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ssl.SSLError):
-            raise TlsError("TLS_KEY_FILE: is not the key of the certificate in TLS_CERT_FILE") from None
+            raise TlsError("TLS_KEY_FILE: does not belong to the certificate in TLS_CERT_FILE") from None
         if self.client_ca is not None:
             _certificates(self.client_ca, "TLS_CLIENT_CA_FILE")
         return certificates[0].not_valid_after_utc
@@ -45,15 +45,15 @@ class Tls:
         options: dict[str, Any] = {
             "ssl_certfile": str(self.certificate),
             "ssl_keyfile": str(self.key),
-            "ssl_context_factory": with_tls_1_2_at_least,
+            "ssl_context_factory": tls_1_2_context,
         }
         if self.client_ca is not None:
             options |= {"ssl_ca_certs": str(self.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
         return options
 
 
-def with_tls_1_2_at_least(_config: Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-    """Return uvicorn's context without the versions that RFC 8996 retires, whatever OpenSSL's configuration says."""
+def tls_1_2_context(_config: Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """Return uvicorn's context with TLS 1.2 as its minimum (RFC 8996), even if OpenSSL's configuration allows less."""
     context = default()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
@@ -63,16 +63,16 @@ def _certificates(path: Path, name: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(_read(path, name))
     except ValueError:
-        raise TlsError(f"{name}: holds no certificate in PEM") from None
+        raise TlsError(f"{name}: contains no certificate in PEM format") from None
 
 
 def _require_key(path: Path) -> None:
     try:
         load_pem_private_key(_read(path, "TLS_KEY_FILE"), password=None)
     except TypeError:
-        raise TlsError("TLS_KEY_FILE: the key has a password, which nobody could type at the start") from None
+        raise TlsError("TLS_KEY_FILE: the key has a password; the vault needs one without") from None
     except ValueError:
-        raise TlsError("TLS_KEY_FILE: holds no private key in PEM") from None
+        raise TlsError("TLS_KEY_FILE: contains no private key in PEM format") from None
 
 
 def _read(path: Path, name: str) -> bytes:

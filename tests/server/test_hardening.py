@@ -164,8 +164,8 @@ def test_where_memory_cannot_be_locked_swap_is_warned_about(tmp_path: Path) -> N
     (tmp_path / "swaps").write_text("Filename Type Size\n/dev/sda2 partition 8388604\n")
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20));"
-        "from app.server.hardening import lock_memory; from pathlib import Path;"
-        f"lock_memory(swaps=Path({str(tmp_path / 'swaps')!r}));"
+        "from app.server.hardening import lock_memory_and_log; from pathlib import Path;"
+        f"lock_memory_and_log(swaps=Path({str(tmp_path / 'swaps')!r}));"
         "print(Path('/proc/self/status').read_text().partition('VmLck:')[2].split()[0])"
     )
     done = subprocess.run(

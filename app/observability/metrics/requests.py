@@ -101,13 +101,13 @@ class RequestMetrics:
 
 
 class WireMetrics:
-    """`WireWatch` as metrics."""
+    """Called on the event loop, so each method must be quick."""
 
     def __init__(self, registry: CollectorRegistry, *, refusals: RefusalMetrics) -> None:
         self._refusals = refusals
         self._gauge = Gauge(
             "token_vault_connections",
-            "Connections that are open, those in their TLS handshake too.",
+            "Open connections, without those in their TLS handshake.",
             registry=registry,
             multiprocess_mode="livesum",
         )
