@@ -24,7 +24,6 @@ from app.observability.request_log import OperationLog
 from app.security.counters import EncryptionCounters
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
 from app.security.kms.data_key_cache import DataKeyCache
-from app.security.kms.legacy_packages import PulsePlanKmsReader
 from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local import LocalStrategy
 from app.security.service import EncryptionService
@@ -84,8 +83,6 @@ def build_encryption(
         )
         # the primary comes first
         strategies.insert(0 if settings.use_kms else 1, KmsEnvelopeStrategy(kms=kms, data_keys=data_keys))
-        if settings.allow_legacy_formats:
-            readers.append(PulsePlanKmsReader(kms=kms))
     service = EncryptionService(
         primary=strategies[0],
         readers=[*strategies[1:], *readers],

@@ -160,9 +160,3 @@ class MalformedCiphertext(EncryptionError):
     """The text has the shape of no known ciphertext format."""
 
     code = "malformed_ciphertext"
-
-
-class ContextMismatch(EncryptionError):
-    """The ciphertext names another user or purpose than the one it is opened for."""
-
-    code = "context_mismatch"

@@ -40,7 +40,6 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.CredentialsDenied: 500,
     errors.IntegrityError: 500,
     errors.MalformedCiphertext: 500,
-    errors.ContextMismatch: 500,
     errors.InternalError: 500,
 }
 

@@ -1,7 +1,7 @@
-"""Which family a ciphertext belongs to, told from its shape alone.
+"""Ciphertext families, recognised by the form of the text alone.
 
-Dispatch never tries one key after another: what a text looks like decides who may open it, and a text that looks like
-nothing is refused before any key is touched.
+No key is tried to find out: the form decides which reader may open a text, and a text without a known form is refused
+before any key is used. docs/ciphertext-formats.md has the bytes of each family.
 """
 
 from __future__ import annotations
@@ -9,33 +9,32 @@ from __future__ import annotations
 import json
 import re
 from enum import StrEnum
+from typing import Final
 
 from app.errors import MalformedCiphertext
 
 # A token has at most 16 384 characters, so 65 536 bytes of UTF-8; hex doubles them.
-MAXIMUM_CIPHERTEXT_CHARACTERS = 160 * 1024
+MAXIMUM_CIPHERTEXT_CHARACTERS: Final = 160 * 1024
 
 # Versions have no leading zero and hex is lower case, as every writer wrote them: one ciphertext, one spelling.
 _LOCAL = re.compile(r"v[1-9][0-9]{0,8}:[A-Za-z0-9_-]+", re.ASCII)
 _PULSEPLAN_LOCAL = re.compile(r"(?:v[1-9][0-9]{0,8}:)?[0-9a-f]+:[0-9a-f]+:[0-9a-f]+", re.ASCII)
 _KMS_PREFIX = "kms:"
-_KMS_AS_WRITTEN = 'kms:{"fmt":1,'  # spares the parsing that tells a package written otherwise
+_KMS_AS_WRITTEN = 'kms:{"fmt":1,'  # only a package with other spacing or order has to be parsed
+_OTHER_JSON = "pulseplan-kms"  # the name that migration 0003 gives it; no reader opens it
 
 
 class Family(StrEnum):
-    """The ciphertext formats that the vault knows; docs/ciphertext-formats.md has their bytes."""
-
     LOCAL = "local"
     KMS = "kms"
     PULSEPLAN_LOCAL = "pulseplan-local"
-    PULSEPLAN_KMS = "pulseplan-kms"
 
 
 def material_of(ciphertext: str) -> str:
-    """Name the key material that a ciphertext looks to need: `local:v2`, `pulseplan-local:v1`, `kms`, `pulseplan-kms`.
+    """Name the key material that a ciphertext seems to need, for counting rows.
 
-    For counting rows, so a look must do: what it calls `pulseplan-kms` may be any JSON. Migration 0003 has the same in
-    SQL. What has the shape of no format is `unknown`.
+    The result is `local:v2`, `pulseplan-local:v1`, `kms`, `pulseplan-kms` (any other JSON object) or `unknown`. Equal
+    to the SQL of migration 0003, so nothing is parsed.
     """
     version = ciphertext.partition(":")[0]
     if _LOCAL.fullmatch(ciphertext):
@@ -45,7 +44,7 @@ def material_of(ciphertext: str) -> str:
     if ciphertext.startswith(_KMS_AS_WRITTEN):
         return Family.KMS
     if ciphertext.removeprefix(_KMS_PREFIX).startswith("{"):
-        return Family.PULSEPLAN_KMS
+        return _OTHER_JSON
     return "unknown"
 
 
@@ -59,22 +58,14 @@ def family_of(ciphertext: str) -> Family:
         return Family.LOCAL
     if _PULSEPLAN_LOCAL.fullmatch(ciphertext):
         return Family.PULSEPLAN_LOCAL
-    if ciphertext.startswith((_KMS_PREFIX, "{")):
-        family = _family_of_package(ciphertext.removeprefix(_KMS_PREFIX), prefixed=ciphertext.startswith(_KMS_PREFIX))
-        if family is not None:
-            return family
-    raise MalformedCiphertext("the text has the shape of no known ciphertext format")
+    if ciphertext.startswith(_KMS_PREFIX) and _is_kms_package(ciphertext.removeprefix(_KMS_PREFIX)):
+        return Family.KMS
+    raise MalformedCiphertext("the text is of no known ciphertext format")
 
 
-def _family_of_package(text: str, *, prefixed: bool) -> Family | None:
+def _is_kms_package(text: str) -> bool:
     try:
         package = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(package, dict):
-        return None
-    if prefixed and type(package.get("fmt")) is int and package["fmt"] == 1:
-        return Family.KMS
-    if package.get("algorithm") == "KMS":
-        return Family.PULSEPLAN_KMS
-    return None
+        return False
+    return isinstance(package, dict) and type(package.get("fmt")) is int and package["fmt"] == 1

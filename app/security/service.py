@@ -17,7 +17,6 @@ _WHY_UNREADABLE = {
     Family.LOCAL: "no master key is configured for local ciphertexts",
     Family.KMS: "KMS is not configured, and this ciphertext needs it",
     Family.PULSEPLAN_LOCAL: "PulsePlan's local formats are switched off, or no master key is configured",
-    Family.PULSEPLAN_KMS: "PulsePlan's KMS packages are switched off, or KMS is not configured",
 }
 
 

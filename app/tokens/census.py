@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
-_KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+|pulseplan-kms", re.DOTALL)
-_PULSEPLAN = "pulseplan-"
+_KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+", re.DOTALL)
+_PULSEPLAN_LOCAL = "pulseplan-local:"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,7 +71,7 @@ class Census:
     @property
     def legacy(self) -> int:
         """How many rows `ALLOW_LEGACY_FORMATS=false` would refuse."""
-        return self._count(lambda need: need.startswith(_PULSEPLAN))
+        return self._count(lambda need: need.startswith(_PULSEPLAN_LOCAL))
 
     @property
     def unknown(self) -> int:

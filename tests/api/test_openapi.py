@@ -144,7 +144,6 @@ def test_every_code_and_status_is_the_contracts() -> None:
         "key_denied": 500,
         "integrity": 500,
         "malformed_ciphertext": 500,
-        "context_mismatch": 500,
         "internal": 500,
     }
     assert {error.code for error in STATUS if error.retryable} == {

@@ -32,7 +32,6 @@ from tests.support.rewrap.stored_rows import (
     encryption,
     key_settings,
     local_encryption,
-    pulseplan_package,
     pulseplan_rows,
     refresh_of,
     sealed_row,
@@ -40,7 +39,6 @@ from tests.support.rewrap.stored_rows import (
 )
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import raw_row
 
 SCRIPT = ROOT / "scripts" / "migrate_to_kms.py"
 SECOND = key_settings(2, 1)
@@ -416,9 +414,8 @@ def test_migrate_to_kms_insists_on_kms(kms: Kms, sqlite: SqliteRows, tmp_path: P
 
 def test_migrate_to_kms_moves_everything_to_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(1) | kms.environment()
-    user_id = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
-    package = raw_row(user_id=user_id, access_token=pulseplan_package(kms, "1234~in KMS itself", user_id))
-    sqlite.insert([*_under_first(20), package])
+    old, plaintext = pulseplan_rows()[0]
+    sqlite.insert([*_under_first(20), old])
     assert _migrate("--dry-run", folder=tmp_path, settings=settings).counts["readable"] == 21
     done = _migrate("--limit", "5", folder=tmp_path, settings=settings)
     assert (done.exit_code, done.counts["rewrapped"]) == (2, 5)
@@ -427,7 +424,7 @@ def test_migrate_to_kms_moves_everything_to_kms(kms: Kms, sqlite: SqliteRows, tm
     found = sqlite.rows()
     assert {row["encryption_scheme"] for row in found.values()} == {f"kms:{kms.key_arn}"}
     reader = encryption(kms.environment())
-    assert what_a_row_holds(reader, found[package["id"]]) == ("1234~in KMS itself", "")
+    assert what_a_row_holds(reader, found[old["id"]]) == (plaintext, "")
 
 
 def test_migrate_to_kms_takes_the_options_of_rewrap(tmp_path: Path) -> None:

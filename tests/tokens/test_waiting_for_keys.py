@@ -24,11 +24,9 @@ from tests.support.security.envelopes import (
     Envelope,
     changed,
     decode,
-    direct_package,
     encode,
     envelope,
     members_of,
-    package_text,
 )
 from tests.support.security.keys import keyring
 from tests.support.stack.kms import Kms
@@ -107,17 +105,6 @@ async def test_callers_that_come_and_go_share_one_thread_that_asks_kms(kms: Kms)
     assert (await cipher.open_access(theirs)).get_secret_value()
     assert not staying.done(), "there was a thread for the others all the while"
     assert (await staying).get_secret_value()
-
-
-async def test_a_hundred_reads_of_one_direct_package_are_a_few_requests(kms: Kms) -> None:
-    row = token(HERE, access_ciphertext=package_text(direct_package(kms)))
-    process = envelope(kms)
-    cipher = TokenCipher(encryption=process.service)
-    kms.forget_requests()
-    kms.faults.delay(0.3)
-    opened = await asyncio.gather(*(cipher.open_access(row) for _ in range(60)))
-    assert len({secret.get_secret_value() for secret in opened}) == 1
-    assert len(kms.operations()) < 10
 
 
 async def test_with_the_fallback_a_hung_kms_delays_a_write_once_and_one_row_has_one_scheme(kms: Kms) -> None:

@@ -63,7 +63,6 @@ DECRYPTION_FAILURES: Final = tuple(
     for error in (
         errors.IntegrityError,
         errors.MalformedCiphertext,
-        errors.ContextMismatch,
         errors.KeyDenied,
         errors.KeyUnavailable,
     )

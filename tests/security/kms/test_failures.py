@@ -17,7 +17,7 @@ from botocore.config import Config
 
 from app.errors import CredentialsDenied, EncryptionError, IntegrityError, KeyDenied, KeyUnavailable, VaultError
 from app.security.context import TokenContext
-from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, Envelope, direct_package, envelope
+from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, Envelope, envelope
 from tests.support.stack.kms import REGION, Kms
 from tests.support.stack.kms_faults import JSON_TYPE, Cut, KmsFault, Policy, Reply
 
@@ -75,17 +75,16 @@ class Call:
 
 def calls(kms: Kms) -> dict[str, Call]:
     """Return every kind of call, of one process that has started after everything was sealed."""
-    sealed, direct = envelope(kms).seal(), json.dumps(direct_package(kms))
+    sealed = envelope(kms).seal()
     process = envelope(kms)
     kms.forget_requests()
     return {
         "seal": Call(GENERATE, process, process.seal),
         "open": Call(DECRYPT, process, lambda: process.open(sealed)),
-        "open direct": Call(DECRYPT, process, lambda: process.open(direct)),
     }
 
 
-@pytest.fixture(params=["seal", "open", "open direct"])
+@pytest.fixture(params=["seal", "open"])
 def call(request: pytest.FixtureRequest, kms: Kms) -> Call:
     return calls(kms)[request.param]
 
@@ -128,7 +127,7 @@ def test_an_error_that_needs_an_operator_is_neither_retryable_nor_retried(
     assert "made up" not in error.detail, "KMS's own words stay out"
 
 
-@pytest.mark.parametrize("call", ["open", "open direct"], indirect=True)
+@pytest.mark.parametrize("call", ["open"], indirect=True)
 def test_a_ciphertext_that_kms_does_not_authenticate_is_an_integrity_error(kms: Kms, call: Call) -> None:
     kms.faults.error("InvalidCiphertextException")
     error = call.fails()
@@ -166,9 +165,7 @@ _NONSENSE: list[bytes] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("call", "status"), [("seal", 200), ("open", 200), ("open direct", 200), ("open", 400)], indirect=["call"]
-)
+@pytest.mark.parametrize(("call", "status"), [("seal", 200), ("open", 200), ("open", 400)], indirect=["call"])
 def test_an_answer_that_makes_no_sense_is_neither_success_nor_denial(kms: Kms, call: Call, status: int) -> None:
     for body in _NONSENSE:
         kms.faults.answer(status, body=body, content_type=JSON_TYPE)

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import time
 from collections.abc import Callable
 from uuid import uuid4
 
 from tests.support.canary.traffic import Traffic
 from tests.support.security.legacy_tokens import legacy_ciphertext
-from tests.support.stack.kms import Kms
 from tests.support.stores.stores import Store, raw_row
 
 _PATIENCE_SECONDS = 10.0
 
 
-def old_rows(traffic: Traffic, store: Store, kms: Kms) -> None:
+def old_rows(traffic: Traffic, store: Store) -> None:
     """Reveal a row of each old format, which the service then moves by itself, and have another one moved."""
     marked = traffic.marked
 
     def local(text: str, user_id: str) -> str:
         return legacy_ciphertext(text, user_id, master_key=marked.previous_key)
 
-    def direct(text: str, user_id: str) -> str:
-        context = {"user_id": user_id, "service": "pulseplan", "data_type": "auth_token"}
-        package = {
-            "ciphertext": base64.b64encode(kms.encrypt(kms.key_arn, text.encode(), context)).decode(),
-            "key_id": kms.key_arn,
-            "encryption_context": context,
-            "algorithm": "KMS",
-            "encrypted_at": "2025-01-01T00:00:00+00:00",
-        }
-        return json.dumps(package)
-
     formats: tuple[Callable[[str, str], str], ...] = (
         local,
         lambda text, user_id: local(text, user_id).removeprefix("v1:"),
-        direct,
-        lambda text, user_id: f"kms:{direct(text, user_id)}",
     )
     user_ids = [[str(uuid4()) for _ in range(2)] for _ in formats]
     for sealed, users in zip(formats, user_ids, strict=True):  # all before the first is moved, which locks the file

@@ -86,7 +86,7 @@ def canary_run(
             traffic.every_bad_input()
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})
-            old_rows(traffic, store, kms)
+            old_rows(traffic, store)
             others = [*marked.others(service.keys, supabase_key), *data_keys(store, kms)]
             corrupt_rows(traffic, store)
             failing_store(traffic, store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +20,6 @@ from app.security.service import EncryptionService
 from app.stores.sqlite.database import prepare_database
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
-from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import raw_row
 
@@ -104,21 +102,6 @@ def pulseplan_rows() -> list[tuple[Row, str]]:
         )
         for number, one in enumerate(found)
     ]
-
-
-def pulseplan_package(kms: Kms, plaintext: str, user_id: str) -> str:
-    """Return what PulsePlan wrote when it had KMS hold the token itself."""
-    context = {"user_id": user_id, "service": "pulseplan", "data_type": "auth_token"}
-    blob = kms.encrypt(kms.key_arn, plaintext.encode(), context)
-    return json.dumps(
-        {
-            "ciphertext": base64.b64encode(blob).decode(),
-            "key_id": kms.key_arn,
-            "encryption_context": context,
-            "algorithm": "KMS",
-            "encrypted_at": "2025-01-01T00:00:00",
-        }
-    )
 
 
 def broken_rows() -> dict[str, Row]:

@@ -15,7 +15,6 @@ from app.security.context import SecretField, TokenContext
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
 from app.security.kms.client import DEADLINE_SECONDS, KmsClient
 from app.security.kms.data_key_cache import DataKeyCache
-from app.security.kms.legacy_packages import PulsePlanKmsReader
 from app.security.kms.strategy import KmsEnvelopeStrategy
 from app.security.local import LocalStrategy
 from app.security.service import EncryptionService
@@ -37,7 +36,7 @@ MEMBERS = ("fmt", "kid", "id", "dk", "cm", "n", "ct")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One process's worth of KMS encryption; `service` is KMS first, with local and PulsePlan's packages to read."""
+    """One process's worth of KMS encryption; `service` is KMS first, and local can be read."""
 
     strategy: KmsEnvelopeStrategy
     service: EncryptionService
@@ -88,7 +87,7 @@ def envelope(
     strategy = KmsEnvelopeStrategy(kms=client, data_keys=data_keys)
     service = EncryptionService(
         primary=strategy,
-        readers=[LocalStrategy(keyring=keyring()), PulsePlanKmsReader(kms=client)],
+        readers=[LocalStrategy(keyring=keyring())],
         counters=counters,
     )
     return Envelope(strategy, service, client, data_keys, counters, clock)
@@ -115,21 +114,3 @@ def encode(data: bytes) -> str:
 
 def decode(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def direct_package(kms: Kms, plaintext: str = TOKEN, user_id: str = USER, **changes: Any) -> dict[str, Any]:
-    """Return the members of a package as PulsePlan wrote it: the token itself went through KMS Encrypt."""
-    context = {"user_id": user_id, "service": "pulseplan", "data_type": "auth_token"}
-    return {
-        "ciphertext": base64.b64encode(kms.encrypt(kms.key_arn, plaintext.encode(), context)).decode(),
-        "key_id": kms.key_arn,
-        "encryption_context": context,
-        "algorithm": "KMS",
-        "encrypted_at": "2025-06-01T12:00:00.000000",
-        **changes,
-    }
-
-
-def package_text(members: dict[str, Any], *, prefix: str = "kms:") -> str:
-    """Return a direct package's text, with the prefix that PulsePlan wrote before most of them."""
-    return prefix + json.dumps(members)
