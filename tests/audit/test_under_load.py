@@ -16,6 +16,7 @@ from tests.support.audit.trails import KEY_TEXT, files, keep, members, unread_fi
 from tests.support.process.home import Home, new_home, token_vault
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import Wire, token_path
+from tests.support.rewrap.stored_rows import SqliteRows, key_settings, local_encryption, sealed_row
 from tests.support.sizes import size
 
 WORKERS = size(2, 4)
@@ -158,23 +159,18 @@ def test_a_disk_that_hangs_delays_few_calls_and_only_on_tokens(tmp_path: Path, s
         server.kill()
 
 
-def test_rewrap_writes_a_chain_and_its_dry_run_does_not(tmp_path: Path, serve: Serve) -> None:
-    old = _home(tmp_path)
-    with serve(old) as server:
-        _stored(server)
-        server.stop()
+def test_rewrap_writes_a_chain_and_its_dry_run_does_not(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "vault.db")
+    rows.insert([sealed_row(local_encryption(1))])
     settings = {
-        **old.settings,
-        "ENCRYPTION_KEY_VERSION": "2",
-        "TOKEN_ENCRYPTION_KEY": KEY_TEXT,
-        "TOKEN_ENCRYPTION_PREVIOUS_KEYS": f'{{"1": "{old.settings["TOKEN_ENCRYPTION_KEY"]}"}}',
+        **rows.settings(),
+        **key_settings(2, 1),
+        "AUDIT_LOG": "audit/audit.jsonl",
+        "AUDIT_KEY": KEY_TEXT,
     }
     assert token_vault("rewrap", "--dry-run", folder=tmp_path, settings=settings).returncode == 0
-    assert len(files(tmp_path / "audit")) == 1
+    assert files(tmp_path / "audit") == []
     assert token_vault("rewrap", folder=tmp_path, settings=settings).returncode == 0
-    events = members(files(tmp_path / "audit"))
-    assert [(event["operation"], event["service"], event["scheme"]) for event in events] == [
-        ("store", "tests", "local:v1"),
-        ("rewrap", "token-vault-rewrap", "local:v2"),
-    ]
+    [event] = members(files(tmp_path / "audit"))
+    assert (event["operation"], event["service"], event["scheme"]) == ("rewrap", "token-vault-rewrap", "local:v2")
     assert verified(files(tmp_path / "audit")).is_intact

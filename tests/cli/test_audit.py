@@ -141,12 +141,9 @@ def test_show_prints_matching_events_in_order_of_time(tmp_path: Path) -> None:
     assert all(user in row and "nightly-sync" in row for row in rows)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--service", "x"], ["--outcome", "x"], ["--since", "2999-01-01"], ["--operation", "store"]]
-)
-def test_show_leaves_out_other_events(tmp_path: Path, arguments: list[str]) -> None:
+def test_show_says_that_no_event_matches(tmp_path: Path) -> None:
     keep(tmp_path, 1)
-    done = _audit("show", *arguments, folder=tmp_path)
+    done = _audit("show", "--service", "x", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "No such event.\n")
 
 
