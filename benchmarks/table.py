@@ -1,9 +1,11 @@
-"""The table that a run ends with."""
+"""The table of results at the end of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from app.cli.output import table_lines
 
 _HEADINGS = ("measured", "figure", "ratio", "to", "target", "met")
 _RIGHT_ALIGNED = frozenset({1, 2})
@@ -52,16 +54,7 @@ class Line:
 
 def render(lines: Sequence[Line]) -> str:
     """Align the lines in columns."""
-    rows = [_HEADINGS, *(line.cells() for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in _RIGHT_ALIGNED else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(table_lines([_HEADINGS, *(line.cells() for line in lines)], right=_RIGHT_ALIGNED, underlined=True))
 
 
 def _number(value: float) -> str:

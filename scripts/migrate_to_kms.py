@@ -5,12 +5,15 @@ from __future__ import annotations
 import click
 
 from app.cli.errors import UsageError, settings_or_stop
-from app.cli.group import Guarded
+from app.cli.group import ProtectedCommand
 from app.cli.rewrap import rewrap
 
 
 @click.command(
-    cls=Guarded, params=rewrap.params, help=rewrap.help, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=ProtectedCommand,
+    params=rewrap.params,
+    help=rewrap.help,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.pass_context
 def migrate_to_kms(context: click.Context, /, **_options: object) -> None:

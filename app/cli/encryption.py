@@ -1,4 +1,4 @@
-"""`token-vault encryption`: which keys the stored tokens need."""
+"""`token-vault encryption`: count the stored tokens by key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import click
 
 from app.cli.errors import UsageError, settings_or_stop
-from app.cli.keys import state_of, unneeded_versions
+from app.cli.keys import key_state, unneeded_versions
 from app.cli.output import counted_noun, print_table
 from app.cli.store import opened_store
 from app.composition import Encryption, build_encryption
@@ -23,29 +23,29 @@ from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import TokenCipher
 
 
-@click.group()
-def encryption() -> None:
-    """How the stored tokens are encrypted."""
-
-
 @dataclass(frozen=True, slots=True)
-class Status:
-    """What is stored, and what writes. `problem` is the primary's; with one its scheme may not be known."""
+class EncryptionStatus:
+    """The census and the settings. `problem` is why the primary key does not work; its scheme may be unknown then."""
 
     settings: Settings
     census: Census
     problem: str | None
 
 
-@encryption.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print what GET /v1/encryption answers.")
-def status(as_json: bool) -> None:  # noqa: FBT001  click's way
-    """Count the tokens by key, and say what a stricter setting would refuse and what to do next.
+@click.group(short_help="Count the stored tokens by key.")
+def encryption() -> None:
+    """Count the stored tokens by key."""
 
-    Exit codes: 0 counted, 1 counted, but what new tokens are sealed with does not work, 2 nothing could be counted.
+
+@encryption.command("status", short_help="Count the stored tokens by key.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/encryption instead.")
+def status(as_json: bool) -> None:  # noqa: FBT001  click's way
+    """Count the stored tokens by key, and print which a stricter setting would refuse and what to do next.
+
+    Exit codes: 0 counted, 1 counted, but the primary key does not work, 2 not counted, or a setting is wrong.
     """
     settings = settings_or_stop()
-    configure_command_logging()  # the lines below say it all
+    configure_command_logging()  # the lines below are the output
     try:
         built = build_encryption(settings)
     except SettingsError as error:
@@ -61,19 +61,19 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
         sys.exit(1)
 
 
-async def _status(settings: Settings, built: Encryption) -> Status:
+async def _status(settings: Settings, built: Encryption) -> EncryptionStatus:
     problem = None
     cipher = TokenCipher(encryption=built.service)
     async with opened_store(settings) as repository:
         try:
             await cipher.prove_primary()
         except EncryptionError as error:
-            problem = f"{error.code}: {error.detail}; see `token-vault doctor`"
+            problem = f"{error.code}: {error.detail}; run `token-vault doctor`"
         census = Census.of(await repository.census(), primary_scheme=cipher.primary_scheme)
-    return Status(settings, census, problem)
+    return EncryptionStatus(settings, census, problem)
 
 
-def _as_json(found: Status) -> dict[str, object]:
+def _as_json(found: EncryptionStatus) -> dict[str, object]:
     census = found.census
     return {
         "primary_scheme": census.primary_scheme,
@@ -91,13 +91,13 @@ def _as_json(found: Status) -> dict[str, object]:
     }
 
 
-def _print(found: Status) -> None:
+def _print(found: EncryptionStatus) -> None:
     census = found.census
-    click.echo(f"New tokens are sealed under {census.primary_scheme or 'a key that KMS has not named'}.\n")
+    click.echo(f"New tokens are encrypted under {census.primary_scheme or 'a KMS key whose ARN is unknown'}.\n")
     rows = [("TOKENS", "SCHEME", "STATE")]
     rows += [(f"{line.rows:,}", _name(line), _state(line, census.primary_scheme)) for line in census.lines]
-    due = "" if census.due is None else f"{census.due:,} due for a rewrap"
-    print_table([*rows, (f"{census.rows:,}", "in all", due)], right=[0])
+    due = "" if census.due is None else f"{census.due:,} due for rewrap"
+    print_table([*rows, (f"{census.rows:,}", "total", due)], right=[0])
     if census.versions:
         click.echo("")
         print_table([("MASTER KEY", "TOKENS", "KEY", "REFUSED BY"), *_version_rows(found)], right=[1])
@@ -116,26 +116,26 @@ def _state(line: CensusRow, primary_scheme: str | None) -> str:
     return "current" if line.scheme == primary_scheme else "due"
 
 
-def _version_rows(found: Status) -> Iterator[tuple[str, str, str, str]]:
+def _version_rows(found: EncryptionStatus) -> Iterator[tuple[str, str, str, str]]:
     for version, rows in found.census.versions.items():
-        refused = f"MIN_KEY_VERSION={version + 1}, {found.census.below_version(version + 1):,} in all"
+        refused = f"MIN_KEY_VERSION={version + 1}, {found.census.below_version(version + 1):,} in total"
         possible = version < found.settings.encryption_key_version  # the setting goes no higher
-        yield f"version {version}", f"{rows:,}", state_of(version, found.settings), refused if possible else ""
+        yield f"version {version}", f"{rows:,}", key_state(version, found.settings), refused if possible else ""
 
 
-def _advice(found: Status) -> Iterator[str]:
+def _advice(found: EncryptionStatus) -> Iterator[str]:
     census, settings = found.census, found.settings
-    missing = [str(version) for version in census.versions if state_of(version, settings) == "missing"]
+    missing = [str(version) for version in census.versions if key_state(version, settings) == "missing"]
     if missing:
-        yield f"Give back the master keys of version {', '.join(missing)}: without them tokens cannot be read."
+        yield f"Restore the master keys of version {', '.join(missing)}: without them tokens cannot be read."
     if census.unknown:
         unknown = counted_noun(census.unknown, "token")
-        yield f"Of no known format: {unknown}. `token-vault rewrap --dry-run` names what it cannot read."
+        yield f"{unknown} of unknown format: `token-vault rewrap --dry-run` lists the unreadable rows."
     if census.due:
-        yield "`token-vault rewrap` moves what is due."
+        yield "Run `token-vault rewrap`: it rewraps the rows that are due."
     elif census.due == 0 and census.rows:
-        yield "Nothing is due."
+        yield "No row is due."
     for version in [] if census.unknown else unneeded_versions(settings, census):
         yield f"No token needs master key version {version}: `token-vault keys retire {version}`."
     if settings.allow_legacy_formats and not census.legacy and not census.unknown:
-        yield "No token needs a format of PulsePlan's: set ALLOW_LEGACY_FORMATS=false."
+        yield "No token needs a PulsePlan format: set ALLOW_LEGACY_FORMATS=false."

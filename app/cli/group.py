@@ -12,31 +12,46 @@ import click
 
 from app.server.hardening import protect_process
 
-# --- What stands around every command.
+# each is in the module of its name, with _ for -
+COMMANDS: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
 
 
-class Guarded(click.Command):
-    """A command whose process is protected first of all, and that stops with one line and exit code 2 for a defect too.
+class ProtectedCommand(click.Command):
+    """A command that protects its process first and ends with one line and exit code 2 on an unexpected exception.
 
-    Nothing was found out then, and Python's own traceback would print the text of whatever library raised it.
+    Python's own traceback would print the exception's text, which may hold a secret.
     """
 
     def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  click's
         protect_process()
         try:
             return super().main(*arguments, **options)
-        except Exception as error:  # noqa: BLE001  what click knows it has handled
-            from app.cli.errors import stopped_by  # noqa: PLC0415  it needs the log, which most commands do without
+        except Exception as error:  # noqa: BLE001  click handles its own exceptions
+            from app.cli.unexpected_errors import reported  # noqa: PLC0415  imports the log, which slows every start
 
-            stop = stopped_by(error)
+            usage_error = reported(error)
             with suppress(OSError):
-                stop.show()
-            _print_no_more()
-            sys.exit(stop.exit_code)
+                usage_error.show()
+            _flush_or_discard()
+            sys.exit(usage_error.exit_code)
 
 
-def _print_no_more() -> None:
-    """Throw away what a stream still holds: Python would try once more as it ends, and end with a code of its own."""
+class LazyGroup(ProtectedCommand, click.Group):
+    """Import a command's module when it is called: most commands need few of the libraries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"app.cli.{name}"), name)
+        return command
+
+
+def _flush_or_discard() -> None:
+    """Discard output that cannot be written: Python would try again at exit and replace the exit code."""
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is None:
             continue
@@ -44,26 +59,6 @@ def _print_no_more() -> None:
             stream.flush()
         except OSError:
             with suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
-
-
-# --- How commands are found.
-
-# each lies in the module of its name
-NAMES: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
-
-
-class Commands(Guarded, click.Group):
-    """Imports a command once it is called, for most of what one of them needs the others do without."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
-        return list(NAMES)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's
-        if cmd_name not in NAMES:
-            return None
-        name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"app.cli.{name}"), name)
-        return command
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)

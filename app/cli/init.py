@@ -1,4 +1,4 @@
-"""`token-vault init`: what a first start on one machine needs."""
+"""`token-vault init`: create the files for a first start on one machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SERVICE_KEYS = Path("data/service-keys.json")
 _EXAMPLE_USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 _ENV = """\
-# Written by `token-vault init`. TOKEN_ENCRYPTION_KEY opens every stored token: keep this file secret, and keep a copy.
-# AUDIT_KEY proves that nobody edited the audit trail: whoever has it could.
+# Written by `token-vault init`. TOKEN_ENCRYPTION_KEY decrypts every stored token: keep this file secret, and keep a
+# copy. AUDIT_KEY proves that nobody edited the audit trail; with it, anybody could.
 # .env.example describes every setting.
 TOKEN_STORE=sqlite
 SQLITE_PATH={database}
@@ -41,11 +41,13 @@ curl -X POST {url}/rotate -H 'Authorization: Bearer {key}' -H 'Content-Type: app
 """
 
 
-@click.command()
+@click.command(short_help="Create .env and a service key for development.")
 def init() -> None:
-    """Create .env with a fresh master key and a service key for development.
+    """Create .env with a new master key, and a file with a service key for development.
 
-    Whatever exists already is kept as it is, so this is safe to run again.
+    Prints the service key once, with curl commands to try it. Keeps existing files unchanged: safe to run again.
+
+    Exit codes: 0 created, or nothing to create, 2 a file cannot be written, or a setting is wrong.
     """
     if not ENV_FILE.exists():
         _write_env()
@@ -57,8 +59,8 @@ def init() -> None:
 def _write_env() -> None:
     if _DATABASE.exists() and "TOKEN_ENCRYPTION_KEY" not in os.environ:
         raise UsageError(
-            f"{_DATABASE} holds tokens, but {ENV_FILE} with their master key is gone. Put it back: a fresh key would "
-            f"not open them. Without it, move {_DATABASE} away to start empty."
+            f"{_DATABASE} holds tokens, but {ENV_FILE} with their master key is missing. Restore it: a new key cannot "
+            f"decrypt them. Without it, move {_DATABASE} away to start empty."
         )
     text = _ENV.format(
         database=_DATABASE,
@@ -73,13 +75,13 @@ def _write_env() -> None:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)  # the only copy of the key must be on disk before the first token is
-        os.link(draft, ENV_FILE)  # whole or not at all, and never over a file that exists
+            os.fsync(descriptor)  # the only copy of the key must be on disk before the first token
+        os.link(draft, ENV_FILE)  # atomic, and fails if the file exists
         draft.unlink()
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise UsageError(f"{ENV_FILE} cannot be written: {error.strerror}") from None
-    click.echo(f"Created {ENV_FILE} with a fresh master key. Keep a copy: without that key no token opens again.")
+    click.echo(f"Created {ENV_FILE} with a new master key. Keep a copy: without that key no token can be decrypted.")
 
 
 def _write_service_keys(settings: Settings, path: Path) -> None:
@@ -89,7 +91,7 @@ def _write_service_keys(settings: Settings, path: Path) -> None:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     url = f"http://{settings.host}:{settings.port}/v1/users/{_EXAMPLE_USER}/tokens/canvas"
-    click.echo(f"Created {path} with a service key for development. It is shown only this once:\n")
+    click.echo(f"Created {path} with a service key for development. It is shown only once:\n")
     click.echo(f"    {key}\n")
-    click.echo("Store a token, read it back and rotate it, from another terminal:\n")
+    click.echo("With the vault running (`token-vault serve`), store a token, reveal it and rotate it:\n")
     click.echo(_CURL.format(url=url, key=key))

@@ -1,9 +1,10 @@
-"""`token-vault kms`: the key in AWS KMS and its price."""
+"""`token-vault kms`: set up the key in AWS KMS and estimate its cost."""
 
 from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 
 import click
 
@@ -27,32 +28,39 @@ _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=
 _ASSUMED = """\
 Prices: ${key} for the key, ${request} per 10,000 requests after {free:,} free ones in the account (US East,
 N. Virginia; other Regions may differ). Each of the first two yearly rotations of a key adds $1.00 a month.
-Visits: a user's operations come {visit:,} at a time within {age:,} seconds, and the first at each replica asks KMS; a
-visit that both reads an older token and stores one asks once more. Far apart: each replica asks once to read and once
-to store for each user every {age:,} seconds. Reads of what other replicas have just stored, retries and keys in
-KMS_PREVIOUS_KEY_IDS add to both. A month has 30 days, and DATA_KEY_CACHE_SIZE is large enough for all who are active
-within {age:,} seconds."""
+Visits: a user's operations come {visit:,} at a time within {age:,} seconds. The first one at each replica sends a
+request to KMS; a visit that reads an older token and stores one sends a second request. Far apart: for each user every
+{age:,} seconds, each replica sends one request to read and one to store. Not counted: reads of tokens that another
+replica has just stored, retries, and keys in KMS_PREVIOUS_KEY_IDS. A month has 30 days, and DATA_KEY_CACHE_SIZE is
+large enough for all users active within {age:,} seconds."""
 _MAX_AGE_SECONDS: int = Settings.model_fields["data_key_max_age_seconds"].default
 
 
-@click.group()
+@click.group(short_help="Set up the key in AWS KMS; estimate its cost.")
 def kms() -> None:
-    """Set up the key in AWS KMS, and see what it costs."""
+    """Set up the key in AWS KMS, and estimate its cost."""
 
 
-@kms.command()
-@click.option("--alias", default="alias/pulseplan-token-vault", show_default=True, help="Alias of the key.")
-@click.option("--role-arn", help="Role of the service; it gets a grant. Without it only the policy is printed.")
-@click.option("--region", help="AWS Region.  [default: AWS_REGION, or the profile's]")
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+@kms.command(short_help="Create the KMS key, or what is missing of it.")
+@click.option(
+    "--alias", metavar="ALIAS", default="alias/pulseplan-token-vault", show_default=True, help="Alias of the key."
+)
+@click.option("--role-arn", metavar="ARN", help="IAM role of the vault. Without it no grant is created.")
+@click.option("--region", metavar="REGION", help="AWS Region.  [default: AWS_REGION, or the profile's]")
+@click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
 def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
-    """Create the key, its alias, yearly rotation and the role's grant, each only where it is missing.
+    """Create the key, its alias, yearly rotation and a grant for the vault's role, each only if it is missing.
 
-    It needs an administrator's AWS credentials where boto3 finds them; those in .env are the service's and are not
-    used. AWS_REGION and AWS_ENDPOINT_URL_KMS count, from the environment or .env. Safe to run again.
+    Prints each step (done, kept, would, or look for a problem to examine), the IAM policy for the role, and the
+    settings for .env. Safe to run again.
+
+    Needs an administrator's AWS credentials in a place where boto3 finds them; those in .env are the vault's and are
+    not used. AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
+
+    Exit codes: 0 everything exists, 1 KMS refused a step, 2 an option or a setting is wrong.
     """
-    from app.config.aws import open_kms_admin_client  # noqa: PLC0415  boto3 takes a while to import
-    from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  it imports boto3 too
+    from app.config.aws import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
+    from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  imports boto3, which is slow
 
     _require_names(alias, role_arn)
     try:
@@ -66,7 +74,7 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
     except KeyDenied as error:
         raise click.ClickException(error.detail) from None
     key_arn = work.key_arn or f"arn:aws:kms:{client.meta.region_name}:ACCOUNT:key/ID"
-    click.echo("\nThe policy for the service's role; it needs nothing else:\n")
+    click.echo("\nThe complete IAM policy for the vault's role:\n")
     click.echo(json.dumps(least_privilege_policy(key_arn), indent=2))
     click.echo(f"\nFor .env:\n\nUSE_KMS=true\nKMS_KEY_ID={key_arn}\nAWS_REGION={client.meta.region_name}")
 
@@ -74,11 +82,11 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
 def _require_names(alias: str, role_arn: str | None) -> None:
     if not _ALIAS.fullmatch(alias):
         raise UsageError(
-            "--alias takes alias/ and a name of letters, digits, /, _ and -, which is not AWS's own alias/aws/"
+            "--alias must be alias/ and a name of letters, digits, /, _ and -, and not start with alias/aws/"
         )
     if role_arn is not None and not _PRINCIPAL.fullmatch(role_arn):
         raise UsageError(
-            "--role-arn takes the ARN of a role, like arn:aws:iam::123456789012:role/token-vault (or of a user)"
+            "--role-arn must be the ARN of a role or a user, like arn:aws:iam::123456789012:role/token-vault"
         )
 
 
@@ -87,27 +95,40 @@ def _print_step(step: Step, *, dry_run: bool) -> None:
     click.echo(f"{state.ljust(5)}  {step.what}")
 
 
-@kms.command()
-@click.option("--users", type=click.IntRange(1), required=True, help="Users with tokens.")
-@click.option("--operations-per-user", type=click.IntRange(1), required=True, help="Operations of one user a month.")
+@kms.command(short_help="Estimate the monthly bill.")
+@click.option("--users", type=click.IntRange(1), metavar="N", required=True, help="Users with tokens.")
+@click.option(
+    "--operations-per-user",
+    type=click.IntRange(1),
+    metavar="N",
+    required=True,
+    help="Stores and reveals of one user in a month.",
+)
 @click.option(
     "--operations-per-visit",
     type=click.IntRange(1),
+    metavar="N",
     default=20,
     show_default=True,
-    help="How many of them come together, within the cache age.",
+    help="How many of these come together, within --max-age.",
 )
-@click.option("--replicas", type=click.IntRange(1, 1000), default=1, show_default=True, help="Processes that serve.")
+@click.option(
+    "--replicas", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True, help="Serving processes."
+)
 @click.option(
     "--max-age",
     "max_age_seconds",
     type=click.IntRange(1, 86_400),
+    metavar="SECONDS",
     default=_MAX_AGE_SECONDS,
     show_default=True,
     help="DATA_KEY_MAX_AGE_SECONDS.",
 )
 def cost(users: int, operations_per_user: int, operations_per_visit: int, replicas: int, max_age_seconds: int) -> None:
-    """Print the monthly bill with one request per operation and with the data-key cache."""
+    """Estimate the monthly bill of AWS KMS, with and without the data-key cache. Sends no request.
+
+    Exit codes: 0 printed, 2 an option is wrong.
+    """
     usage = Usage(users, operations_per_user, max_age_seconds, replicas)
     click.echo(
         f"{users:,} users with one token and {operations_per_user:,} operations each a month; replicas: {replicas}\n"
@@ -116,7 +137,8 @@ def cost(users: int, operations_per_user: int, operations_per_visit: int, replic
     _print_bill(f"cache, visits of {operations_per_visit:,}", usage.requests_in_visits(operations_per_visit))
     _print_bill("cache, operations far apart", usage.requests_far_apart())
     checks = requests_of_checks(replicas=replicas, probe_seconds=int(PROBE_SECONDS), max_age_seconds=max_age_seconds)
-    click.echo(f"  on top, /readyz polled always   {checks:>16,} requests  ${price_of(checks):>14,.2f}\n")
+    _print_line("added by /readyz checks", checks, price_of(checks))
+    click.echo("")
     click.echo(
         _ASSUMED.format(
             key=DOLLARS_PER_KEY,
@@ -130,4 +152,8 @@ def cost(users: int, operations_per_user: int, operations_per_visit: int, replic
 
 def _print_bill(name: str, requests: int) -> None:
     bill = monthly_bill(requests)
-    click.echo(f"  {name:<30}  {bill.requests:>17,} requests  ${bill.dollars:>14,.2f}")
+    _print_line(name, bill.requests, bill.dollars)
+
+
+def _print_line(name: str, requests: int, dollars: Decimal) -> None:
+    click.echo(f"  {name:<30}  {requests:>17,} requests  ${dollars:>14,.2f}")

@@ -1,28 +1,31 @@
-"""Counted nouns and tables for terminals."""
+"""Text for terminals: counted nouns and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import click
 
-# --- Numbers with what they count.
-
 
 def counted_noun(count: int, noun: str) -> str:
-    """Say how many that is, in the singular where it is one; the plural is the noun with an s."""
+    """Return "1 token", "2 tokens", "1,000 tokens"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-# --- Columns of text.
-
-
-def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print rows in columns, those that `right` numbers aligned to the right."""
+def table_lines(
+    rows: Sequence[Sequence[str]], *, right: Collection[int] = (), underlined: bool = False
+) -> Iterator[str]:
+    """Align rows in columns; `right` holds the numbers of right-aligned columns. The first row can be underlined."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    rules = [["-" * width for width in widths]] if underlined else []
+    for row in [*rows[:1], *rules, *rows[1:]]:
         cells = (
             cell.rjust(width) if number in right else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        click.echo("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
+    for line in table_lines(rows, right=right):
+        click.echo(line)

@@ -1,4 +1,4 @@
-"""`token-vault service-key`: who may call."""
+"""`token-vault service-key`: create, list and revoke the keys of calling services."""
 
 from __future__ import annotations
 
@@ -11,35 +11,45 @@ import click
 from app.callers.key_file import add_key, read_key_file, revoke_keys
 from app.callers.service_keys import KeyListError, Scope, ServiceKey, generate_key, hash_key, parse_key_list
 from app.cli.errors import UsageError, settings_or_stop
+from app.cli.output import print_table
 from app.tokens.models import SLUG_PATTERN
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
-_SHORTEST_PREFIX = 8
+_FINGERPRINT_DIGITS = 8
 
 
-@click.group("service-key")
+@click.group("service-key", short_help="Create, list and revoke service keys.")
 def service_key() -> None:
-    """Keys that calling services present. The file SERVICE_KEYS_FILE holds their hashes."""
+    """Create, list and revoke service keys, with which calling services authenticate.
+
+    The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault reads it again within seconds.
+    """
 
 
-@service_key.command()
-@click.option("--service", required=True, help="Name of the calling service, like pulseplan-api.")
+@service_key.command(short_help="Create a key and print it once.")
+@click.option("--service", metavar="NAME", required=True, help="Name of the calling service, like pulseplan-api.")
 @click.option(
     "--scope",
     "scopes",
+    metavar="SCOPE",
     required=True,
     multiple=True,
     type=click.Choice([scope.value for scope in Scope]),
-    help="What it may do; give it several times.",
+    help=f"Allowed operations: {', '.join(Scope)}. Repeatable.",
 )
-@click.option("--provider", "providers", multiple=True, help="Limit it to this provider; give it several times.")
-@click.option("--expires", help="When it ends: days from now like 90d, or a time like 2027-03-01T00:00:00Z.")
+@click.option("--provider", "providers", metavar="NAME", multiple=True, help="Allow only this provider. Repeatable.")
+@click.option("--expires", metavar="TIME", help="End of validity: days like 90d, or a time like 2027-03-01T00:00:00Z.")
 def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], expires: str | None) -> None:
-    """Make a key, add its hash to the file, and print the key once."""
+    """Create a key, add its hash to SERVICE_KEYS_FILE, and print the key, which is stored nowhere.
+
+    Only the key goes to standard output.
+
+    Exit codes: 0 created, 2 an option or a setting is wrong, or the file cannot be used.
+    """
     path = _key_file()
     if not _SERVICE.fullmatch(service):
-        raise UsageError("--service takes letters, digits, dot, dash and underscore, 64 at most")
+        raise UsageError("--service must be at most 64 letters, digits, dots, dashes and underscores")
     for provider in providers:
         if not re.fullmatch(SLUG_PATTERN, provider):
             raise UsageError(f"--provider must match {SLUG_PATTERN}")
@@ -55,13 +65,18 @@ def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], ex
         add_key(path, entry)
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
-    click.echo(f"Added {entry.fingerprint} for {service} to {path}. The key is shown only this once:", err=True)
+    click.echo(f"Added {entry.fingerprint} for {service} to {path}. The key is shown only once:", err=True)
     click.echo(key)
 
 
-@service_key.command("list")
+@service_key.command("list", short_help="List the keys.")
 def list_keys() -> None:
-    """List the keys by fingerprint, without anything that could be presented."""
+    """List the keys of SERVICE_KEYS_FILE and SERVICE_KEYS: fingerprint, service, state, expiry, providers and scopes.
+
+    A fingerprint is the beginning of a key's hash; nobody can authenticate with it.
+
+    Exit codes: 0 listed, 2 a setting is wrong, or the file cannot be used.
+    """
     settings = settings_or_stop()
     keys = _read(_key_file()) if settings.service_keys_file else []
     if settings.service_keys is not None:
@@ -70,37 +85,40 @@ def list_keys() -> None:
         except KeyListError as error:
             raise UsageError(f"SERVICE_KEYS: {error}") from None
     if not keys:
-        click.echo("No service keys: every /v1 call is answered with 401.")
+        click.echo("There are no service keys: every call under /v1 gets 401.")
         return
     rows = [("FINGERPRINT", "SERVICE", "STATE", "EXPIRES", "PROVIDERS", "SCOPES")]
-    rows += [_describe(key) for key in keys]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([*rows, *map(_row, keys)])
 
 
-@service_key.command()
+@service_key.command(short_help="Revoke a key, or all keys of a service.")
 @click.argument("fingerprint", required=False)
-@click.option("--service", help="Revoke every key of this service.")
+@click.option("--service", metavar="NAME", help="Revoke every key of this service.")
 def revoke(fingerprint: str | None, service: str | None) -> None:
-    """Remove the key with this FINGERPRINT, as `list` shows it, from the file. Running replicas follow in seconds."""
+    """Remove the key with this FINGERPRINT, or every key of a service, from SERVICE_KEYS_FILE.
+
+    FINGERPRINT is at least 8 digits of it, as `token-vault service-key list` shows it. Give either FINGERPRINT or
+    --service.
+
+    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used.
+    """
     if (fingerprint is None) == (service is None):
-        raise UsageError("give a fingerprint or --service, one of the two")
-    if fingerprint is not None and not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST_PREFIX},64}}", fingerprint):
-        raise UsageError(f"a fingerprint is {_SHORTEST_PREFIX} or more lower-case hex digits")
+        raise UsageError("give either FINGERPRINT or --service")
+    if fingerprint is not None and not re.fullmatch(rf"[0-9a-f]{{{_FINGERPRINT_DIGITS},64}}", fingerprint):
+        raise UsageError(f"FINGERPRINT must be at least {_FINGERPRINT_DIGITS} lower-case hex digits")
     path = _key_file()
     if fingerprint is not None and len({k.sha256 for k in _read(path) if k.sha256.startswith(fingerprint)}) > 1:
-        raise UsageError("several keys have this fingerprint; give more of their digits")
+        raise UsageError("several keys begin with this fingerprint; give more digits")
 
-    def doomed(key: ServiceKey) -> bool:
+    def is_revoked(key: ServiceKey) -> bool:
         return key.service == service if fingerprint is None else key.sha256.startswith(fingerprint)
 
     try:
-        removed = revoke_keys(path, doomed)
+        removed = revoke_keys(path, is_revoked)
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
     if not removed:
-        raise click.ClickException(f"no such key in {path}; nothing was changed")
+        raise click.ClickException(f"there is no such key in {path}; nothing was changed")
     for key in removed:
         click.echo(f"Revoked {key.fingerprint} of {key.service}.")
 
@@ -108,7 +126,7 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
 def _key_file() -> Path:
     path = settings_or_stop().service_keys_file
     if path is None:
-        raise UsageError("SERVICE_KEYS_FILE is not set, so there is no file to keep keys in")
+        raise UsageError("SERVICE_KEYS_FILE is not set: it names the file that holds the keys")
     return path
 
 
@@ -124,7 +142,7 @@ def _unusable(path: Path, error: Exception) -> UsageError:
     return UsageError(f"{path} cannot be used: {reason}; nothing was changed")
 
 
-def _describe(key: ServiceKey) -> tuple[str, str, str, str, str, str]:
+def _row(key: ServiceKey) -> tuple[str, str, str, str, str, str]:
     return (
         key.fingerprint,
         key.service,
@@ -145,7 +163,7 @@ def _expiry(text: str) -> datetime:
     except (ValueError, OverflowError):
         moment = None
     if moment is None:
-        raise UsageError("--expires takes days like 90d, or a time with an offset like 2027-03-01T00:00:00Z")
+        raise UsageError("--expires must be days like 90d, or a time with an offset like 2027-03-01T00:00:00Z")
     if moment <= datetime.now(UTC):
-        raise UsageError("--expires lies in the past")
+        raise UsageError("--expires is in the past")
     return moment

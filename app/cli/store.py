@@ -1,4 +1,4 @@
-"""The store as commands open it."""
+"""The token store as commands open it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.tokens.repository import TokenRepository
 
 @asynccontextmanager
 async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
-    """Open the store that is there, and close it afterwards; whatever it refuses stops the command.
+    """Open the existing store and close it afterwards; a store error inside the block ends the command.
 
-    Unlike the service, a command does not create a missing SQLite file: in the wrong directory it would find nothing
+    Unlike the service, a command does not create a missing SQLite file: in the wrong directory it would find no rows
     under an old key, and that would look like a proof.
     """
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
-        raise UsageError(f"SQLITE_PATH: {settings.sqlite_path} does not exist, so there is nothing to look at")
+        raise UsageError(f"SQLITE_PATH: {settings.sqlite_path} does not exist")
     try:
         tokens = await open_repository(settings)
         try:
@@ -29,6 +29,6 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
         finally:
             await tokens.close()
     except StoreError as error:
-        raise UsageError(f"{error.code}: {error.detail}; see `token-vault doctor`") from None
+        raise UsageError(f"{error.code}: {error.detail}; run `token-vault doctor`") from None
     except SettingsError as error:
         raise UsageError(str(error)) from None

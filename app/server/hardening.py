@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 _PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _CAP_IPC_LOCK: Final = 14  # linux/capability.h
 _LOCKABLE_BYTES: Final = 4 * 1024**3  # the limit counts address space, and threads reserve far more than they touch
 _OPEN_FILES: Final = 4096
-_log = structlog.get_logger()
 
 
 def protect_process() -> None:
@@ -59,10 +56,13 @@ def _has_capability(number: int) -> bool:
 
 def lock_memory_and_log(*, swaps: Path = Path("/proc/swaps")) -> None:
     """Lock the memory and log it; if that is not permitted, warn if swap is in use."""
+    import structlog  # noqa: PLC0415  slow, and most commands never log
+
+    log = structlog.get_logger()
     if lock_memory():
-        _log.info("memory_locked")
+        log.info("memory_locked")
     elif swap_is_in_use(swaps):
-        _log.warning(
+        log.warning(
             "memory_may_be_swapped",
             reason="swap is in use; switch it off, or allow RLIMIT_MEMLOCK=unlimited (or CAP_IPC_LOCK)",
         )
@@ -78,7 +78,11 @@ def swap_is_in_use(swaps: Path) -> bool:
 
 def warn_about_root() -> None:
     if os.geteuid() == 0:
-        _log.warning("runs_as_root", reason="the vault needs no privileges; run it as an unprivileged user")
+        import structlog  # noqa: PLC0415  slow, and most commands never log
+
+        structlog.get_logger().warning(
+            "runs_as_root", reason="the vault needs no privileges; run it as an unprivileged user"
+        )
 
 
 def raise_open_file_limit() -> None:

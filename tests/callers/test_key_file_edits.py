@@ -9,14 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.process.home import COMMAND, COMMAND_SECONDS, Home, environment, files_of
+from tests.support.process.home import COMMAND, COMMAND_SECONDS, Home, environment, files_of, require_refusal
 from tests.support.process.key_commands import (
     KEY_FILE,
     create_key,
     entries_of,
     hash_of,
     home_with_key_file,
-    require_refusal,
     service_key,
     write_key_file,
 )

@@ -11,7 +11,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from app.cli.doctor import OK, WARNING, audit_findings
+from app.cli.doctor import audit_findings
+from app.cli.doctor_finding import Severity
 from app.config.settings import Settings
 from tests.support.audit.trails import KEY_TEXT, an_event, files, keep, opened_trail
 from tests.support.process.home import new_home, token_vault
@@ -241,8 +242,8 @@ def test_doctor_warns_about_a_directory_others_can_write(tmp_path: Path, mode: i
     settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=KEY_TEXT, AUDIT_KEY=KEY_TEXT, AUDIT_LOG=str(tmp_path / "audit/audit.jsonl")
     )
-    states = [state for state, *_ in audit_findings(settings, str(tmp_path / "audit/audit.jsonl"))]
-    assert states == [OK, *[WARNING] * warned]
+    severities = [found.severity for found in audit_findings(settings, str(tmp_path / "audit/audit.jsonl"))]
+    assert severities == [Severity.OK, *[Severity.WARNING] * warned]
 
 
 def test_init_turns_the_trail_on_with_a_separate_key(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`token-vault doctor`: an exit code for programs, and words for people that give nothing away."""
+"""`token-vault doctor`: findings, exit codes and secrets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from tests.support.process.home import Home, files_of, initialised_home, new_home, new_master_key, token_vault
 from tests.support.process.key_commands import home_with_key_file, write_key_file
 from tests.support.process.server import Serve
+from tests.support.rewrap.stored_rows import SqliteRows, local_encryption, sealed_row
 from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.supabase import SupabaseStack
 
@@ -26,7 +27,7 @@ def _doctor(home: Home) -> CompletedProcess[str]:
 
 
 def _findings(done: CompletedProcess[str]) -> dict[str, tuple[str, str]]:
-    """Return for each subject its state and its words: the worst of them, which comes last."""
+    """Return the severity and the text of each subject's last finding, which is its worst."""
     assert done.stderr == ""
     found = {}
     for line in done.stdout.splitlines():
@@ -41,21 +42,19 @@ def _states(done: CompletedProcess[str]) -> dict[str, str]:
 
 
 def _require_failure(done: CompletedProcess[str], subject: str, *words: str) -> None:
-    """Demand that one thing alone has failed, in words that hold each of these."""
+    """Require that this subject alone has failed, with each of the words in its text."""
     assert done.returncode == 1
     assert [each for each, state in _states(done).items() if state == "FAIL"] == [subject]
     said = _findings(done)[subject][1]
     assert [word for word in words if word not in said] == []
 
 
-def _used_database(serve: Serve, folder: Path) -> Home:
-    home = new_home(folder)
-    with serve(home) as server:
-        server.stop()
-    return home
+def _home_with_database(folder: Path) -> Home:
+    SqliteRows(folder / DATABASE).insert([sealed_row(local_encryption(1))])
+    return new_home(folder)
 
 
-def test_all_is_well_after_init_and_stays_as_it_was(tmp_path: Path) -> None:
+def test_doctor_finds_nothing_wrong_after_init_and_changes_nothing(tmp_path: Path) -> None:
     home = initialised_home(tmp_path)
     before = files_of(tmp_path)
     done = _doctor(home)
@@ -64,7 +63,7 @@ def test_all_is_well_after_init_and_stays_as_it_was(tmp_path: Path) -> None:
     assert files_of(tmp_path) == before
 
 
-def test_all_is_well_while_the_vault_runs(tmp_path: Path, serve: Serve) -> None:
+def test_doctor_finds_nothing_wrong_while_the_vault_runs(tmp_path: Path, serve: Serve) -> None:
     home = initialised_home(tmp_path)
     with serve(home):
         done = _doctor(home)
@@ -87,16 +86,16 @@ def test_a_missing_key_file_is_found(tmp_path: Path) -> None:
     [(0, b"not SQLite"), (16, b"\xff" * 64), (4096, b"\xff" * 4096)],
     ids=["magic", "header", "table"],
 )
-def test_a_corrupted_database_is_found(tmp_path: Path, serve: Serve, at: int, garbage: bytes) -> None:
-    home = _used_database(serve, tmp_path)
+def test_a_corrupted_database_is_found(tmp_path: Path, at: int, garbage: bytes) -> None:
+    home = _home_with_database(tmp_path)
     with (tmp_path / DATABASE).open("r+b") as file:
         file.seek(at)
         file.write(garbage)
     _require_failure(_doctor(home), "store", "not an intact SQLite database")
 
 
-def test_a_truncated_database_is_found(tmp_path: Path, serve: Serve) -> None:
-    home = _used_database(serve, tmp_path)
+def test_a_truncated_database_is_found(tmp_path: Path) -> None:
+    home = _home_with_database(tmp_path)
     with (tmp_path / DATABASE).open("r+b") as file:
         file.truncate(4096)
     _require_failure(_doctor(home), "store", "not an intact SQLite database")
@@ -120,7 +119,7 @@ def test_a_wrong_setting_is_exit_code_2(tmp_path: Path, name: str) -> None:
     assert "sekrit" not in line
 
 
-def test_what_is_only_unwise_is_warned_about_and_no_failure(tmp_path: Path) -> None:
+def test_an_unwise_setting_is_a_warning(tmp_path: Path) -> None:
     home = new_home(tmp_path, TOKEN_ENCRYPTION_KEY=new_master_key(16), SERVICE_KEYS="")
     (tmp_path / ".env").write_text("LOG_LEVEL=INFO\n")
     (tmp_path / ".env").chmod(0o644)
@@ -132,7 +131,7 @@ def test_what_is_only_unwise_is_warned_about_and_no_failure(tmp_path: Path) -> N
         assert [words for line in warnings if words in line] == [words]
 
 
-def test_keys_that_have_all_expired_are_warned_about(tmp_path: Path) -> None:
+def test_only_expired_service_keys_are_a_warning(tmp_path: Path) -> None:
     home = home_with_key_file(tmp_path)
     entry = {"service": "api", "sha256": "0" * 64, "scopes": ["tokens:read"], "expires_at": "2001-01-01T00:00:00Z"}
     write_key_file(home, json.dumps([entry]))
@@ -141,7 +140,7 @@ def test_keys_that_have_all_expired_are_warned_about(tmp_path: Path) -> None:
     assert _findings(done)["service keys"][0] == "warn"
 
 
-def test_no_secret_is_printed_whatever_is_found(tmp_path: Path) -> None:
+def test_no_secret_is_printed(tmp_path: Path) -> None:
     home = new_home(
         tmp_path,
         TOKEN_ENCRYPTION_PREVIOUS_KEYS=json.dumps({"2": new_master_key()}),
@@ -157,7 +156,7 @@ def test_no_secret_is_printed_whatever_is_found(tmp_path: Path) -> None:
         assert secret not in done.stdout + done.stderr
 
 
-def test_a_supabase_project_is_examined_too(tmp_path: Path, supabase: SupabaseStack) -> None:
+def test_a_supabase_project_is_checked(tmp_path: Path, supabase: SupabaseStack) -> None:
     settings = {"TOKEN_STORE": "supabase", "SUPABASE_URL": supabase.url}
     home = new_home(tmp_path, **settings, SUPABASE_SERVICE_KEY=supabase.service_key)
     done = _doctor(home)

@@ -1,14 +1,17 @@
-"""`token-vault doctor` where KMS is configured: what it finds there, what it advises, and what it gives away."""
+"""The KMS checks of `token-vault doctor`: findings, advice and secrets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
+from app.cli.doctor_finding import DoctorFinding, Severity
+from app.cli.doctor_kms import kms_findings
+from app.config.settings import Settings
 from tests.support.process.home import new_home, token_vault
+from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
 from tests.support.stack.loopback import LOOPBACK, free_port
@@ -19,82 +22,99 @@ CONDITION = {"service": "pulseplan"}
 CANARY = "CANARY"
 
 
-def _doctor(kms: Kms, folder: Path, **settings: str) -> CompletedProcess[str]:
-    home = new_home(folder, **{**kms.environment(), "AWS_SECRET_ACCESS_KEY": CANARY, **settings})
-    done = token_vault("doctor", folder=folder, settings=home.settings)
-    assert done.stderr == ""
+def _findings(kms: Kms, **settings: str) -> list[DoctorFinding]:
+    """Return the findings with these settings; none of them may hold a secret or a text of KMS."""
+    values = {**kms.environment(), "TOKEN_ENCRYPTION_KEY": MASTER_KEY, "AWS_SECRET_ACCESS_KEY": CANARY, **settings}
+    lower = {name.lower(): value for name, value in values.items() if value}
+    found = list(kms_findings(Settings(_env_file=None, **lower)))  # type: ignore[call-arg, arg-type]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    for secret in (CANARY, MASTER_KEY, "made up"):
+        assert [one for one in found if secret in one.text] == []
+    assert {one.subject for one in found} == {"kms"}
+    return found
+
+
+def _require(found: list[DoctorFinding], severity: Severity, *words: str) -> None:
+    """Require exactly one finding with all of these words, and that it has this severity."""
+    assert [one.severity for one in found if all(word in one.text for word in words)] == [severity], found
+
+
+def _failures(found: list[DoctorFinding]) -> int:
+    return sum(one.severity is Severity.FAILURE for one in found)
+
+
+def _severities(found: list[DoctorFinding]) -> set[Severity]:
+    return {one.severity for one in found}
+
+
+@pytest.mark.parametrize("denied", [(), ("GenerateDataKey",)], ids=["complete", "a permission is missing"])
+def test_doctor_prints_the_findings_and_no_secret(kms: Kms, tmp_path: Path, denied: tuple[str, ...]) -> None:
+    kms.faults.policy = Policy(LEAST - {f"kms:{operation}" for operation in denied}, CONDITION)
+    home = new_home(tmp_path, **{**kms.environment(), "AWS_SECRET_ACCESS_KEY": CANARY})
+    done = token_vault("doctor", folder=tmp_path, settings=home.settings)
+    lines = [line for line in done.stdout.splitlines() if line[6:].startswith("kms ")]
+    assert (done.returncode, done.stderr) == (1 if denied else 0, "")
+    assert [line[6:].split()[1] for line in lines if line.startswith("FAIL")] == list(denied)
+    assert "ok    kms           Decrypt is allowed" in lines
     for secret in (CANARY, home.settings["TOKEN_ENCRYPTION_KEY"], "made up", "Traceback"):
         assert secret not in done.stdout
-    return done
 
 
-def _findings(done: CompletedProcess[str]) -> list[tuple[str, str]]:
-    """Return state and words of each finding about KMS."""
-    lines = [line for line in done.stdout.splitlines() if line[6:].startswith("kms ")]
-    return [(line[:6].strip(), line[6:].removeprefix("kms").strip()) for line in lines]
-
-
-def _require(done: CompletedProcess[str], exit_code: int, state: str, *words: str) -> None:
-    """Demand exactly one finding about KMS with these words, and that it has this state."""
-    assert done.returncode == exit_code, done.stdout
-    assert [state for state, said in _findings(done) if all(word in said for word in words)] == [state], done.stdout
-
-
-def _failures(done: CompletedProcess[str]) -> int:
-    return sum(state == "FAIL" for state, _ in _findings(done))
-
-
-def test_a_complete_set_up_has_nothing_to_say_against(kms: Kms, tmp_path: Path) -> None:
+def test_state_and_rotation_are_reported_if_they_can_be_read(kms: Kms) -> None:
     kms.enable_rotation(kms.key_arn)
+    # no condition, because the calls that read these carry no context
     kms.faults.policy = Policy(LEAST | {"kms:DescribeKey", "kms:GetKeyRotationStatus"}, {})
-    done = _doctor(kms, tmp_path)
-    assert done.returncode == 0
+    found = _findings(kms)
+    assert _failures(found) == 0
     for words in ("calling as arn:", "is enabled", *(f"{name} is allowed" for name in NEEDED), "rotation is on"):
-        _require(done, 0, "ok", words)
+        _require(found, Severity.OK, words)
 
 
 @pytest.mark.parametrize("name", ["arn", "alias"])
-def test_least_privilege_is_enough(kms: Kms, tmp_path: Path, name: str) -> None:
+def test_least_privilege_is_enough(kms: Kms, name: str) -> None:
     kms.faults.policy = Policy(LEAST, CONDITION)
-    done = _doctor(kms, tmp_path, KMS_KEY_ID=kms.key_arn if name == "arn" else kms.alias)
-    assert done.returncode == 0
-    assert {state for state, _ in _findings(done)} == {"ok"}, done.stdout
-    _require(done, 0, "ok", "a call with another service is denied")
-    asked = [request for request in kms.requests if request.context.get("service") not in {None, "pulseplan"}]
-    assert {request.operation for request in asked} == {"Encrypt", *NEEDED}
+    found = _findings(kms, KMS_KEY_ID=kms.key_arn if name == "arn" else kms.alias)
+    assert _severities(found) == {Severity.OK}
+    _require(found, Severity.OK, "a call with another service is denied")
+    wrong = [request for request in kms.requests if request.context.get("service") not in {None, "pulseplan"}]
+    assert {request.operation for request in wrong} == {"Encrypt", *NEEDED}
 
 
-def test_a_missing_condition_and_rotation_that_is_off_are_warned_about(kms: Kms, tmp_path: Path) -> None:
-    done = _doctor(kms, tmp_path, KMS_KEY_ID=kms.alias)
-    _require(done, 0, "warn", "condition is missing", "kms:EncryptionContext:service", "kms setup")
-    _require(done, 0, "warn", "rotation is off", "kms setup", "aws kms enable-key-rotation")
+def test_a_missing_condition_and_rotation_are_warnings(kms: Kms) -> None:
+    found = _findings(kms, KMS_KEY_ID=kms.alias)
+    assert _failures(found) == 0
+    _require(found, Severity.WARNING, "condition is missing", "kms:EncryptionContext:service", "kms setup")
+    _require(found, Severity.WARNING, "rotation is off", "kms setup", "aws kms enable-key-rotation")
 
 
-def test_a_condition_on_another_pair_is_not_the_condition(kms: Kms, tmp_path: Path) -> None:
+def test_a_condition_on_another_pair_is_not_enough(kms: Kms) -> None:
     kms.faults.policy = Policy(LEAST, {"data_type": "auth_token"})
-    _require(_doctor(kms, tmp_path), 0, "warn", "condition is missing: GenerateDataKey, Decrypt, Encrypt")
+    found = _findings(kms)
+    _require(found, Severity.WARNING, "condition is missing: GenerateDataKey, Decrypt, Encrypt")
 
 
 @pytest.mark.parametrize("operation", NEEDED)
-def test_a_needed_permission_that_is_missing_fails(kms: Kms, tmp_path: Path, operation: str) -> None:
+def test_a_missing_permission_is_the_only_failure(kms: Kms, operation: str) -> None:
     kms.faults.policy = Policy(LEAST - {f"kms:{operation}"}, CONDITION)
-    done = _doctor(kms, tmp_path)
-    _require(done, 1, "FAIL", f"{operation} is denied", f"allow kms:{operation}", "kms setup")
-    assert _failures(done) == 1
+    found = _findings(kms)
+    _require(found, Severity.FAILURE, f"{operation} is denied", f"allow kms:{operation}", "kms setup")
+    assert _failures(found) == 1
     (other,) = set(NEEDED) - {operation}
-    _require(done, 1, "ok", f"{other} is allowed")
+    _require(found, Severity.OK, f"{other} is allowed")
 
 
-def test_encrypt_is_not_needed(kms: Kms, tmp_path: Path) -> None:
+def test_encrypt_is_not_needed(kms: Kms) -> None:
     kms.faults.policy = Policy(LEAST - {"kms:Encrypt"}, CONDITION)
-    _require(_doctor(kms, tmp_path), 0, "warn", "Encrypt is denied", "does without")
+    found = _findings(kms)
+    assert _failures(found) == 0
+    _require(found, Severity.WARNING, "Encrypt is denied", "does not need it")
 
 
-def test_where_kms_only_reads_generate_data_key_is_not_needed(kms: Kms, tmp_path: Path) -> None:
+def test_generate_data_key_is_not_needed_if_kms_only_reads(kms: Kms) -> None:
     kms.faults.policy = Policy(LEAST - {"kms:GenerateDataKey"}, CONDITION)
-    done = _doctor(kms, tmp_path, USE_KMS="false")
-    _require(done, 0, "warn", "GenerateDataKey is denied", "only writing")
-    _require(done, 0, "ok", "Decrypt is allowed")
+    found = _findings(kms, USE_KMS="false")
+    assert _failures(found) == 0
+    _require(found, Severity.WARNING, "GenerateDataKey is denied", "only writes")
+    _require(found, Severity.OK, "Decrypt is allowed")
 
 
 @pytest.mark.parametrize("described", [True, False], ids=["DescribeKey", "least privilege"])
@@ -102,30 +122,28 @@ def test_where_kms_only_reads_generate_data_key_is_not_needed(kms: Kms, tmp_path
     ("change", "words"),
     [("disable", ("disabled", "enable-key")), ("schedule_deletion", ("deletion", "cancel-key-deletion"))],
 )
-def test_a_key_that_cannot_work_fails(
-    kms: Kms, tmp_path: Path, change: str, words: tuple[str, ...], described: bool
-) -> None:
+def test_an_unusable_key_is_the_only_failure(kms: Kms, change: str, words: tuple[str, ...], described: bool) -> None:
     getattr(kms, change)(kms.key_arn)
     kms.faults.policy = None if described else Policy(LEAST, CONDITION)
-    done = _doctor(kms, tmp_path)
-    _require(done, 1, "FAIL", "the key is", *words)
-    assert _failures(done) == 1
+    found = _findings(kms)
+    _require(found, Severity.FAILURE, "the key is", *words)
+    assert _failures(found) == 1
 
 
-def test_a_key_that_is_not_there_fails(kms: Kms, tmp_path: Path) -> None:
-    done = _doctor(kms, tmp_path, KMS_KEY_ID="alias/of-nothing")
-    _require(done, 1, "FAIL", "no such key", "KMS_KEY_ID", "AWS_REGION")
-    assert _failures(done) == 1
+def test_a_missing_key_is_the_only_failure(kms: Kms) -> None:
+    found = _findings(kms, KMS_KEY_ID="alias/of-nothing")
+    _require(found, Severity.FAILURE, "no such key", "KMS_KEY_ID", "AWS_REGION")
+    assert _failures(found) == 1
 
 
-def test_previous_keys_are_tried_too(kms: Kms, tmp_path: Path) -> None:
+def test_previous_keys_are_checked(kms: Kms) -> None:
     good, disabled = kms.create_key(), kms.create_key()
     kms.disable(disabled)
     kms.faults.policy = Policy(LEAST, CONDITION)
-    done = _doctor(kms, tmp_path, KMS_PREVIOUS_KEY_IDS=json.dumps([good, disabled, "alias/of-nothing"]))
-    _require(done, 1, "ok", good, "Decrypt")
-    _require(done, 1, "FAIL", disabled, "disabled", "enable-key")
-    _require(done, 1, "FAIL", "alias/of-nothing", "does not exist")
+    found = _findings(kms, KMS_PREVIOUS_KEY_IDS=json.dumps([good, disabled, "alias/of-nothing"]))
+    _require(found, Severity.OK, good, "Decrypt")
+    _require(found, Severity.FAILURE, disabled, "disabled", "enable-key")
+    _require(found, Severity.FAILURE, "alias/of-nothing", "does not exist")
 
 
 @pytest.mark.parametrize(
@@ -135,23 +153,24 @@ def test_previous_keys_are_tried_too(kms: Kms, tmp_path: Path) -> None:
         ("UnrecognizedClientException", ("credentials",)),
     ],
 )
-def test_an_error_of_kms_is_explained(kms: Kms, tmp_path: Path, code: str, words: tuple[str, ...]) -> None:
+def test_an_error_of_kms_is_explained(kms: Kms, code: str, words: tuple[str, ...]) -> None:
     kms.faults.error(code)
-    _require(_doctor(kms, tmp_path), 1, "FAIL", code, *words)
+    _require(_findings(kms), Severity.FAILURE, code, *words)
 
 
-def test_what_answers_in_place_of_kms_is_not_believed_nor_quoted(kms: Kms, tmp_path: Path) -> None:
+def test_an_answer_that_is_not_from_kms_is_rejected_and_not_quoted(kms: Kms) -> None:
     kms.faults.answer(200, body=f"<html>{CANARY}</html>".encode())
-    _require(_doctor(kms, tmp_path), 1, "FAIL", "in KMS's place", "AWS_ENDPOINT_URL_KMS")
+    _require(_findings(kms), Severity.FAILURE, "something other than KMS", "AWS_ENDPOINT_URL_KMS")
     kms.faults.clear()
     kms.faults.error(f"{CANARY} and a whole sentence")
-    _require(_doctor(kms, tmp_path), 1, "FAIL", "in KMS's place", "AWS_ENDPOINT_URL_KMS")
+    _require(_findings(kms), Severity.FAILURE, "something other than KMS", "AWS_ENDPOINT_URL_KMS")
 
 
-def test_kms_that_cannot_be_reached_fails(kms: Kms, tmp_path: Path) -> None:
+def test_unreachable_kms_is_a_failure(kms: Kms) -> None:
     endpoint = f"http://{LOOPBACK}:{free_port()}"
-    _require(_doctor(kms, tmp_path, AWS_ENDPOINT_URL_KMS=endpoint), 1, "FAIL", "cannot be reached")
+    _require(_findings(kms, AWS_ENDPOINT_URL_KMS=endpoint), Severity.FAILURE, "cannot be reached")
 
 
-def test_a_missing_region_fails_in_words(kms: Kms, tmp_path: Path) -> None:
-    _require(_doctor(kms, tmp_path, AWS_REGION="", KMS_KEY_ID=kms.alias), 1, "FAIL", "AWS_REGION is needed")
+def test_a_missing_region_is_a_failure(kms: Kms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    _require(_findings(kms, AWS_REGION="", KMS_KEY_ID=kms.alias), Severity.FAILURE, "AWS_REGION is needed")

@@ -1,4 +1,4 @@
-"""`token-vault encryption status` counts what is stored; `token-vault keys retire` lets go of a key only on proof."""
+"""`token-vault encryption status` and `token-vault keys retire`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.process.home import new_home, token_vault
-from tests.support.process.key_commands import require_refusal
+from tests.support.process.home import new_home, require_refusal, token_vault
 from tests.support.process.server import Serve
 from tests.support.rewrap.command import rewrap
 from tests.support.rewrap.stored_rows import (
@@ -51,7 +50,7 @@ def _counted(folder: Path, settings: dict[str, str]) -> dict[str, Any]:
 
 
 def _mixed(rows: Rows, kms: Kms) -> dict[str, str]:
-    """Fill a store with every format there is, and return the settings that read all of it."""
+    """Insert rows of every format, and return the settings that read all of them."""
     settings = rows.settings() | SECOND | kms.environment()
     rows.insert(
         [
@@ -67,8 +66,10 @@ def _mixed(rows: Rows, kms: Kms) -> dict[str, str]:
     return settings
 
 
-def test_the_counts_are_those_of_the_store_and_of_the_api(kms: Kms, rows: Rows, tmp_path: Path, serve: Serve) -> None:
-    settings = _mixed(rows, kms)
+def test_every_format_is_counted_as_the_api_counts_it(
+    kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve
+) -> None:
+    settings = _mixed(sqlite, kms)
     old = len(pulseplan_rows())
     arn = kms.key_arn
     body = _counted(tmp_path, settings)
@@ -78,7 +79,6 @@ def test_the_counts_are_those_of_the_store_and_of_the_api(kms: Kms, rows: Rows, 
         ("local:v2",): 2,
         (f"kms:{arn}",): 4,
         (None, "pulseplan-local:v1"): old,
-        (None, "pulseplan-kms"): 1,
         (None, "local:v1"): 1,
         (None, "local:v1", "unknown"): 1,
     }
@@ -98,48 +98,48 @@ def test_the_counts_are_those_of_the_store_and_of_the_api(kms: Kms, rows: Rows, 
         assert client.get("/v1/encryption").json() == body
 
 
-def test_the_table_tells_a_person_the_same_and_no_secret(kms: Kms, rows: Rows, tmp_path: Path) -> None:
+def test_the_table_holds_the_counts_and_no_secret(kms: Kms, rows: Rows, tmp_path: Path) -> None:
     settings = _mixed(rows, kms)
     old = len(pulseplan_rows())
     done = _status(tmp_path, settings)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [re.sub(" {2,}", "  ", line.strip()) for line in done.stdout.splitlines()]
-    assert lines[0] == f"New tokens are sealed under kms:{kms.key_arn}."
+    assert lines[0] == f"New tokens are encrypted under kms:{kms.key_arn}."
     for line in (
         "3  local:v1  due",
         f"4  kms:{kms.key_arn}  current",
         f"{old}  none; looks like pulseplan-local:v1  due",
         "1  none; looks like local:v1 and unknown  due",
-        f"{12 + old}  in all  {8 + old} due for a rewrap",
-        f"version 1  {5 + old}  reads  MIN_KEY_VERSION=2, {5 + old} in all",
+        f"{12 + old}  total  {8 + old} due for rewrap",
+        f"version 1  {5 + old}  reads  MIN_KEY_VERSION=2, {5 + old} in total",
         f"ALLOW_LEGACY_FORMATS=false would refuse {old} tokens.",
-        "- `token-vault rewrap` moves what is due.",
-        "- Of no known format: 2 tokens. `token-vault rewrap --dry-run` names what it cannot read.",
+        "- Run `token-vault rewrap`: it rewraps the rows that are due.",
+        "- 2 tokens of unknown format: `token-vault rewrap --dry-run` lists the unreadable rows.",
     ):
         assert line in lines, done.stdout
     secrets = [*KEYS.values(), *(value for name, value in settings.items() if name.startswith("SUPABASE_"))]
     assert [secret for secret in secrets if secret in done.stdout] == []
 
 
-def test_after_a_sweep_it_says_which_key_to_retire(sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_after_a_rewrap_it_advises_to_retire_the_old_key(sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | SECOND
     sqlite.insert([sealed_row(local_encryption(1)) for _ in range(3)])
     assert "keys retire" not in _status(tmp_path, settings).stdout
     rewrap(folder=tmp_path, settings=settings)
     text = _status(tmp_path, settings).stdout
-    assert "- Nothing is due." in text
+    assert "- No row is due." in text
     assert "- No token needs master key version 1: `token-vault keys retire 1`." in text
     assert "set ALLOW_LEGACY_FORMATS=false" in text
 
 
-def test_a_key_that_is_missing_is_named(sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_a_missing_key_is_named(sqlite: SqliteRows, tmp_path: Path) -> None:
     sqlite.insert([sealed_row(local_encryption(1))])
     done = _status(tmp_path, sqlite.settings() | key_settings(2))
     assert re.search(r"version 1 +1 +missing", done.stdout)
-    assert "Give back the master keys of version 1" in done.stdout
+    assert "Restore the master keys of version 1" in done.stdout
 
 
-def test_what_an_alias_stands_for_is_asked_of_kms_and_not_guessed(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_the_key_behind_an_alias_is_unknown_while_kms_is_down(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | kms.environment() | {"KMS_KEY_ID": kms.alias}
     sqlite.insert([sealed_row(encryption(settings)) for _ in range(3)])
     assert _counted(tmp_path, settings)["due"] == 0
@@ -150,20 +150,20 @@ def test_what_an_alias_stands_for_is_asked_of_kms_and_not_guessed(kms: Kms, sqli
     assert (body["primary_scheme"], body["due"], body["tokens"]) == (None, None, 3)
     assert done.stderr.startswith("Error: key_unavailable: KMS cannot be reached")
     done = _status(tmp_path, settings)
-    assert "under a key that KMS has not named" in done.stdout
+    assert "under a KMS key whose ARN is unknown" in done.stdout
     assert "due" not in done.stdout
     assert "current" not in done.stdout
     assert done.stderr.startswith("Error: key_unavailable: KMS cannot be reached")
 
 
-def test_a_database_that_does_not_exist_proves_nothing(tmp_path: Path) -> None:
+def test_a_missing_database_is_exit_code_2(tmp_path: Path) -> None:
     settings = {"SQLITE_PATH": "elsewhere.db", **SECOND}
     for done in (_status(tmp_path, settings), _retire(1, tmp_path, settings)):
         require_refusal(done, 2, "SQLITE_PATH", "does not exist")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_is_down_proves_nothing(supabase: SupabaseStack, tmp_path: Path) -> None:
+def test_a_store_that_is_down_is_exit_code_2(supabase: SupabaseStack, tmp_path: Path) -> None:
     settings = SupabaseRows(supabase).settings() | SECOND
     supabase.stop_postgrest()
     for done in (_status(tmp_path, settings), _retire(1, tmp_path, settings)):
@@ -173,9 +173,7 @@ def test_a_store_that_is_down_proves_nothing(supabase: SupabaseStack, tmp_path: 
 # --- keys retire
 
 
-def test_a_version_is_kept_while_a_row_of_any_format_needs_it_and_retired_after_the_sweep(
-    rows: Rows, tmp_path: Path
-) -> None:
+def test_a_version_is_kept_while_a_row_of_any_format_needs_it(rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | SECOND
     old = pulseplan_rows()
     unmarked = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
@@ -193,79 +191,75 @@ def test_a_version_is_kept_while_a_row_of_any_format_needs_it_and_retired_after_
     assert (done.returncode, done.stderr) == (0, "")
     assert f"None of {2 + len(old)} tokens needs master key version 1." in done.stdout
     assert _changes(done) == [
-        "TOKEN_ENCRYPTION_PREVIOUS_KEYS: take version 1 out; nothing is left in it, so remove the setting",
+        "TOKEN_ENCRYPTION_PREVIOUS_KEYS: remove version 1; no other key is in it, so remove the setting",
         "MIN_KEY_VERSION=2: no token needs a lower version",
-        "ALLOW_LEGACY_FORMATS=false: no token is in a format of PulsePlan's",
+        "ALLOW_LEGACY_FORMATS=false: no token is in a PulsePlan format",
     ]
-    assert "A replica that still seals under version 1 would store more" in done.stdout
+    assert "a replica that still encrypts under version 1 stores more such rows" in " ".join(done.stdout.split())
     assert [key for key in KEYS.values() if key in done.stdout] == []
     left = rows.settings() | key_settings(2) | {"MIN_KEY_VERSION": "2", "ALLOW_LEGACY_FORMATS": "false"}
     assert rewrap("--dry-run", folder=tmp_path, settings=left).exit_code == 0
     assert _counted(tmp_path, left)["due"] == 0
 
 
-def test_one_row_alone_is_one_token(sqlite: SqliteRows, tmp_path: Path) -> None:
-    """The unprefixed format means version 1."""
+def test_one_row_is_one_token(sqlite: SqliteRows, tmp_path: Path) -> None:
+    """The PulsePlan format without a prefix means version 1."""
     row, _ = next((row, text) for row, text in pulseplan_rows() if not row["access_token"].startswith("v"))
     sqlite.insert([row])
     require_refusal(_retire(1, tmp_path, sqlite.settings() | SECOND), 1, "still needed by 1 token;")
 
 
-def test_the_version_that_writes_is_kept(sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_the_primary_version_is_kept(sqlite: SqliteRows, tmp_path: Path) -> None:
     require_refusal(_retire(2, tmp_path, sqlite.settings() | SECOND), 1, "version 2 is ENCRYPTION_KEY_VERSION")
 
 
-def test_the_version_of_the_fallback_is_kept_and_without_a_fallback_it_can_go(
-    kms: Kms, sqlite: SqliteRows, tmp_path: Path
-) -> None:
+def test_the_version_of_the_fallback_is_kept(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(1) | kms.environment()
     sqlite.insert([sealed_row(encryption(settings)) for _ in range(2)])
     done = _retire(1, tmp_path, settings | {"KMS_FALLBACK_TO_LOCAL": "true"})
-    require_refusal(done, 1, "KMS_FALLBACK_TO_LOCAL seals under it")
+    require_refusal(done, 1, "KMS_FALLBACK_TO_LOCAL encrypts under it")
     kms.faults.down()
     done = _retire(1, tmp_path, settings)
-    assert done.returncode == 0, "KMS is not needed for it"
+    assert done.returncode == 0, "the command needs no KMS"
     assert _changes(done) == [
-        "TOKEN_ENCRYPTION_KEY, ENCRYPTION_KEY_VERSION: remove both; KMS seals, and no token needs a master key",
-        "ALLOW_LEGACY_FORMATS=false: no token is in a format of PulsePlan's",
+        "TOKEN_ENCRYPTION_KEY, ENCRYPTION_KEY_VERSION: remove both; KMS encrypts, and no token needs a master key",
+        "ALLOW_LEGACY_FORMATS=false: no token is in a PulsePlan format",
     ]
     kms.faults.clear()
     done = token_vault("doctor", folder=tmp_path, settings=sqlite.settings() | kms.environment())
     assert "TOKEN_ENCRYPTION_KEY" not in done.stdout
 
 
-def test_rows_that_nobody_can_tell_keep_every_version(sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_rows_of_unknown_format_keep_every_version(sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | SECOND
     nonsense = sealed_row(local_encryption(2)) | {"access_token": "nonsense", "encryption_scheme": None}
-    for untold in (
+    for unknown in (
         nonsense,
         nonsense | {"access_token": "", "refresh_token": None},
         sealed_row(local_encryption(2)) | {"encryption_scheme": "somebody's own"},
     ):
-        sqlite.replace([untold])
-        require_refusal(_retire(1, tmp_path, settings), 1, "1 token of no known format", "rewrap --dry-run")
+        sqlite.replace([unknown])
+        require_refusal(_retire(1, tmp_path, settings), 1, "1 token of unknown format", "rewrap --dry-run")
 
 
 def test_a_version_in_the_middle_leaves_the_lower_ones(sqlite: SqliteRows, tmp_path: Path) -> None:
     sqlite.insert([sealed_row(local_encryption(1)), sealed_row(local_encryption(3))])
     done = _retire(2, tmp_path, sqlite.settings() | THIRD)
     assert done.returncode == 0
-    assert _changes(done)[0] == "TOKEN_ENCRYPTION_PREVIOUS_KEYS: take version 2 out; keep version 1"
+    assert _changes(done)[0] == "TOKEN_ENCRYPTION_PREVIOUS_KEYS: remove version 2; keep version 1"
     assert "MIN_KEY_VERSION" not in done.stdout, "version 1 is needed"
 
 
-def test_under_kms_a_lower_version_takes_the_place_of_the_one_that_goes(
-    kms: Kms, sqlite: SqliteRows, tmp_path: Path
-) -> None:
+def test_under_kms_a_lower_version_replaces_the_retired_one(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | SECOND | kms.environment()
     sqlite.insert([sealed_row(local_encryption(1))])
     done = _retire(2, tmp_path, settings)
-    assert _changes(done)[0].startswith("TOKEN_ENCRYPTION_KEY, ENCRYPTION_KEY_VERSION: put the key of version 1")
+    assert _changes(done)[0].startswith("TOKEN_ENCRYPTION_KEY: set the key of version 1, set ENCRYPTION_KEY_VERSION=1")
     left = sqlite.settings() | key_settings(1) | kms.environment()
     assert rewrap(folder=tmp_path, settings=left).exit_code == 0
 
 
-def test_a_version_that_is_gone_already_is_said(sqlite: SqliteRows, tmp_path: Path) -> None:
+def test_a_version_that_is_not_configured_is_reported(sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(2) | {"MIN_KEY_VERSION": "2", "ALLOW_LEGACY_FORMATS": "false"}
     done = _retire(1, tmp_path, settings)
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""`token-vault init`: what a first start needs, made once and never touched again."""
+"""`token-vault init`: create the files of a first start once, and never change them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_empty_folder_gets_a_private_env_with_a_32_byte_key(tmp_path: Path) -
     assert len(base64.b64decode(_setting(tmp_path, "TOKEN_ENCRYPTION_KEY"), validate=True)) == 32
 
 
-def test_every_folder_gets_keys_of_its_own(tmp_path: Path) -> None:
+def test_every_folder_gets_different_keys(tmp_path: Path) -> None:
     made = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -69,7 +69,7 @@ def test_the_files_are_private_under_every_umask(tmp_path: Path) -> None:
     assert _mode(tmp_path / SERVICE_KEYS) == 0o600
 
 
-def test_the_service_key_is_shown_on_one_line_of_its_own_and_in_three_curl_lines(tmp_path: Path) -> None:
+def test_the_service_key_is_shown_alone_and_in_three_curl_lines(tmp_path: Path) -> None:
     printed = token_vault("init", folder=tmp_path).stdout
     (key,) = set(_KEY.findall(printed))
     assert [line.strip() for line in printed.splitlines()].count(key) == 1
@@ -90,7 +90,7 @@ def test_the_service_key_itself_is_stored_nowhere(tmp_path: Path) -> None:
     assert not [name for name, (content, _) in stored.items() if home.service_key.encode() in content]
 
 
-def test_running_it_again_says_nothing_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_run_prints_nothing_and_changes_nothing(tmp_path: Path) -> None:
     token_vault("init", folder=tmp_path)
     before = files_of(tmp_path)
     again = token_vault("init", folder=tmp_path)
@@ -98,7 +98,7 @@ def test_running_it_again_says_nothing_and_changes_nothing(tmp_path: Path) -> No
     assert files_of(tmp_path) == before
 
 
-def test_service_keys_that_exist_are_kept(tmp_path: Path) -> None:
+def test_existing_service_keys_are_kept(tmp_path: Path) -> None:
     home = initialised_home(tmp_path)
     before = files_of(tmp_path)[SERVICE_KEYS]
     (tmp_path / ENV).unlink()
@@ -108,7 +108,7 @@ def test_service_keys_that_exist_are_kept(tmp_path: Path) -> None:
     assert not _KEY.search(again.stdout)
 
 
-def test_an_env_that_exists_is_kept_whatever_it_says(tmp_path: Path) -> None:
+def test_an_existing_env_is_kept(tmp_path: Path) -> None:
     (tmp_path / ENV).write_text(f"TOKEN_ENCRYPTION_KEY={base64.b64encode(bytes(32)).decode()}\n")
     before = files_of(tmp_path)
     done = token_vault("init", folder=tmp_path)
@@ -116,8 +116,8 @@ def test_an_env_that_exists_is_kept_whatever_it_says(tmp_path: Path) -> None:
     assert files_of(tmp_path) == before
 
 
-def test_tokens_without_their_master_key_stop_it_before_it_writes(tmp_path: Path) -> None:
-    """A fresh key beside an old database would make every stored token unreadable, and look like success."""
+def test_tokens_without_their_master_key_stop_init(tmp_path: Path) -> None:
+    """A new key beside an old database would make every stored token unreadable, and look like success."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "vault.db").write_bytes(b"rows")
     before = files_of(tmp_path)
@@ -129,14 +129,14 @@ def test_tokens_without_their_master_key_stop_it_before_it_writes(tmp_path: Path
 
 
 def _paste(lines: list[str], folder: Path) -> CompletedProcess[str]:
-    """Run the lines in bash as they are; curl's own configuration file makes it say each answer's status."""
+    """Run the lines in bash unchanged; curl's configuration file makes it print the status of each answer."""
     (folder / ".curlrc").write_text('silent\nshow-error\nnoproxy = "*"\nwrite-out = "\\n%{http_code}\\n"\n')
     return run("bash", folder=folder, settings={"HOME": str(folder)}, text="\n".join(lines) + "\n")
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the lines that init prints are for curl, which is not here")
-@pytest.mark.skipif(shutil.which("bash") is None, reason="the lines that init prints are for bash, which is not here")
-def test_the_printed_lines_work_word_for_word_in_bash(tmp_path: Path, serve: Serve) -> None:
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the printed lines need curl")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the printed lines need bash")
+def test_the_printed_lines_work_unchanged_in_bash(tmp_path: Path, serve: Serve) -> None:
     settings = {"PORT": str(free_port())}
     printed = token_vault("init", folder=tmp_path, settings=settings).stdout
     with serve(Home(folder=tmp_path, service_key="", settings=settings)):

@@ -1,4 +1,4 @@
-"""`token-vault kms cost`: figures that can be checked with a pencil."""
+"""`token-vault kms cost`: figures calculated by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from app.cli import main
+from app.cli.kms import cost
 
 # $1 for the key and $3 for each million requests after the first 20,000; an age of 300 s fits 8,640 times in 30 days
 CALCULATED = [
     # 1,000,000 - 20,000 = 980,000 -> $2.94; 1,000 users x 50 visits = 50,000, of which 30,000 cost $0.09
     ((1_000, 1_000, 20, 1, 300), ("1,000,000", "3.94"), ("50,000", "1.09"), ("1,000,000", "3.94")),
-    # nobody does anything beyond the free requests
+    # no more than the free requests
     ((100, 100, 20, 1, 300), ("10,000", "1.00"), ("500", "1.00"), ("10,000", "1.00")),
     # 10 operations in visits of 4 are 3 visits; 30,000 - 20,000 = 10,000 -> $0.03
     ((10_000, 10, 4, 1, 300), ("100,000", "1.24"), ("30,000", "1.03"), ("100,000", "1.24")),
@@ -29,7 +29,7 @@ CALCULATED = [
 
 
 @pytest.mark.parametrize(("usage", "each", "visits", "most"), CALCULATED)
-def test_the_figures_are_those_of_a_calculation_by_hand(
+def test_the_figures_match_a_calculation_by_hand(
     usage: tuple[int, ...],
     each: tuple[str, str],
     visits: tuple[str, str],
@@ -40,24 +40,24 @@ def test_the_figures_are_those_of_a_calculation_by_hand(
     assert re.findall(r"([0-9,]+) requests +\$ *([0-9,.]+)\n", _cost(*arguments))[:3] == [each, visits, most]
 
 
-def test_what_readiness_asks_is_counted_apart() -> None:
+def test_requests_of_readiness_checks_are_a_separate_line() -> None:
     words = _cost("--users", "1", "--operations-per-user", "1", "--replicas", "2")
     # every 10 s a probe, every 300 s the self-test's data key: 259,200 + 8,640, twice -> $1.60704
     assert re.findall(r"readyz.* ([0-9,]+) requests +\$ *([0-9,.]+)\n", words) == [("535,680", "1.61")]
 
 
-def test_the_prices_and_the_model_are_said() -> None:
+def test_the_prices_and_the_model_are_printed() -> None:
     words = " ".join(_cost("--users", "5", "--operations-per-user", "7").split())
-    told = ("$1.00 for the key", "$0.03 per 10,000 requests", "20,000 free", "20 at a time within 300 seconds")
-    assert [phrase for phrase in told if phrase not in words] == []
+    printed = ("$1.00 for the key", "$0.03 per 10,000 requests", "20,000 free", "20 at a time within 300 seconds")
+    assert [phrase for phrase in printed if phrase not in words] == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("--users", "0", "--operations-per-user", "1"), ("--users", "5")])
 def test_a_wrong_number_is_exit_code_2(arguments: tuple[str, ...]) -> None:
-    assert CliRunner().invoke(main, ["kms", "cost", *arguments]).exit_code == 2
+    assert CliRunner().invoke(cost, arguments).exit_code == 2
 
 
 def _cost(*arguments: str) -> str:
-    done = CliRunner().invoke(main, ["kms", "cost", *arguments])
+    done = CliRunner().invoke(cost, arguments)
     assert (done.exit_code, done.stderr) == (0, "")
     return done.stdout

@@ -1,10 +1,9 @@
-"""`token-vault kms setup` against KMS over HTTP: what it leaves behind, however often and however far it ran."""
+"""`token-vault kms setup` against KMS over HTTP: complete, repeated, killed and refused runs."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.support.process.home import COMMAND, environment, token_vault
-from tests.support.process.key_commands import require_refusal
+from tests.support.process.home import COMMAND, environment, require_refusal, token_vault
 from tests.support.stack.kms import REGION, Kms
 from tests.support.stack.kms_faults import Cut, KmsFault
 from tests.support.stack.kms_gate import ADMINISTRATOR
 from tests.support.stack.loopback import LOOPBACK, free_port
+from tests.support.waiting import eventually
 
 ROLE = "arn:aws:iam::123456789012:role/token-vault"
 OPERATIONS = ["Encrypt", "Decrypt", "GenerateDataKey"]
@@ -25,7 +24,7 @@ CHANGES = {"CreateKey", "CreateAlias", "EnableKeyRotation", "CreateGrant"}
 
 
 class Account:
-    """One KMS as the one who runs the command sees it, and an alias that nobody has used."""
+    """KMS as the operator sees it, and an unused alias."""
 
     def __init__(self, kms: Kms, folder: Path) -> None:
         self.kms = kms
@@ -80,7 +79,7 @@ def _states(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.split()[0] for line in done.stdout.partition("\n\n")[0].splitlines()]
 
 
-def test_it_makes_all_of_it_and_a_second_run_changes_nothing(account: Account) -> None:
+def test_a_run_creates_everything_and_a_second_changes_nothing(account: Account) -> None:
     before = account.keys()
     done = account.run()
     assert (done.returncode, done.stderr, _states(done)) == (0, "", ["done"] * 4)
@@ -96,7 +95,7 @@ def test_it_makes_all_of_it_and_a_second_run_changes_nothing(account: Account) -
     assert done.stdout.partition("\n\n")[2] == again.stdout.partition("\n\n")[2]
 
 
-def test_it_prints_the_policy_and_the_settings_with_the_keys_arn(account: Account) -> None:
+def test_the_policy_and_the_settings_are_printed_with_the_key_arn(account: Account) -> None:
     printed = account.run().stdout
     policy, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
     arn = account.key()["Arn"]
@@ -115,7 +114,7 @@ def test_it_prints_the_policy_and_the_settings_with_the_keys_arn(account: Accoun
     assert printed.splitlines()[-3:] == ["USE_KMS=true", f"KMS_KEY_ID={arn}", f"AWS_REGION={REGION}"]
 
 
-def test_a_dry_run_says_all_of_it_and_changes_nothing(account: Account) -> None:
+def test_a_dry_run_prints_every_step_and_changes_nothing(account: Account) -> None:
     before = account.keys()
     done = account.run("--dry-run")
     assert (done.returncode, done.stderr, _states(done)) == (0, "", ["would"] * 4)
@@ -138,9 +137,9 @@ def test_a_dry_run_says_all_of_it_and_changes_nothing(account: Account) -> None:
         ("CreateGrant", True),
     ],
 )
-def test_killed_half_way_it_goes_on_where_it_was(account: Account, call: str, arrives: bool) -> None:
+def test_a_run_continues_after_a_killed_one(account: Account, call: str, arrives: bool) -> None:
     before = account.keys()
-    # the process dies while it waits for an answer; its request arrives all the same, or it never does
+    # the process is killed while it waits for an answer, and its request arrives or is lost
     fault = KmsFault(delay_seconds=30, cut=None if arrives else Cut.BEFORE_THE_ANSWER)
     account.kms.faults.inject(fault, operation=call)
     with subprocess.Popen(
@@ -150,25 +149,27 @@ def test_killed_half_way_it_goes_on_where_it_was(account: Account, call: str, ar
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        _wait_for(account, call)
+        eventually(lambda: call in account.kms.operations(), within_seconds=60)
         process.kill()
-    account.kms.faults.clear()
-    time.sleep(0.2)  # what was waiting is answered now
+    account.kms.faults.clear()  # ends the delay
+    if arrives:
+        eventually(lambda: _is_done(account, call, before), within_seconds=60)
     done = account.run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(account.keys() - before) == 1, "no key is left over, and none is paid for twice"
+    assert len(account.keys() - before) == 1, "a second key would be paid for"
     account.require_complete()
 
 
-def _wait_for(account: Account, call: str) -> None:
-    deadline = time.monotonic() + 20
-    while call not in account.kms.operations():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def _is_done(account: Account, call: str, keys_before: set[str]) -> bool:
+    if call == "CreateKey":
+        return account.keys() > keys_before
+    if call == "CreateAlias":
+        return account.alias in {one["AliasName"] for one in account.client.list_aliases()["Aliases"]}
+    return len(account.grants()) == 1
 
 
 @pytest.mark.parametrize("when", Cut)
-def test_a_lost_answer_to_create_key_is_not_asked_for_twice(account: Account, when: Cut) -> None:
+def test_create_key_is_not_repeated_after_a_lost_answer(account: Account, when: Cut) -> None:
     before = account.keys()
     account.kms.faults.cut(when, operation="CreateKey")
     done = account.run()
@@ -181,8 +182,8 @@ def test_a_lost_answer_to_create_key_is_not_asked_for_twice(account: Account, wh
     account.require_complete()
 
 
-def test_a_throttled_look_at_tags_is_repeated(account: Account) -> None:
-    account.client.create_key()  # which has no alias
+def test_a_throttled_request_for_tags_is_repeated(account: Account) -> None:
+    account.client.create_key()  # without an alias
     account.kms.faults.error("ThrottlingException", operation="ListResourceTags", times=2)
     done = account.run()
     assert (done.returncode, done.stderr) == (0, "")
@@ -193,9 +194,7 @@ def test_a_throttled_look_at_tags_is_repeated(account: Account) -> None:
     ("change", "words"),
     [("disable_key", ("disabled", "enable-key")), ("schedule_key_deletion", ("deletion", "cancel-key-deletion"))],
 )
-def test_an_alias_of_a_key_that_cannot_work_is_refused_in_words(
-    account: Account, change: str, words: tuple[str, ...]
-) -> None:
+def test_an_alias_of_an_unusable_key_is_refused(account: Account, change: str, words: tuple[str, ...]) -> None:
     account.run()
     before = account.keys()
     getattr(account.client, change)(KeyId=account.key()["KeyId"])
@@ -211,7 +210,7 @@ def test_an_alias_of_an_asymmetric_key_is_refused(account: Account) -> None:
     require_refusal(account.run(), 1, account.alias, "symmetric")
 
 
-def test_a_grant_without_the_condition_is_not_taken_for_the_right_one(account: Account) -> None:
+def test_a_grant_without_the_condition_is_not_enough(account: Account) -> None:
     account.run()
     (right,) = account.grants()
     account.client.revoke_grant(KeyId=account.key()["KeyId"], GrantId=right["GrantId"])
@@ -233,14 +232,16 @@ def test_without_a_role_there_is_no_grant(account: Account) -> None:
 
 
 @pytest.mark.parametrize("call", ["DescribeKey", "CreateKey", "CreateGrant"])
-def test_a_denied_call_is_one_line_with_its_name(account: Account, call: str) -> None:
+def test_a_denied_call_is_named_in_one_line(account: Account, call: str) -> None:
     account.kms.faults.error("AccessDeniedException", operation=call)
     done = account.run()
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: AWS KMS {call}: AccessDeniedException")
-    assert "made up" not in done.stdout + done.stderr, "no text of KMS"
-    assert ("create the symmetric key" in done.stdout) == (call not in {"DescribeKey", "CreateKey"}), "done is said"
+    assert "made up" not in done.stdout + done.stderr, "a text of KMS"
+    assert ("create the symmetric key" in done.stdout) == (call not in {"DescribeKey", "CreateKey"}), (
+        "a completed step is printed"
+    )
 
 
 def test_a_missing_region_is_one_line(account: Account) -> None:
@@ -255,7 +256,7 @@ def test_a_missing_region_is_one_line(account: Account) -> None:
         ("--role-arn", "arn:aws:sts::123456789012:assumed-role/token-vault/session"),
     ],
 )
-def test_a_wrong_name_is_one_line_before_anything_is_asked(account: Account, arguments: tuple[str, str]) -> None:
+def test_a_wrong_name_is_refused_before_any_request(account: Account, arguments: tuple[str, str]) -> None:
     require_refusal(account.run(*arguments), 2, arguments[0])
     assert account.kms.operations() == []
 
@@ -267,15 +268,17 @@ def test_a_wrong_name_is_one_line_before_anything_is_asked(account: Account, arg
         ({"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, ("DescribeKey", "credentials")),
     ],
 )
-def test_no_way_to_kms_is_one_line(account: Account, settings: dict[str, str], words: tuple[str, ...]) -> None:
+def test_unreachable_kms_and_missing_credentials_are_one_line(
+    account: Account, settings: dict[str, str], words: tuple[str, ...]
+) -> None:
     if "AWS_ACCESS_KEY_ID" in settings:
         del account.settings["AWS_ACCESS_KEY_ID"], account.settings["AWS_SECRET_ACCESS_KEY"]
         settings = {name: value for name, value in settings.items() if value}
     require_refusal(account.run(**settings), 1, *words)
 
 
-def test_the_env_file_says_where_kms_is_and_not_who_asks(account: Account) -> None:
-    """The service's own credentials are not to be tried on what only an administrator may do."""
+def test_the_env_file_gives_the_endpoint_and_no_credentials(account: Account) -> None:
+    """The credentials of the service must not be used for an administrator's calls."""
     place = {name: account.settings.pop(name) for name in ("AWS_ENDPOINT_URL_KMS", "AWS_REGION")}
     lines = [f"{name}={value}\n" for name, value in place.items()]
     (account.folder / ".env").write_text("".join(lines))

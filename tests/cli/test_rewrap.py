@@ -17,8 +17,15 @@ import pytest
 
 from app.rewrap.sweep import PAGE_ROWS
 from tests.support.paths import ROOT
-from tests.support.process.home import COMMAND, COMMAND_SECONDS, environment, new_master_key, run, token_vault
-from tests.support.process.key_commands import require_refusal
+from tests.support.process.home import (
+    COMMAND,
+    COMMAND_SECONDS,
+    environment,
+    new_master_key,
+    require_refusal,
+    run,
+    token_vault,
+)
 from tests.support.rewrap.command import Printed, ended, rewrap, started, wait_for, without_progress
 from tests.support.rewrap.stored_rows import (
     KEYS,

@@ -1,4 +1,4 @@
-"""`token-vault service-key`: keys are made, listed and revoked."""
+"""`token-vault service-key`: create, list and revoke keys."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process.home import Home, files_of, new_home
+from tests.support.process.home import Home, files_of, new_home, require_refusal
 from tests.support.process.key_commands import (
     KEY_FILE,
     create_key,
     entries_of,
     hash_of,
     home_with_key_file,
-    require_refusal,
     service_key,
     write_key_file,
 )
@@ -29,14 +28,14 @@ def home(tmp_path: Path) -> Home:
     return home_with_key_file(tmp_path)
 
 
-def test_the_key_stands_alone_on_standard_output(home: Home) -> None:
+def test_only_the_key_is_on_standard_output(home: Home) -> None:
     done = service_key(home, "create", "--service", "api", "--scope", "tokens:read")
     assert done.returncode == 0
     assert FULL_KEY.fullmatch(done.stdout.removesuffix("\n"))
     assert not FULL_KEY.search(done.stderr)
 
 
-def test_the_file_is_private_and_holds_only_thehash_of(home: Home) -> None:
+def test_the_file_is_private_and_holds_only_the_hash(home: Home) -> None:
     key = create_key(home)
     (entry,) = entries_of(home)
     assert entry == {"service": "api", "sha256": hash_of(key), "scopes": ["tokens:read"]}
@@ -44,7 +43,7 @@ def test_the_file_is_private_and_holds_only_thehash_of(home: Home) -> None:
     assert not [name for name, (content, _) in files_of(home.folder).items() if key.encode() in content]
 
 
-def test_scopes_and_providers_may_be_given_several_times(home: Home) -> None:
+def test_scopes_and_providers_are_repeatable(home: Home) -> None:
     create_key(home, "--scope", "tokens:write", "--provider", "google", "--provider", "canvas")
     (entry,) = entries_of(home)
     assert entry["scopes"] == ["tokens:read", "tokens:write"]
@@ -57,7 +56,7 @@ def test_90d_expires_in_90_days(home: Home) -> None:
     assert abs(expires_at - datetime.now(UTC) - timedelta(days=90)) < timedelta(minutes=1)
 
 
-def test_a_key_may_expire_at_an_rfc_3339_time_in_any_offset(home: Home) -> None:
+def test_a_key_expires_at_an_rfc_3339_time_in_any_offset(home: Home) -> None:
     create_key(home, "--expires", "2099-03-01T02:00:00+02:00")
     expires_at = datetime.fromisoformat(entries_of(home)[0]["expires_at"])
     assert expires_at == datetime(2099, 3, 1, tzinfo=UTC)
@@ -88,19 +87,19 @@ def test_a_bad_value_is_refused_in_one_line_and_writes_nothing(home: Home, optio
 
 
 @pytest.mark.parametrize("arguments", [("--service", "api"), ("--scope", "tokens:read"), ("--scope", "tokens:all")])
-def test_what_is_missing_or_unknown_is_refused(home: Home, arguments: tuple[str, ...]) -> None:
+def test_a_missing_option_or_an_unknown_scope_is_refused(home: Home, arguments: tuple[str, ...]) -> None:
     done = service_key(home, "create", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Error: " in done.stderr
     assert files_of(home.folder) == {}
 
 
-def test_without_a_file_to_keep_it_in_no_key_is_made(tmp_path: Path) -> None:
+def test_without_a_key_file_no_key_is_created(tmp_path: Path) -> None:
     done = service_key(new_home(tmp_path), "create", "--service", "api", "--scope", "tokens:read")
     require_refusal(done, 2, "SERVICE_KEYS_FILE")
 
 
-def test_the_list_shows_what_each_key_may_do_and_nothing_to_present(home: Home) -> None:
+def test_the_list_shows_each_keys_permissions_and_no_secret(home: Home) -> None:
     key = create_key(home, "--provider", "canvas", "--expires", "2099-03-01T00:00:00Z", service="api")
     other = create_key(home, service="jobs")
     listed = service_key(home, "list")
@@ -113,13 +112,13 @@ def test_the_list_shows_what_each_key_may_do_and_nothing_to_present(home: Home) 
         assert secret not in listed.stdout + listed.stderr
 
 
-def test_the_list_tells_which_keys_have_expired(home: Home) -> None:
+def test_the_list_marks_expired_keys(home: Home) -> None:
     entry = {"service": "api", "sha256": "0" * 64, "scopes": ["tokens:read"], "expires_at": "2001-01-01T00:00:00Z"}
     write_key_file(home, json.dumps([entry]))
     assert "expired" in service_key(home, "list").stdout
 
 
-def test_an_empty_list_says_what_that_means(home: Home) -> None:
+def test_an_empty_list_explains_that_every_call_gets_401(home: Home) -> None:
     listed = service_key(home, "list")
     assert listed.returncode == 0
     assert "401" in listed.stdout
@@ -142,7 +141,7 @@ def test_all_keys_of_a_service_are_revoked_by_its_name(home: Home) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("0123456789ab",), ("--service", "nobody")])
-def test_revoking_what_is_not_there_is_exit_code_1(home: Home, arguments: tuple[str, ...]) -> None:
+def test_revoking_an_unknown_key_is_exit_code_1(home: Home, arguments: tuple[str, ...]) -> None:
     create_key(home)
     before = entries_of(home)
     require_refusal(service_key(home, "revoke", *arguments), 1, "nothing was changed")
@@ -150,15 +149,15 @@ def test_revoking_what_is_not_there_is_exit_code_1(home: Home, arguments: tuple[
 
 
 @pytest.mark.parametrize("arguments", [(), ("0123456789ab", "--service", "api"), ("abc",), ("ABCDEF012345",), ("",)])
-def test_a_revocation_that_names_no_key_clearly_is_refused(home: Home, arguments: tuple[str, ...]) -> None:
+def test_an_unclear_revocation_is_refused(home: Home, arguments: tuple[str, ...]) -> None:
     create_key(home)
     before = entries_of(home)
     require_refusal(service_key(home, "revoke", *arguments), 2)
     assert entries_of(home) == before
 
 
-def test_a_fingerprint_that_fits_two_keys_revokes_neither(home: Home) -> None:
+def test_a_fingerprint_of_two_keys_revokes_neither(home: Home) -> None:
     hashes = ["abcdef01" + digit * 56 for digit in "01"]
     write_key_file(home, json.dumps([{"service": "api", "sha256": each, "scopes": ["tokens:read"]} for each in hashes]))
-    require_refusal(service_key(home, "revoke", "abcdef01"), 2, "more of their digits")
+    require_refusal(service_key(home, "revoke", "abcdef01"), 2, "give more digits")
     assert [entry["sha256"] for entry in entries_of(home)] == hashes

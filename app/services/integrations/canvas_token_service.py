@@ -1,4 +1,4 @@
-"""The import path of PulsePlan's scripts for Canvas tokens: `get_canvas_token_service()`."""
+"""Canvas tokens for PulsePlan's scripts: `get_canvas_token_service()`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from app.tokens.vault import TokenVault
 
 
 class CanvasTokenService:
-    """Stores and retrieves Canvas tokens for PulsePlan's scripts.
+    """Store and retrieve Canvas tokens.
 
-    `open_vault` is entered once for each call, so that a script may run each call in an event loop of its own.
+    Each call enters `open_vault`, because a script may run each call in another event loop.
     """
 
     def __init__(self, *, open_vault: Callable[[], AbstractAsyncContextManager[TokenVault]], caller: Caller) -> None:
@@ -26,9 +26,9 @@ class CanvasTokenService:
         self._caller = caller
 
     async def store_canvas_token(self, user_id: str, canvas_url: str, api_token: str) -> dict[str, Any]:
-        """Store a manual token; return the token's mapping without its secret.
+        """Store a manual token; return `user_id`, `base_url` and `status`.
 
-        Raises `InvalidRequest` where the URL is not https or the token empty, and what `TokenVault.store` raises.
+        Raises `InvalidRequest` if the URL is not https or the token is empty, and the errors of `TokenVault.store`.
         """
         token_id = TokenId.parse(user_id, CANVAS)
         given = TokenInput(access_token=SecretStr(api_token), base_url=parse_base_url(canvas_url))
@@ -37,9 +37,9 @@ class CanvasTokenService:
         return {"user_id": user_id, "base_url": result.token.base_url, "status": result.token.status.value}
 
     async def retrieve_canvas_token(self, user_id: str) -> dict[str, Any] | None:
-        """Return `api_token`, `base_url`, `status` and `user_id`, or `None` where the user has no token.
+        """Return `api_token`, `base_url`, `status` and `user_id`, or `None` if the user has no token.
 
-        `api_token` is `None` where `status` is not `ok`. Raises what `TokenVault.reveal` raises.
+        `api_token` is `None` if `status` is not `ok`. Raises the errors of `TokenVault.reveal`.
         """
         token_id = TokenId.parse(user_id, CANVAS)
         async with self._open_vault() as vault:
@@ -60,7 +60,7 @@ class CanvasTokenService:
 
 @cache
 def get_canvas_token_service() -> CanvasTokenService:
-    """Build the service from the environment, once. For scripts; the app itself applies `canvas_rule`."""
+    """Return the service, built from the environment on the first call. For scripts only."""
     from app.composition import open_vault  # noqa: PLC0415  importing this module does nothing
     from app.config.settings import load_settings  # noqa: PLC0415  importing this module does nothing
 

@@ -1,9 +1,9 @@
-"""The command lines that `token-vault` takes, and whether one that stands in a file is among them."""
+"""Check that a command line in a document is one that `token-vault` accepts."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -13,17 +13,17 @@ PROGRAM = "token-vault"
 
 
 def check_command_line(words: Sequence[str]) -> None:
-    """Parse the words as the program would, without running anything; raises `click.ClickException`."""
+    """Parse the words like the program, without running the command; raises `click.ClickException`."""
     program, *arguments = words
     assert program == PROGRAM
     command: click.Command = main
-    # --help and --version end the parsing, and so does the bare name of a group, which shows its help
+    # --help, --version and a group without a command end the parsing
     with contextlib.suppress(click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         context = main.make_context(PROGRAM, arguments)
         while isinstance(command, click.Group):
             name, found, arguments = command.resolve_command(
                 context,
-                [*context._protected_args, *context.args],  # noqa: SLF001  where click keeps them for `invoke`
+                [*context._protected_args, *context.args],  # noqa: SLF001  click keeps them there for `invoke`
             )
             assert name is not None
             assert found is not None
@@ -32,7 +32,20 @@ def check_command_line(words: Sequence[str]) -> None:
 
 
 def commands_of(group: click.Group) -> dict[str, click.Command]:
-    """Return the commands below this one by name."""
+    """Return the commands of a group by name."""
     context = click.Context(group)
     found = {name: group.get_command(context, name) for name in group.list_commands(context)}
     return {name: command for name, command in found.items() if command is not None}
+
+
+def leaf_commands() -> dict[tuple[str, ...], click.Command]:
+    """Return every command that is no group by its words, such as ("keys", "retire")."""
+
+    def below(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+        if isinstance(command, click.Group):
+            for name, one in commands_of(command).items():
+                yield from below(one, (*path, name))
+        else:
+            yield path, command
+
+    return dict(below(main, ()))

@@ -1,4 +1,4 @@
-"""Stores as they are before a sweep, or a command that counts, comes by."""
+"""Fixtures: stores with rows, and servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.stack.reaper import Reaper
 
 @pytest.fixture(params=["sqlite", "supabase"])
 def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
-    """An empty store, past the vault; a test that asks for it runs once on each."""
+    """Direct access to an empty store; the test runs once on SQLite and once on Supabase."""
     if request.param == "sqlite":
         return SqliteRows(tmp_path / "vault.db")
     return SupabaseRows(request.getfixturevalue("supabase"))
@@ -22,11 +22,11 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Rows:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> SqliteRows:
-    """Where a test's claim does not depend on the store."""
+    """Direct access to an empty SQLite store, for claims that do not depend on the store."""
     return SqliteRows(tmp_path / "vault.db")
 
 
 @pytest.fixture(scope="session")
 def serve(stack_reaper: Reaper) -> Serve:
-    """Start servers that end with their `with` block, or with this run however it ends."""
+    """Start servers that end with their `with` block, or with the test run."""
     return partial(serving, reaper=stack_reaper)

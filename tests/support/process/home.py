@@ -1,4 +1,4 @@
-"""A folder that a vault lives in, the settings it is started with, and the command itself."""
+"""The folder and the settings of one vault, and commands that run in it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.process.prepared import run_prepared
 from tests.support.stack.loopback import free_port
 
 COMMAND: Final = str(Path(sys.executable).with_name("token-vault"))
-COMMAND_SECONDS: Final = 30
-# A program under test finds what users have installed, and not what the tests have beside it: it would import `rich`,
-# and look through three times as many packages for plugins.
+COMMAND_SECONDS: Final = 60
+# The program under test sees the packages that users have: the test environment would add `rich`, and a search of three
+# times as many packages for pydantic plugins.
 AS_USERS_HAVE_IT: Final = {
     "PYTHONPATH": str(ROOT / "tests" / "support" / "absent"),
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
@@ -37,24 +37,29 @@ ALL_SCOPES: Final = (
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment with these settings and nothing inherited but what any program needs."""
+    """Return these settings and the few variables that every program needs."""
     kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
     return {name: os.environ[name] for name in kept if name in os.environ} | AS_USERS_HAVE_IT | dict(settings)
 
 
 def token_vault(
-    *arguments: str, folder: Path, settings: Mapping[str, str] | None = None
+    *arguments: str, folder: Path, settings: Mapping[str, str] | None = None, broken: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `token-vault` in this folder to its end, without what its imports cost."""
+    """Run `token-vault` in this folder to its end; see `run_prepared`."""
     return run_prepared(
-        COMMAND, arguments, folder=folder, environment=environment(settings or {}), timeout_seconds=COMMAND_SECONDS
+        COMMAND,
+        arguments,
+        folder=folder,
+        environment=environment(settings or {}),
+        timeout_seconds=COMMAND_SECONDS,
+        broken=broken,
     )
 
 
 def run(
     *command: str, folder: Path, settings: Mapping[str, str] | None = None, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in this folder to its end, with `text` as its standard input."""
+    """Run a new process in this folder to its end, with `text` as standard input."""
     return subprocess.run(
         command,
         cwd=folder,
@@ -67,9 +72,17 @@ def run(
     )
 
 
+def require_refusal(done: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+    """Require this exit code, nothing on standard output, and one line of error that contains each of the words."""
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert [word for word in words if word not in line] == []
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a vault lives and how it is configured; `service_key` may do everything."""
+    """The folder and the settings of one vault; `service_key` has every scope."""
 
     folder: Path
     service_key: str
@@ -77,7 +90,7 @@ class Home:
 
 
 def new_home(folder: Path, **settings: str) -> Home:
-    """Make up a configuration for this folder on the embedded store; `settings` add to it or replace parts."""
+    """Return a home on SQLite with new keys and a free port; `settings` add to it or replace parts."""
     service_key = f"ptv_{secrets.token_urlsafe(32)}"
     entry = {
         "service": "tests",
@@ -109,7 +122,7 @@ def initialised_home(folder: Path) -> Home:
 
 
 def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Return the content and the time of the last change of each file below the folder."""
+    """Return the content and the modification time of each file below the folder."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))

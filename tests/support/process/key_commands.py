@@ -1,4 +1,4 @@
-"""`token-vault service-key` in one folder, for the tests around it."""
+"""`token-vault service-key` in a home with a file of service keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY_FILE: Final = "keys/service-keys.json"
 
 
 def home_with_key_file(folder: Path) -> Home:
-    """Return a home whose keys are in a file, which does not exist yet, and none in the environment."""
+    """Return a home with `SERVICE_KEYS_FILE`, which does not exist yet, and without `SERVICE_KEYS`."""
     return new_home(folder, SERVICE_KEYS="", SERVICE_KEYS_FILE=KEY_FILE)
 
 
@@ -23,7 +23,7 @@ def service_key(home: Home, *arguments: str) -> CompletedProcess[str]:
 
 
 def create_key(home: Home, *arguments: str, service: str = "api") -> str:
-    """Create a key that may at least read, and return it."""
+    """Create a key with `tokens:read` and the scopes in `arguments`, and return it."""
     done = service_key(home, "create", "--service", service, "--scope", "tokens:read", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
@@ -42,11 +42,3 @@ def entries_of(home: Home) -> list[dict[str, Any]]:
 
 def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def require_refusal(done: CompletedProcess[str], exit_code: int, *words: str) -> None:
-    """Demand that a command ended with this exit code and one line, in which each of the words stands."""
-    assert (done.returncode, done.stdout) == (exit_code, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert [word for word in words if word not in line] == []

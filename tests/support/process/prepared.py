@@ -1,8 +1,8 @@
-"""`token-vault` run to its end in a process that begins with the libraries imported.
+"""Run `token-vault` to its end in a forked process that has everything imported already.
 
-Three quarters of a short command are imports of others' libraries, and the tests run hundreds. So one process imports
-these, and nothing of the vault's own, and becomes each command by forking: what such a command reads, writes, prints
-and ends with is its own. How the installed program starts, and is stopped and killed, is shown with that itself.
+A short command spends nearly all of its time on imports, and the tests run hundreds. So one process imports the
+libraries and the vault, which reads no setting and starts nothing (tests/system/test_import_paths.py), and forks for
+each command. Tests of how the installed program starts, stops and dies run that program instead.
 """
 
 from __future__ import annotations
@@ -13,38 +13,47 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Never
 from unittest import mock
 
-_IMPORTED: Final = (
+from app.cli.group import COMMANDS
+
+BROKEN_TEXT: Final = "CANARY-of-a-library"
+_PRELOADED: Final = (
     "__main__",  # else each command would import pytest's
-    "apsw",
-    "asyncio",
-    "boto3",
-    "click",
-    "cryptography.hazmat.primitives.ciphers.aead",
-    "cryptography.x509",
-    "httpx_aiohttp",
-    "pydantic_settings",
-    "structlog",
-    "supabase",
-    "uvicorn",
+    *(f"app.cli.{name.replace('-', '_')}" for name in COMMANDS),
+    # imported lazily
+    "app.cli.doctor_kms",
+    "app.cli.unexpected_errors",
+    "app.main",
+    "app.security.kms.setup",
+    "app.stores.supabase.repository",
 )
 
 
 def run_prepared(
-    program: str, arguments: tuple[str, ...], *, folder: Path, environment: Mapping[str, str], timeout_seconds: float
+    program: str,
+    arguments: tuple[str, ...],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    timeout_seconds: float,
+    broken: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command with nothing to read; raises `subprocess.TimeoutExpired` like `subprocess.run`."""
+    """Run the command with empty standard input; raises `subprocess.TimeoutExpired` like `subprocess.run`.
+
+    `broken` names a function, such as "json.loads", that raises `RuntimeError(BROKEN_TEXT)` in this process.
+    """
     command = [program, *arguments]
     with TemporaryDirectory() as outputs:
         streams = [Path(outputs, name) for name in ("stdout", "stderr")]
         process = _context(environment.get("PYTHONPATH", "")).Process(
-            target=_become, args=(command, str(folder), dict(environment), [str(stream) for stream in streams])
+            target=_become, args=(command, str(folder), dict(environment), [str(stream) for stream in streams], broken)
         )
         process.start()
         process.join(timeout_seconds)
@@ -60,15 +69,17 @@ def run_prepared(
 
 @cache
 def _context(python_path: str) -> ForkServerContext:
-    """Start what forks, with this path, as the command itself would have it."""
+    """Start the process that forks, with the module search path of the installed command."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_IMPORTED))
+    context.set_forkserver_preload(list(_PRELOADED))
     with mock.patch.dict(os.environ, {"PYTHONPATH": python_path}):
         forkserver.ensure_running()
     return context
 
 
-def _become(command: list[str], folder: str, environment: dict[str, str], outputs: list[str]) -> None:
+def _become(
+    command: list[str], folder: str, environment: dict[str, str], outputs: list[str], broken: str | None
+) -> None:
     for descriptor, path in enumerate(outputs, start=1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, descriptor)
@@ -78,6 +89,13 @@ def _become(command: list[str], folder: str, environment: dict[str, str], output
     os.environ.update(environment)
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in environment
     sys.argv = command
-    from app.cli import main  # noqa: PLC0415  only here is the vault's own code imported
+    if broken is not None:
+        module, _, name = broken.rpartition(".")
+        setattr(import_module(module), name, _fail)
+    from app.cli import main  # noqa: PLC0415  the tests' own process must not be hardened
 
     main()
+
+
+def _fail(*_: object, **__: object) -> Never:
+    raise RuntimeError(BROKEN_TEXT)

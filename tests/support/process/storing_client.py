@@ -1,4 +1,4 @@
-"""A client that keeps storing and rotating, and remembers what the vault has acknowledged."""
+"""A client that stores and rotates in a loop and records the acknowledged writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.support.process.wire import Wire, token_path
 
 
 def secret_of(user_id: UUID, version: int) -> str:
-    """Return the one secret that a version of a user's token ever has: each token has a single writer."""
+    """Return the secret of a version of a user's token; it is unique, because each token has one writer."""
     return f"secret of version {version} for {user_id}"
 
 
 class StoringClient:
-    """Writes from a thread of its own until the server is gone: every third write rotates the newest token."""
+    """Write from a thread until the server is gone; every third write rotates the newest token."""
 
     def __init__(self, server: Server) -> None:
         self.acknowledged: dict[UUID, int] = {}
@@ -28,7 +28,7 @@ class StoringClient:
 
     @property
     def acknowledgements(self) -> int:
-        # `values` is copied at once, so the thread may go on writing
+        # `list` copies the values in one step, while the thread keeps writing
         return sum(list(self.acknowledged.values()))
 
     def join(self) -> None:
