@@ -1,4 +1,4 @@
-"""Whatever clients do while tokens are moved: no acknowledged write is lost, and no deleted token returns."""
+"""Random histories of clients beside sweeps: no acknowledged write is lost, and no deleted token returns."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import local_encryption
 from tests.support.rewrap.sweeps import sweep
+from tests.support.sizes import size
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.pausing import pauses, pausing
 from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
@@ -44,7 +45,7 @@ waits = st.lists(st.integers(0, 4), min_size=1, max_size=8)
 
 @dataclass(slots=True)
 class Held:
-    """What must be there of one token; `None` where it is deleted."""
+    """The expected content of one token; `None` if it is deleted."""
 
     access: str | None = None
     refresh: str | None = None
@@ -52,7 +53,7 @@ class Held:
 
 
 class Client:
-    """The one writer of a token, that knows what it was told."""
+    """The only writer of a token, with its expected content."""
 
     def __init__(self, vaults: dict[int, TokenVault]) -> None:
         self.token_id = TokenId(str(uuid4()), "google")
@@ -77,7 +78,7 @@ class Client:
         except TokenNotFound:
             assert self.held.access is None
         else:
-            assert self.held.access is not None, "a deleted token is back"
+            assert self.held.access is not None, "a deleted token returned"
             self.held.access = secret
 
     async def patch(self, vault: TokenVault, _: str) -> None:
@@ -86,7 +87,7 @@ class Client:
         except TokenNotFound:
             assert self.held.access is None
         else:
-            assert self.held.access is not None, "a deleted token is back"
+            assert self.held.access is not None, "a deleted token returned"
             self.held.notes = self._done
 
     async def delete(self, vault: TokenVault, _: str) -> None:
@@ -109,7 +110,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long each kind of caller pauses around its calls to the store, in milliseconds, over and over."""
+    """Pauses around calls of the store in milliseconds, repeated, for each kind of caller."""
 
     clients: list[int]
     sweeps: list[int]
@@ -122,19 +123,17 @@ all_histories = given(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=size(15, 100), deadline=None, suppress_health_check=list(HealthCheck))
 @all_histories
-def test_no_acknowledged_write_is_lost_and_no_deleted_token_returns(
-    histories: list[list[tuple[str, int]]], timing: Timing
-) -> None:
-    """Two sweeps at once, over and over, and rewraps on read run beside the clients."""
+def test_histories_on_sqlite(histories: list[list[tuple[str, int]]], timing: Timing) -> None:
+    """Two sweeps at once, repeated, and rewraps on read run beside the clients."""
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(_history(SqliteStore(Path(folder) / "vault.db"), histories, timing))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=size(6, 40), deadline=None, suppress_health_check=list(HealthCheck))
 @all_histories
-def test_nor_on_supabase(supabase: SupabaseStack, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
+def test_histories_on_supabase(supabase: SupabaseStack, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
     supabase.reset()  # for each history, not only for the first
     asyncio.run(_history(SupabaseStore(supabase), histories, timing))
 
@@ -168,7 +167,7 @@ async def _history(store: Store, histories: list[list[tuple[str, int]]], timing:
 
 
 def _is_whole(row: StoredToken) -> bool:
-    """Tell whether both secrets and all that is said of them are of one key, the new one."""
+    """Return whether both secrets and the columns about encryption are of the new key."""
     said = (row.encryption_scheme, row.encryption_method)
     secrets = [text for text in (row.access_ciphertext, row.refresh_ciphertext) if text is not None]
     return said == ("local:v2", "aes256-gcm-v2") and all(text.startswith("v2:") for text in secrets)

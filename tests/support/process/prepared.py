@@ -1,4 +1,4 @@
-"""Run `token-vault` to its end in a forked process that has everything imported already.
+"""Run `token-vault` in a forked process that has everything imported already.
 
 A short command spends nearly all of its time on imports, and the tests run hundreds. So one process imports the
 libraries and the vault, which reads no setting and starts nothing (tests/system/test_import_paths.py), and forks for
@@ -36,6 +36,55 @@ _PRELOADED: Final = (
 )
 
 
+class PreparedCommand:
+    """A running command with empty standard input. Call `end` or `kill` once."""
+
+    def __init__(
+        self,
+        program: str,
+        arguments: tuple[str, ...],
+        *,
+        folder: Path,
+        environment: Mapping[str, str],
+        broken: str | None = None,
+    ) -> None:
+        self._command = [program, *arguments]
+        self._outputs = TemporaryDirectory()
+        self._streams = [Path(self._outputs.name, name) for name in ("stdout", "stderr")]
+        self._process = _context(environment.get("PYTHONPATH", "")).Process(
+            target=_become,
+            args=(self._command, str(folder), dict(environment), [str(one) for one in self._streams], broken),
+        )
+        self._process.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def end(self, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; after the time kill the command and raise `subprocess.TimeoutExpired`."""
+        self._process.join(timeout_seconds)
+        if self._process.exitcode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(self._command, timeout_seconds)
+        return self._completed()
+
+    def kill(self) -> subprocess.CompletedProcess[str]:
+        """End the command with SIGKILL, unless it has ended."""
+        self._process.kill()
+        self._process.join()
+        return self._completed()
+
+    def _completed(self) -> subprocess.CompletedProcess[str]:
+        code = self._process.exitcode
+        assert code is not None
+        self._process.close()
+        # a command that was killed at once has opened nothing
+        stdout, stderr = (stream.read_text() if stream.exists() else "" for stream in self._streams)
+        self._outputs.cleanup()
+        return subprocess.CompletedProcess(self._command, code, stdout, stderr)
+
+
 def run_prepared(
     program: str,
     arguments: tuple[str, ...],
@@ -49,22 +98,8 @@ def run_prepared(
 
     `broken` names a function, such as "json.loads", that raises `RuntimeError(BROKEN_TEXT)` in this process.
     """
-    command = [program, *arguments]
-    with TemporaryDirectory() as outputs:
-        streams = [Path(outputs, name) for name in ("stdout", "stderr")]
-        process = _context(environment.get("PYTHONPATH", "")).Process(
-            target=_become, args=(command, str(folder), dict(environment), [str(stream) for stream in streams], broken)
-        )
-        process.start()
-        process.join(timeout_seconds)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout_seconds)
-        code = process.exitcode
-        process.close()
-        stdout, stderr = (stream.read_text() for stream in streams)
-    return subprocess.CompletedProcess(command, code, stdout, stderr)
+    command = PreparedCommand(program, arguments, folder=folder, environment=environment, broken=broken)
+    return command.end(timeout_seconds)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`token-vault rewrap` as a process, and what it printed."""
+"""`token-vault rewrap` as a process, and its output."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.process.home import COMMAND, COMMAND_SECONDS, environment, token_vault
+from tests.support.process.prepared import PreparedCommand
 
 _COUNTS: Final = ("due", "rewrapped", "overtaken", "unreadable", "in doubt", "remaining", "seconds", "rows/s")
 _LINE: Final = re.compile(r"^([a-z/]+(?: [a-z]+)?) {2,}([0-9][0-9,.]*|unknown)(?:  (.*))?$")
 _PROGRESS: Final = re.compile(
     r"^(?:counting|[0-9,]+(?: of [0-9,]+)? (?:read|done), .*"
-    r"|waiting  key_unavailable: the key was not there in time; .*|recovered)\n",
+    r"|waiting  key_unavailable: .*|recovered)\n",
     re.MULTILINE,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """How the command ended, and all that it said."""
+    """The exit code and the output of the command."""
 
     exit_code: int
     stdout: str
@@ -32,7 +33,7 @@ class Printed:
 
     @property
     def counts(self) -> dict[str, int | None]:
-        """The summary's numbers, without the times; `None` for what is unknown."""
+        """The counts of the summary, `None` for unknown."""
         lines = [found for line in self.stdout.splitlines() if (found := _LINE.fullmatch(line))]
         names = [found[1] for found in lines]
         assert ["rewrapped" if name == "readable" else name for name in names] == list(_COUNTS)
@@ -44,7 +45,7 @@ class Printed:
         """The unreadable rows by id, with the code of the error."""
         lines = re.findall(r"^unreadable  (\S+)  ([a-z_]+): .+$", self.stdout, re.MULTILINE)
         found = dict(lines)
-        assert len(found) == len(lines), "a row is told once"
+        assert len(found) == len(lines), "a row is printed once"
         return found
 
     @property
@@ -53,7 +54,7 @@ class Printed:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + COMMAND_SECONDS
     while not condition():
         assert time.monotonic() < deadline
@@ -77,6 +78,11 @@ def started(*arguments: str, folder: Path, settings: Mapping[str, str]) -> subpr
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def prepared(*arguments: str, folder: Path, settings: Mapping[str, str]) -> PreparedCommand:
+    """Start the command with the libraries imported, to be killed."""
+    return PreparedCommand(COMMAND, ("rewrap", *arguments), folder=folder, environment=environment(settings))
 
 
 def ended(process: subprocess.Popen[str], *, by: signal.Signals | None = None) -> Printed:
