@@ -1,4 +1,4 @@
-"""How many rows are encrypted in which way, and what that means for the keys."""
+"""The census: rows counted by encryption scheme, and the keys that they need."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PULSEPLAN_LOCAL = "pulseplan-local:"
 
 @dataclass(frozen=True, slots=True, order=True)
 class CensusRow:
-    """`rows` rows with this scheme. Where there is none, `materials` tells what their ciphertexts look like.
+    """`rows` rows with this scheme. If they have none, `materials` names the formats of their ciphertexts.
 
-    Each material is as `app.security.formats.material_of` names it; a row with a refresh token has two.
+    Names are those of `app.security.formats.material_of`; a row with a refresh token may have two.
     """
 
     scheme: str | None
@@ -30,7 +30,7 @@ class CensusRow:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """The whole table, counted at one moment, and the scheme that its rows should have, `None` if that is unknown."""
+    """The counted rows, and the scheme of the primary, `None` if it is unknown."""
 
     primary_scheme: str | None
     lines: tuple[CensusRow, ...]
@@ -45,7 +45,7 @@ class Census:
 
     @property
     def due(self) -> int | None:
-        """How many rows are not under the primary scheme; a sweep would move them. `None` if nobody can tell."""
+        """Rows that are not under the primary scheme; a sweep rewraps them. `None` if that scheme is unknown."""
         if self.primary_scheme is None:
             return None
         return sum(line.rows for line in self.lines if line.scheme != self.primary_scheme)
@@ -55,7 +55,7 @@ class Census:
         return list(dict.fromkeys(line.scheme for line in self.lines if line.scheme != self.primary_scheme))
 
     def needing_version(self, version: int) -> int:
-        """Count the rows of which a secret needs this version of the master key."""
+        """Count the rows that need this version of the master key."""
         return self._count(lambda need: _version(need) == version)
 
     def below_version(self, version: int) -> int:
@@ -70,12 +70,12 @@ class Census:
 
     @property
     def legacy(self) -> int:
-        """How many rows `ALLOW_LEGACY_FORMATS=false` would refuse."""
+        """Rows that `ALLOW_LEGACY_FORMATS=false` would refuse."""
         return self._count(lambda need: need.startswith(_PULSEPLAN_LOCAL))
 
     @property
     def unknown(self) -> int:
-        """How many rows have the shape of no format, or a scheme that the vault does not write."""
+        """Rows in no known format, or with a scheme that the vault does not write."""
         return sum(line.rows for line in self.lines if not line.needs or not all(map(_KNOWN.fullmatch, line.needs)))
 
     def _count(self, applies: Callable[[str], bool]) -> int:

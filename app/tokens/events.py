@@ -1,4 +1,4 @@
-"""The record that every operation on a token leaves."""
+"""Audit events: one for every operation on a token."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """One attempt. `outcome` is `success`, the code of the error, or `cancelled`.
+    """One operation and its outcome: `success`, the code of the error, or `cancelled`.
 
-    `detail` is the error's, which holds no secret. `token_id` is `None` for operations on all of a user's tokens,
-    `user_id` also where the attempt was refused before it could be read. `scheme` and `encryption_method` are the
-    token's, `None` until they are known; `revealed` names the secrets that leave the vault.
+    - `user_id`: `None` if the operation was refused before it was read
+    - `token_id`: `None` also for operations on all of a user's tokens
+    - `revealed`: the secrets that leave the vault
+    - `scheme`, `encryption_method`: the token's, `None` until they are known
+    - `detail`: the error's, which holds no secret
     """
 
     operation: Operation
@@ -48,38 +50,38 @@ class TokenEvent:
 
 
 class TokenObserver(Protocol):
-    """Is told of each attempt when its outcome is known; must neither wait nor raise."""
+    """Gets each event once its outcome is known; must neither wait nor raise."""
 
     def record(self, event: TokenEvent) -> None: ...
 
 
 class AuditTrail(Protocol):
-    """Keeps each attempt for good, before its outcome leaves the vault."""
+    """Stores each event durably before its outcome leaves the vault."""
 
     def require_open(self) -> None:
-        """Raise `AuditUnavailable` where it is known that no event can be kept, so that nothing is begun."""
+        """Raise `AuditUnavailable` if the trail is known to refuse events, before anything is begun."""
         ...
 
     async def append(self, event: TokenEvent) -> None:
-        """Return once the event is kept, or raise `AuditUnavailable` within a bounded time."""
+        """Return once the event is durable; raises `AuditUnavailable` within a bounded time."""
         ...
 
 
 class TokenEvents:
-    """Hands each attempt to those who watch, and to the audit trail, which may refuse it."""
+    """Gives each event to the audit trail, which may refuse it, and to the observers."""
 
     def __init__(self, *, audit: AuditTrail, observers: Sequence[TokenObserver] = ()) -> None:
         self._audit = audit
         self._observers = observers
 
     def require_open(self) -> None:
-        """Raise `AuditUnavailable` where an attempt could not be recorded; called before it is made."""
+        """Raise `AuditUnavailable` if the trail is known to refuse events; called before an operation begins."""
         self._audit.require_open()
 
     async def record(self, event: TokenEvent) -> None:
-        """Keep the event; called once for each attempt, before its outcome leaves. Raises `AuditUnavailable`.
+        """Record the event of one operation before its outcome leaves; raises `AuditUnavailable`.
 
-        Those who watch hear what the caller will hear, so after the trail has decided.
+        Observers come after the trail, because they must see the outcome that the caller gets.
         """
         try:
             await self._audit.append(event)
@@ -91,14 +93,14 @@ class TokenEvents:
                 observer.record(event)
 
     async def record_refusal(self, event: TokenEvent) -> None:
-        """Keep an attempt that was refused before it was made. The refusal stands whether that succeeds or not."""
+        """Append the event of an operation that was refused before it began; a failure changes nothing."""
         with suppress(AuditUnavailable):
             self._audit.require_open()
             await self._audit.append(event)
 
 
 class NoAuditTrail:
-    """`AuditTrail` where none is configured."""
+    """`AuditTrail` that keeps nothing."""
 
     def require_open(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The words of the domain: a token, who asks for it, and under which condition it may change."""
+"""The domain model: tokens, their ids, callers, and the preconditions of a write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SLUG = re.compile(SLUG_PATTERN)
 HTTPS_URL = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
 _UUID = re.compile(UUID_PATTERN)
 
-# What the vault itself keeps in the row's `metadata`; a caller cannot set these.
+# keys of the row's `metadata` that the vault sets; a caller cannot
 RESERVED_METADATA = frozenset(
     {"base_url", "status", "status_reason", "encryption_method", "kms_key_id", "encryption_fallback"}
 )
@@ -39,7 +39,7 @@ class TokenStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class TokenId:
-    """Names one token. `parse` checks what a caller gives; rows are trusted to hold what they hold."""
+    """The id of one token. `parse` validates a caller's values; values from rows are used as they are."""
 
     user_id: str
     provider: str
@@ -77,8 +77,8 @@ def parse_base_url(url: str) -> str:
 class StoredToken:
     """One row, with its secrets still encrypted.
 
-    `metadata` is the caller's own; what the vault keeps beside it in the same column are fields here.
-    `encryption_scheme` is `None` where something other than the vault wrote the row.
+    `metadata` is the caller's; the keys that the vault adds in the same column are fields here. `encryption_scheme` is
+    `None` if something other than the vault wrote the row.
     """
 
     id: str
@@ -104,7 +104,7 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableRow:
-    """A row whose columns are not what they must be; `detail` quotes nothing of it."""
+    """A row whose columns are no token; `detail` quotes none of them."""
 
     id: str
     detail: str
@@ -112,14 +112,14 @@ class UnreadableRow:
 
 @dataclass(frozen=True, slots=True)
 class Rewrap:
-    """A row as it was read, and with its secrets under another key; nothing else differs."""
+    """A row as it was read, and the same row with its secrets under another key."""
 
     before: StoredToken
     after: StoredToken
 
 
 class Unset(Enum):
-    """The caller did not say; `None` means that the caller said there is none."""
+    """A value that the caller left out; `None` is a value that the caller gave."""
 
     UNSET = "unset"
 
@@ -129,7 +129,7 @@ UNSET = Unset.UNSET
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenInput:
-    """What a caller hands in to store or rotate. A store takes UNSET as empty, a rotation as unchanged."""
+    """The input of a store or a rotation. UNSET means empty in a store, unchanged in a rotation."""
 
     access_token: SecretStr
     refresh_token: SecretStr | Unset | None = UNSET
@@ -150,7 +150,7 @@ class TokenInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPatch:
-    """Changes without a secret. In `metadata` a value of `None` removes its key, RFC 7396."""
+    """Changes of the columns without a secret. In `metadata` a value of `None` removes its key (RFC 7396)."""
 
     status: TokenStatus | Unset = UNSET
     status_reason: str | None = None
@@ -159,7 +159,7 @@ class TokenPatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevealedToken:
-    """A token with its secrets in the clear. `refresh_token` is `None` where there is none or none was asked for."""
+    """A token with its secrets in plaintext. `refresh_token` is `None` if it has none or none was requested."""
 
     token: StoredToken
     access_token: SecretStr
@@ -174,9 +174,9 @@ class StoreResult:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, for the record that every operation leaves. Of a script or a sweep only `service` is known.
+    """The calling service, as audit events name it. Scripts and sweeps have only a `service`.
 
-    `key_fingerprint` names the service key, `address` is the client's, `purpose` what the caller says it is for.
+    `key_fingerprint` names the service key, `address` is the network address, `purpose` the reason the caller gave.
     """
 
     service: str
@@ -188,27 +188,27 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precondition:
-    """When a write may happen: only onto one of `versions`, only where a token exists, only where none does."""
+    """Conditions of a write: the token has one of `versions`, it exists, or it does not."""
 
     versions: frozenset[int] | None = None
     must_exist: bool = False
     must_not_exist: bool = False
 
     def check(self, current: StoredToken | None) -> None:
-        """Raise `VersionConflict` where the condition does not hold."""
+        """Raise `VersionConflict` if the condition does not hold."""
         if current is None:
             if self.must_exist or self.versions is not None:
-                raise VersionConflict("no token exists, so it has none of the versions that the call demands")
+                raise VersionConflict("the token does not exist, so it has none of the required versions")
             return
         if self.must_not_exist:
             raise VersionConflict("the token exists already")
         if self.versions is not None and current.version not in self.versions:
-            raise VersionConflict("the token has another version than the call demands")
+            raise VersionConflict("the token has none of the required versions")
 
 
 NO_PRECONDITION = Precondition()
 
 
 NO_SERVICE: Final = ""  # the vault itself: a sweep, a self-test
-# the service that the current operation is for; a context variable, since the code in between has no use for it
+# the calling service of the current operation; a context variable, because the code in between does not use it
 current_service: Final[ContextVar[str]] = ContextVar("current_service", default=NO_SERVICE)

@@ -1,4 +1,4 @@
-"""Rules of single providers for tokens that callers store."""
+"""Provider rules: adjustments of a token before it is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One attempt on a token: bounded in time, and recorded whatever becomes of it."""
+"""A recorded operation: bounded in time, and leaves one audit event whatever its outcome."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from app.tokens.models import Caller, StoredToken, TokenId, current_service
 
 @dataclass(slots=True)
 class RecordedOperation:
-    """Bounds an operation in time, and leaves one record of it before its outcome is known to anybody.
+    """Context manager around one operation. Its audit event is durable before the caller gets the outcome.
 
-    What cannot be recorded ends as `AuditUnavailable`, whatever became of it. The last three public fields are what the
-    operation learns of the token and hands out.
+    If the event cannot be recorded the operation raises `AuditUnavailable`, even if it succeeded. The operation itself
+    sets `scheme`, `method` and `revealed`.
     """
 
     events: TokenEvents
@@ -34,12 +34,12 @@ class RecordedOperation:
     revealed: tuple[SecretField, ...] = ()
     _before: Token[str] = field(init=False)
 
-    def of(self, token: StoredToken) -> None:
+    def note(self, token: StoredToken) -> None:
         """Note how the token is encrypted."""
         self.scheme, self.method = token.encryption_scheme, token.encryption_method
 
-    def of_new(self, sealed: SealedSecrets) -> None:
-        """Note how the token will be encrypted."""
+    def note_sealed(self, sealed: SealedSecrets) -> None:
+        """Note how the new secrets are encrypted."""
         self.scheme, self.method = sealed.access.scheme, sealed.access.method
 
     async def __aenter__(self) -> Self:
@@ -81,10 +81,10 @@ class RecordedOperation:
         try:
             await self.events.record(event)
         except AuditUnavailable:
-            if outcome != CANCELLED:  # a task that was told to stop stops
+            if outcome != CANCELLED:  # a cancelled task ends as cancelled
                 raise
 
 
 def too_slow() -> StoreTimeout:
-    """Return the error of an operation whose time is over."""
+    """Return the error of an operation that exceeded its deadline."""
     return StoreTimeout("the store did not answer in time; a write may or may not have happened")

@@ -1,4 +1,4 @@
-"""How a token's row follows from the row before and what a caller gave. Pure: no clock, no store, no key."""
+"""The next row of a token, from its current row and the caller's input. Pure: no clock, no store, no key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAXIMUM_METADATA_BYTES = 8 * 1024
 def stored(
     current: StoredToken | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
 ) -> StoredToken:
-    """Return the row of a stored token: nothing of the token that it replaces stays but its id and its birth."""
+    """Return the row of a stored token; of the token that it replaces only the id and `created_at` stay."""
     return StoredToken(
         id=str(uuid4()) if current is None else current.id,
         token_id=token_id,
@@ -45,9 +45,9 @@ def stored(
 
 
 def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, now: datetime) -> StoredToken:
-    """Return the row with new secrets; what was not given stays.
+    """Return the row with new secrets; values that are UNSET stay.
 
-    `sealed.refresh` is `None` where the refresh token's ciphertext stays as it is, or where none is left.
+    `sealed.refresh` is `None` if the refresh token's ciphertext stays, or if there is no refresh token any more.
     """
     refresh_ciphertext = sealed.refresh.ciphertext if sealed.refresh else None
     if given.refresh_token is UNSET and sealed.refresh is None:
@@ -72,7 +72,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
 
 
 def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:
-    """Return the row with the same secrets under another key; the token itself has not changed, nor its version."""
+    """Return the row with the same secrets under another key, at the same version."""
     return replace(
         current,
         access_ciphertext=sealed.access.ciphertext,
@@ -85,7 +85,7 @@ def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:
 
 
 def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> StoredToken:
-    """Return the row with another status or metadata. A new status replaces the reason of the old one."""
+    """Return the row with another status or metadata. A new status replaces the old reason too."""
     status, reason = current.status, current.status_reason
     if not isinstance(changes.status, Unset):
         status, reason = changes.status, changes.status_reason
@@ -100,7 +100,7 @@ def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> Stor
 
 
 def given_or(value: T | Unset, otherwise: T) -> T:
-    """Return what the caller gave, else `otherwise`."""
+    """Return the caller's value, or `otherwise` if it is UNSET."""
     return otherwise if isinstance(value, Unset) else value
 
 
@@ -109,7 +109,7 @@ def _merged(current: Mapping[str, Any], changes: Mapping[str, Any] | Unset) -> M
         return current
     _refuse_reserved(changes)
     merged = {key: value for key, value in {**current, **changes}.items() if value is not None}
-    # PulsePlan's own may be larger; making it smaller is always allowed
+    # a row of PulsePlan's may be over the limit; a patch that does not enlarge it is allowed
     return merged if _size(merged) <= _size(current) else _checked(merged)
 
 

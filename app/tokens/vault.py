@@ -1,4 +1,4 @@
-"""The operations on a token. Everything that a caller may rely on is decided here."""
+"""The operations on tokens: what each reads, checks, writes and raises."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 from app.tokens.shared_census import SharedCensus
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 4.5
-_ATTEMPTS = 20
+OPERATION_SECONDS = 4.5
+_MAXIMUM_ROUNDS = 20
 
 
 class TokenVault:
     """Stores, reveals, rotates, patches and deletes tokens.
 
-    A write without a precondition that meets a concurrent write starts over on the newer row; one with a precondition
-    loses and says so. Every call ends within `deadline_seconds`, and the bounded time that its record takes. `rules`
-    are what single providers ask of a new token, by provider; `on_reveal` gets each row that was revealed, and must
-    neither wait nor raise. Every method may raise a `StoreError`, an `EncryptionError` or `AuditUnavailable` besides
-    what it names.
+    - A write without a precondition that meets a concurrent write starts over on the newer row. With a precondition it
+      raises `VersionConflict` if the precondition no longer holds.
+    - Every call ends within `deadline_seconds`, plus the bounded time of its audit event.
+    - Every method may raise a `StoreError`, an `EncryptionError` or `AuditUnavailable`, besides the errors it names.
+
+    `rules` adjust new tokens, by provider. `on_reveal` gets each row that was revealed; it must neither wait nor raise.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class TokenVault:
         rules: Mapping[str, ProviderRule] | None = None,
         on_reveal: Callable[[StoredToken], None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        deadline_seconds: float = DEADLINE_SECONDS,
+        deadline_seconds: float = OPERATION_SECONDS,
     ) -> None:
         self._tokens = tokens
         self._cipher = cipher
@@ -79,17 +80,17 @@ class TokenVault:
     async def store(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
     ) -> StoreResult:
-        """Create the token or replace it whole; what is not given is empty afterwards, and the status is ok.
+        """Create the token, or replace it whole: values that are UNSET become empty, and the status becomes ok.
 
-        Raises `VersionConflict` where the precondition does not hold.
+        Raises `VersionConflict`.
         """
-        async with self._recorded(Operation.STORE, caller, token_id.user_id, token_id) as attempt:
+        async with self._recorded(Operation.STORE, caller, token_id) as operation:
             rule = self._rules.get(token_id.provider)
             if rule is not None:
                 given = rule(given, self._now())
             refresh = transitions.given_or(given.refresh_token, None)
             sealed = await self._cipher.seal(token_id, given.access_token, refresh)
-            attempt.of_new(sealed)
+            operation.note_sealed(sealed)
 
             async def write(current: StoredToken | None) -> StoreResult | None:
                 precondition.check(current)
@@ -103,19 +104,19 @@ class TokenVault:
             return await self._until_settled(token_id, write)
 
     async def reveal(self, token_id: TokenId, *, caller: Caller, include_refresh: bool = False) -> RevealedToken:
-        """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` where its status is not ok."""
-        async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id) as attempt:
+        """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` if its status is not ok."""
+        async with self._recorded(Operation.REVEAL, caller, token_id) as operation:
             token = await self._find(token_id)
-            return await self._open(token, attempt, include_refresh=include_refresh)
+            return await self._reveal(token, operation, include_refresh=include_refresh)
 
     async def reveal_many(
         self, token_ids: Sequence[TokenId], *, caller: Caller, include_refresh: bool = False
     ) -> list[RevealedToken | VaultError]:
-        """Decrypt several tokens: for each, in order, the token or what is wrong with it.
+        """Decrypt several tokens; return for each, in order, the token or its error.
 
-        One deadline holds for all of them. Raises the `StoreError` where the store fails.
+        One deadline holds for all of them, and each leaves an audit event. Raises a `StoreError` of the one read.
         """
-        until = asyncio.get_running_loop().time() + self._deadline_seconds
+        until = self._deadline()
         found: Mapping[TokenId, StoredToken] | StoreError
         try:
             async with asyncio.timeout_at(until):
@@ -127,10 +128,10 @@ class TokenVault:
 
         async def reveal(token_id: TokenId) -> RevealedToken | VaultError:
             try:
-                async with self._recorded(Operation.REVEAL, caller, token_id.user_id, token_id, until=until) as attempt:
+                async with self._recorded(Operation.REVEAL, caller, token_id, until=until) as operation:
                     if isinstance(found, StoreError):
                         raise found
-                    return await self._open(found.get(token_id), attempt, include_refresh=include_refresh)
+                    return await self._reveal(found.get(token_id), operation, include_refresh=include_refresh)
             except VaultError as error:
                 return error
 
@@ -140,24 +141,24 @@ class TokenVault:
         return results
 
     async def list_for_user(self, user_id: str, *, caller: Caller) -> list[StoredToken]:
-        """Return all of a user's tokens, their secrets still encrypted."""
+        """Return all of a user's tokens, with their secrets still encrypted."""
         user_id = parse_user_id(user_id)
-        async with self._recorded(Operation.LIST, caller, user_id):
+        async with self._recorded_for_user(Operation.LIST, caller, user_id):
             return await self._tokens.list_for_user(user_id)
 
     async def rotate(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
     ) -> StoredToken:
-        """Replace the secret of an existing token; what is not given stays, its status included.
+        """Replace the secret of an existing token; values that are UNSET and the status stay.
 
-        Raises `TokenNotFound`, or `VersionConflict` where the precondition does not hold.
+        Raises `TokenNotFound` or `VersionConflict`.
         """
-        async with self._recorded(Operation.ROTATE, caller, token_id.user_id, token_id) as attempt:
+        async with self._recorded(Operation.ROTATE, caller, token_id) as operation:
 
             async def write(found: StoredToken | None) -> StoredToken | None:
-                current = _existing(found, precondition)
+                current = _require_token(found, precondition)
                 sealed = await self._seal_rotation(current, given)
-                attempt.of_new(sealed)
+                operation.note_sealed(sealed)
                 return await self._tokens.replace(current, transitions.rotated(current, given, sealed, now=self._now()))
 
             return await self._until_settled(token_id, write)
@@ -165,12 +166,12 @@ class TokenVault:
     async def patch(
         self, token_id: TokenId, changes: TokenPatch, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
     ) -> StoredToken:
-        """Change status or metadata. Raises as `rotate` does."""
-        async with self._recorded(Operation.PATCH, caller, token_id.user_id, token_id) as attempt:
+        """Change the status or metadata. Raises `TokenNotFound` or `VersionConflict`."""
+        async with self._recorded(Operation.PATCH, caller, token_id) as operation:
 
             async def write(found: StoredToken | None) -> StoredToken | None:
-                current = _existing(found, precondition)
-                attempt.of(current)
+                current = _require_token(found, precondition)
+                operation.note(current)
                 return await self._tokens.replace(current, transitions.patched(current, changes, now=self._now()))
 
             return await self._until_settled(token_id, write)
@@ -178,71 +179,71 @@ class TokenVault:
     async def rewrap(
         self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
     ) -> StoredToken:
-        """Encrypt the token again under the primary; its version and all that is not about encryption stay.
+        """Rewrap the token; its version and every column that is not about encryption stay.
 
-        One that is there already is left alone. Raises as `rotate` does.
+        A token under the primary is returned unchanged. Raises `TokenNotFound` or `VersionConflict`.
         """
-        async with self._recorded(Operation.REWRAP, caller, token_id.user_id, token_id) as attempt:
+        async with self._recorded(Operation.REWRAP, caller, token_id) as operation:
 
             async def write(found: StoredToken | None) -> StoredToken | None:
-                current = _existing(found, precondition)
-                attempt.of(current)
+                current = _require_token(found, precondition)
+                operation.note(current)
                 rewrap = await prepare_rewrap(self._cipher, current)
                 if rewrap is None:
                     return current
-                attempt.of(rewrap.after)
+                operation.note(rewrap.after)
                 return rewrap.after if await write_rewrap(self._tokens, rewrap) else None
 
             return await self._until_settled(token_id, write)
 
     async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete the token. Raises as `rotate` does."""
-        async with self._recorded(Operation.DELETE, caller, token_id.user_id, token_id) as attempt:
+        """Delete the token. Raises `TokenNotFound` or `VersionConflict`."""
+        async with self._recorded(Operation.DELETE, caller, token_id) as operation:
 
             async def write(found: StoredToken | None) -> bool | None:
-                current = _existing(found, precondition)
-                attempt.of(current)
+                current = _require_token(found, precondition)
+                operation.note(current)
                 return await self._tokens.delete(current) or None
 
             await self._until_settled(token_id, write)
 
     async def delete_for_user(self, user_id: str, *, caller: Caller) -> int:
-        """Delete everything the vault holds of a user; return how many tokens that was."""
+        """Delete all of a user's tokens; return how many."""
         user_id = parse_user_id(user_id)
-        async with self._recorded(Operation.ERASE_USER, caller, user_id):
+        async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id):
             deleted = 0
-            # version by version, so that an erasure that arrives late takes no token that was stored after it
+            # each at its version: a statement that arrives late deletes no token that was stored after it
             while tokens := await self._tokens.list_for_user(user_id):
                 deleted += await self._tokens.delete_many(tokens)
             return deleted
 
     async def census(self) -> Census:
-        """Count the tokens by how they are encrypted; reads no secret and leaves no record."""
+        """Count the tokens by encryption scheme; reads no secret and leaves no audit event."""
         lines = await self._census.lines(within_seconds=self._deadline_seconds)
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
 
     async def _find(self, token_id: TokenId) -> StoredToken | None:
-        """Read the row, and believe its name no more than its contents: it decides what a ciphertext opens for."""
+        """Read the row, and check its token id, because a ciphertext opens for the id that the row names."""
         token = await self._tokens.get(token_id)
         if token is not None and token.token_id != token_id:
-            raise StoreMisconfigured("the store answered with another token than the one asked for")
+            raise StoreMisconfigured("the store returned another token than the requested one")
         return token
 
     async def _until_settled(self, token_id: TokenId, write: Callable[[StoredToken | None], Awaitable[T | None]]) -> T:
-        """Read, decide, write conditionally; start over where someone else wrote in between."""
-        for attempt in range(_ATTEMPTS):
+        """Read the row and write it conditionally, again on the newer row if somebody else wrote in between."""
+        for round_ in range(_MAXIMUM_ROUNDS):
             written = await write(await self._find(token_id))
             if written is not None:
                 return written
-            await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(attempt, 6)))  # noqa: S311  spreads writers out
+            await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(round_, 6)))  # noqa: S311  spreads writers out
         raise StoreTimeout("other writers kept changing this token; nothing was written")
 
-    async def _open(
-        self, token: StoredToken | None, attempt: RecordedOperation, *, include_refresh: bool
+    async def _reveal(
+        self, token: StoredToken | None, operation: RecordedOperation, *, include_refresh: bool
     ) -> RevealedToken:
         if token is None:
             raise _not_found()
-        attempt.of(token)
+        operation.note(token)
         if token.status is not TokenStatus.OK:
             raise TokenInactive(f"the token's status is {token.status.value}")
         if include_refresh:
@@ -251,13 +252,13 @@ class TokenVault:
         else:
             access = await self._cipher.open_access(token)
             revealed = RevealedToken(token=token, access_token=access, refresh_token=None)
-        attempt.revealed = _secrets_of(revealed)
+        operation.revealed = _secrets_of(revealed)
         if self._on_reveal is not None:
             self._on_reveal(token)
         return revealed
 
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
-        """Seal what was given, and a refresh token that stays where the key has changed: a row has one scheme."""
+        """Encrypt the new secrets, and an UNSET refresh token too if the scheme has changed: a row has one scheme."""
         refresh, until = transitions.given_or(given.refresh_token, None), self._cipher.key_deadline()
         sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
         stays = current.refresh_ciphertext if given.refresh_token is UNSET else None
@@ -267,19 +268,19 @@ class TokenVault:
         return sealed
 
     def _recorded(
-        self,
-        operation: Operation,
-        caller: Caller,
-        user_id: str,
-        token_id: TokenId | None = None,
-        *,
-        until: float | None = None,
+        self, operation: Operation, caller: Caller, token_id: TokenId, *, until: float | None = None
     ) -> RecordedOperation:
-        until = until or asyncio.get_running_loop().time() + self._deadline_seconds
-        return RecordedOperation(self._events, operation, caller, user_id, token_id, asyncio.timeout_at(until))
+        deadline = asyncio.timeout_at(until or self._deadline())
+        return RecordedOperation(self._events, operation, caller, token_id.user_id, token_id, deadline)
+
+    def _recorded_for_user(self, operation: Operation, caller: Caller, user_id: str) -> RecordedOperation:
+        return RecordedOperation(self._events, operation, caller, user_id, None, asyncio.timeout_at(self._deadline()))
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline_seconds
 
 
-def _existing(found: StoredToken | None, precondition: Precondition) -> StoredToken:
+def _require_token(found: StoredToken | None, precondition: Precondition) -> StoredToken:
     if found is None:
         raise _not_found()
     precondition.check(found)
