@@ -43,7 +43,7 @@ def audit() -> None:
     """Verify and search the audit trail. Needs no settings but AUDIT_LOG and its keys."""
 
 
-@audit.command()
+@audit.command(short_help="Verify that the audit trail is complete and unchanged.")
 @click.argument("file", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--partial", is_flag=True, help="Some files are elsewhere: do not report their lines as missing.")
 def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  click's way
@@ -51,7 +51,7 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
 
     Without FILE, verify all files of AUDIT_LOG.
 
-    Exit codes: 0 intact, 1 not intact, 2 it cannot be verified.
+    Exit codes: 0 intact, 1 not intact, 2 it cannot be verified, or a setting is wrong.
     """
     settings = _settings()
     keys = settings.keys()
@@ -81,7 +81,12 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
 @click.argument("file", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--user", metavar="UUID", help="Only this user's tokens.")
 @click.option("--service", metavar="NAME", help="Only this calling service.")
-@click.option("--operation", type=click.Choice([one.value for one in Operation]), help="Only this operation.")
+@click.option(
+    "--operation",
+    metavar="NAME",
+    type=click.Choice([one.value for one in Operation]),
+    help=f"Only this operation: {', '.join(one.value for one in Operation)}.",
+)
 @click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error code.")
 @click.option(
     "--since", metavar="TIME", help="Only events since 2026-11-24, 2026-11-24T18:00:00Z, or 90m, 24h or 7d ago."
@@ -102,7 +107,7 @@ def show(
     Without FILE, read all files of AUDIT_LOG. If AUDIT_KEY is set, `!` marks lines that are not genuine (with --json:
     "genuine":false). Only `token-vault audit verify` finds missing lines.
 
-    Exit codes: 0, 1 if a line is not genuine, 2 if nothing can be read.
+    Exit codes: 0 printed, 1 printed, but a line is not genuine, 2 nothing can be read, or a setting is wrong.
     """
     settings = _settings()
     keys = settings.keys()

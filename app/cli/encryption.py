@@ -17,10 +17,9 @@ from app.cli.output import counted_noun, print_table
 from app.cli.store import opened_store
 from app.composition import Encryption, build_encryption
 from app.config.settings import Settings, SettingsError
-from app.errors import EncryptionError
+from app.errors import VaultError
 from app.observability.logging import configure_command_logging
 from app.tokens.census import Census, CensusRow
-from app.tokens.cipher import TokenCipher
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +62,12 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
 
 async def _status(settings: Settings, built: Encryption) -> EncryptionStatus:
     problem = None
-    cipher = TokenCipher(encryption=built.service)
     async with opened_store(settings) as repository:
         try:
-            await cipher.prove_primary()
-        except EncryptionError as error:
+            built.service.self_test()  # afterwards the primary's scheme is known
+        except VaultError as error:
             problem = f"{error.code}: {error.detail}; run `token-vault doctor`"
-        census = Census.of(await repository.census(), primary_scheme=cipher.primary_scheme)
+        census = Census.of(await repository.census(), primary_scheme=built.service.primary_scheme)
     return EncryptionStatus(settings, census, problem)
 
 

@@ -122,7 +122,7 @@ def _print_step(step: Step, *, dry_run: bool) -> None:
     metavar="SECONDS",
     default=_MAX_AGE_SECONDS,
     show_default=True,
-    help="DATA_KEY_MAX_AGE_SECONDS.",
+    help="Value of DATA_KEY_MAX_AGE_SECONDS.",
 )
 def cost(users: int, operations_per_user: int, operations_per_visit: int, replicas: int, max_age_seconds: int) -> None:
     """Estimate the monthly bill of AWS KMS, with and without the data-key cache. Sends no request.

@@ -38,10 +38,12 @@ _FILE = click.Path(path_type=Path)
 _log = structlog.get_logger()
 
 
-@click.command()
-@click.option("--host", help="Address to listen on.  [default: HOST, 127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: PORT, 8080]")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.command(short_help="Serve the API.")
+@click.option("--host", metavar="HOST", help="Address to listen on.  [default: HOST, 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port to listen on.  [default: PORT, 8080]")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N", default=1, show_default=True, help="Worker processes."
+)
 @click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate and chain in PEM.  [default: TLS_CERT_FILE]")
 @click.option(
     "--tls-key", type=_FILE, metavar="FILE", help="Private key in PEM, without a password.  [default: TLS_KEY_FILE]"
@@ -61,7 +63,11 @@ def serve(
     tls_key: Path | None,
     tls_client_ca: Path | None,
 ) -> None:
-    """Serve the API. On SIGTERM, refuse new connections, finish the requests in flight, and exit."""
+    """Serve the API. On SIGTERM, refuse new connections, finish the requests in flight, and exit.
+
+    Exit codes: 0 stopped by SIGTERM, 1 the port is taken, or the start failed (the log says why), 2 an option or a
+    setting is wrong.
+    """
     if host and not is_host(host):
         raise UsageError("--host is neither an address nor a host name")
     settings = settings_or_stop()

@@ -23,15 +23,16 @@ def test_the_help_of_a_group_names_its_commands(tmp_path: Path, words: tuple[str
     assert (done.returncode, done.stderr) == (0, "")
     listed = done.stdout.partition("Commands:\n")[2].splitlines()
     assert {line.split()[0] for line in listed} == below
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == [], "a cut description"
 
 
 @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
-def test_the_help_of_a_command_names_its_options(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_the_help_of_a_command_names_its_options_and_exit_codes(tmp_path: Path, words: tuple[str, ...]) -> None:
     names = [one.opts[0] if isinstance(one, click.Option) else one.human_readable_name for one in LEAVES[words].params]
     # help works with a wrong setting too
     done = token_vault(*words, "--help", folder=tmp_path, settings={"PORT": "wrong"})
     assert (done.returncode, done.stderr) == (0, "")
-    assert [name for name in names if name not in done.stdout] == []
+    assert [name for name in [*names, "Exit codes: 0 "] if name not in done.stdout] == []
 
 
 def test_the_help_names_every_scope(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_the_log_line_is_one_that_the_service_writes(service: Service) -> None:
 def _command_lines(text: str) -> Iterator[list[str]]:
     """Find what follows `token-vault` in code, up to the end of the line, the backtick or the bracket."""
     code = re.sub(r"\\\n\s*", "", "\n".join(re.findall(r"`[^`\n]+`|^```(?:.|\n)*?^```$", text, re.MULTILINE)))
-    for match in re.finditer(rf"(?:^|[\s(`/]){PROGRAM} ([a-z-][^`)\n]*)", code, re.MULTILINE):
+    for match in re.finditer(rf"(?:^|[\s(`/]){PROGRAM} ([a-z-][^`)&\n]*)", code, re.MULTILINE):
         yield [PROGRAM, *shlex.split(match[1], comments=True)]
 
 
