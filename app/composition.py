@@ -1,8 +1,8 @@
-"""Where implementations are chosen: settings in, collaborators out."""
+"""The only place that chooses implementations: settings in, objects out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,17 @@ from app.callers.rate_limits import RequestLimits
 from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import audit_key
 from app.config.settings import Settings, SettingsError
-from app.errors import KeyDenied
+from app.errors import KeyDenied, KeyUnavailable
 from app.observability.counters import InMemoryAuditCounters, InMemoryCounters
+from app.observability.readiness import (
+    TIMEOUT,
+    Check,
+    CheckState,
+    Readiness,
+    encryption_check,
+    kms_check,
+    service_keys_check,
+)
 from app.observability.request_log import OperationLog
 from app.security.counters import EncryptionCounters
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
@@ -43,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """The encryption service, and what of it has to be watched and closed; `kms` is `None` where none is configured."""
+    """The encryption service, with the parts that are observed and closed; `kms` is `None` if none is configured."""
 
     service: EncryptionService
     kms: KmsClient | None = None
@@ -55,11 +64,11 @@ class Encryption:
 
 
 def build_encryption(
-    settings: Settings, *, counters: EncryptionCounters | None = None, watch: KmsWatch = nullcontext
+    settings: Settings, *, counters: EncryptionCounters | None = None, observe_kms: KmsWatch = nullcontext
 ) -> Encryption:
     """Build the primary strategy and every reader that the settings allow; raises `SettingsError`.
 
-    `watch` sees each call to KMS.
+    Each request to KMS runs inside the context that `observe_kms` returns.
     """
     counters = counters or InMemoryCounters()
     strategies: list[EncryptionStrategy] = []
@@ -72,9 +81,9 @@ def build_encryption(
         readers.append(PulsePlanLocalReader(keyring=keyring))
     kms = data_keys = None
     if settings.kms_key_id is not None:
-        from app.security.kms.strategy import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 is paid for only where it is used
+        from app.security.kms.strategy import KmsEnvelopeStrategy  # noqa: PLC0415  boto3 takes long to import
 
-        kms = _build_kms_client(settings, settings.kms_key_id, counters, watch)
+        kms = _build_kms_client(settings, settings.kms_key_id, counters, observe_kms)
         data_keys = DataKeyCache(
             max_age_seconds=settings.data_key_max_age_seconds,
             max_messages=settings.data_key_max_messages,
@@ -92,13 +101,15 @@ def build_encryption(
     return Encryption(service, kms, data_keys)
 
 
-def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCounters, watch: KmsWatch) -> KmsClient:
-    from app.config.aws import open_kms_client  # noqa: PLC0415  boto3 is paid for only where it is used
-    from app.security.kms.client import KmsClient  # noqa: PLC0415  boto3 is paid for only where it is used
+def _build_kms_client(
+    settings: Settings, key_id: str, counters: EncryptionCounters, observe_kms: KmsWatch
+) -> KmsClient:
+    from app.config.aws import open_kms_client  # noqa: PLC0415  boto3 takes long to import
+    from app.security.kms.client import KmsClient  # noqa: PLC0415  boto3 takes long to import
 
     try:
         client = open_kms_client(settings)
-    except KeyDenied:  # its credentials may come later, and no other replica should wait for this one's
+    except KeyDenied:  # credentials may come later, and the other parts need not wait for them
         client = None
     return KmsClient(
         client=client,
@@ -108,15 +119,15 @@ def _build_kms_client(settings: Settings, key_id: str, counters: EncryptionCount
         breaker=CircuitBreaker(counters=counters),
         denials=DenialMemory(),
         counters=counters,
-        watch=watch,
+        watch=observe_kms,
     )
 
 
 async def open_repository(settings: Settings) -> TokenRepository:
-    """Open the store that TOKEN_STORE names; raises `StoreError` or `SettingsError` where that cannot work at all."""
+    """Open the store that TOKEN_STORE names; raises `StoreError` or `SettingsError` if it can never work."""
     if settings.token_store == "sqlite":  # noqa: S105  a store's name
         return SqliteRepository(path=settings.sqlite_path)
-    # importing supabase takes seconds, which the other store should not pay
+    # importing supabase takes seconds
     from app.stores.supabase.repository import SupabaseRepository  # noqa: PLC0415  see above
 
     if settings.supabase_url is None or settings.supabase_service_key is None:
@@ -125,7 +136,7 @@ async def open_repository(settings: Settings) -> TokenRepository:
 
 
 def load_tracing() -> Tracing:
-    """Build what makes spans; raises `SettingsError` where the extra that it needs is not installed."""
+    """Build the tracing; raises `SettingsError` if the extra `otel` is not installed."""
     require_tracing()
     from app.observability.tracing import Tracing  # noqa: PLC0415  an extra
 
@@ -133,7 +144,7 @@ def load_tracing() -> Tracing:
 
 
 def require_tracing() -> None:
-    """Raise `SettingsError` where the extra that tracing needs is not installed."""
+    """Raise `SettingsError` if the extra `otel` is not installed."""
     try:
         import app.observability.tracing  # noqa: F401, PLC0415  only whether it can be imported
     except ImportError:
@@ -143,7 +154,7 @@ def require_tracing() -> None:
 
 
 async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> SignedAuditTrail | NoAuditTrail:
-    """Begin this process's chain where AUDIT_LOG is set; where that cannot be written the trail is unavailable."""
+    """Start this process's chain if AUDIT_LOG is set. A trail that cannot be written opens as unavailable."""
     if settings.audit_log is None or settings.audit_key is None:
         return NoAuditTrail()
     chain = Chain(key=audit_key(settings.audit_key))
@@ -170,7 +181,7 @@ def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarg
 
 
 def build_events(audit: AuditTrail, *observers: TokenObserver) -> TokenEvents:
-    """Build what is told of every attempt on a token: the audit trail, the log, and whoever else wants to know."""
+    """Connect the audit trail, the log and other observers to every operation on a token."""
     return TokenEvents(audit=audit, observers=[OperationLog(), *observers])
 
 
@@ -181,12 +192,11 @@ def build_vault(
     events: TokenEvents,
     on_reveal: Callable[[StoredToken], None] | None = None,
 ) -> TokenVault:
-    """Put the vault together."""
     return TokenVault(tokens=tokens, cipher=cipher, events=events, rules=PROVIDER_RULES, on_reveal=on_reveal)
 
 
 def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
-    """Build the directory of callers; raises `SettingsError` where SERVICE_KEYS is not a list of keys."""
+    """Build the directory of service keys; raises `SettingsError` if SERVICE_KEYS is not a list of keys."""
     try:
         text = settings.service_keys.get_secret_value() if settings.service_keys else "[]"
         fixed = parse_key_list(text)
@@ -196,7 +206,7 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
 
 
 def build_limits(settings: Settings) -> RequestLimits:
-    """Build what bounds the callers of one process."""
+    """Build the limits on the callers of one process."""
     return RequestLimits(
         tokens_per_second=settings.rate_limit_per_second,
         concurrent_per_service=settings.maximum_concurrent_per_service,
@@ -204,9 +214,37 @@ def build_limits(settings: Settings) -> RequestLimits:
     )
 
 
+def build_readiness(
+    settings: Settings,
+    encryption: Encryption,
+    service_keys: ServiceKeyDirectory,
+    repository: TokenRepository,
+    audit: SignedAuditTrail | NoAuditTrail,
+    *,
+    on_states: Callable[[Mapping[str, CheckState]], None] | None,
+) -> Readiness:
+    """Choose the checks of this configuration, and the failures of KMS that the replica works through."""
+    checks: dict[str, Check] = {
+        "store": repository.check,
+        "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
+        "service_keys": service_keys_check(service_keys),
+    }
+    if isinstance(audit, SignedAuditTrail):
+        checks["audit"] = audit.check
+    tolerated: dict[str, frozenset[str]] = {}
+    if encryption.kms is not None:
+        checks["kms"] = kms_check(encryption.kms)
+        # only a KMS primary needs KMS to write; a fallback bridges an outage, but not a denial
+        if not settings.use_kms:
+            tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code, TIMEOUT})
+        elif settings.kms_fallback_to_local:
+            tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
+    return Readiness(checks=checks, tolerated=tolerated, on_states=on_states)
+
+
 @asynccontextmanager
 async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
-    """Open a vault for a script, and close its store afterwards."""
+    """Open a vault for a script, and close it afterwards."""
     with closing(build_encryption(settings)) as encryption:
         tokens = await open_repository(settings)
         audit = await open_audit(settings)

@@ -1,4 +1,4 @@
-"""Who watches the vault at work: metrics and traces, as the settings ask for them."""
+"""Instrumentation: connect metrics and traces to the objects that they observe."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
     from app.observability.tracing import Tracing
 
 
-_LOOK_SECONDS: Final = 5.0
+_UPDATE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Instrumentation:
-    """The watchers; each is `None` where it is switched off."""
+    """Metrics and traces of this process, each `None` if it is off. `workers` is the folder that workers share."""
 
     metrics: VaultMetrics | None
     workers: WorkerFolder | None
     tracing: Tracing | None
 
-    def over(self, repository: TokenRepository) -> TokenRepository:
-        """Return the store under the eyes of all of them."""
+    def instrument(self, repository: TokenRepository) -> TokenRepository:
+        """Return the store with each call observed."""
         if self.metrics is not None:
             repository = InstrumentedRepository(tokens=repository, observe=self.metrics.store)
         if self.tracing is not None:
             repository = InstrumentedRepository(tokens=repository, observe=self.tracing.store_call)
         return repository
 
-    def exposition(self, look: Callable[[], None], readiness: Readiness) -> Exposition:
-        """Return what a scrape reads: of all workers where there are several. It also has readiness checked again."""
+    def exposition(self, update: Callable[[], None], readiness: Readiness) -> Exposition:
+        """Return the text for scrapes, of all workers. A scrape runs `update` and starts the readiness checks."""
 
-        def look_at_all() -> None:
-            look()
+        def update_all() -> None:
+            update()
             readiness.refresh()
 
-        return Exposition(registry=self._registry, look=look_at_all)
+        return Exposition(registry=self._registry, update=update_all)
 
     def _registry(self) -> CollectorRegistry:
         if self.workers is not None:
@@ -63,54 +63,54 @@ class Instrumentation:
 
 
 def build_instrumentation(settings: Settings, tracing: Tracing | None) -> Instrumentation:
-    """Build the watchers; `tracing` takes the place of what OTEL_TRACES asks for. Raises `SettingsError`."""
-    built = workers = None
+    """Build metrics and traces; `tracing` replaces what OTEL_TRACES asks for. Raises `SettingsError`."""
+    metrics = workers = None
     if settings.metrics:
         folder = metrics_folder()
-        if folder is not None:  # before the first metric, which the other workers would take for a dead one's
+        if folder is not None:  # before the first metric, whose files another worker would remove as a dead worker's
             from app.observability.metrics.workers import WorkerFolder  # noqa: PLC0415  needs Unix
 
             workers = WorkerFolder(folder)
         keyring = settings.keyring()
-        built = VaultMetrics(local_versions=() if keyring is None else keyring.keys)
+        metrics = VaultMetrics(local_versions=() if keyring is None else keyring.keys)
     if tracing is None and settings.otel_traces:
         tracing = load_tracing()
-    return Instrumentation(built, workers, tracing)
+    return Instrumentation(metrics, workers, tracing)
 
 
-def gauge_updater(
-    measured: VaultMetrics, encryption: Encryption, service_keys: ServiceKeyDirectory
+def gauge_update(
+    metrics: VaultMetrics, encryption: Encryption, service_keys: ServiceKeyDirectory
 ) -> Callable[[], None]:
-    """Return what brings the gauges up to date that nobody tells of a change; it waits for nothing."""
+    """Return a function that sets the gauges of current state, without blocking."""
 
-    def look() -> None:
-        measured.requests.publish()
-        measured.wire.publish()
-        measured.state.service_keys(len(service_keys.alive_services()))
+    def update() -> None:
+        metrics.requests.publish()
+        metrics.wire.publish()
+        metrics.state.service_keys(len(service_keys.alive_services()))
         if encryption.data_keys is not None:
-            measured.state.data_keys(len(encryption.data_keys))
+            metrics.state.data_keys(len(encryption.data_keys))
 
-    return look
+    return update
 
 
 @asynccontextmanager
-async def periodic_updates(look: Callable[[], None]) -> AsyncIterator[None]:
-    """Look now and then, so that a worker's gauges are fresh though another one answers the scrapes."""
+async def updating_gauges(update: Callable[[], None]) -> AsyncIterator[None]:
+    """Update every five seconds, which keeps a worker's gauges fresh while another worker answers the scrapes."""
 
-    async def again_and_again() -> None:
+    async def update_forever() -> None:
         while True:
-            look()
-            await asyncio.sleep(_LOOK_SECONDS)
+            update()
+            await asyncio.sleep(_UPDATE_SECONDS)
 
-    async with _in_background(again_and_again()):
+    async with _in_background(update_forever()):
         yield
 
 
 @asynccontextmanager
-async def row_census(
+async def counting_rows(
     settings: Settings, rows: RowMetrics, tokens: TokenRepository, cipher: TokenCipher
 ) -> AsyncIterator[None]:
-    """Count the rows now and then, unless METRICS_CENSUS_SECONDS is 0."""
+    """Count the rows every METRICS_CENSUS_SECONDS, unless that is 0."""
     rows.counted_every(settings.metrics_census_seconds)
     if settings.metrics_census_seconds == 0:
         yield

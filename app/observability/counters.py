@@ -1,4 +1,4 @@
-"""Counters of encryption and of the audit trail, kept in memory until something exports them."""
+"""In-memory counters of encryption and of the audit trail, used without Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class InMemoryCounters:
-    """`EncryptionCounters` of one process. Keys are names and labels, joined by a dot."""
+    """`EncryptionCounters` in memory. A key is a name and its labels, joined by dots."""
 
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class InMemoryCounters:
 
 @dataclass(slots=True)
 class InMemoryAuditCounters:
-    """`AuditCounters` of one process. Keys are names and labels, joined by a dot."""
+    """`AuditCounters` in memory. A key is a name and its labels, joined by dots."""
 
     counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

@@ -1,7 +1,7 @@
-"""Which fields a log line may have.
+"""The fields that a log line may have.
 
-Whoever logs something new adds its field here and thinks about it: a field that is not here is left out of the line,
-and the line says so.
+A field that is not listed is left out of the line, and the line names it. Before adding one, make sure that it can hold
+no secret.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-OF_EVERY_LINE: Final = frozenset({"event", "level", "timestamp", "logger", "exception", "frames", "dropped_fields"})
-OF_REQUESTS: Final = frozenset(
+COMMON_FIELDS: Final = frozenset({"event", "level", "timestamp", "logger", "exception", "frames", "dropped_fields"})
+REQUEST_FIELDS: Final = frozenset(
     {
         "duration_ms",
         "encryption_method",
@@ -30,7 +30,7 @@ OF_REQUESTS: Final = frozenset(
         "user_id",
     }
 )
-OF_THE_PROCESS: Final = frozenset(
+PROCESS_FIELDS: Final = frozenset(
     {
         "check",
         "code",
@@ -49,16 +49,16 @@ OF_THE_PROCESS: Final = frozenset(
         "unreadable",
     }
 )
-ALLOWED: Final = OF_EVERY_LINE | OF_REQUESTS | OF_THE_PROCESS
-_STDLIB_BRIDGE: Final = frozenset({"_record", "_from_structlog"})  # structlog takes them out again
+ALLOWED: Final = COMMON_FIELDS | REQUEST_FIELDS | PROCESS_FIELDS
+_STDLIB_BRIDGE: Final = frozenset({"_record", "_from_structlog"})  # structlog removes them
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def keep_plain_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put the type's name in the place of everything that is no text, number or list of them; a structlog processor.
+    """Replace every value but strings, numbers and lists of them by the name of its type; a structlog processor.
 
-    Whatever renders a line may look into an object, past the `repr` that hides what it holds.
+    A renderer may look into an object, past the `repr` that hides its contents.
     """
     for name, value in event.items():
         if type(value) not in _PLAIN:
@@ -73,13 +73,13 @@ def _plain(value: object) -> object:
 
 
 def keep_allowed_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Drop the fields that are not allowed, and name them; a structlog processor."""
+    """Drop fields that are not allowed, and name them; a structlog processor."""
     if event.keys() <= ALLOWED:
         return event
     dropped = event.keys() - ALLOWED - _STDLIB_BRIDGE
     for name in dropped:
         del event[name]
     if dropped:
-        # a name that no programmer would choose may be data
+        # a name of another form may be data
         event["dropped_fields"] = sorted({name if _NAME.fullmatch(name) else "unnameable" for name in dropped})
     return event

@@ -1,4 +1,8 @@
-"""One log line for each request and each operation outside a request."""
+"""One log line for each request, and one for each operation outside a request.
+
+A request that makes a single operation logs the operation's facts in its own line, so a reveal costs one line. A
+context variable carries the record of the request, so routes and vault know nothing of the log.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,19 @@ import structlog
 from app.tokens.events import SUCCESS, TokenEvent
 from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
 
-# The vault's record of an operation reaches the log as a `TokenEvent`. Where a request made just one, its facts go into
-# the request's own line, so that a reveal costs one line. What is known of the request in between is kept in a context
-# variable: the routes and the vault know nothing of it.
-
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-CLIENT_LEFT: Final = 499  # no answer was begun; nginx's number for it
-_BAD: Final = 400
+CLIENT_LEFT: Final = 499  # nginx's status for a caller that left before an answer began
+_FIRST_ERROR_STATUS: Final = 400
 _UUID: Final = re.compile(UUID_PATTERN)
 _SLUG: Final = re.compile(SLUG_PATTERN)
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is learned of a request while it runs.
+    """Facts about a request, collected while it runs.
 
-    `event` is the first of its attempts on tokens, `events` how many there were. `outcome` and `reason` are those of
-    the error that it was answered with, `trace_id` is there where it is traced.
+    `event` is its first operation on a token and `events` the number of operations. `outcome` and `reason` are the code
+    and detail of the error that it is answered with. `trace_id` is set if the request is traced.
     """
 
     request_id: str
@@ -55,30 +55,30 @@ def note_failure(outcome: str, reason: str | None) -> None:
 
 
 class RequestLog:
-    """Writes the line of each request that has ended: at DEBUG of a probe, at WARNING of what went wrong, else at INFO.
+    """Writes the line of a finished request: a probe at DEBUG, a failure at WARNING, any other at INFO.
 
-    Of all that is observed this costs a caller most, so loggers are bound once; make it after logging is configured.
+    This line is the largest cost of observing a request, so the loggers are bound once. Configure logging first.
     """
 
     def __init__(self) -> None:
         log = structlog.get_logger("app.requests").bind()
-        self._of_probe = log.debug if log.is_enabled_for(logging.DEBUG) else None
-        self._of_success = log.info if log.is_enabled_for(logging.INFO) else None
-        self._of_failure = log.warning if log.is_enabled_for(logging.WARNING) else None
+        self._probe = log.debug if log.is_enabled_for(logging.DEBUG) else None
+        self._success = log.info if log.is_enabled_for(logging.INFO) else None
+        self._failure = log.warning if log.is_enabled_for(logging.WARNING) else None
 
     def write(self, record: RequestRecord, scope: Mapping[str, Any], status: int, seconds: float) -> None:
         """Write one line.
 
-        `scope` is ASGI's; of it the route's template is logged, and user and provider only where they have their form:
-        anything else in a path may be a secret.
+        Of the path in the ASGI `scope`, only the route's template is logged, and the user and provider if they are well
+        formed: any other part of a path may be a secret.
         """
         route = getattr(scope.get("route"), "path", None)
         event = record.event if record.events == 1 else None
         outcome = record.outcome or (SUCCESS if event is None else event.outcome)
         if route in PROBES:
-            write = self._of_probe
+            write = self._probe
         else:
-            write = self._of_success if status < _BAD and outcome == SUCCESS else self._of_failure
+            write = self._success if status < _FIRST_ERROR_STATUS and outcome == SUCCESS else self._failure
         if write is None:
             return
         fields = {
@@ -89,10 +89,7 @@ class RequestLog:
             "status": status,
             "duration_ms": round(seconds * 1_000, 2),
         }
-        if event is None:
-            fields |= _named_by(scope.get("path_params") or {})
-        else:
-            _tell_event(fields, event)
+        fields |= _path_fields(scope.get("path_params") or {}) if event is None else _event_fields(event)
         fields["outcome"] = outcome
         if record.events > 1:
             fields["operations"] = record.events
@@ -104,32 +101,30 @@ class RequestLog:
         write("request", **fields)
 
 
-def _tell_event(fields: dict[str, Any], event: TokenEvent) -> None:
-    fields["operation"], fields["user_id"] = event.operation.value, event.user_id
+def _event_fields(event: TokenEvent) -> dict[str, Any]:
+    fields: dict[str, Any] = {"operation": event.operation.value, "user_id": event.user_id}
     if event.token_id is not None:
         fields["provider"], fields["service_type"] = event.token_id.provider, event.token_id.service_type
     if event.encryption_method is not None:
         fields["encryption_method"] = event.encryption_method
+    return fields
 
 
-def _named_by(path: Mapping[str, str]) -> dict[str, str]:
-    """Return user and provider of the path where they have their form."""
-    named = {}
+def _path_fields(path: Mapping[str, str]) -> dict[str, Any]:
+    """Return the user and the provider in the path, each if it is well formed."""
+    fields = {}
     if _UUID.fullmatch(path.get("user_id", "")):
-        named["user_id"] = path["user_id"].lower()
+        fields["user_id"] = path["user_id"].lower()
     if _SLUG.fullmatch(path.get("provider", "")):
-        named["provider"] = path["provider"]
-    return named
-
-
-# --- What becomes of attempts on tokens, in the log.
+        fields["provider"] = path["provider"]
+    return fields
 
 
 class OperationLog:
-    """`TokenObserver` as log lines: never a secret, for the event holds none.
+    """`TokenObserver` that logs operations; an event holds no secret.
 
-    The only attempt of a request is told by the request's own line. Of a request that makes many, a batch, the failed
-    ones have a line each; and so has every attempt that no request made, like a rewrap behind a reader's back.
+    The only operation of a request is in the request's line. Of a request with several, a batch, each failed one has a
+    line. So has every operation outside a request, such as a rewrap on read.
     """
 
     def __init__(self) -> None:

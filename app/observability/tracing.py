@@ -1,9 +1,9 @@
-"""Spans for OpenTelemetry: a request, and below it what it asks of the store and of KMS.
+"""OpenTelemetry spans: each request, and below it the calls to the store and to KMS.
 
-Imported only where OTEL_TRACES is true, for it needs the extra `otel`. The provider is ours and not the process's, so
-no library's instrumentation exports anything through it. A span has the attributes that stand here and no others, an
-error is its code, and no exception's text is recorded. Of a caller's headers `traceparent` is read, which has a strict
-form, and neither `tracestate` nor baggage, which may hold anything.
+Imported only if OTEL_TRACES is true, because it needs the extra `otel`. The tracer provider is not the global one, so
+no library's instrumentation exports through it. A span has only the attributes listed here; an error is its code,
+without the exception's text. Of a caller's headers only `traceparent` is read, which has a strict form; `tracestate`
+and baggage may hold anything.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ ALLOWED_ATTRIBUTES: Final = frozenset(
 
 
 class Tracing:
-    """Makes the spans, and hands them to `processor` when they end; without one, to the collector that OTEL_* names."""
+    """Creates spans and sends them to `processor`, by default to the collector that OTEL_* names."""
 
     def __init__(self, *, processor: SpanProcessor | None = None) -> None:
         ours = Resource({"service.name": "token-vault", "service.version": version("pulseplan-token-vault")})
-        # shutdown_on_exit would wait for a collector that is gone, past every bound of ours
+        # shutdown_on_exit waits without a bound for a collector that is gone
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("app")
@@ -59,7 +59,7 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, traceparent: str | None) -> Iterator[RequestSpan]:
-        """Be the current span while a request is answered; a child of the caller's, where it named one."""
+        """Make a span current while a request is answered; a child of the caller's span if it sent one."""
         parent = self._propagator.extract({"traceparent": traceparent}) if traceparent else None
         with self._tracer.start_as_current_span(
             method,
@@ -72,19 +72,19 @@ class Tracing:
             yield RequestSpan(span, method)
 
     async def store_call(self, operation: str, call: Awaitable[T]) -> T:
-        """Await a call to the store in a span of its own; a `StoreObserver`."""
+        """Await a call to the store in a span; a `StoreObserver`."""
         with self._client_span(f"store {operation}", {"db.operation.name": operation}):
             return await call
 
     @contextmanager
     def kms_call(self, operation: str) -> Iterator[None]:
-        """Be the current span while KMS is asked; a `KmsWatch`."""
+        """Make a span current during a request to KMS; a `KmsWatch`."""
         with self._client_span(f"KMS {operation}", {"rpc.service": "KMS", "rpc.method": operation}):
             yield
 
     async def close(self) -> None:
-        """Send what is left, for a few seconds at most."""
-        # no pool's thread, which the interpreter would wait for
+        """Send the remaining spans, for `CLOSING_SECONDS` at most."""
+        # not a pool's thread, which the interpreter would wait for at exit
         last = threading.Thread(target=self._provider.shutdown, name="tracing", daemon=True)
         last.start()
         await asyncio.to_thread(last.join, CLOSING_SECONDS)
@@ -106,7 +106,7 @@ class Tracing:
 
 
 class RequestSpan:
-    """The span of a request whose route is not known before it has been answered."""
+    """Span of a request, completed once the route and the answer are known."""
 
     def __init__(self, span: Span, method: str) -> None:
         self._span = span
@@ -117,7 +117,7 @@ class RequestSpan:
         return format_trace_id(self._span.get_span_context().trace_id)
 
     def answered(self, route: str | None, status: int, *, service: str | None, error: str | None) -> None:
-        """Say what it was; `error` is a code."""
+        """Set the name and the attributes; `error` is a code."""
         attributes: dict[str, str | int] = {"http.response.status_code": status}
         if route is not None:
             self._span.update_name(f"{self._method} {route}")
@@ -141,5 +141,5 @@ def _code(error: BaseException) -> str:
 
 
 def _allowed(attributes: Mapping[str, V]) -> dict[str, V]:
-    """Leave out every attribute that does not stand in the list."""
+    """Keep only the attributes in `ALLOWED_ATTRIBUTES`."""
     return {name: value for name, value in attributes.items() if name in ALLOWED_ATTRIBUTES}

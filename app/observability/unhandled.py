@@ -1,7 +1,7 @@
-"""What nobody caught: lost tasks, failing callbacks and threads, warnings, and errors that Python cannot raise.
+"""Unhandled errors as log lines: lost tasks, failed callbacks and threads, warnings, unraisable exceptions.
 
-Python and asyncio print these with the exception's text and with the arguments of the callback. Here each becomes a
-log line like any other, of type and frames.
+Python and asyncio print these with the exception's text and the arguments of the callback. Here each becomes a line
+with its type and frames.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PLAIN_WORDS: Final = re.compile(r"(?:[A-Za-z-]+[,;:.!]?(?: |$))*")
 
 
 def hook_unhandled() -> None:
-    """Log what reaches Python's own hooks; a hook that somebody else has set is theirs."""
+    """Log what reaches Python's hooks; a hook that another program has set stays."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _log_end_of_program
     if sys.unraisablehook is sys.__unraisablehook__:
@@ -32,18 +32,18 @@ def hook_unhandled() -> None:
 
 
 def log_unhandled_in_loop(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what a task, a callback or a protocol left behind; for `loop.set_exception_handler`."""
+    """Log the error of a task, a callback or a protocol; for `loop.set_exception_handler`."""
     _log.error("unhandled_in_loop", reason=plain_words(str(context.get("message"))), exc_info=context.get("exception"))
 
 
 def plain_words(message: str) -> str:
-    """Return the words that a message begins with: what comes after them in asyncio's is a repr, arguments and all."""
+    """Return the words at the start of a message. In asyncio's messages a repr with arguments follows."""
     found = _PLAIN_WORDS.match(message)
     return found[0].strip() if found else ""
 
 
 def _log_end_of_program(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):  # has no text, and is nothing that failed
+    if issubclass(kind, KeyboardInterrupt):  # not a failure, and without text
         sys.__excepthook__(kind, error, trace)
     else:
         _log.critical("failed", exc_info=(kind, error, trace))
@@ -58,7 +58,7 @@ def _log_unraisable(failed: sys.UnraisableHookArgs) -> None:
     _log.error("unraisable", exc_info=failed.exc_value)
 
 
-def _log_warning(  # noqa: PLR0917  the signature is Python's
+def _log_warning(  # noqa: PLR0917  Python's signature
     message: Warning | str,
     category: type[Warning],
     filename: str,

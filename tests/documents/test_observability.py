@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from app.observability.log_fields import OF_REQUESTS
+from app.observability.log_fields import REQUEST_FIELDS
 from app.observability.metrics.labels import PROVIDERS
 from app.observability.tracing import ALLOWED_ATTRIBUTES
 from tests.support.observability.exposed import used_metrics
@@ -40,7 +40,7 @@ def test_the_providers_of_the_labels_are_named() -> None:
 
 
 def test_the_table_names_exactly_the_fields_of_a_requests_line() -> None:
-    assert set().union(*(_codes(row[0]) for row in _rows("| field | holds |"))) == OF_REQUESTS
+    assert set().union(*(_codes(row[0]) for row in _rows("| field | holds |"))) == REQUEST_FIELDS
 
 
 def test_the_attributes_of_spans_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Encryption's counters as metrics."""
+"""Metrics of encryption: KMS requests, data keys, breaker, failures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SECONDS: Final = (0.01, 0.05, 0.25, 1.0, 2.5)
 _BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
 
 
-class PrometheusCounters:
-    """`EncryptionCounters` that a scrape can read."""
+class EncryptionMetrics:
+    """`EncryptionCounters` as metrics; called from any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._kms_requests = Counter(
@@ -30,17 +30,15 @@ class PrometheusCounters:
         )
         self._kms_seconds = Histogram(
             "token_vault_kms_request_duration_seconds",
-            "Time that one request to KMS took.",
+            "Time of one request to KMS.",
             ["operation"],
             registry=registry,
             buckets=_SECONDS,
         )
-        self._throttles = Counter(
-            "token_vault_kms_throttles", "Requests that KMS refused because there were too many.", registry=registry
-        )
+        self._throttles = Counter("token_vault_kms_throttles", "Requests that KMS throttled.", registry=registry)
         lookups = Counter(
             "token_vault_data_key_lookups",
-            "Looks into the data-key cache, to seal or to open; a miss asks KMS.",
+            "Look-ups in the data-key cache, to seal or to open; a miss requests KMS.",
             ["purpose", "result"],
             registry=registry,
         )
@@ -51,7 +49,7 @@ class PrometheusCounters:
         }
         self._breaker = Gauge(
             "token_vault_kms_breaker_state",
-            "The circuit breaker in front of KMS: 0 closed, 1 half open, 2 open; of several workers the worst.",
+            "Circuit breaker in front of KMS: 0 closed, 1 half open, 2 open; the worst of several workers.",
             registry=registry,
             multiprocess_mode="livemax",
         )
@@ -62,12 +60,12 @@ class PrometheusCounters:
         self._breaker_changes = {state: changes.labels(state) for state in _BREAKER}
         self._fallback_writes = Counter(
             "token_vault_fallback_writes",
-            "Tokens that were sealed locally because KMS was unavailable.",
+            "Tokens encrypted locally because KMS was unavailable.",
             registry=registry,
         )
         failures = Counter(
             "token_vault_decryption_failures",
-            "Ciphertexts that did not open, by the error's code.",
+            "Ciphertexts that could not be decrypted, by error code.",
             ["reason"],
             registry=registry,
         )

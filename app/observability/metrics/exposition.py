@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them."""
+"""The text that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Exposition:
-    """Writes the metrics down, in a thread: no request waits for it, and scrapes at the same time share one writing.
+    """Renders the metrics in a thread, so no request waits. Concurrent scrapes share one rendering.
 
-    `look` is called before, on the event loop, to bring up to date what is only looked at; it must not wait.
+    `update` runs before, on the event loop, and sets gauges of current state; it must not block.
     """
 
-    def __init__(self, *, registry: Callable[[], CollectorRegistry], look: Callable[[], None]) -> None:
+    def __init__(self, *, registry: Callable[[], CollectorRegistry], update: Callable[[], None]) -> None:
         self._registry = registry
-        self._look = look
-        self._writing: asyncio.Task[bytes] | None = None
+        self._update = update
+        self._rendering: asyncio.Task[bytes] | None = None
 
     async def text(self) -> bytes:
-        if self._writing is None or self._writing.done():
-            self._look()
-            self._writing = asyncio.create_task(asyncio.to_thread(self._write))
-        return await asyncio.shield(self._writing)
+        if self._rendering is None or self._rendering.done():
+            self._update()
+            self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
+        return await asyncio.shield(self._rendering)
 
-    def _write(self) -> bytes:
+    def _render(self) -> bytes:
         return generate_latest(self._registry())

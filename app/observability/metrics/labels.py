@@ -1,4 +1,4 @@
-"""The values that labels may have. Each set is closed, so what callers send cannot make new series."""
+"""Values that labels may have. The sets are closed, so callers cannot create series."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.tokens.events import CANCELLED, SUCCESS
 OTHER: Final = "other"
 NONE: Final = "none"
 UNMATCHED: Final = "unmatched"
-SHED: Final = "shed"  # refused before it was looked at, so its route is not known
+SHED: Final = "shed"  # refused by load shedding before routing
 PROVIDERS: Final = frozenset({"canvas", "google", "microsoft", "apple", "notion"})
 METHODS: Final = frozenset({"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 KMS_OPERATIONS: Final = frozenset({"GenerateDataKey", "Decrypt"})
@@ -53,11 +53,11 @@ def _codes(error: type[errors.VaultError]) -> Iterator[str]:
 
 CODES: Final = frozenset(_codes(errors.VaultError))
 OUTCOMES: Final = CODES | {SUCCESS, CANCELLED}
-# what a provider's tokens can be the reason for; any other outcome has the same cause whatever the provider
-OF_TOKENS: Final = frozenset(
+# outcomes that depend on the provider's tokens; any other has the same cause for every provider
+PROVIDER_OUTCOMES: Final = frozenset(
     {SUCCESS, errors.TokenNotFound.code, errors.TokenInactive.code, errors.VersionConflict.code}
 )
-# pre-made, so that the first failure is an increase and not the birth of a series, which no alert would see
+# series from the start: an alert sees an increase, not a new series
 DECRYPTION_FAILURES: Final = tuple(
     error.code
     for error in (
@@ -73,5 +73,5 @@ STORE_ERRORS: Final = tuple(
 
 
 def one_of(allowed: frozenset[str] | tuple[str, ...], value: str) -> str:
-    """Return the value where the set has it, else `other`."""
+    """Return the value if it is allowed, else `other`."""
     return value if value in allowed else OTHER

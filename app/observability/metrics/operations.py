@@ -1,11 +1,11 @@
-"""Attempts on tokens, and what sweeps do, as metrics."""
+"""Metrics of operations on tokens and of background sweeps."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter
 
 from app.errors import VaultError
-from app.observability.metrics.labels import NONE, OF_TOKENS, OTHER, OUTCOMES, PROVIDERS
+from app.observability.metrics.labels import NONE, OTHER, OUTCOMES, PROVIDER_OUTCOMES, PROVIDERS
 from app.rewrap.report import SweepReport
 from app.tokens.events import TokenEvent
 
@@ -16,23 +16,23 @@ class OperationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._operations = Counter(
             "token_vault_token_operations",
-            "Attempts on tokens. A provider is one of PulsePlan's, `other`, or `none` where it is not what counts.",
+            "Operations on tokens. A provider is one of PulsePlan's, `other`, or `none` if it does not matter.",
             ["operation", "provider", "outcome"],
             registry=registry,
         )
-        self._counted: dict[tuple[str, str, str], Counter] = {}
+        self._counters: dict[tuple[str, str, str], Counter] = {}
 
     def record(self, event: TokenEvent) -> None:
         provider = NONE if event.token_id is None else event.token_id.provider
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
-        if outcome not in OF_TOKENS:
+        if outcome not in PROVIDER_OUTCOMES:
             provider = NONE
         elif provider not in PROVIDERS and event.token_id is not None:
             provider = OTHER
-        counter = self._counted.get((event.operation, provider, outcome))
+        counter = self._counters.get((event.operation, provider, outcome))
         if counter is None:
             counter = self._operations.labels(event.operation.value, provider, outcome)
-            self._counted[event.operation, provider, outcome] = counter
+            self._counters[event.operation, provider, outcome] = counter
         counter.inc()
 
 

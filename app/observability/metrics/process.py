@@ -1,4 +1,4 @@
-"""Metrics of this process: readiness, keys in memory and the audit trail."""
+"""Metrics of this process: build, readiness, keys in memory, audit trail."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from app.observability.metrics.labels import OTHER, one_of
 from app.observability.readiness import CheckState
 
-# --- How this process is, as gauges.
-
+AUDIT_FAILURE_REASONS: Final = ("slow", "full", "closed", "ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", OTHER)
 _STATES: Final = {"up": 1.0, "degraded": 0.5, "down": 0.0}
 
 
 class StateMetrics:
-    """Gauges of one process; where there are several workers, of the one that was looked at last or of all."""
+    """Gauges of the process's state. With several workers, most show the worker that set them last."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         build = Gauge(
             "token_vault_build_info",
-            "Always 1; the version that runs.",
+            "Always 1; the running version.",
             ["version", "python"],
             registry=registry,
             multiprocess_mode="livemax",
@@ -31,20 +30,20 @@ class StateMetrics:
         build.labels(version("pulseplan-token-vault"), platform.python_version()).set(1)
         self._ready = Gauge(
             "token_vault_ready",
-            "1 where /readyz answers with 200, 0 where it answers with 503.",
+            "1 if /readyz answers with 200, 0 if it answers with 503.",
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
         self._checks = Gauge(
             "token_vault_check_state",
-            "What /readyz says of each check: 1 up, 0.5 degraded, 0 down.",
+            "State of each check of /readyz: 1 up, 0.5 degraded, 0 down.",
             ["check"],
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
         self._service_keys = Gauge(
             "token_vault_service_keys_alive",
-            "Service keys that are configured and have not expired.",
+            "Configured service keys that have not expired.",
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
@@ -67,26 +66,21 @@ class StateMetrics:
         self._data_keys.set(kept)
 
 
-# --- What the audit trail keeps, and what it cannot keep, as metrics.
-
-REASONS: Final = ("slow", "full", "closed", "ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", OTHER)
-
-
 class AuditMetrics:
-    """The audit trail's counters, as `app/audit` names them; called from any thread."""
+    """`AuditCounters` as metrics; called from any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = Counter("token_vault_audit_events", "Events that the audit trail kept.", registry=registry)
         failures = Counter(
             "token_vault_audit_failures",
-            "Writes to the audit trail that failed, by reason: `slow`, `full` queue, or the errno's name.",
+            "Failed writes to the audit trail, by reason: `slow`, `full` queue, or the name of the errno.",
             ["reason"],
             registry=registry,
         )
-        self._failures = {reason: failures.labels(reason) for reason in REASONS}
+        self._failures = {reason: failures.labels(reason) for reason in AUDIT_FAILURE_REASONS}
         self._omitted = Counter(
             "token_vault_audit_omitted",
-            "Refusals that were left out of the trail because one caller had too many at once.",
+            "Refusals left out of the trail because one caller had too many at once.",
             registry=registry,
         )
 
@@ -94,7 +88,7 @@ class AuditMetrics:
         self._events.inc(count)
 
     def audit_failure(self, reason: str) -> None:
-        self._failures[one_of(REASONS, reason)].inc()
+        self._failures[one_of(AUDIT_FAILURE_REASONS, reason)].inc()
 
     def audit_omitted(self) -> None:
         self._omitted.inc()

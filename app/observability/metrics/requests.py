@@ -8,15 +8,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.observability.metrics.labels import METHODS, UNMATCHED, one_of
 
-# --- What the vault turned away on purpose, as metrics.
-
-# codes of errors that a request is answered with, and names for what is refused before there is a request
-ANSWERED: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
-REASONS: Final = (*sorted(ANSWERED), "head_too_large", "shed", "too_slow", "unread", "other")
+# codes of errors that a request is answered with; the other reasons are refusals before there is a request
+REFUSAL_CODES: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
+REFUSAL_REASONS: Final = (*sorted(REFUSAL_CODES), "head_too_large", "shed", "too_slow", "unread", "other")
+_SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 2.5)  # few, because each bound is a series for each route
+_API: Final = "/v1/"
 
 
 class RefusalMetrics:
-    """Counts what limits and load shedding refuse; each reason is there from the start."""
+    """Counter of refusals by limits and load shedding. Each reason has a series from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         refused = Counter(
@@ -25,36 +25,29 @@ class RefusalMetrics:
             ["reason"],
             registry=registry,
         )
-        self._refused = {reason: refused.labels(reason) for reason in REASONS}
+        self._refused = {reason: refused.labels(reason) for reason in REFUSAL_REASONS}
 
     def answered(self, outcome: str | None) -> None:
-        """Count the request where the error that it was answered with is one of those that protect the vault."""
-        if outcome in ANSWERED:
+        """Count a request if the code of its error is one that protects the vault."""
+        if outcome in REFUSAL_CODES:
             self._refused[outcome].inc()
 
     def refused(self, reason: str) -> None:
-        """Count what never became a request."""
-        self._refused[one_of(REASONS, reason)].inc()
-
-
-# --- HTTP requests as metrics: by route template, never by path.
-
-# each bound is a series for each route, so there are few
-_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 2.5)
-_API = "/v1/"
+        """Count a refusal before there is a request."""
+        self._refused[one_of(REFUSAL_REASONS, reason)].inc()
 
 
 class RequestMetrics:
-    """ReportedRows of each request at its beginning and end, on the event loop.
+    """Counters of requests by route template, never by path; called on the event loop.
 
-    Latencies are kept for the API's routes alone: a probe's would cost as many series and say nothing.
+    Only routes of the API have latencies: those of the probes would cost as many series and show nothing.
     """
 
     def __init__(self, registry: CollectorRegistry, *, refusals: RefusalMetrics) -> None:
         self.refusals = refusals
         self._requests = Counter(
             "token_vault_requests",
-            "Requests by route template, method and status; 499 where the caller left first.",
+            "Requests by route template, method and status; 499 if the caller left first.",
             ["route", "method", "status"],
             registry=registry,
         )
@@ -71,37 +64,36 @@ class RequestMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._counted: dict[tuple[str | None, str, int], Counter] = {}
-        self._timed: dict[tuple[str, str], Histogram] = {}
-        self._in_flight = 0  # written to the gauge when somebody looks
+        # `labels` takes longer than `inc`, so its results are kept
+        self._counters: dict[tuple[str | None, str, int], Counter] = {}
+        self._histograms: dict[tuple[str, str], Histogram] = {}
+        self._in_flight = 0
 
     def began(self) -> None:
         self._in_flight += 1
 
     def ended(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        """Count a request; `route` is its template, `None` where no route matched."""
+        """Count a request; `route` is its template, `None` if no route matched."""
         self._in_flight -= 1
         method = one_of(METHODS, method)
-        counter = self._counted.get((route, method, status))
+        counter = self._counters.get((route, method, status))
         if counter is None:
             counter = self._requests.labels(route or UNMATCHED, method, status)
-            self._counted[route, method, status] = counter
+            self._counters[route, method, status] = counter
         counter.inc()
         if route is not None and route.startswith(_API):
-            histogram = self._timed.get((route, method))
+            histogram = self._histograms.get((route, method))
             if histogram is None:
-                histogram = self._timed[route, method] = self._seconds.labels(route, method)
+                histogram = self._histograms[route, method] = self._seconds.labels(route, method)
             histogram.observe(seconds)
 
     def publish(self) -> None:
+        """Set the gauge; before a scrape, since setting it for each request would cost more."""
         self._in_flight_gauge.set(self._in_flight)
 
 
-# --- Connections, and what is refused on them before there is a request, as metrics.
-
-
 class WireMetrics:
-    """Called on the event loop, so each method must be quick."""
+    """Open connections, and refusals before there is a request; called on the event loop, so it must be quick."""
 
     def __init__(self, registry: CollectorRegistry, *, refusals: RefusalMetrics) -> None:
         self._refusals = refusals
@@ -111,7 +103,7 @@ class WireMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._open = 0  # written to the gauge when somebody looks
+        self._open = 0
 
     def opened(self) -> None:
         self._open += 1
@@ -123,4 +115,5 @@ class WireMetrics:
         self._refusals.refused(reason)
 
     def publish(self) -> None:
+        """Set the gauge; before a scrape, as `RequestMetrics.publish` does."""
         self._gauge.set(self._open)

@@ -1,4 +1,4 @@
-"""Metrics of the token store: calls, failures, and rows by encryption."""
+"""Metrics of the token store: its calls, its failures, and its rows by encryption scheme."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from app.observability.metrics.labels import NONE, OTHER, STORE_ERRORS, one_of
 from app.tokens.census import Census
 from app.tokens.repository import TokenRepository
 
-# --- What the token store takes and how it fails, as metrics.
-
 T = TypeVar("T")
 _SECONDS: Final = (0.001, 0.01, 0.1, 1.0)
+_log = structlog.get_logger()
 
 
 class StoreMetrics:
-    """`StoreObserver` that times each call and counts its `StoreError`s by code."""
+    """`StoreObserver` that times each call and counts `StoreError`s by code."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "token_vault_store_operation_duration_seconds",
-            "Time that one call to the token store took.",
+            "Time of one call to the token store.",
             ["operation"],
             registry=registry,
             buckets=_SECONDS,
         )
         self._errors = Counter(
             "token_vault_store_errors",
-            "Calls to the token store that failed, by operation and the error's code.",
+            "Failed calls to the token store, by operation and error code.",
             ["operation", "code"],
             registry=registry,
         )
-        self._timed: dict[str, Histogram] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     async def __call__(self, operation: str, call: Awaitable[T]) -> T:
-        timed = self._timed.get(operation)
-        if timed is None:
-            timed = self._timed[operation] = self._seconds.labels(operation)
-            self._errors.labels(operation, STORE_ERRORS[0])  # so that the first failure is an increase
+        histogram = self._histograms.get(operation)
+        if histogram is None:
+            histogram = self._histograms[operation] = self._seconds.labels(operation)
+            self._errors.labels(operation, STORE_ERRORS[0])  # so an alert sees the first failure as an increase
         began = time.perf_counter()
         try:
             return await call
@@ -54,21 +53,16 @@ class StoreMetrics:
             self._errors.labels(operation, one_of(STORE_ERRORS, error.code)).inc()
             raise
         finally:
-            timed.observe(time.perf_counter() - began)
-
-
-# --- How the stored rows are encrypted, counted now and then and never while somebody scrapes.
-
-_log = structlog.get_logger()
+            histogram.observe(time.perf_counter() - began)
 
 
 class RowMetrics:
-    """Gauges of the last census. Only the schemes of configured keys have a label of their own, and no ARN has."""
+    """Gauges of the last census. Each configured master key has a label; all KMS keys share one, so no ARN shows."""
 
     def __init__(self, registry: CollectorRegistry, *, local_versions: Iterable[int] = ()) -> None:
         self._rows = Gauge(
             "token_vault_rows",
-            "Rows by how they are encrypted, at the last census; `none` where the vault did not write them.",
+            "Rows by encryption scheme at the last census; `none` if the vault did not write them.",
             ["scheme"],
             registry=registry,
             multiprocess_mode="livemostrecent",
@@ -87,7 +81,7 @@ class RowMetrics:
         )
         self._interval = Gauge(
             "token_vault_census_interval_seconds",
-            "How often the rows are counted; 0 where they are not.",
+            "Interval between censuses; 0 if rows are not counted.",
             registry=registry,
             multiprocess_mode="livemax",
         )
@@ -98,7 +92,7 @@ class RowMetrics:
         counts: collections.Counter[str] = collections.Counter()
         for line in census.lines:
             counts[self._label(line.scheme)] += line.rows
-        for label in self._labels:  # also those that are gone: a gauge keeps its last value
+        for label in self._labels:  # also labels without rows now: a gauge keeps its last value
             self._rows.labels(label).set(counts[label])
         if census.due is not None:
             self._due.set(census.due)
@@ -116,9 +110,9 @@ class RowMetrics:
 
 
 class BackgroundCensus:
-    """Counts the rows every `interval_seconds`, give or take a fifth; a failure waits for the next time.
+    """Counts the rows every `interval_seconds`, give or take a fifth. A failed census is not repeated before then.
 
-    The first time comes after about a tenth of that, so that replicas which start together do not count together.
+    The first one comes after 5 to 15 % of the interval, which spreads replicas that start together.
     """
 
     def __init__(
@@ -135,7 +129,7 @@ class BackgroundCensus:
         self._interval_seconds = interval_seconds
 
     async def run(self) -> None:
-        """Count for ever; cancel it to stop."""
+        """Count until cancelled."""
         await asyncio.sleep(self._interval_seconds * random.uniform(0.05, 0.15))  # noqa: S311  spreads replicas out
         while True:
             try:
@@ -143,6 +137,6 @@ class BackgroundCensus:
                 self._rows.show(Census.of(lines, primary_scheme=self._primary_scheme()))
             except VaultError as error:
                 _log.warning("census_failed", code=error.code, reason=error.detail)
-            except Exception as error:  # noqa: BLE001  the next census must come all the same
+            except Exception as error:  # noqa: BLE001  the next census must still come
                 _log.error("census_failed", exc_info=error)
             await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))  # noqa: S311  spreads replicas out

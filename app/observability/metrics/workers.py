@@ -1,7 +1,7 @@
-"""The folder in which several worker processes keep their metrics.
+"""The folder that worker processes share for their metrics.
 
-prometheus-client gives each process files of its own, which a scrape of any worker reads and adds up. Counters and
-histograms of a worker that has died stay, for what it did was done; its gauges must go, for it is nothing any more.
+prometheus-client writes files for each process, and a scrape of any worker adds them up. The counters and histograms of
+a dead worker stay, because its work was done; its gauges are removed.
 """
 
 from __future__ import annotations
@@ -18,45 +18,48 @@ _ALIVE = "alive_"
 
 
 class WorkerFolder:
-    """One worker's place in the folder. It holds a lock there, which its end gives up however it ends."""
+    """A worker's entry in the folder: a locked file. The lock ends with the process, however that ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._mine = self._enter(path / f"{_ALIVE}{os.getpid()}")
+        self._entry = self._locked_entry(path / f"{_ALIVE}{os.getpid()}")
 
     def registry(self) -> CollectorRegistry:
-        """Return a registry that collects from all workers."""
-        self._forget_the_dead()
+        """Return a registry that collects from all workers, without the gauges of dead ones."""
+        self._remove_dead_workers()
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, path=str(self._path))  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
         return registry
 
     def close(self) -> None:
-        self._mine.close()
+        self._entry.close()
 
     @staticmethod
-    def _enter(file: Path) -> BinaryIO:
-        """Lock our file, before there is any metric of ours; again where another worker took it for a dead one's."""
-        while True:
-            mine = file.open("wb")
-            fcntl.flock(mine, fcntl.LOCK_EX)
-            if file.exists() and file.stat().st_ino == os.fstat(mine.fileno()).st_ino:
-                return mine
-            mine.close()
+    def _locked_entry(file: Path) -> BinaryIO:
+        """Create and lock our file; again if another worker has removed it in between as a dead worker's.
 
-    def _forget_the_dead(self) -> None:
+        Before the first metric, whose files would otherwise be removed too.
+        """
+        while True:
+            entry = file.open("wb")
+            fcntl.flock(entry, fcntl.LOCK_EX)
+            if file.exists() and file.stat().st_ino == os.fstat(entry.fileno()).st_ino:
+                return entry
+            entry.close()
+
+    def _remove_dead_workers(self) -> None:
         for file in self._path.glob(f"{_ALIVE}*"):
             lock = self._lock(file)
             if lock is None:
-                continue  # its worker lives
-            with lock, suppress(FileNotFoundError):  # another worker may be tidying up too
+                continue  # alive
+            with lock, suppress(FileNotFoundError):  # another worker has removed it
                 dead = int(file.name.removeprefix(_ALIVE))
                 multiprocess.mark_process_dead(dead, path=str(self._path))  # type: ignore[no-untyped-call]  # prometheus_client leaves it untyped
                 file.unlink()
 
     @staticmethod
     def _lock(file: Path) -> BinaryIO | None:
-        """Return the file, locked, or `None` where somebody else holds it."""
+        """Return the locked file, or `None` if its worker holds the lock."""
         lock = file.open("wb")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
