@@ -24,18 +24,7 @@ from app.tokens.events import Operation
 NOT_INTACT: Final = 1
 _AGO: Final = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_HEADINGS: Final = (
-    "TIME",
-    "SERVICE",
-    "KEY",
-    "OPERATION",
-    "OUTCOME",
-    "USER",
-    "TOKEN",
-    "REVEALED",
-    "ADDRESS",
-    "PURPOSE",
-)
+_HEADINGS: Final = ("TIME", "SERVICE", "KEY", "OPERATION", "OUTCOME", "USER", "TOKEN", "REVEALED", "ADDRESS", "PURPOSE")
 
 
 @click.group()

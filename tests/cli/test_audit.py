@@ -14,7 +14,7 @@ import pytest
 from app.cli.doctor import audit_findings
 from app.cli.doctor_finding import Severity
 from app.config.settings import Settings
-from tests.support.audit.trails import KEY_TEXT, an_event, files, keep, opened_trail
+from tests.support.audit.trails import KEY_TEXT, an_event, chain_of, files, keep, opened_trail
 from tests.support.process.home import new_home, token_vault
 
 SETTINGS = {"AUDIT_LOG": "audit.jsonl", "AUDIT_KEY": KEY_TEXT}
@@ -32,25 +32,19 @@ def test_an_intact_trail_exits_with_0(tmp_path: Path) -> None:
 
 
 async def test_verify_counts_the_chains_that_are_still_open(tmp_path: Path) -> None:
-    async with opened_trail(tmp_path) as one, opened_trail(tmp_path):
-        await one.append(an_event())
-        done = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == (
-        "Intact: 1 event in 2 chains and 2 files; "
-        "2 of the chains are still open, and lines cut off at the end would not show."
-    )
+    def last_line() -> str:
+        return _audit("verify", folder=tmp_path).stdout.splitlines()[-1]
 
-
-async def test_verify_says_one_open_chain_in_the_singular(tmp_path: Path) -> None:
-    async with opened_trail(tmp_path) as one:
-        await one.append(an_event())
-        alone = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
-        await asyncio.to_thread(keep, tmp_path, 1)
-        beside = await asyncio.to_thread(_audit, "verify", folder=tmp_path)
-    ending = "is still open, and lines cut off at the end would not show."
-    assert alone.stdout.splitlines()[-1] == f"Intact: 1 event in 1 chain and 1 file; the chain {ending}"
-    assert beside.stdout.splitlines()[-1] == f"Intact: 2 events in 2 chains and 2 files; 1 of the chains {ending}"
+    async with opened_trail(tmp_path) as trail:
+        await trail.append(an_event())
+        alone = await asyncio.to_thread(last_line)
+        async with opened_trail(tmp_path):
+            both = await asyncio.to_thread(last_line)
+        beside = await asyncio.to_thread(last_line)
+    ending = "still open, and lines cut off at the end would not show."
+    assert alone == f"Intact: 1 event in 1 chain and 1 file; the chain is {ending}"
+    assert both == f"Intact: 1 event in 2 chains and 2 files; 2 of the chains are {ending}"
+    assert beside == f"Intact: 1 event in 2 chains and 2 files; 1 of the chains is {ending}"
 
 
 def test_a_finding_exits_with_1_and_shows_its_location(tmp_path: Path) -> None:
@@ -59,7 +53,7 @@ def test_a_finding_exits_with_1_and_shows_its_location(tmp_path: Path) -> None:
     done = _audit("verify", file, folder=tmp_path)
     assert done.returncode == 1
     finding, *_ = done.stdout.splitlines()
-    chain = file.name.split(".")[1]
+    chain = chain_of(file)
     assert finding.startswith(f"FAIL  {file}:3, chain {chain}, seq 7: wrong_mac: ")
     assert "Not intact: 1 finding; 2 events in 1 chain and 1 file." in done.stdout
 
@@ -95,6 +89,7 @@ def test_a_file_without_audit_lines_exits_with_1(tmp_path: Path) -> None:
         ({"AUDIT_KEY": "tooshort"}, ["x"], "AUDIT_KEY"),
         ({"AUDIT_PREVIOUS_KEYS": "{"}, ["x"], "AUDIT_PREVIOUS_KEYS"),
     ],
+    ids=["missing-file", "stream", "missing-directory", "no-key", "short-key", "keys-that-are-not-json"],
 )
 def test_a_trail_that_cannot_be_verified_exits_with_2(
     tmp_path: Path, settings: dict[str, str], arguments: list[str], named: str
@@ -114,7 +109,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, command: str) -> None:
     assert line.startswith("Error: /proc/self/mem cannot be read: ")
 
 
-@pytest.mark.parametrize("since", ["yesterday", "999999d", "0001-01-01T00:00:00+14:00"])
+@pytest.mark.parametrize("since", ["yesterday", "999999d", "0001-01-01T00:00:00+14:00"], ids=["word", "age", "year-0"])
 def test_an_invalid_time_exits_with_2(tmp_path: Path, since: str) -> None:
     keep(tmp_path, 1)
     done = _audit("show", "--since", since, folder=tmp_path)
