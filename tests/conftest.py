@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-# its assertions explain themselves like those of a test
-pytest.register_assert_rewrite("tests.support.stores.token_table")
+# pytest explains its assertions as those of a test
+pytest.register_assert_rewrite("tests.support.stores.table_inspection")
 
 pytest_plugins = [
     "tests.support.stack.supabase_fixtures",

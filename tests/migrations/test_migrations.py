@@ -1,4 +1,4 @@
-"""The migrations make the vault's table, out of nothing or out of PulsePlan's own, and lose nothing."""
+"""The migrations create the vault's table, or change PulsePlan's table in place, and lose nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from psycopg.rows import DictRow
 
 from tests.support.stack.postgres import Database, Postgres
 from tests.support.stores.pulseplan_table import USER, VARIANTS, Variant, with_pulseplan_table
-from tests.support.stores.token_table import (
+from tests.support.stores.table_inspection import (
     FILES,
     INSERT,
     assert_is_the_vaults_table,
@@ -24,20 +24,13 @@ from tests.support.stores.token_table import (
 )
 
 
-@pytest.fixture(params=VARIANTS, ids=[variant.name for variant in VARIANTS])
-def pulseplan(empty_database: Database, request: pytest.FixtureRequest) -> Database:
-    """PulsePlan's database in each of the shapes that it may have."""
-    variant: Variant = request.param
-    return with_pulseplan_table(empty_database, variant.sql)
-
-
 @pytest.fixture
 def plain_pulseplan(empty_database: Database) -> Database:
-    """PulsePlan's database in one shape."""
+    """PulsePlan's database with the table as documented."""
     return with_pulseplan_table(empty_database)
 
 
-def assert_takes_what_it_must(database: Database) -> None:
+def assert_accepts_valid_rows(database: Database) -> None:
     for provider, service_type in [
         ("google", "gmail"),
         ("google", "drive"),
@@ -65,7 +58,7 @@ def assert_takes_what_it_must(database: Database) -> None:
     assert row == {"service_type": "default"}
 
 
-def assert_refuses_what_it_must(database: Database) -> None:
+def assert_rejects_invalid_rows(database: Database) -> None:
     for provider in ("Bad Provider", "Google", "", "1password", "_x", "canvas\n", "é", "a" * 33):
         with pytest.raises(psycopg.errors.CheckViolation):
             database.sql(INSERT, (USER, provider, "default"))
@@ -109,16 +102,16 @@ def test_an_empty_database_gets_the_table(empty_database: Database) -> None:
 
     assert_is_the_vaults_table(empty_database)
     assert constraints(empty_database, "f") == {}
-    assert_takes_what_it_must(empty_database)
-    assert_refuses_what_it_must(empty_database)
+    assert_accepts_valid_rows(empty_database)
+    assert_rejects_invalid_rows(empty_database)
     assert_only_the_service_sees_rows(empty_database)
 
 
-def test_a_plain_postgresql_needs_none_of_supabases_roles(postgres: Postgres) -> None:
+def test_plain_postgresql_works_without_supabases_roles(postgres: Postgres) -> None:
     with postgres.new_database(supabase_roles=False) as database:
         connection = database.connection
-        # Roles belong to the whole server, where other tests may have made them: here
-        # they go by other names, until the transaction is rolled back.
+        # Roles belong to the whole server, and other tests may have created them. They are renamed until the
+        # transaction is rolled back.
         with connection.transaction(force_rollback=True):
             for role in ("anon", "authenticated", "service_role"):
                 if database.sql("select rolname from pg_roles where rolname = %s", (role,)):
@@ -132,42 +125,35 @@ def test_a_plain_postgresql_needs_none_of_supabases_roles(postgres: Postgres) ->
             assert database.sql("select public.token_vault_sees_every_row() as answer") == [{"answer": True}]
 
 
-def test_pulseplans_table_keeps_every_row_as_it_was(pulseplan: Database) -> None:
-    rows_before = old_rows(pulseplan)
-    metadata_before = metadata(pulseplan)
-    foreign_keys_before = constraints(pulseplan, "f")
-    triggers_before = triggers(pulseplan)
+@pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name for variant in VARIANTS])
+def test_pulseplans_table_becomes_the_vaults_and_keeps_its_rows(empty_database: Database, variant: Variant) -> None:
+    database = with_pulseplan_table(empty_database, variant.sql)
+    rows_before, metadata_before = old_rows(database), metadata(database)
+    foreign_keys_before, triggers_before = constraints(database, "f"), triggers(database)
     assert len(rows_before) == 3
 
-    migrate_each_file_twice(pulseplan)
+    migrate_each_file_twice(database)
+    places = row_places(database)
+    database.migrate()
 
-    assert old_rows(pulseplan) == rows_before
-    assert metadata(pulseplan) == metadata_before
-    assert constraints(pulseplan, "f") == foreign_keys_before
-    assert triggers(pulseplan) == triggers_before | {"token_vault_mark_foreign_write"}
-    new = pulseplan.sql("select distinct version, encryption_scheme from public.oauth_tokens")
+    assert row_places(database) == places, "another run rewrites no row"
+    assert old_rows(database) == rows_before
+    assert metadata(database) == metadata_before
+    assert constraints(database, "f") == foreign_keys_before
+    assert triggers(database) == triggers_before | {"token_vault_mark_foreign_write"}
+    new = database.sql("select distinct version, encryption_scheme from public.oauth_tokens")
     assert new == [{"version": 1, "encryption_scheme": None}]
+    assert_is_the_vaults_table(database)
+    assert_accepts_valid_rows(database)
+    assert_rejects_invalid_rows(database)
+    assert_only_the_service_sees_rows(database)
 
 
-def test_pulseplans_table_becomes_the_vaults(pulseplan: Database) -> None:
-    migrate_each_file_twice(pulseplan)
-
-    assert_is_the_vaults_table(pulseplan)
-    assert_takes_what_it_must(pulseplan)
-    assert_refuses_what_it_must(pulseplan)
-    assert_only_the_service_sees_rows(pulseplan)
+def row_places(database: Database) -> list[dict[str, object]]:
+    return database.sql("select id, ctid::text, xmin::text from public.oauth_tokens order by id")
 
 
-def test_a_second_run_does_not_rewrite_the_table(pulseplan: Database) -> None:
-    pulseplan.migrate()
-    places = pulseplan.sql("select id, ctid::text, xmin::text from public.oauth_tokens order by id")
-
-    pulseplan.migrate()
-
-    assert pulseplan.sql("select id, ctid::text, xmin::text from public.oauth_tokens order by id") == places
-
-
-def test_the_service_may_do_its_work_where_nothing_is_granted_by_default(plain_pulseplan: Database) -> None:
+def test_the_service_role_gets_its_privileges_without_default_grants(plain_pulseplan: Database) -> None:
     plain_pulseplan.connection.execute(
         "revoke all on public.oauth_tokens from service_role;"
         "alter default privileges revoke execute on functions from public;"
@@ -184,17 +170,17 @@ def test_the_service_may_do_its_work_where_nothing_is_granted_by_default(plain_p
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
-def test_postgrest_is_told_to_look_again(empty_database: Database, path: Path) -> None:
+def test_each_file_makes_postgrest_reload_the_schema(empty_database: Database, path: Path) -> None:
     empty_database.migrate()
     empty_database.sql("listen pgrst")
 
     empty_database.run_file(path)
 
-    told = [each.payload for each in empty_database.connection.notifies(timeout=5, stop_after=1)]
-    assert told == ["reload schema"]
+    payloads = [each.payload for each in empty_database.connection.notifies(timeout=30, stop_after=1)]
+    assert payloads == ["reload schema"]
 
 
-def test_a_check_on_more_than_the_provider_stays(plain_pulseplan: Database) -> None:
+def test_a_check_on_other_columns_too_is_kept(plain_pulseplan: Database) -> None:
     plain_pulseplan.sql(
         "alter table public.oauth_tokens add constraint canvas_has_url"
         " check (provider <> 'canvas' or provider_url is not null)"
@@ -205,7 +191,7 @@ def test_a_check_on_more_than_the_provider_stays(plain_pulseplan: Database) -> N
     assert set(constraints(plain_pulseplan, "c")) == {"canvas_has_url", "oauth_tokens_provider_pattern"}
 
 
-def test_the_files_run_under_psql_as_the_readme_says(plain_pulseplan: Database, postgres: Postgres) -> None:
+def test_the_readmes_psql_commands_work(plain_pulseplan: Database, postgres: Postgres) -> None:
     for path in FILES * 2:
         run = psql(postgres, plain_pulseplan, path, "--single-transaction", "--set", "ON_ERROR_STOP=1")
         assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""Behind Supabase's public API, the table shows nothing to whoever is not the service."""
+"""Supabase's public API shows the table to the service role only."""
 
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ SEES_EVERY_ROW = "/rest/v1/rpc/token_vault_sees_every_row"
 
 @pytest.fixture(params=["anon", "authenticated"])
 def outsider(supabase: SupabaseStack, request: pytest.FixtureRequest) -> dict[str, str]:
-    """Return the headers of a browser, with or without a signed-in user."""
+    """Headers of a browser, without and with a signed-in user."""
     bearer = {"anon": supabase.anon_key, "authenticated": supabase.authenticated_key}
     return {
         "apikey": supabase.anon_key,
@@ -31,15 +31,15 @@ def service(supabase: SupabaseStack) -> dict[str, str]:
 
 @pytest.fixture
 def row(supabase: SupabaseStack) -> dict[str, object]:
-    # the user that the authenticated key belongs to: it is not even shown its own
+    # belongs to the user of the authenticated key, who must not see it either
     supabase.sql(
         "insert into public.oauth_tokens (user_id, provider, access_token)"
         " values ('0d3b7a52-5c1a-4a6e-9b1f-3f2f1d7b9f10', 'canvas', 'v1:ciphertext')"
     )
-    return everything(supabase)[0]
+    return all_rows(supabase)[0]
 
 
-def everything(supabase: SupabaseStack) -> list[dict[str, object]]:
+def all_rows(supabase: SupabaseStack) -> list[dict[str, object]]:
     return supabase.sql("select * from public.oauth_tokens")
 
 
@@ -53,7 +53,7 @@ def test_the_service_sees_and_changes_the_row(
         assert client.get(SEES_EVERY_ROW).json() is True
         assert client.post(SEES_EVERY_ROW).json() is True
         assert len(client.delete(TABLE, params={"version": "eq.2"}).json()) == 1
-    assert everything(supabase) == []
+    assert all_rows(supabase) == []
 
 
 @pytest.mark.usefixtures("row")
@@ -74,7 +74,7 @@ def test_outsiders_change_no_row(supabase: SupabaseStack, outsider: dict[str, st
 
     assert (updated.status_code, updated.json()) == (200, [])
     assert (deleted.status_code, deleted.json()) == (200, [])
-    assert everything(supabase) == [row]
+    assert all_rows(supabase) == [row]
 
 
 @pytest.mark.parametrize("prefer", ["return=minimal", "resolution=merge-duplicates"])
@@ -87,14 +87,14 @@ def test_outsiders_add_no_row(
 
     assert answer.status_code in {401, 403}
     assert answer.json()["code"] == "42501"
-    assert everything(supabase) == [row]
+    assert all_rows(supabase) == [row]
 
 
-def test_outsiders_are_told_that_they_do_not_see_every_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
+def test_outsiders_learn_that_they_do_not_see_every_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
     with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
         assert client.get(SEES_EVERY_ROW).json() is False
         assert client.post(SEES_EVERY_ROW).json() is False
 
 
-def test_the_schema_shows_outsiders_no_policy_to_bend(supabase: SupabaseStack) -> None:
+def test_the_table_has_no_policies(supabase: SupabaseStack) -> None:
     assert supabase.sql("select from pg_policies where tablename = 'oauth_tokens'") == []

@@ -1,5 +1,5 @@
-"""The real parts that the tests run against: PostgreSQL, PostgREST, Supabase's gateway.
+"""The parts that the tests run against: PostgreSQL and PostgREST, and stand-ins for Supabase's gateway and AWS KMS.
 
-Everything runs without Docker and without root, listens on loopback only, and is
-gone when the process that started it is gone, however that process ended.
+They need neither Docker nor root, listen on loopback only, and end with the process that started them, however that
+process ends.
 """

@@ -1,6 +1,6 @@
-"""`python -m tests.support.stack`: a Supabase project until SIGTERM or SIGINT.
+"""`python -m tests.support.stack`: run a Supabase project until SIGTERM or SIGINT.
 
-One line of JSON on standard output says when it is up, and where.
+Once it is up, one line of JSON on standard output holds the settings to reach it.
 """
 
 import argparse
@@ -17,13 +17,12 @@ from tests.support.stack.supabase import running_supabase
 
 
 def main() -> None:
-    """Serve."""
     arguments = argparse.ArgumentParser(prog="python -m tests.support.stack", description=__doc__)
     arguments.add_argument("--durable", action="store_true", help="fsync as in production, for benchmarks")
     arguments.add_argument("--pool-size", type=int, default=10, help="PostgREST's database connections")
     options = arguments.parse_args()
 
-    # Not an exception: one that arrives during the start must not tear it half down.
+    # an event, because an exception raised during the start would leave it half stopped
     stopped = threading.Event()
     for stop_signal in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop_signal, lambda *_: stopped.set())

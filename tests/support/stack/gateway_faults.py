@@ -1,4 +1,4 @@
-"""What can go wrong between a client and PostgREST, switched on and off by a test."""
+"""Faults between a client and PostgREST, which tests switch on and off."""
 
 import enum
 import threading
@@ -10,7 +10,7 @@ _ERROR_PAGE = b"<!DOCTYPE html><html><body><h1>Something went wrong</h1></body><
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as the gateway saw it; `target` is the path and the query."""
+    """A request as the gateway received it; `target` is the path and the query."""
 
     method: str
     target: str
@@ -20,32 +20,31 @@ Predicate = Callable[[Request], bool]
 
 
 def every_request(_: Request) -> bool:
-    """Match everything."""
     return True
 
 
 def writes(request: Request) -> bool:
-    """Match what may change a row. A function call is a POST too, but ours only reads."""
+    """Match requests that may change a row. A call of a database function is a POST too, and is counted as a read."""
     is_write = request.method in {"POST", "PUT", "PATCH", "DELETE"}
     return is_write and not request.target.startswith("/rest/v1/rpc/")
 
 
 def reads(request: Request) -> bool:
-    """Match what `writes` does not."""
+    """Match requests that `writes` does not match."""
     return not writes(request)
 
 
 class Cut(enum.Enum):
-    """When the client's connection ends without an answer."""
+    """The moment at which the client's connection ends without an answer."""
 
     BEFORE_PASSING_ON = enum.auto()
-    # PostgREST has committed; its answer is lost
+    # after PostgREST has committed
     AFTER_THE_ANSWER = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer that the gateway makes up instead of asking PostgREST."""
+    """An answer that the gateway gives without asking PostgREST."""
 
     status: int
     body: bytes = _ERROR_PAGE
@@ -55,13 +54,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to one request. The parts add up: a late answer can also be cut."""
+    """The treatment of one request. The parts combine: a delayed answer can also be cut."""
 
     delay_before_seconds: float = 0.0
     delay_after_seconds: float = 0.0
     reply: Reply | None = None
     cut: Cut | None = None
-    # whether a cut is a reset (RST) or an orderly close (FIN): clients tell them apart
+    # cut by a reset (RST) instead of an orderly close (FIN); clients report them differently
     resets: bool = False
 
 
@@ -73,10 +72,10 @@ class _Armed:
 
 
 class Faults:
-    """The faults of one gateway; usable from every thread.
+    """The faults of one gateway. Thread-safe.
 
-    `times` is for how many requests a fault stays, by default until `clear`. `when`
-    chooses the requests. A request meets one fault: the one injected first.
+    `times` is the number of requests that a fault applies to; by default it stays until `clear`. `when` chooses the
+    requests. Only one fault applies to a request: the first one injected that matches.
     """
 
     def __init__(self, *, listen: Callable[[bool], None]) -> None:
@@ -87,7 +86,7 @@ class Faults:
         self._epoch = 0
 
     def inject(self, fault: Fault, *, times: int | None = None, when: Predicate = every_request) -> None:
-        """Let this happen to the requests to come."""
+        """Apply this fault to the requests to come."""
         with self._lock:
             self._armed.append(_Armed(fault=fault, when=when, remaining=times))
 
@@ -99,10 +98,9 @@ class Faults:
         times: int | None = None,
         when: Predicate = every_request,
     ) -> None:
-        """Wait, in seconds, before passing a request on, or before passing its answer back.
+        """Wait this many seconds before passing a request on, or before passing its answer back.
 
-        A request that is held back is passed on in the end even if its client has left,
-        as a packet in some queue would be.
+        A delayed request is passed on even if its client has disconnected, like a packet in a queue.
         """
         fault = Fault(delay_before_seconds=before, delay_after_seconds=after)
         self.inject(fault, times=times, when=when)
@@ -116,15 +114,15 @@ class Faults:
         times: int | None = None,
         when: Predicate = every_request,
     ) -> None:
-        """Answer with this status, and an HTML page unless told otherwise.
+        """Answer with this status and body, by default an HTML page.
 
-        The status 200 makes the page that some proxies show for a failure.
+        Status 200 gives the page that some proxies show instead of an error.
         """
         reply = Reply(status=status, body=body, content_type=content_type)
         self.inject(Fault(reply=reply), times=times, when=when)
 
     def redirect(self, location: str, *, times: int | None = None, when: Predicate = every_request) -> None:
-        """Send clients to another place with a 307, which asks to repeat method and body."""
+        """Redirect with 307, which asks the client to repeat the method and the body."""
         reply = Reply(status=307, body=b"", location=location)
         self.inject(Fault(reply=reply), times=times, when=when)
 
@@ -135,7 +133,7 @@ class Faults:
         times: int | None = None,
         when: Predicate = every_request,
     ) -> None:
-        """End the connection; PostgREST never hears of the request."""
+        """End the connection without passing the request on."""
         fault = Fault(cut=Cut.BEFORE_PASSING_ON, resets=resets)
         self.inject(fault, times=times, when=when)
 
@@ -146,36 +144,33 @@ class Faults:
         times: int | None = None,
         when: Predicate = every_request,
     ) -> None:
-        """End the connection once PostgREST has answered, so once it has committed."""
+        """End the connection after PostgREST has answered, and so has committed."""
         fault = Fault(cut=Cut.AFTER_THE_ANSWER, resets=resets)
         self.inject(fault, times=times, when=when)
 
     def down(self) -> None:
-        """Refuse connections and reset those that are open, until `clear`."""
-        self._listen(False)  # noqa: FBT003 - the callback's only argument
+        """Refuse new connections and reset open ones, until `clear`."""
+        self._listen(False)  # noqa: FBT003  the callback's only argument
 
     def clear(self) -> None:
-        """Back to normal. Requests that are being delayed stay delayed, and arrive."""
+        """Remove all faults. Requests that are being delayed still arrive."""
         with self._lock:
             self._armed.clear()
-        self._listen(True)  # noqa: FBT003 - as above
+        self._listen(True)  # noqa: FBT003  the same
 
     def reset(self) -> None:
-        """Back to normal, and forget the requests that are still held back.
-
-        Between two tests: what one of them left behind must not write into the next.
-        """
+        """Remove all faults and drop the requests that are being delayed, so they cannot write in the next test."""
         with self._lock:
             self._epoch += 1
         self.clear()
 
     @property
     def epoch(self) -> int:
-        """Changes with `reset`: a request from an earlier epoch is not passed on."""
+        """The number of resets so far: a request delayed since an earlier epoch is dropped."""
         return self._epoch
 
     def take(self, request: Request) -> Fault | None:
-        """What happens to this request; counts it. For the gateway."""
+        """Return the fault that applies to this request, and count its use. Called by the gateway."""
         if not self._armed:
             return None
         with self._lock:

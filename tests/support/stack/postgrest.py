@@ -1,4 +1,4 @@
-"""PostgREST, the HTTP API in front of every Supabase table."""
+"""PostgREST, the HTTP API in front of Supabase's tables, as a process."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ from tests.support.stack.install import POSTGREST
 from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.reaper import Reaper
 
-_START_SECONDS = 20.0
-_STOP_SECONDS = 5.0
+_START_SECONDS = 120.0
+_STOP_SECONDS = 30.0
 
 
 class Postgrest:
-    """One PostgREST over one database; it can be stopped, and started on the same port."""
+    """One PostgREST over one database, which can be stopped and started again on the same port."""
 
     def __init__(self, *, database_uri: str, jwt_secret: str, pool_size: int, log: Path, reaper: Reaper) -> None:
-        """Configure it; `database_uri` is the authenticator's."""
+        """`database_uri` is that of the role `authenticator`."""
         if not POSTGREST.exists():
             raise RuntimeError("PostgREST is not installed: run `make test`")
         self.port = free_port()
@@ -44,19 +44,19 @@ class Postgrest:
         }
 
     def start(self) -> None:
-        """Return once it answers; raises `RuntimeError` with its log if it never does."""
+        """Return once it answers; raise `RuntimeError` with its log if it does not start."""
         if self._process is not None:
             return
-        # not our own outputs: whoever reads those to the end would wait for it
+        # not this process's outputs: a program that reads those to the end would wait for PostgREST
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(POSTGREST)],
-                # of our own environment only what no PGRST_ or PG setting hides in
+                # PATH alone, because the environment may hold PGRST_ or PG settings
                 env={"PATH": os.environ.get("PATH", "")} | self._settings,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for us: we stop it
+                # Ctrl-C must not reach it: this process stops it
                 start_new_session=True,
             )
         self._reaper.watch(self._process.pid, signal.SIGTERM)
@@ -68,7 +68,7 @@ class Postgrest:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Return once it is gone."""
+        """Return once the process has ended."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -82,7 +82,7 @@ class Postgrest:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Serve inside of the block."""
+        """Serve within the block."""
         try:
             self.start()
             yield

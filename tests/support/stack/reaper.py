@@ -1,12 +1,10 @@
-"""Stops what a test run started, when the run itself no longer can.
+"""Stop the processes of a test run that was killed.
 
-A fixture's finaliser does not run when pytest is killed, and PostgreSQL, which
-detaches itself, would then run for ever. So a small process of its own holds the
-other end of a pipe: the kernel closes the pipe however its owner ends, and what is
-still on the list is stopped then.
+Fixtures are not torn down when pytest is killed, and PostgreSQL, which detaches itself, would run for ever. A small
+process therefore reads from a pipe that the kernel closes however its owner ends, and then stops every process still
+on its list.
 
-The list arrives as lines on standard input: `watch PID SIGNAL`, `forget PID`,
-`folder PATH`, and `done`.
+The list arrives as lines on standard input: `watch PID SIGNAL`, `forget PID`, `folder PATH`, and `done`.
 """
 
 import os
@@ -22,39 +20,39 @@ _GRACE_SECONDS = 5.0
 
 
 class Reaper:
-    """The owner's end. Process ids must be of processes that the owner started."""
+    """The owner's side. Process ids must be of processes that the owner started."""
 
     def __init__(self) -> None:
-        """Start the watching process."""
+        """Start the reaper process."""
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
-            # not the owner's: whoever reads those to the end would wait for us
+            # not the owner's outputs: a program that reads those to the end would wait for the reaper
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             text=True,
-            # Ctrl-C goes to the whole foreground group: this one must outlive it
+            # Ctrl-C goes to the whole foreground group, and the reaper must outlive it
             start_new_session=True,
         )
 
     def watch(self, pid: int, stop_signal: signal.Signals) -> None:
-        """Stop this process with this signal, should the owner end before it says `forget`."""
-        self._tell(f"watch {pid} {stop_signal.value}")
+        """Stop this process with this signal if the owner ends before it calls `forget`."""
+        self._send(f"watch {pid} {stop_signal.value}")
 
     def forget(self, pid: int) -> None:
-        """The owner has stopped this process."""
-        self._tell(f"forget {pid}")
+        """Take a process that the owner has stopped off the list."""
+        self._send(f"forget {pid}")
 
     def remove_folder(self, folder: Path) -> None:
-        """Delete this folder, should the owner end before it says `close`."""
-        self._tell(f"folder {folder}")
+        """Delete this folder if the owner ends before it calls `close`."""
+        self._send(f"folder {folder}")
 
     def close(self) -> None:
-        """Everything is stopped and deleted: there is nothing left to do."""
-        self._tell("done")
+        """End the reaper, because everything is stopped and deleted."""
+        self._send("done")
         self._process.communicate(timeout=_GRACE_SECONDS)
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         pipe = self._process.stdin
         if pipe is None or pipe.closed:
             raise RuntimeError("the reaper is closed")
@@ -70,11 +68,11 @@ def _stop(pid: int, stop_signal: int) -> None:
             time.sleep(0.05)
             os.kill(pid, 0)
         os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # gone (or even replaced by somebody else's)
+    except (ProcessLookupError, PermissionError):  # ended, or its id belongs to another user's process now
         return
 
 
-def _keep_watch(lines: TextIO) -> None:
+def _stop_at_end_of_input(lines: TextIO) -> None:
     processes: dict[int, int] = {}
     folders: list[str] = []
     for line in lines:
@@ -95,4 +93,4 @@ def _keep_watch(lines: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    _keep_watch(sys.stdin)
+    _stop_at_end_of_input(sys.stdin)

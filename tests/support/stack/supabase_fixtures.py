@@ -1,4 +1,4 @@
-"""The stack as pytest fixtures."""
+"""Fixtures of PostgreSQL and Supabase."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +12,7 @@ from tests.support.stack.supabase import SupabaseStack, running_supabase
 
 @pytest.fixture(scope="session")
 def stack_reaper() -> Iterator[Reaper]:
-    """Stops the session's processes where the session no longer can."""
+    """Stops the session's processes if the session itself is killed."""
     with closing(Reaper()) as reaper:
         yield reaper
 
@@ -33,15 +33,15 @@ def empty_database(postgres: Postgres) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def supabase_stack(postgres: Postgres, stack_reaper: Reaper) -> Iterator[SupabaseStack]:
-    """One Supabase project for the session. Tests want `supabase`, which is clean."""
+    """One Supabase project for the session. Tests use `supabase`, which is reset first."""
     with running_supabase(postgres=postgres, reaper=stack_reaper) as stack:
         yield stack
 
 
 @pytest.fixture
 def supabase(supabase_stack: SupabaseStack) -> Iterator[SupabaseStack]:
-    """The session's Supabase project: without tokens, without faults, running."""
+    """The session's Supabase project: running, without tokens and faults."""
     supabase_stack.reset()
     yield supabase_stack
-    supabase_stack.faults.reset()  # a module's own service may be next, and looks at nothing first
+    supabase_stack.faults.reset()  # the next test may use a module's own service, which resets nothing
     supabase_stack.start_postgrest()

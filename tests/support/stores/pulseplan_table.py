@@ -1,4 +1,4 @@
-"""PulsePlan's own table with rows in it, in each of the shapes that it may have."""
+"""PulsePlan's own table with rows, in each of the variants in which it may exist."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ from tests.support.stack.postgres import Database
 
 TABLE = Path(__file__).with_name("pulseplan_table.sql")
 
-# a user that the rows belong to
+# the owner of the first two rows
 USER = "11111111-1111-4111-8111-111111111111"
 
-# three users, every family of ciphertext, times that no clock shows any more
+# three users, every ciphertext family, and timestamps that no default would set
 ROWS: LiteralString = """
 insert into public.users (id)
 select ('11111111-1111-4111-8111-11111111111' || n)::uuid from generate_series(1, 3) as n;
@@ -36,7 +36,7 @@ insert into public.oauth_tokens (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way in which PulsePlan's table may differ."""
+    """A difference from the table as PulsePlan documents it."""
 
     name: str
     sql: LiteralString
@@ -74,7 +74,7 @@ VARIANTS = [
         "alter table public.oauth_tokens add column metadata text default '{}';" + ADD_METADATA,
     ),
     Variant(
-        "metadata as it will be",
+        "metadata as after the migration",
         "alter table public.oauth_tokens add column metadata jsonb not null default '{}';" + ADD_METADATA,
     ),
     Variant("narrow constraint", "alter table public.oauth_tokens add unique (user_id, provider);"),
@@ -84,17 +84,17 @@ VARIANTS = [
         "create unique index one_active on public.oauth_tokens (user_id, provider) where is_active;",
     ),
     Variant(
-        "narrow index with a passenger",
+        "narrow index with an included column",
         "create unique index covering on public.oauth_tokens (user_id, provider) include (service_type);",
     ),
     Variant("wide constraint", "alter table public.oauth_tokens add unique (user_id, provider, service_type);"),
     Variant("wide index", "create unique index w on public.oauth_tokens (service_type, user_id, provider);"),
     Variant(
-        "wide, but only for some rows",
+        "wide partial index",
         "create unique index w on public.oauth_tokens (user_id, provider, service_type) where is_active;",
     ),
     Variant(
-        "wide, but checked too late for upserts",
+        "wide deferrable constraint",
         "alter table public.oauth_tokens add unique (user_id, provider, service_type) deferrable;",
     ),
     Variant("updated_at trigger", TRIGGER),

@@ -1,4 +1,4 @@
-"""What public.oauth_tokens is like, and what the migrations must make of it."""
+"""Inspect public.oauth_tokens, and assert the definition that the migrations must give it."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.support.stack.postgres import MIGRATIONS, Database, Postgres
 
 FILES = sorted(MIGRATIONS.glob("*.sql"))
 
-# each column's type, whether it is nullable, and its default
+# type, nullability and default of each column
 COLUMNS = {
     "id": ("uuid", "NO", "gen_random_uuid()"),
     "user_id": ("uuid", "NO", None),
@@ -37,7 +37,7 @@ INSERT: LiteralString = (
 )
 
 
-# whatever moves in a row shows in its text
+# every change of a row's old columns changes this text
 OLD_ROWS: LiteralString = """
 select row(
     id, user_id, provider, access_token, refresh_token, expires_at, scopes, created_at, email,
@@ -51,12 +51,12 @@ order by id
 def migrate_each_file_twice(database: Database) -> None:
     for path in FILES:
         database.run_file(path)
-        once = shape(database)
+        once = definition(database)
         database.run_file(path)
-        assert shape(database) == once
-    final = shape(database)
+        assert definition(database) == once
+    final = definition(database)
     database.migrate()
-    assert shape(database) == final
+    assert definition(database) == final
 
 
 def psql(postgres: Postgres, database: Database, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ def old_rows(database: Database) -> list[dict[str, Any]]:
 
 
 def metadata(database: Database) -> list[Any]:
-    """Return each row's metadata, where a missing one is an empty one."""
+    """Return each row's metadata, an empty object if it is missing."""
     if "metadata" not in columns(database):
         return [{} for _ in old_rows(database)]
     rows = database.sql("select coalesce(metadata::jsonb, '{}') as found from public.oauth_tokens order by id")
@@ -92,7 +92,7 @@ def columns(database: Database) -> dict[str, tuple[str, str, str | None]]:
 
 
 def constraints(database: Database, kind: str) -> dict[str, str]:
-    """Return the constraints of a kind: c for checks, f for foreign keys, u for unique."""
+    """Return the constraints of a type: c for checks, f for foreign keys, u for unique."""
     rows = database.sql(
         "select conname, pg_get_constraintdef(oid) as definition from pg_constraint"
         " where conrelid = 'public.oauth_tokens'::regclass and contype = %s order by conname",
@@ -111,13 +111,12 @@ def policies(database: Database) -> list[dict[str, Any]]:
 
 
 def triggers(database: Database) -> set[str]:
-    """Return the names of the table's triggers."""
     found = database.sql("select tgname from pg_trigger where not tgisinternal")
     return {str(one["tgname"]) for one in found}
 
 
-def shape(database: Database) -> dict[str, object]:
-    """Return everything about the table but its rows."""
+def definition(database: Database) -> dict[str, object]:
+    """Return the table's whole definition, without its rows."""
     return {
         "columns": columns(database),
         "checks": constraints(database, "c"),
