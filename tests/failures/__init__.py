@@ -1,1 +1,1 @@
-"""What fails, what callers and operators see of it, and that nothing acknowledged is lost."""
+"""Failures of each dependency: what callers and operators see, and that no acknowledged write is lost."""

@@ -1,4 +1,4 @@
-"""The audit trail on a disk that hangs: a pipe that nobody reads, and that is soon full."""
+"""The audit trail on a disk that hangs: a full pipe without a reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.support.api.service import running_service
 from tests.support.audit.trails import KEY_TEXT
-from tests.support.failures.scenario import require
+from tests.support.failures.scenario import require_documented_failure
 from tests.support.stores.stores import SqliteStore
 
 _PIPE_BYTES: Final = 4096
@@ -24,8 +24,8 @@ def test_audit_disk_hangs(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     settings = {"AUDIT_LOG": str(pipe), "AUDIT_KEY": KEY_TEXT, **store.environment()}
-    with _read(pipe) as reads, running_service(tmp_path, settings) as service:
-        require(
+    with _reading(pipe) as reads, running_service(tmp_path, settings) as service:
+        require_documented_failure(
             "Audit trail's disk slow or hanging",
             service=service,
             store=store,
@@ -35,8 +35,8 @@ def test_audit_disk_hangs(tmp_path: Path) -> None:
 
 
 @contextmanager
-def _read(pipe: Path) -> Iterator[threading.Event]:
-    """Read while the event is set."""
+def _reading(pipe: Path) -> Iterator[threading.Event]:
+    """Read the pipe while the yielded event is set."""
     reads, over = threading.Event(), threading.Event()
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,8 +1,7 @@
-"""PostgreSQL and PostgREST, each failing in its own way below a service that callers use."""
+"""Failures of PostgreSQL and PostgREST below a service under load."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +11,30 @@ import pytest
 
 from tests.support.api.service import Service, running_service
 from tests.support.failures.load import Load, path_of
-from tests.support.failures.scenario import fails, recovers, require, require_nothing_lost, require_refusals
+from tests.support.failures.scenario import (
+    require_documented_failure,
+    require_failing,
+    require_nothing_lost,
+    require_recovery,
+    require_refusals,
+)
 from tests.support.failures.table import BY_NAME
 from tests.support.stack.postgres import running_postgres
 from tests.support.stack.reaper import Reaper
 from tests.support.stack.supabase import SupabaseStack, running_supabase
 from tests.support.stores.stores import SupabaseStore
+from tests.support.waiting import eventually
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project of this module's own, since it stops what others would use."""
+    """A Supabase project of this module alone, because its tests stop the server."""
 
     stack: SupabaseStack
     service: Service
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read every row on a new connection: the old ones end with the server."""
+        """Return every row, through a new connection: the server's stop ends the old ones."""
         with self.stack.postgres.connect(self.stack.database.name) as database:
             return database.sql("select user_id::text as user_id, version from public.oauth_tokens")
 
@@ -37,8 +43,10 @@ class Project:
         self.stack.postgres.start()
 
     def set_read_only(self, *, read_only: bool) -> None:
-        """Refuse writes. PostgREST says READ WRITE itself, past `default_transaction_read_only`; a role's settings,
-        which it applies to each transaction, bind it as a standby would.
+        """Refuse writes, as a standby does.
+
+        PostgREST starts each transaction with READ WRITE, which overrides `default_transaction_read_only`, and then
+        applies the role's settings, which override that.
         """
         setting = b"set transaction_read_only = on" if read_only else b"reset all"
         with self.stack.postgres.connect(self.stack.database.name) as database:
@@ -59,26 +67,28 @@ def project(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> I
 
 def test_postgresql_stopped(project: Project) -> None:
     postgres = project.stack.postgres
-    require("PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start)
+    require_documented_failure(
+        "PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start
+    )
 
 
 def test_postgresql_restarted(project: Project) -> None:
-    """Too short for a look at readiness: what counts is that nothing is lost, and that it passes by itself."""
+    """A restart is too short to see readiness change; nothing is lost, and no vault has to be restarted."""
     failure = BY_NAME["PostgreSQL restarted"]
     with project.service.client() as client, Load(project.service) as load:
         load.wait_for_acknowledgements(20)
         project.restart()
-        recovers(client, failure, load.acknowledged[0])
+        require_recovery(client, failure, load.acknowledged[0])
         load.wait_for_acknowledgements(8)
     require_nothing_lost(load, project.service, project)
     assert {(each.status, each.code, each.retryable) for each in load.refused} <= {
         (failure.status, failure.code, failure.retryable)
     }
-    assert (load.cut, load.strange) == ([], [])
+    assert (load.cut, load.unexpected) == ([], [])
 
 
 def test_postgresql_read_only(project: Project) -> None:
-    require(
+    require_documented_failure(
         "PostgreSQL read-only",
         service=project.service,
         store=project,
@@ -87,9 +97,22 @@ def test_postgresql_read_only(project: Project) -> None:
     )
 
 
+def test_default_transaction_read_only_changes_nothing(project: Project) -> None:
+    """Supabase sets it when a disk is nearly full."""
+    name = project.stack.database.name
+    with project.stack.postgres.connect("postgres") as server, Load(project.service) as load:
+        load.wait_for_acknowledgements(4)
+        server.connection.execute(f"alter database {name} set default_transaction_read_only = on".encode())
+        server.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
+        eventually(lambda: server.sql("select pid from pg_stat_activity where datname = %s", (name,)) != [])
+        load.wait_for_acknowledgements(8)
+        server.connection.execute(f"alter database {name} reset default_transaction_read_only".encode())
+    require_nothing_lost(load, project.service, project)
+
+
 def test_postgrest_slow(project: Project) -> None:
     faults = project.stack.faults
-    require(
+    require_documented_failure(
         "PostgREST slow",
         service=project.service,
         store=project,
@@ -100,7 +123,7 @@ def test_postgrest_slow(project: Project) -> None:
 
 def test_postgrest_resets(project: Project) -> None:
     faults = project.stack.faults
-    require(
+    require_documented_failure(
         "PostgREST resets connections",
         service=project.service,
         store=project,
@@ -111,8 +134,8 @@ def test_postgrest_resets(project: Project) -> None:
 
 def test_postgrest_answers_html(project: Project) -> None:
     faults = project.stack.faults
-    require(
-        "PostgREST's place taken by HTML",
+    require_documented_failure(
+        "HTML page instead of PostgREST's answer",
         service=project.service,
         store=project,
         breaks=lambda: faults.answer(200),
@@ -120,37 +143,19 @@ def test_postgrest_answers_html(project: Project) -> None:
     )
 
 
-def test_the_service_key_expires(project: Project, tmp_path: Path) -> None:
-    """The one failure that comes by itself, and that no waiting ends."""
+def test_service_key_expires(project: Project, tmp_path: Path) -> None:
+    """The failure ends with a new key only: `project.service` has one and keeps working."""
     failure = BY_NAME["Supabase's service key expires"]
-    settings = SupabaseStore(project.stack).environment()
-    key = project.stack.new_service_key(lifetime_seconds=4)
-    with (
-        running_service(tmp_path, settings | {"SUPABASE_SERVICE_KEY": key}) as service,
-        service.client() as client,
-        Load(service) as load,
-    ):
-        kept = fails(client, load, failure, breaks=lambda: None)
-        load.wait_for_refusals(40)
+    key = project.stack.new_service_key()
+    settings = SupabaseStore(project.stack).environment() | {"SUPABASE_SERVICE_KEY": key}
+    with running_service(tmp_path, settings) as service, service.client() as client, Load(service) as load:
+        kept = require_failing(client, load, failure, breaks=lambda: project.stack.let_key_expire(key))
         log = "\n".join(service.lines())
-    assert "SUPABASE_SERVICE_KEY" in log, "whoever is paged reads which setting it is"
+    assert "SUPABASE_SERVICE_KEY" in log, "the log names the setting to change"
     assert key not in log
     require_refusals(load, failure)
-    with running_service(tmp_path, settings) as restarted, restarted.client() as client:
+    with project.service.client() as client:
         assert client.get("/readyz").status_code == 200
         assert client.put(path_of(kept), json={"access_token": "new"}).status_code == 200
-        load.acknowledged.remove(kept)
-        require_nothing_lost(load, restarted, project)
-
-
-def test_default_transaction_read_only_is_noticed_by_nobody(project: Project) -> None:
-    """Supabase sets it where a disk fills up."""
-    name = project.stack.database.name
-    with project.stack.postgres.connect("postgres") as server, Load(project.service) as load:
-        load.wait_for_acknowledgements(4)
-        server.connection.execute(f"alter database {name} set default_transaction_read_only = on".encode())
-        server.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
-        time.sleep(1)
-        load.wait_for_acknowledgements(8)
-        server.connection.execute(f"alter database {name} reset default_transaction_read_only".encode())
+    load.acknowledged.remove(kept)
     require_nothing_lost(load, project.service, project)

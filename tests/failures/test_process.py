@@ -1,20 +1,21 @@
-"""The process itself, its clock and its files."""
+"""Failures of the process, its clock and its files."""
 
 from __future__ import annotations
 
 import subprocess
-import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from tests.support.api.fixtures import problem
-from tests.support.api.service import running_service
+from tests.support.api.service import Service, running_service
 from tests.support.failures.load import path_of
-from tests.support.failures.scenario import require
+from tests.support.failures.scenario import recovery_bound_seconds, require_documented_failure
 from tests.support.failures.table import BY_NAME
 from tests.support.process.home import COMMAND, environment, new_home
 from tests.support.stack.loopback import PLAIN_HTTP
@@ -22,50 +23,76 @@ from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 
 START_SECONDS = 120
-FULL = "/dev/full"  # every write to it is the kernel's ENOSPC
+FULL = "/dev/full"  # every write to this device fails with ENOSPC
 
 
-def test_service_keys_file_broken(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "vault.db")
-    with running_service(tmp_path, store.environment()) as service:
-        file = tmp_path / "service-keys.json"
-        whole = file.read_text()
-        require(
-            "Service-keys file broken or missing",
-            service=service,
-            store=store,
-            breaks=lambda: file.write_text(whole[:-20]),
-            mends=lambda: file.write_text(whole),
-        )
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SqliteStore:
+    return SqliteStore(tmp_path_factory.mktemp("process") / "vault.db")
 
 
-def test_a_service_key_ends_to_the_second(tmp_path: Path) -> None:
-    """Nothing is added for clocks that differ: an operator's "until" means just that, by the replica's own clock."""
-    failure = BY_NAME["Service key at its end by this machine's clock"]
+@pytest.fixture(scope="module")
+def service(store: SqliteStore) -> Iterator[Service]:
+    with running_service(store.path.parent, store.environment()) as service:
+        yield service
+
+
+@pytest.fixture
+def key_file(store: SqliteStore) -> Iterator[Path]:
+    """The service keys file, restored at the end."""
+    file = store.path.with_name("service-keys.json")
+    content = file.read_text()
+    yield file
+    file.write_text(content)
+
+
+def test_service_keys_file_invalid(service: Service, store: SqliteStore, key_file: Path) -> None:
+    content = key_file.read_text()
+    require_documented_failure(
+        "Service keys file invalid or missing",
+        service=service,
+        store=store,
+        breaks=lambda: key_file.write_text(content[:-20]),
+        mends=lambda: key_file.write_text(content),
+    )
+
+
+def test_a_service_key_expires_without_leeway(service: Service, key_file: Path) -> None:
+    """No clock skew is added: `expires_at` is compared with the replica's own clock."""
+    failure = BY_NAME["Service key expires"]
     assert failure.status is not None
     assert failure.code is not None
-    assert failure.recovers_within_seconds is not None
-    key, file = generate_key(), tmp_path / "service-keys.json"
+    expiring, lasting = generate_key(), generate_key()
+    path = f"/v1/users/{uuid4()}/tokens"
 
-    def let_it_end(ends: datetime) -> None:
-        entry = ServiceKey(service="x", sha256=hash_key(key), scopes=frozenset({Scope.READ}), expires_at=ends)
-        file.write_text(render_key_list([entry]))
-
-    with running_service(tmp_path, SqliteStore(tmp_path / "vault.db").environment()) as service:
-        ends = datetime.now(UTC) + timedelta(seconds=4)
-        let_it_end(ends)
+    def status(key: str) -> int:
         headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=service.url, headers=headers, trust_env=False, verify=PLAIN_HTTP) as client:
-            tokens = f"/v1/users/{uuid4()}/tokens"
-            eventually(lambda: client.get(tokens).status_code == 200, within_seconds=3)
-            time.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds()))
-            problem(client.get(tokens), failure.status, failure.code)
-            assert client.get("/readyz").status_code == 200
-            let_it_end(datetime.now(UTC) + timedelta(minutes=5))
-            eventually(lambda: client.get(tokens).status_code == 200, within_seconds=failure.recovers_within_seconds)
+        return httpx.get(f"{service.url}{path}", headers=headers, trust_env=False, verify=PLAIN_HTTP).status_code
+
+    def write_keys(expires_at: datetime) -> None:
+        scopes = frozenset({Scope.READ})
+        key_file.write_text(
+            render_key_list(
+                [
+                    ServiceKey(service="x", sha256=hash_key(expiring), scopes=scopes, expires_at=expires_at),
+                    ServiceKey(service="y", sha256=hash_key(lasting), scopes=scopes),
+                ]
+            )
+        )
+
+    expires_at = datetime.now(UTC) + timedelta(seconds=2)
+    write_keys(expires_at)
+    eventually(lambda: status(lasting) == 200)  # the file has been read
+    eventually(lambda: datetime.now(UTC) >= expires_at)
+    headers = {"Authorization": f"Bearer {expiring}"}
+    with httpx.Client(base_url=service.url, headers=headers, trust_env=False, verify=PLAIN_HTTP) as client:
+        problem(client.get(path), failure.status, failure.code)
+        assert client.get("/readyz").status_code == 200
+    write_keys(datetime.now(UTC) + timedelta(minutes=30))
+    eventually(lambda: status(expiring) == 200, within_seconds=recovery_bound_seconds(failure))
 
 
-def test_disk_full_below_the_log(tmp_path: Path) -> None:
+def test_log_disk_full(tmp_path: Path) -> None:
     home = new_home(tmp_path, LOG_LEVEL="DEBUG")
     headers = {"Authorization": f"Bearer {home.service_key}"}
     with open(FULL, "wb") as full:  # noqa: PTH123  a device

@@ -1,4 +1,4 @@
-"""The embedded store's file, with everything that can happen to a file."""
+"""Failures of the SQLite store's file below a service under load."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ import pytest
 from tests.support.api.fixtures import problem
 from tests.support.api.service import COMMAND, Service, running_service
 from tests.support.failures.load import path_of
-from tests.support.failures.scenario import require
+from tests.support.failures.scenario import require_documented_failure
 from tests.support.failures.table import BY_NAME
 from tests.support.process.home import environment, new_home, token_vault
 from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
-# A user namespace of one's own needs no root, and in it tmpfs makes a file system of any size.
+# a user namespace needs no root, and lets tmpfs mount a file system of any size
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 DISK_BYTES = 2 * 1024 * 1024
-BALLAST = "ballast"
 
 
 def _has_namespaces() -> bool:
     try:
-        return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False, timeout=10).returncode == 0
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False, timeout=60).returncode == 0
     except FileNotFoundError:
         return False
 
 
-small_disk = pytest.mark.skipif(not _has_namespaces(), reason="this kernel gives users no namespaces of their own")
+needs_namespaces = pytest.mark.skipif(not _has_namespaces(), reason="this kernel gives users no namespaces")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
-    return SqliteStore(tmp_path / "vault.db")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SqliteStore:
+    return SqliteStore(tmp_path_factory.mktemp("failures") / "vault.db")
 
 
-@pytest.fixture
-def service(store: SqliteStore, tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path, store.environment()) as service:
+@pytest.fixture(scope="module")
+def service(store: SqliteStore) -> Iterator[Service]:
+    """One service for the failures that it recovers from."""
+    with running_service(store.path.parent, store.environment()) as service:
         yield service
 
 
-@small_disk
+@needs_namespaces
 def test_disk_full(tmp_path: Path) -> None:
-    """A file system of two megabytes, filled to the last byte: the kernel's own ENOSPC."""
+    """A file system of two megabytes, filled to the last byte, gives the kernel's ENOSPC."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounts = f'mount -t tmpfs -o size={DISK_BYTES} none "$0" && exec "$@"'
     within = (*NAMESPACE, "sh", "-c", mounts, str(disk))
     with running_service(tmp_path, SqliteStore(disk / "vault.db").environment(), within=within) as service:
-        seen = Path(f"/proc/{service.process.pid}/root{disk}")  # the disk as the service sees it
-        ballast = seen / BALLAST
-        require(
+        mounted = Path(f"/proc/{service.process.pid}/root{disk}")  # the disk as the service sees it
+        ballast = mounted / "ballast"
+        require_documented_failure(
             "SQLite's disk full",
             service=service,
-            store=_Copied(seen / "vault.db", tmp_path / "copy.db"),
+            store=_CopiedFiles(mounted / "vault.db", tmp_path / "copy.db"),
             breaks=lambda: _fill(ballast),
             mends=ballast.unlink,
         )
@@ -70,16 +70,20 @@ def test_disk_full(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copied:
-    """A database as its files are now; SQLite resolves the link into the namespace, and so would look elsewhere."""
+class _CopiedFiles:
+    """A database read from a copy, because SQLite resolves the link into the namespace and opens another path."""
 
     path: Path
     copy: Path
 
     def rows(self) -> list[dict[str, Any]]:
-        for suffix in ("", "-wal"):
-            shutil.copyfile(f"{self.path}{suffix}", f"{self.copy}{suffix}")
+        _copy_database(self.path, self.copy)
         return SqliteStore(self.copy).rows()
+
+
+def _copy_database(path: Path, copy: Path) -> None:
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
 
 
 def _fill(ballast: Path) -> None:
@@ -93,39 +97,35 @@ def _fill(ballast: Path) -> None:
 
 
 def test_file_size_limit(service: Service, store: SqliteStore) -> None:
-    """Where there are no namespaces: the kernel refuses to let any file of the process grow, with EFBIG."""
+    """Without namespaces: a limit on the size of the process's files gives the kernel's EFBIG."""
     pid = service.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    log = Path(f"{store.path}-wal")
-    require(
+    wal = Path(f"{store.path}-wal")
+    require_documented_failure(
         "SQLite's disk full",
         service=service,
         store=store,
-        breaks=lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size, before[1])),
+        breaks=lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, (wal.stat().st_size, before[1])),
         mends=lambda: resource.prlimit(pid, resource.RLIMIT_FSIZE, before),
     )
 
 
 def test_locked(service: Service, store: SqliteStore) -> None:
     other = apsw.Connection(str(store.path))
-    require(
+    other.set_busy_timeout(30_000)
+    require_documented_failure(
         "SQLite's file locked by another process",
         service=service,
         store=store,
-        breaks=lambda: _lock(other),
+        breaks=lambda: other.execute("BEGIN IMMEDIATE"),
         mends=lambda: other.execute("ROLLBACK"),
     )
     other.close()
 
 
-def _lock(other: apsw.Connection) -> None:
-    other.set_busy_timeout(5_000)
-    other.execute("BEGIN IMMEDIATE")
-
-
 def test_moved(service: Service, store: SqliteStore) -> None:
     elsewhere = store.path.with_name("elsewhere.db")
-    require(
+    require_documented_failure(
         "SQLite's file moved or replaced",
         service=service,
         store=store,
@@ -134,47 +134,53 @@ def test_moved(service: Service, store: SqliteStore) -> None:
     )
 
 
-def test_moved_without_its_log(service: Service, store: SqliteStore, tmp_path: Path) -> None:
-    """What is committed may be in the -wal alone, and SQLite deletes a -wal that it finds beside an empty file."""
+def test_moved_without_its_wal(service: Service, store: SqliteStore, tmp_path: Path) -> None:
+    """The -wal may hold the only copy of a commit, and SQLite deletes a -wal that it finds beside an empty file."""
     elsewhere = store.path.with_name("elsewhere.db")
-    log = store.path.with_name("vault.db-wal")
+    wal = store.path.with_name("vault.db-wal")
     with service.client() as client:
-        assert client.put(path_of(USER), json={"access_token": "kept"}).status_code == 201
-        committed = log.read_bytes()
+        assert client.put(path_of(USER), json={"access_token": "kept"}).is_success
+        committed = wal.read_bytes()
         store.path.rename(elsewhere)
         problem(client.get("/v1/encryption"), 500, "store_misconfigured")
         started = token_vault("serve", folder=tmp_path, settings={**new_home(tmp_path).settings, **store.environment()})
         assert (started.returncode, started.stderr.startswith("Error: SQLITE_PATH: ")) == (2, True)
         assert not store.path.exists()
-        assert log.read_bytes() == committed
+        assert wal.read_bytes() == committed
         elsewhere.rename(store.path)
-        assert client.get("/v1/encryption").json()["tokens"] == 1
-    assert [row["user_id"] for row in store.rows()] == [USER]
+        assert client.get("/v1/encryption").status_code == 200
+        assert client.get(path_of(USER)).json()["access_token"] == "kept"
+    assert USER in {row["user_id"] for row in store.rows()}
 
 
-def test_read_only(tmp_path: Path, store: SqliteStore) -> None:
-    """Byte 18 of the file says which versions may write it; SQLite then opens it read-only, for root too."""
+def test_read_only(service: Service, store: SqliteStore, tmp_path: Path) -> None:
+    """Byte 18 of the file holds the version needed to write it; with a higher one SQLite opens it read-only.
+
+    <https://www.sqlite.org/fileformat2.html#file_format_version_numbers>
+    """
     failure = BY_NAME["SQLite's file marked read-only"]
-    with running_service(tmp_path, store.environment()) as service, service.client() as client:
-        assert client.put(path_of(USER), json={"access_token": "kept"}).status_code == 201
-    content = bytearray(store.path.read_bytes())
+    assert failure.status is not None
+    assert failure.code is not None
+    with service.client() as client:
+        assert client.put(path_of(USER), json={"access_token": "kept"}).is_success
+    copy = SqliteStore(tmp_path / "vault.db")
+    _copy_database(store.path, copy.path)
+    before = copy.rows()  # closing the copy also moves its -wal into the file
+    content = bytearray(copy.path.read_bytes())
     writable, content[18] = content[18], 3
-    store.path.write_bytes(content)
-    before = store.rows()
-    with running_service(tmp_path, store.environment()) as service, service.client() as client:
-        assert failure.status is not None
-        assert failure.code is not None
+    copy.path.write_bytes(content)
+    with running_service(tmp_path, copy.environment()) as restarted, restarted.client() as client:
         problem(client.put(path_of(USER), json={"access_token": "lost"}), failure.status, failure.code)
         assert client.get(path_of(USER)).json()["access_token"] == "kept"
         assert client.get("/readyz").status_code == 200
-        assert store.rows() == before
+        assert copy.rows() == before
     content[18] = writable
-    store.path.write_bytes(content)
-    with running_service(tmp_path, store.environment()) as service, service.client() as client:
+    copy.path.write_bytes(content)
+    with running_service(tmp_path, copy.environment()) as restarted, restarted.client() as client:
         assert client.put(path_of(USER), json={"access_token": "new"}).status_code == 200
 
 
-@small_disk
+@needs_namespaces
 def test_read_only_file_system(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -186,7 +192,7 @@ def test_read_only_file_system(tmp_path: Path) -> None:
         env=environment(home.settings),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert started.returncode == 2, started.stdout + started.stderr

@@ -97,4 +97,4 @@ def test_outsiders_learn_that_they_do_not_see_every_row(supabase: SupabaseStack,
 
 
 def test_the_table_has_no_policies(supabase: SupabaseStack) -> None:
-    assert supabase.sql("select from pg_policies where tablename = 'oauth_tokens'") == []
+    assert supabase.sql("select policyname from pg_policies where tablename = 'oauth_tokens'") == []

@@ -1,4 +1,4 @@
-"""Callers that keep storing while something breaks, and remember what they were told."""
+"""Callers that keep storing tokens during a failure, and record the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.api.service import Service
 
 _CALLERS: Final = 4
 _PAUSE_SECONDS: Final = 0.01
-_PATIENCE_SECONDS: Final = 60.0
+_WAIT_SECONDS: Final = 120.0
 
 
 def secret_of(user_id: str) -> str:
@@ -28,7 +28,7 @@ def path_of(user_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that was no success."""
+    """An answer that is a problem document."""
 
     status: int
     code: str
@@ -37,17 +37,21 @@ class Refusal:
 
 
 class Load:
-    """Stores one new token after the other from several threads, inside of a `with` block."""
+    """Stores new tokens from several threads within a `with` block.
+
+    `acknowledged` and `cut` hold user ids: of the tokens whose storing was answered with 201, and of those whose
+    connection ended without an answer. `unexpected` describes answers that are neither 201 nor a problem document.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._store, name="load") for _ in range(_CALLERS)]
-        # lists, since appending needs no lock
+        # lists, because appending to one is atomic
         self.acknowledged: list[str] = []
         self.refused: list[Refusal] = []
         self.cut: list[str] = []
-        self.strange: list[str] = []
+        self.unexpected: list[str] = []
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -68,9 +72,9 @@ class Load:
         self._wait(self.refused, more)
 
     def _wait(self, growing: list[Any], more: int) -> None:
-        target, deadline = len(growing) + more, time.monotonic() + _PATIENCE_SECONDS
+        target, deadline = len(growing) + more, time.monotonic() + _WAIT_SECONDS
         while len(growing) < target:
-            assert time.monotonic() < deadline, f"{self.refused[-3:]} {self.strange[-3:]} {self.cut[-3:]}"
+            assert time.monotonic() < deadline, f"{self.refused[-3:]} {self.unexpected[-3:]} {self.cut[-3:]}"
             time.sleep(0.02)
 
     def _store(self) -> None:
@@ -82,10 +86,10 @@ class Load:
                 except httpx.TransportError:
                     self.cut.append(user_id)
                 else:
-                    self._note(user_id, answer)
+                    self._record(user_id, answer)
                 time.sleep(_PAUSE_SECONDS)
 
-    def _note(self, user_id: str, answer: httpx.Response) -> None:
+    def _record(self, user_id: str, answer: httpx.Response) -> None:
         if answer.status_code == httpx.codes.CREATED:
             self.acknowledged.append(user_id)
         elif answer.headers["content-type"] == "application/problem+json":
@@ -93,4 +97,4 @@ class Load:
             retry_after = answer.headers.get("retry-after")
             self.refused.append(Refusal(answer.status_code, body["code"], body["retryable"], retry_after))
         else:
-            self.strange.append(f"{answer.status_code} {answer.text[:200]}")
+            self.unexpected.append(f"{answer.status_code} {answer.text[:200]}")

@@ -1,7 +1,7 @@
-"""The failure table: for each failure what callers get, what `/readyz` says, how it ends, and the tests that show it.
+"""The failure table: for each failure the answer to callers, the answer of `/readyz`, how it ends, and its tests.
 
-`docs/failures.md` holds the same table for people. The scenarios in this package take what they demand from here; where
-another test has proved a line already, the line names that one.
+`docs/failures.md` holds the same table. The tests in tests/failures take their expectations from it; a line that
+another test already proves names that test.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ _POSTGRES: Final = "tests/failures/test_postgres.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
 _AUDIT: Final = "tests/audit/test_under_load.py"
 _PROCESS: Final = "tests/failures/test_process.py"
+_DURABILITY: Final = "tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One line. `code` is what the calls in `affects` are answered with; `None` where they are answered as ever.
+    """One line of the table.
 
-    `check` is the check of `/readyz` that goes down, which makes the answer 503; `None` where the replica stays ready,
-    or where no process is left to answer, as `runs` says.
-    `recovers_within_seconds` counts from the end of the failure, without a restart; `None` where `ends_with` says what
-    it takes.
+    `code` is the error code of the calls in `affects`; `None` if they are answered as usual.
+    `check` is the check of `/readyz` that goes down, which makes its answer 503; `None` if the replica stays ready.
+    `recovers_within_seconds` counts from the end of the failure, without a restart, on a machine that is not
+    overloaded; `None` if `ends_with` says what is needed.
+    `runs` is false if no process is left to answer.
     """
 
     name: str
@@ -49,9 +51,9 @@ class Failure:
         return None if self.code is None else STATUS[ERRORS[self.code]]
 
     @property
-    def holds_stores(self) -> bool:
-        """Whether a test of this line stores while it fails, and looks for each acknowledged token afterwards."""
-        return any(test in _holding_stores() for test in self.tests)
+    def writes_are_checked(self) -> bool:
+        """Whether a test of this line stores tokens during the failure, and finds each acknowledged one afterwards."""
+        return any(test in _tests_that_check_writes() for test in self.tests)
 
     @property
     def retryable(self) -> bool:
@@ -71,7 +73,7 @@ TABLE: Final = (
     Failure(
         name="PostgreSQL restarted",
         code="store_unavailable",
-        affects="calls meanwhile",
+        affects="calls during the restart",
         check="store",
         recovers_within_seconds=35,
         tests=(f"{_POSTGRES}::test_postgresql_restarted",),
@@ -84,7 +86,7 @@ TABLE: Final = (
         recovers_within_seconds=5,
         tests=(
             f"{_POSTGRES}::test_postgresql_read_only",
-            f"{_POSTGRES}::test_default_transaction_read_only_is_noticed_by_nobody",
+            f"{_POSTGRES}::test_default_transaction_read_only_changes_nothing",
         ),
     ),
     Failure(
@@ -137,7 +139,7 @@ TABLE: Final = (
     Failure(
         name="PostgREST resets connections",
         code="store_unavailable",
-        affects="reads, and writes that it never saw",
+        affects="reads, and writes that did not reach it",
         check="store",
         recovers_within_seconds=5,
         tests=(
@@ -148,7 +150,7 @@ TABLE: Final = (
         ),
     ),
     Failure(
-        name="PostgREST's place taken by HTML",
+        name="HTML page instead of PostgREST's answer",
         code="store_unavailable",
         affects="every call",
         check="store",
@@ -170,11 +172,11 @@ TABLE: Final = (
     Failure(
         name="Supabase's service key expires",
         code="store_misconfigured",
-        affects="every call, from 30 s after its end",
+        affects="every call, from 30 s after its expiry",
         check="store",
         recovers_within_seconds=None,
         ends_with="a new key and a restart",
-        tests=(f"{_POSTGRES}::test_the_service_key_expires",),
+        tests=(f"{_POSTGRES}::test_service_key_expires",),
     ),
     # SQLite
     Failure(
@@ -197,10 +199,10 @@ TABLE: Final = (
     Failure(
         name="SQLite's file system read-only at the start",
         code=None,
-        affects="no start: exit code 2 and a line that names SQLITE_PATH",
+        affects="the start: exit code 2 and one line that names SQLITE_PATH",
         check=None,
         recovers_within_seconds=None,
-        ends_with="a writable file and a start",
+        ends_with="a writable file system and a start",
         runs=False,
         tests=(f"{_SQLITE}::test_read_only_file_system",),
     ),
@@ -218,9 +220,9 @@ TABLE: Final = (
         affects="writes",
         check="store",
         recovers_within_seconds=5,
-        tests=(f"{_SQLITE}::test_moved", f"{_SQLITE}::test_moved_without_its_log"),
+        tests=(f"{_SQLITE}::test_moved", f"{_SQLITE}::test_moved_without_its_wal"),
     ),
-    # KMS, as the primary and without a fallback; whose data key is at hand notices nothing
+    # KMS as the primary, without a fallback; users whose data key is cached are not affected
     Failure(
         name="KMS throttles",
         code="key_unavailable",
@@ -253,7 +255,7 @@ TABLE: Final = (
         ),
     ),
     Failure(
-        name="KMS's place taken by HTML",
+        name="HTML page instead of KMS's answer",
         code="key_unavailable",
         affects="calls that need KMS",
         check="kms",
@@ -302,7 +304,7 @@ TABLE: Final = (
         check="kms",
         recovers_within_seconds=10,
         tests=(
-            f"{_KEY_STATES}::test_signature_of_another_time",
+            f"{_KEY_STATES}::test_signature_with_a_wrong_clock",
             f"{_KMS_ERRORS}::test_an_error_that_needs_an_operator_is_neither_retryable_nor_retried",
         ),
     ),
@@ -310,7 +312,7 @@ TABLE: Final = (
     Failure(
         name="Audit trail's disk full",
         code="audit_unavailable",
-        affects="calls on tokens that are not refused anyway",
+        affects="calls on tokens, unless refused for another reason",
         check="audit",
         recovers_within_seconds=5,
         tests=(f"{_AUDIT}::test_a_full_disk_refuses_every_secret_until_it_has_space",),
@@ -328,31 +330,31 @@ TABLE: Final = (
     ),
     # the process and its files
     Failure(
-        name="Service key at its end by this machine's clock",
+        name="Service key expires",
         code="unauthenticated",
         affects="calls with that key",
         check=None,
         recovers_within_seconds=2,
-        tests=(f"{_PROCESS}::test_a_service_key_ends_to_the_second",),
+        tests=(f"{_PROCESS}::test_a_service_key_expires_without_leeway",),
     ),
     Failure(
-        name="Service-keys file broken or missing",
+        name="Service keys file invalid or missing",
         code="unauthenticated",
         affects="calls with a key of the file",
         check="service_keys",
         recovers_within_seconds=5,
         tests=(
-            f"{_PROCESS}::test_service_keys_file_broken",
+            f"{_PROCESS}::test_service_keys_file_invalid",
             "tests/api/test_authentication.py::test_a_revoked_key_stops_and_a_new_one_works_without_a_restart",
         ),
     ),
     Failure(
-        name="Disk full below the log",
+        name="Log's disk full",
         code=None,
         affects="log lines, which are lost",
         check=None,
         recovers_within_seconds=1,
-        tests=(f"{_PROCESS}::test_disk_full_below_the_log",),
+        tests=(f"{_PROCESS}::test_log_disk_full",),
     ),
     Failure(
         name="SIGTERM under load",
@@ -373,32 +375,34 @@ TABLE: Final = (
         affects="connections, which are cut",
         check=None,
         recovers_within_seconds=None,
-        ends_with="a start",
+        ends_with="a restart",
         runs=False,
-        tests=("tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9",),
+        tests=(_DURABILITY,),
     ),
 )
 BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
-_HOLD_STORES: Final = ("require", "_require", "require_nothing_lost")
-_HOLDS_ELSEWHERE: Final = frozenset({"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"})
+_CHECKS_OF_WRITES: Final = ("require_documented_failure", "_require_documented_state", "require_nothing_lost")
+_CHECKED_ELSEWHERE: Final = frozenset(
+    {"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"}
+)
 
 
 @cache
-def _holding_stores() -> frozenset[str]:
-    """Return the tests that call one of those functions, as their code says it."""
-    return _HOLDS_ELSEWHERE | frozenset(
+def _tests_that_check_writes() -> frozenset[str]:
+    """Return the tests whose source calls one of the functions that check writes."""
+    return frozenset({_DURABILITY}) | frozenset(
         f"{file.relative_to(ROOT)}::{function.name}"
         for file in (ROOT / "tests" / "failures").glob("test_*.py")
         for function in ast.walk(ast.parse(file.read_text()))
         if isinstance(function, ast.FunctionDef) and function.name.startswith("test_")
         for call in ast.walk(function)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _HOLD_STORES
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _CHECKS_OF_WRITES
     )
 
 
 HEADING: Final = (
-    "| failure | answer | of | retryable, `Retry-After` | `/readyz` | over within | stores held | shown by |"
+    "| failure | answer | affects | retryable, `Retry-After` | `/readyz` | recovers | writes checked | tests |"
 )
 
 
@@ -409,7 +413,7 @@ def render() -> str:
 
 
 def _line(failure: Failure) -> str:
-    answer = "as ever" if failure.code is None else f"{failure.status} `{failure.code}`"
+    answer = "as usual" if failure.code is None else f"{failure.status} `{failure.code}`"
     ready = "200" if failure.check is None else f"503, `{failure.check}` down"
     ready = ready if failure.runs else "no answer"
     within = failure.recovers_within_seconds
@@ -419,8 +423,8 @@ def _line(failure: Failure) -> str:
         failure.affects,
         "yes" if failure.retryable else "no",
         ready,
-        failure.ends_with if within is None else f"{within} s",
-        "yes" if failure.holds_stores else "no",
+        failure.ends_with if within is None else f"within {within} s",
+        "yes" if failure.writes_are_checked else "no",
         ", ".join(f"`{test.rpartition('::')[2]}`" for test in failure.tests),
     )
     return f"| {' | '.join(cells)} |"

@@ -55,9 +55,9 @@ class Gateway:
         self.faults = Faults(listen=self._set_listening)
         self.request_count = 0
 
-    def admit(self, key: str) -> None:
-        """Accept this key too, with the client's own `Authorization`."""
-        self._keys[key.encode()] = None
+    def admit(self, key: str, *, authorization: str) -> None:
+        """Accept this key from now on, and send PostgREST this `Authorization` in place of the client's."""
+        self._keys[key.encode()] = authorization.encode()
 
     @property
     def url(self) -> str:

@@ -39,7 +39,7 @@ class Database:
     def sql(self, query: LiteralString, parameters: Parameters = None) -> list[dict[str, Any]]:
         """Return the rows of the answer, an empty list if the statement returns none."""
         cursor = self.connection.execute(query, parameters)
-        return cursor.fetchall() if cursor.description else []
+        return [] if cursor.description is None else cursor.fetchall()
 
     def run_file(self, path: Path) -> None:
         """Run a whole file in one transaction, as Supabase's SQL editor does."""

@@ -103,11 +103,15 @@ class SupabaseStack:
         """An expired key: accepted by the gateway, rejected by PostgREST."""
         return self.keys.expired
 
-    def new_service_key(self, *, lifetime_seconds: int) -> str:
-        """Make a service key that expires so soon; PostgREST accepts it for 30 seconds more (allowed clock skew)."""
+    def new_service_key(self, *, lifetime_seconds: int = 3600) -> str:
+        """Make another service key; a negative lifetime makes one that has expired so long ago."""
         key = self.keys.service_for(lifetime_seconds)
-        self.gateway.admit(key)
+        self.gateway.admit(key, authorization=f"Bearer {key}")
         return key
+
+    def let_key_expire(self, key: str) -> None:
+        """Let PostgREST see a key that expired a minute ago in place of this one."""
+        self.gateway.admit(key, authorization=f"Bearer {self.keys.service_for(-60)}")
 
     @property
     def faults(self) -> Faults:
