@@ -1,5 +1,5 @@
 # The vault as a container. Build: docker build --tag token-vault .
-# Both stages are the same image, so that the virtual environment finds its Python in the second one too.
+# Both stages use the same image, because the virtual environment refers to its Python.
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /source
 COPY requirements.lock pyproject.toml README.md ./
@@ -11,7 +11,7 @@ RUN /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --no-d
  && /opt/vault/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.13-slim-bookworm
-# A fixed uid, so that the owner of a volume stays the same from one image to the next.
+# A fixed uid keeps the owner of a volume the same in every image.
 RUN pip uninstall --yes --root-user-action ignore pip \
  && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin vault \
  && install --directory --owner vault --group vault --mode 0700 /data
@@ -20,13 +20,13 @@ ENV PATH=/opt/vault/bin:$PATH \
     SQLITE_PATH=/data/vault.db \
     SERVICE_KEYS_FILE=/data/service-keys.json
 USER 10001:10001
-# Also where `token-vault` looks for .env, which a container does not need: it has its environment.
+# `token-vault` looks for .env here; a container does not need one, because it has an environment.
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080
-# /healthz and not /readyz: a store that is down must not restart the process.
-# It follows PORT, TLS_CERT_FILE and TLS_CLIENT_CA_FILE.
+# It sends GET /healthz, not /readyz: a store that is down must not restart the process.
+# It reads PORT, TLS_CERT_FILE and TLS_CLIENT_CA_FILE.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
     CMD ["token-vault", "health", "--host", "127.0.0.1"]
-# SIGTERM finishes what is in flight, for up to 25 seconds: give `docker stop` more than its 10.
+# After SIGTERM the vault finishes the requests in flight, for up to 25 seconds; the default of `docker stop` is 10.
 CMD ["token-vault", "serve", "--host", "0.0.0.0"]

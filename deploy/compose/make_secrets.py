@@ -1,7 +1,7 @@
-# ruff: noqa: INP001  a script on its own, in no package
-"""Make deploy/compose/secrets.env: fresh secrets for docker-compose.yml. Needs Python alone.
+# ruff: noqa: INP001  a script outside of any package
+"""Make deploy/compose/secrets.env: new secrets for docker-compose.yml. Needs only Python.
 
-An existing file is kept: its TOKEN_ENCRYPTION_KEY opens the tokens that are stored already.
+Keeps an existing file, because its TOKEN_ENCRYPTION_KEY decrypts the stored tokens.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def main() -> None:
         sys.exit(f"{_PATH} exists already and is kept.")
     with os.fdopen(descriptor, "w") as file:
         file.writelines(f"{name}={value}\n" for name, value in values.items())
-    sys.stdout.write(f"Created {_PATH}. Keep a copy: without TOKEN_ENCRYPTION_KEY no stored token opens again.\n")
+    sys.stdout.write(f"Created {_PATH}. Keep a copy: without TOKEN_ENCRYPTION_KEY no stored token can be decrypted.\n")
 
 
 def _service_key(jwt_secret: str) -> str:
-    """Return a token as Supabase makes them: HS256, with the role that PostgREST is to take."""
+    """Return a Supabase service key: a JWT with HS256 and the role that PostgREST switches to."""
     now = int(time.time())
     claims = {"iss": "supabase", "role": "service_role", "iat": now, "exp": now + _TEN_YEARS_SECONDS}
     signed = f"{_encode({'alg': 'HS256', 'typ': 'JWT'})}.{_encode(claims)}"

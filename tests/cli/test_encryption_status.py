@@ -79,7 +79,7 @@ def test_every_format_is_counted_as_the_api_counts_it(
         ("local:v2",): 2,
         (f"kms:{arn}",): 4,
         (None, "pulseplan-local:v1"): old,
-        (None, "unknown"): 1,
+        (None, "pulseplan-kms"): 1,
         (None, "local:v1"): 1,
         (None, "local:v1", "unknown"): 1,
     }

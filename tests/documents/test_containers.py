@@ -63,13 +63,13 @@ def _environment() -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def test_the_base_images_are_pinned_and_one_and_the_same() -> None:
+def test_the_base_images_are_pinned_and_equal() -> None:
     images = [_all(stage, "FROM")[0].split(" ")[0] for stage in STAGES]
     assert all(PINNED.fullmatch(image) for image in images)
     assert len(set(images)) == 1, "a virtual environment moves only between equal Pythons"
 
 
-def test_what_is_copied_exists_and_passes_dockerignore() -> None:
+def test_every_copied_path_exists_and_passes_dockerignore() -> None:
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     built = {image.rpartition(" AS ")[2] for stage in STAGES for image in _all(stage, "FROM") if " AS " in image}
     copied = set()
@@ -82,7 +82,7 @@ def test_what_is_copied_exists_and_passes_dockerignore() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
-def test_everything_installed_has_a_hash_or_is_the_vault_itself() -> None:
+def test_every_installed_package_has_a_hash_or_is_the_vault() -> None:
     installs = [
         command
         for stage in STAGES
@@ -110,7 +110,7 @@ def test_the_image_runs_as_a_fixed_user_that_is_not_root() -> None:
     assert f"useradd --uid {user[1]} " in _all(FINAL, "RUN")[0]
 
 
-def test_the_image_sets_only_real_settings_and_keeps_its_data_in_the_volume() -> None:
+def test_the_image_sets_only_settings_and_keeps_its_data_in_the_volume() -> None:
     environment = _environment()
     assert environment.pop("PATH").startswith("/opt/vault/bin:")
     assert environment.keys() <= SETTINGS
@@ -158,20 +158,20 @@ def _run_health_check(folder: Path, **settings: str) -> int:
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [(200, 0), (503, 1)])
-def test_the_health_check_believes_the_status(tmp_path: Path, status: int, exit_code: int) -> None:
+def test_the_health_check_follows_the_status(tmp_path: Path, status: int, exit_code: int) -> None:
     with _answering(status) as port:
         assert _run_health_check(tmp_path, PORT=str(port), http_proxy="http://127.0.0.1:1") == exit_code
 
 
-def test_the_health_check_fails_where_nobody_listens(tmp_path: Path) -> None:
+def test_the_health_check_fails_if_nothing_listens(tmp_path: Path) -> None:
     with _answering(200) as port:
         pass
     assert _run_health_check(tmp_path, PORT=str(port)) == 1
 
 
-def test_the_health_check_has_time_for_what_it_does() -> None:
+def test_the_health_check_ends_before_its_timeout() -> None:
     options = dict(re.findall(r"--([a-z-]+)=([0-9]+)", _all(FINAL, "HEALTHCHECK")[0]))
-    start_seconds = 1  # of the command itself, which takes a fifth of that where nobody else computes
+    start_seconds = 1  # of the command itself; 0.2 on an idle machine
     assert DEADLINE_SECONDS + start_seconds < int(options["timeout"]) < int(options["interval"])
 
 
@@ -184,14 +184,14 @@ GATEWAY = (COMPOSE_FOLDER / "gateway.conf").read_text()
 
 
 def _bind_mounts(service: str) -> dict[str, Path]:
-    """Return what of the repository a service sees, by the path under which it does."""
+    """Return the mounted paths of the repository by their path in the container."""
     mounts = (mount.split(":") for mount in SERVICES[service].get("volumes", []))
     return {target: ROOT / source for source, target, *_ in mounts if source.startswith(".")}
 
 
 @pytest.fixture(scope="module")
 def secrets_env(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the secrets as the comment in docker-compose.yml says, in a folder of our own."""
+    """Make the secrets as docker-compose.yml says, in a temporary folder."""
     folder = tmp_path_factory.mktemp("compose")
     shutil.copy(COMPOSE_FOLDER / "make_secrets.py", folder)
     subprocess.run([sys.executable, "-I", str(folder / "make_secrets.py")], check=True, capture_output=True)
@@ -232,14 +232,14 @@ def test_every_named_volume_is_declared() -> None:
     assert named == COMPOSE["volumes"].keys()
 
 
-def test_nothing_but_the_vault_is_published_and_that_to_this_machine_alone() -> None:
+def test_only_the_vault_is_published_and_only_to_this_machine() -> None:
     port = Settings.model_fields["port"].default
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"vault": [f"127.0.0.1:{port}:{port}"]}
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
-def test_whatever_is_waited_for_can_tell_that_it_is_healthy() -> None:
+def test_every_awaited_service_has_a_health_check() -> None:
     waits = [
         (dependency, condition["condition"])
         for service in SERVICES.values()
@@ -254,14 +254,14 @@ def test_whatever_is_waited_for_can_tell_that_it_is_healthy() -> None:
     assert all("healthcheck" in SERVICES[dependency] for dependency in healthy)
 
 
-def test_every_secret_is_demanded_and_made(made: dict[str, str]) -> None:
+def test_every_required_secret_is_made(made: dict[str, str]) -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    demanded = [found["name"] for found in VARIABLE.finditer(text)]
-    assert set(demanded) == made.keys()
-    assert text.count("${") == len(demanded), "a secret that is missing must stop the start"
+    required = [found["name"] for found in VARIABLE.finditer(text)]
+    assert set(required) == made.keys()
+    assert text.count("${") == len(required), "a missing secret must stop the start"
 
 
-def test_the_vaults_environment_is_one_that_it_starts_with(made: dict[str, str]) -> None:
+def test_the_vault_starts_with_its_environment(made: dict[str, str]) -> None:
     environment = {
         name: VARIABLE.sub(lambda found: made[found["name"]], value)
         for name, value in SERVICES["vault"]["environment"].items()
@@ -273,16 +273,16 @@ def test_the_vaults_environment_is_one_that_it_starts_with(made: dict[str, str])
     ]
 
 
-def test_a_stopping_vault_has_the_time_that_it_takes() -> None:
+def test_the_grace_period_covers_a_graceful_shutdown() -> None:
     from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS  # noqa: PLC0415  only this test needs it
 
     assert int(SERVICES["vault"]["stop_grace_period"].removesuffix("s")) > GRACEFUL_SHUTDOWN_SECONDS
 
 
-def test_the_service_key_is_the_service_roles(made: dict[str, str]) -> None:
+def test_the_supabase_key_has_the_service_role(made: dict[str, str]) -> None:
     claims = jwt.decode(made["SUPABASE_SERVICE_KEY"], made["JWT_SECRET"], algorithms=["HS256"])
     assert claims["role"] == "service_role"
-    assert len(made["JWT_SECRET"]) >= 32, "PostgREST demands that many characters"
+    assert len(made["JWT_SECRET"]) >= 32, "PostgREST requires that many characters"
 
 
 def test_secrets_are_private_and_never_overwritten(secrets_env: Path) -> None:
@@ -320,7 +320,7 @@ def test_the_vault_calls_the_gateway_where_it_listens() -> None:
 
 
 def test_the_gateway_routes_the_table_api_to_postgrest_and_nothing_else() -> None:
-    # the slash at the end is what takes /rest/v1 away
+    # the slash at the end removes /rest/v1
     assert "proxy_pass http://postgrest/;" in _location("/rest/v1/")
     upstream = re.search(r"^upstream postgrest \{\n    server ([a-z]+):([0-9]+);", GATEWAY, re.MULTILINE)
     assert upstream
@@ -332,7 +332,7 @@ def test_the_gateway_routes_the_table_api_to_postgrest_and_nothing_else() -> Non
     assert sorted(locations) == ["/", "/rest/v1/", "= /ready"]
 
 
-def test_the_gateway_is_healthy_where_postgrest_is_ready() -> None:
+def test_the_gateway_is_healthy_if_postgrest_is_ready() -> None:
     admin_port = SERVICES["postgrest"]["environment"]["PGRST_ADMIN_SERVER_PORT"]
     assert f"proxy_pass http://postgrest:{admin_port}/ready;" in _location("= /ready")
     assert SERVICES["gateway"]["healthcheck"]["test"][-1] == "http://127.0.0.1:8000/ready"
@@ -351,7 +351,7 @@ PASSWORD = "it's a \\ password"
 
 @pytest.fixture
 def first_start(postgres: Postgres) -> Iterator[tuple[Database, list[str]]]:
-    """Run what PostgreSQL's image runs on an empty volume, in the same order, on a real server."""
+    """Run the files that PostgreSQL's image runs on an empty volume, in the same order, on a real server."""
     mounts = _bind_mounts("postgres")
     assert set(mounts) == {"/docker-entrypoint-initdb.d", "/migrations"}
     with postgres.new_database(supabase_roles=False) as database:
@@ -387,7 +387,7 @@ def test_the_first_start_runs_every_migration_in_order(first_start: tuple[Databa
     )
 
 
-def test_the_first_start_leaves_a_table_that_only_the_service_role_sees(
+def test_after_the_first_start_only_the_service_role_sees_the_table(
     first_start: tuple[Database, list[str]],
 ) -> None:
     database, _ = first_start
@@ -398,7 +398,7 @@ def test_the_first_start_leaves_a_table_that_only_the_service_role_sees(
         database.sql("reset role")
 
 
-def test_the_first_start_gives_the_authenticator_the_password_from_the_environment(
+def test_the_first_start_sets_the_password_of_the_authenticator(
     first_start: tuple[Database, list[str]],
 ) -> None:
     database, _ = first_start
@@ -410,7 +410,7 @@ def test_the_first_start_gives_the_authenticator_the_password_from_the_environme
     assert hashlib.sha256(client_key).digest() == base64.b64decode(stored_key)
 
 
-def test_postgrest_logs_in_as_the_role_that_the_first_start_makes() -> None:
+def test_postgrest_logs_in_as_the_role_of_the_first_start() -> None:
     environment = SERVICES["postgrest"]["environment"]
     assert environment["PGRST_DB_URI"].startswith("postgres://authenticator:${AUTHENTICATOR_PASSWORD:?")
     assert environment["PGRST_DB_URI"].endswith("@postgres:5432/postgres")

@@ -1,4 +1,4 @@
--- The roles of a Supabase project, and what it grants them in public.
+-- The roles of a Supabase project, and their grants in the schema public.
 
 \getenv authenticator_password AUTHENTICATOR_PASSWORD
 

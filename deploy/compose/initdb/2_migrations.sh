@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every migration, in order. They may run again: on a database that exists already, run this file by hand.
+# Run every migration, in order. Each can run again: on an existing database, run this file by hand.
 set -eu
 for file in "${MIGRATIONS:-/migrations}"/*.sql; do
     echo "Running $file"
