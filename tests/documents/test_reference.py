@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +28,17 @@ from tests.support.security.keys import MASTER_KEY
 
 README = (ROOT / "README.md").read_text()
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
-every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def _table(heading: str) -> list[list[str]]:
-    """Return the rows below README's table with this heading, cell by cell."""
-    start = README.index(f"\n{heading}\n|---")
-    rows = README[start + 1 :].partition("\n\n")[0].splitlines()[2:]
+def _table(document: str, heading: str) -> list[list[str]]:
+    """Return the cells of all rows in the document's tables with this heading."""
+    tables = (DOCS / document).read_text().split(f"\n{heading}\n|---")[1:]
+    rows = [row for table in tables for row in table.partition("\n\n")[0].splitlines()[1:]]
+    assert rows, heading
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
@@ -90,9 +93,9 @@ def test_every_setting_of_env_example_has_a_comment_or_follows_one_that_has() ->
     assert set(SETTINGS) - set(commented) == {"PORT"}, "PORT shares HOST's comment"
 
 
-def test_readme_names_exactly_the_settings_with_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     _without_environment(monkeypatch)
-    rows = _table("| name | default | meaning |")
+    rows = _table("settings.md", "| name | default | meaning |")
     assert sorted(_code(row[0]) for row in rows) == sorted(SETTINGS)
     assert {_code(row[0]): _code(row[1]) for row in rows} == _example_values()
 
@@ -100,18 +103,18 @@ def test_readme_names_exactly_the_settings_with_their_defaults(monkeypatch: pyte
 # --- scopes, errors, routes
 
 
-def test_readme_names_exactly_the_scopes() -> None:
-    assert [_code(row[0]) for row in _table("| scope | allows |")] == [scope.value for scope in Scope]
+def test_every_scope_is_documented() -> None:
+    assert [_code(row[0]) for row in _table("api.md", "| scope | allows |")] == [scope.value for scope in Scope]
 
 
-def test_readme_names_exactly_the_errors_with_status_and_retryable() -> None:
-    rows = _table("| code | status | retryable | what to do |")
+def test_every_error_is_documented_with_status_and_retryable() -> None:
+    rows = _table("errors.md", "| code | status | retryable | what to do |")
     errors = ((f"`{error.code}`", str(status), "yes" if error.retryable else "no") for error, status in STATUS.items())
     assert [tuple(row[:3]) for row in rows] == list(dict.fromkeys(errors)), "a class may share its base's code"
     assert all(row[3] for row in rows)
 
 
-def test_readme_names_exactly_the_routes_with_the_scope_that_each_needs(tmp_path: Path) -> None:
+def test_every_route_is_documented_with_its_scope(tmp_path: Path) -> None:
     settings = Settings(  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
         _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
     )
@@ -122,7 +125,7 @@ def test_readme_names_exactly_the_routes_with_the_scope_that_each_needs(tmp_path
         for method, operation in methods.items()
         if path.startswith("/v1")
     }
-    told = {_code(row[0]): [_code(row[1])] for row in _table("| route | scope | does |")}
+    told = {_code(row[0]): [_code(row[1])] for row in _table("api.md", "| route | scope | does |")}
     assert told == served
 
 
@@ -135,10 +138,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
-def test_readme_says_what_to_do_for_exactly_the_checks_of_readyz(service: Service) -> None:
+def test_every_readiness_check_is_documented(service: Service) -> None:
     with service.client() as client:
         checks = client.get("/readyz").json()["checks"]
-    assert {_code(row[0]) for row in _table("| check that is down | what to do |")} == {*checks, "kms", "audit"}
+    assert {_code(row[0]) for row in _table("operating.md", "| check that is down | what to do |")} == {*checks, "kms", "audit"}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the quick start uses curl")
@@ -165,8 +168,8 @@ def test_the_quick_start_does_what_it_says(service: Service) -> None:
     assert '"code":"version_conflict"' in done.stdout
 
 
-def test_the_log_line_is_one_that_the_service_writes(service: Service) -> None:
-    [example] = re.findall(r"^```json\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def test_the_example_log_line_has_the_fields_of_a_real_one(service: Service) -> None:
+    [example] = re.findall(r"^```json\n(.*?)^```$", (DOCS / "operating.md").read_text(), re.DOTALL | re.MULTILINE)
     told = json.loads(example)
     token = f"/v1/users/{told['user_id']}/tokens/google"
     with service.client() as client, service.logged() as written:
@@ -198,8 +201,8 @@ def test_every_command_line_is_one_that_the_program_takes(document: Path) -> Non
 
 
 def test_command_lines_are_found() -> None:
-    found = [words[1:3] for words in _command_lines(README)]
-    assert ["service-key", "create"] in found
+    found = [words[1:3] for words in _command_lines((DOCS / "operating.md").read_text())]
+    assert ["audit", "show"] in found
     assert ["serve", "--workers"] in found
     assert len(found) >= 8
 
@@ -262,16 +265,20 @@ def test_every_path_of_the_repository_that_is_named_exists(document: Path) -> No
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_the_modules_in_the_map_exist() -> None:
-    architecture = (ROOT / "docs" / "architecture.md").read_text()
-    diagram = re.findall(r"^```\n(.*?)^```$", architecture, re.DOTALL | re.MULTILINE)[0]
-    modules = set(re.findall(r"\b(\w+\.py)\b", diagram))
-    assert {"vault.py", "strategy.py"} <= modules
-    assert modules <= {path.name for path in (ROOT / "app").rglob("*.py")}
+def test_the_picture_of_the_layers_is_the_contract() -> None:
+    [picture] = re.findall(r"^```layers\n(.*?)\n```$", (DOCS / "architecture.md").read_text(), re.DOTALL | re.MULTILINE)
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert picture.splitlines() == next(one["layers"] for one in contracts if one["type"] == "layers")
+
+
+def test_every_decision_is_listed() -> None:
+    records = {path.name for path in (DOCS / "decisions").glob("*.md")} - {"README.md"}
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "decisions" / "README.md").read_text())
+    assert sorted(listed) == sorted(records)
 
 
 def test_the_scripts_example_runs_as_it_stands(tmp_path: Path) -> None:
-    [code] = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    [code] = re.findall(r"^```python\n(.*?)^```$", (DOCS / "api.md").read_text(), re.DOTALL | re.MULTILINE)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -286,4 +293,4 @@ def test_the_scripts_example_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_readme_stays_readable() -> None:
-    assert len(README.splitlines()) <= 300
+    assert len(README.splitlines()) < 150
