@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: about two minutes, and noisier")
     parser.add_argument("--only", choices=_MEASUREMENTS, help="run one measurement")
     arguments = parser.parse_args()
-    # as exceptions, so that everything that was started is stopped
+    # raise exceptions, so that every started process is stopped
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"gave up after {_LONGEST_SECONDS} s"))
     signal.alarm(_LONGEST_SECONDS)
@@ -70,11 +70,11 @@ def main() -> None:
     print(render(lines))
     print(f"\n{notes} Load before the run: {load_before:.1f}. {time.monotonic() - started:.0f} s in all.")
     if load_before > _QUIET_LOAD:
-        print("The machine was busy with something else: take these figures for too low, and run again.")
+        print("Another program kept the machine busy: these figures are too low. Run again.")
 
 
 def _notes(bench: Bench) -> str:
-    """Say what bounds the figures: the machine, its disk, and the client."""
+    """Describe the limits of the figures: the machine, its disk, and the client."""
     busiest = max((load.client_busy for load in bench.loads), default=0.0)
     return (
         f"{os.cpu_count()} cores, which servers and client share; Python {platform.python_version()}. "

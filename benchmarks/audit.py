@@ -1,4 +1,4 @@
-"""A reveal on the embedded store with the audit trail in each of its ways, beside one without."""
+"""A reveal on the embedded store with each AUDIT_SYNC mode, beside one without an audit trail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.table import Line, Target
 TOKENS: Final = 500
 _NONE: Final = "audit, metrics and log off"
 
-# What runs beside the audit trail in production, and not in the baseline.
+# settings of production beside the audit trail; the baseline has none of them
 OBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "INFO", "METRICS": "true"}
 UNOBSERVED: Final[Mapping[str, str]] = {"LOG_LEVEL": "ERROR", "METRICS": "false"}
 

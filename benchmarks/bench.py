@@ -1,4 +1,4 @@
-"""What every measurement gets: where to start servers, how long to look, and the client."""
+"""The context of every measurement: servers, durations and the client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Bench:
     def over_and_over(
         self, server: Server, requests: tuple[bytes, ...], *, connections: int = CONNECTIONS
     ) -> Contestant:
-        """Return a contestant that sends these requests for a turn."""
+        """Return a contestant that repeats these requests for a turn."""
         plan = Plan(
             port=server.port,
             requests=requests,
@@ -63,14 +63,14 @@ class Bench:
         return lambda: self.drive(plan)
 
     def stored(self, server: Server, user_ids: list[str]) -> None:
-        """Store a token for each user, through the vault."""
+        """Store a token for each user through the vault."""
         requests = tuple(self.requests.store(user_id) for user_id in user_ids)
         self.drive(Plan(port=server.port, requests=requests, connections=CONNECTIONS, seconds=60.0))
 
 
 @contextmanager
 def opened(*, quick: bool) -> Iterator[Bench]:
-    """Set up a run, and leave nothing of it behind."""
+    """Set up a run, and remove its processes and files afterwards."""
     with (
         closing(Reaper()) as reaper,
         TemporaryDirectory(prefix="vault-benchmarks-") as name,
@@ -78,7 +78,7 @@ def opened(*, quick: bool) -> Iterator[Bench]:
     ):
         folder = Path(name)
         reaper.remove_folder(folder)
-        reaper.watch(client.submit(os.getpid).result(), signal.SIGTERM)  # it would wait for work that never comes
+        reaper.watch(client.submit(os.getpid).result(), signal.SIGTERM)  # the worker process would wait for ever
         key = generate_key()
         service_keys = folder / "service-keys.json"
         add_key(service_keys, ServiceKey(service="benchmarks", sha256=hash_key(key), scopes=frozenset(Scope)))

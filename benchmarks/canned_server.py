@@ -1,4 +1,4 @@
-"""A server that does nothing at all: it shows what the client can do."""
+"""A server that answers with fixed bytes: the upper bound of the client's rate."""
 
 from __future__ import annotations
 

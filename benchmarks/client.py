@@ -1,4 +1,4 @@
-"""What the client could send if a server cost nothing."""
+"""The rate of the client against a server that costs nothing."""
 
 from __future__ import annotations
 

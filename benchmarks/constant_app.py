@@ -1,6 +1,6 @@
-"""The baseline of a reveal: the vault's own application, authentication included, and a route that does nothing.
+"""The baseline of a reveal: the vault's application with authentication, and a route that does nothing.
 
-What it serves over a second is what HTTP, the framework and the service key cost; the rest is the vault's work.
+Its rate is the cost of HTTP, the framework and the service key; the difference to a reveal is the vault's work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS, KEEP_ALIVE_SECONDS
 from app.main import create_app as create_vault_app
 
 PATH = "/v1/constant"
-# about as long as a revealed token
+# about the length of a revealed token
 _ANSWER = json.dumps({"user_id": EXAMPLE_USER_ID, "filler": "." * 500})
 
 
@@ -26,16 +26,16 @@ def create_app() -> FastAPI:
     app = create_vault_app()
 
     @app.get(PATH)
-    async def constant(caller: Revealer) -> Response:  # noqa: ARG001  being one is the point
+    async def constant(caller: Revealer) -> Response:  # noqa: ARG001  authentication is part of the baseline
         return Response(_ANSWER, media_type="application/json")
 
-    # Routes are tried in order. Behind the vault's own, the baseline would be slower than it has to be.
+    # routes are tried in order; behind the vault's routes the baseline would be slower
     app.router.routes.insert(0, app.router.routes.pop())
     return app
 
 
 if __name__ == "__main__":
-    # as app/cli/serve.py has it
+    # as in app/cli/serve.py
     uvicorn.run(
         "benchmarks.constant_app:create_app",
         factory=True,

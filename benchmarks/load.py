@@ -1,9 +1,8 @@
-"""The client: it sends prebuilt requests over kept-alive connections, one at a time on each.
+"""The load generator: prebuilt requests over kept-alive connections, one at a time on each.
 
-It does as little as a client can: a request is one write of bytes that exist already, an answer is looked at for its
-status and its length. One process of it drives a server that answers with canned bytes at well over ten times the rate
-of any figure in the table, and it sleeps most of the time while it waits for the vault; the run measures both again
-and prints them below the table, so a client that became the bottleneck would show.
+It costs little: a request is one write of existing bytes, and only the status and the length of an answer are read. One
+process drives a server of fixed answers at more than ten times the rate of any figure in the table, and mostly waits
+while it drives the vault. The run prints both below its table, so a client that is the bottleneck is visible.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _ANSWER_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to send where. It ends after `seconds`, or with its requests unless they are to be sent over and over."""
+    """Requests for one port. The run ends after `seconds`, or after the last request unless `over_and_over` repeats them."""
 
     port: int
     requests: tuple[bytes, ...]
@@ -37,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of a plan. `client_busy` is the share of one core that the client itself took."""
+    """The result of a plan. `client_busy` is the client's share of one core."""
 
     seconds: float
     latencies: tuple[float, ...]
@@ -49,7 +48,7 @@ class Load:
 
 
 def drive(plan: Plan) -> Load:
-    """Carry out the plan; raises `RuntimeError` for any answer but a 2xx."""
+    """Run the plan; raises `RuntimeError` for any answer but a 2xx."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_drive(plan))
 

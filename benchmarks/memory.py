@@ -1,4 +1,4 @@
-"""The memory of one worker on the embedded store once it has worked."""
+"""The memory of one worker on the embedded store after a load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the repository can store where nothing but the repository is in the way."""
+"""The store rate of the repository alone, without HTTP and encryption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.load import Load
 
 
 def store_raw(path: Path, *, writers: int, seconds: float) -> Load:
-    """Insert from so many tasks at once."""
+    """Insert rows from `tasks` concurrent tasks."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_store(path, writers, seconds))
 

@@ -1,4 +1,4 @@
-"""The requests that are sent, as bytes."""
+"""Requests as bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-# as long as Canvas's own
+# the length of a Canvas token
 ACCESS_TOKEN = "1234~TmG6vNQAyIsNfZAzheilKivu74uLX-URSFLu-nCmqxznsTP-y8RAu7SzXummb6tQ"
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Requests of one caller to any port: no server looks at `Host`."""
+    """Requests of one caller to any port, because no server reads `Host`."""
 
     service_key: str
 

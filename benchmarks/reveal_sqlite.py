@@ -1,4 +1,4 @@
-"""A reveal on the embedded store, beside a route of the same application that does nothing."""
+"""A reveal on the embedded store, beside an empty route of the same application."""
 
 from __future__ import annotations
 

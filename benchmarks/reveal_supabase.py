@@ -1,4 +1,4 @@
-"""A reveal on Supabase, beside the same query through the library as it comes."""
+"""A reveal on Supabase, beside the same query through the untuned library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that whatever else the machine does meets all of them."""
+"""Contestants that take turns, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Contestant = Callable[[], Load]
 
 
 def take_turns(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:
-    """Let each have its turn, `rounds` times after one that does not count; return what each measured."""
+    """Run each contestant `rounds` times in turn, after one warm-up round; return their loads."""
     for contestant in contestants:
         contestant()
     turns = [[contestant() for contestant in contestants] for _ in range(rounds)]
@@ -23,7 +23,7 @@ def median_rate(loads: Sequence[Load]) -> float:
 
 
 def median_ratio(loads: Sequence[Load], baseline: Sequence[Load]) -> float:
-    """Return the median of the ratios of turns that stood side by side."""
+    """Return the median ratio of neighbouring turns."""
     return median(load.rate / other.rate for load, other in zip(loads, baseline, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Servers as processes of their own, stopped whatever happens."""
+"""Server processes that are always stopped."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _POLL_SECONDS = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A process that answers. `start_seconds` is how long its first answer took, from its very start."""
+    """A server process. `start_seconds` is the time from its start to its first answer."""
 
     port: int
     pid: int
     start_seconds: float
 
     def resident_bytes(self) -> int:
-        """Return the memory that the process has in use, as Linux counts it."""
+        """Return the resident set size of the process."""
         return resident_bytes(self.pid)
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Starts servers that see the given settings and nothing else of our environment.
+    """Starts servers with the given settings and without the environment of this process.
 
-    Each runs in a folder of its own, for its database and its log.
+    Each has a folder for its database and its log.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Servers:
 
     @contextmanager
     def vault(self, folder: str, settings: Mapping[str, str] | None = None, *, workers: int = 1) -> Iterator[Server]:
-        """Serve as in production: the same command, its log in a file."""
+        """Serve with the command of production, with the log in a file."""
         port = free_port()
         command = [str(_TOKEN_VAULT), "serve", "--port", str(port), "--workers", str(workers)]
         with self._serving(folder, command, port, settings or {}) as server:
@@ -60,7 +60,7 @@ class Servers:
 
     @contextmanager
     def program(self, folder: str, module: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-        """Serve with one of our own modules, which takes the port as its argument."""
+        """Serve with a module of the benchmarks that takes the port as its argument."""
         port = free_port()
         with self._serving(folder, [sys.executable, "-m", module, str(port)], port, settings or {}) as server:
             yield server
@@ -79,7 +79,7 @@ class Servers:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us: we stop it
+                start_new_session=True,  # Ctrl-C stops this process, which stops the server
             )
         self.reaper.watch(process.pid, signal.SIGTERM)
         try:
@@ -92,7 +92,7 @@ class Servers:
 
 @contextmanager
 def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
-    """Start PostgreSQL, PostgREST and the gateway; give the settings that lead there, and where the database is."""
+    """Start PostgreSQL, PostgREST and the gateway; yield the settings for them, and the address of the database."""
     with (folder / "supabase.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.stack", "--durable"],
@@ -116,13 +116,13 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process has in use, as Linux counts it."""
+    """Return the resident set size of a process."""
     kilobytes = Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]
     return int(kilobytes) * 1024
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and make it if it does not."""
+    """Terminate a process, and kill it if it does not end."""
     process.terminate()
     try:
         process.wait(timeout=_STOP_SECONDS)
@@ -140,7 +140,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
 
 
 def _wait_until_all_have_started(log: Path, workers: int) -> None:
-    """Wait for the workers that have not answered: the first that does says nothing of the others."""
+    """Wait until every worker has started; one answer says nothing about the other workers."""
     deadline = time.monotonic() + _START_SECONDS
     while workers > 1 and log.read_text().count("Application startup complete") < workers:
         if time.monotonic() > deadline:

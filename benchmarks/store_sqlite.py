@@ -1,4 +1,4 @@
-"""Storing new tokens on the embedded store, each of them durable before it is answered."""
+"""Stores of new tokens on the embedded store, durable before the answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.rounds import Contestant, median_rate, median_ratio, take_turns
 from benchmarks.servers import Server
 from benchmarks.table import Line, Target
 
-# more than a turn can store: a turn ends with its time
+# more than a turn can store, so that the turn ends by its time
 _PER_SECOND = 8_000
 
 

@@ -1,4 +1,4 @@
-"""The baseline of a reveal on Supabase: the library as it comes, behind a route that checks and decrypts nothing."""
+"""The baseline of a reveal on Supabase: the untuned library behind a route that checks and decrypts nothing."""
 
 from __future__ import annotations
 
