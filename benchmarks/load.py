@@ -25,7 +25,7 @@ _ANSWER_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Requests for one port. The run ends after `seconds`, or after the last request unless `over_and_over` repeats them."""
+    """Requests for one port. It ends after `seconds`, or with the last request unless `over_and_over`."""
 
     port: int
     requests: tuple[bytes, ...]
