@@ -13,7 +13,7 @@ _RIGHT_ALIGNED = frozenset({1, 2})
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure, or with `of_ratio` its ratio, has to reach."""
+    """The bound of a figure, or of its ratio with `of_ratio`."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -32,7 +32,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure, the ratio to its baseline, and what it should be."""
+    """One figure, its ratio to a baseline, and its target."""
 
     name: str
     figure: float
@@ -58,7 +58,7 @@ def render(lines: Sequence[Line]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, and thousands apart."""
+    """Format with three significant digits and separated thousands."""
     if value >= 1_000:
         return f"{value:,.0f}".replace(",", " ")
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

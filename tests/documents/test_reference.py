@@ -141,7 +141,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def test_every_readiness_check_is_documented(service: Service) -> None:
     with service.client() as client:
         checks = client.get("/readyz").json()["checks"]
-    assert {_code(row[0]) for row in _table("operating.md", "| check that is down | what to do |")} == {*checks, "kms", "audit"}
+    assert {_code(row[0]) for row in _table("operating.md", "| check that is down | what to do |")} == {
+        *checks,
+        "kms",
+        "audit",
+    }
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the quick start uses curl")
@@ -269,6 +273,13 @@ def test_the_picture_of_the_layers_is_the_contract() -> None:
     [picture] = re.findall(r"^```layers\n(.*?)\n```$", (DOCS / "architecture.md").read_text(), re.DOTALL | re.MULTILINE)
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     assert picture.splitlines() == next(one["layers"] for one in contracts if one["type"] == "layers")
+
+
+def test_the_modules_on_the_walk_of_a_secret_exist() -> None:
+    walk = (DOCS / "architecture.md").read_text().partition("### The walk of one secret")[2].partition("\n## ")[0]
+    modules = set(re.findall(r"\b[a-z]+/[a-z0-9_/]+", re.findall(r"^```mermaid\n(.*?)^```$", walk, re.DOTALL | re.MULTILINE)[0]))
+    assert len(modules) > 30
+    assert [module for module in modules if not (ROOT / "app" / f"{module}.py").exists()] == []
 
 
 def test_every_decision_is_listed() -> None:
