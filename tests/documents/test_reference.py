@@ -18,12 +18,11 @@ import pytest
 
 from app.api.problems import STATUS
 from app.callers.service_keys import Scope
-from app.cli import main
 from app.config.settings import Settings
 from app.main import create_app
 from tests.support.api.service import COMMAND, Service, running_service
 from tests.support.paths import ROOT
-from tests.support.process.command_lines import PROGRAM, check_command_line, commands_of
+from tests.support.process.command_lines import PROGRAM, check_command_line
 from tests.support.security.keys import MASTER_KEY
 
 README = (ROOT / "README.md").read_text()
@@ -215,32 +214,6 @@ def test_command_lines_are_found() -> None:
 def test_a_command_line_that_the_program_refuses_is_noticed(line: str) -> None:
     with pytest.raises(click.ClickException):
         check_command_line([PROGRAM, *line.split()])
-
-
-def test_readme_names_every_command_with_every_option() -> None:
-    told = {
-        row[0]: set(re.findall(r"--[a-z-]+|\[?(?:FINGERPRINT|VERSION)\]?|(?<=\[)FILE(?=…)", row[0]))
-        for row in _table("| `token-vault …` | does |")
-    }
-    told = {re.split(r" (?=\[|--|[A-Z])", _code(usage))[0]: options for usage, options in told.items()}
-    real = {
-        name: {
-            option.opts[0] if isinstance(option, click.Option) else option.human_readable_name
-            for option in command.params
-        }
-        for name, command in _leaves(main)
-    }
-    assert {name: {option.strip("[]") for option in options} for name, options in told.items()} == {
-        name: {option.removesuffix("[]") for option in options} for name, options in real.items()
-    }
-
-
-def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in commands_of(group).items():
-        if isinstance(command, click.Group):
-            yield from _leaves(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", command
 
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
