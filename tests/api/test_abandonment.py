@@ -1,11 +1,10 @@
-"""Callers that go away and pools that run dry, ten thousand times: afterwards everything works."""
+"""Connection pools after callers that disconnect and after time-outs: no slot is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import socket
-import time
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -16,10 +15,14 @@ from app.errors import StoreError
 from app.tokens.models import TokenId
 from app.tokens.repository import TokenRepository
 from tests.support.api.service import Service
+from tests.support.sizes import size
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import Store, SupabaseStore, token
 
-TIMES = 10_000
+# a pool holds fewer connections than this, so losing one for each would leave none
+CANCELLED = size(2_000, 10_000)
+TIMED_OUT = size(1_000, 10_000)
+DISCONNECTED = size(500, 2_000)
 CANVAS = TokenId(str(uuid4()), "canvas")
 
 
@@ -29,8 +32,8 @@ async def tokens(supabase: SupabaseStack) -> AsyncIterator[TokenRepository]:
         yield repository
 
 
-async def _works_within_5_seconds(tokens: TokenRepository) -> None:
-    async with asyncio.timeout(5):
+async def _recovers(tokens: TokenRepository) -> None:
+    async with asyncio.timeout(60):
         while True:
             try:
                 rows = await asyncio.gather(*(tokens.get(CANVAS) for _ in range(100)))
@@ -41,12 +44,10 @@ async def _works_within_5_seconds(tokens: TokenRepository) -> None:
                 return
 
 
-async def test_ten_thousand_cancelled_requests_leave_the_pool_whole(
-    tokens: TokenRepository, supabase: SupabaseStack
-) -> None:
+async def test_cancelled_requests_leave_the_pool_whole(tokens: TokenRepository, supabase: SupabaseStack) -> None:
     await tokens.insert(token(CANVAS))
     supabase.faults.delay(before=0.02)
-    chance = random.Random(7)  # noqa: S311  when a caller leaves
+    chance = random.Random(7)  # noqa: S311  the moment at which a caller disconnects
 
     async def abandon() -> None:
         request = asyncio.ensure_future(tokens.get(CANVAS))
@@ -54,38 +55,33 @@ async def test_ten_thousand_cancelled_requests_leave_the_pool_whole(
         request.cancel()
         await asyncio.wait([request])
 
-    for _ in range(TIMES // 500):
+    for _ in range(CANCELLED // 500):
         # far more than there are connections, so that many are cancelled while they wait for one
         await asyncio.gather(*(abandon() for _ in range(500)))
     supabase.faults.clear()
-    await _works_within_5_seconds(tokens)
+    await _recovers(tokens)
 
 
-async def test_ten_thousand_pool_time_outs_leave_the_pool_whole(
-    tokens: TokenRepository, supabase: SupabaseStack
-) -> None:
+async def test_pool_time_outs_leave_the_pool_whole(tokens: TokenRepository, supabase: SupabaseStack) -> None:
     await tokens.insert(token(CANVAS))
     supabase.faults.delay(before=30)
     outcomes: list[object] = []
-    for _ in range(TIMES // 2_500):
-        outcomes += await asyncio.gather(*(tokens.get(CANVAS) for _ in range(2_500)), return_exceptions=True)
-    assert len(outcomes) == TIMES
+    for _ in range(TIMED_OUT // 1_000):
+        outcomes += await asyncio.gather(*(tokens.get(CANVAS) for _ in range(1_000)), return_exceptions=True)
+    assert len(outcomes) == TIMED_OUT
     assert all(isinstance(outcome, StoreError) for outcome in outcomes)
     supabase.faults.clear()
-    await _works_within_5_seconds(tokens)
+    await _recovers(tokens)
 
 
-def test_callers_that_go_away_over_http_leave_the_service_whole(served: tuple[Service, Store]) -> None:
+def test_callers_that_disconnect_leave_the_service_whole(served: tuple[Service, Store]) -> None:
     service, _ = served
     path = f"/v1/users/{uuid4()}/tokens/canvas"
     url = httpx.URL(service.url)
     with service.client() as client:
         assert client.put(path, json={"access_token": "x"}).status_code == 201
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['full']}\r\n\r\n".encode()
-        for _ in range(2_000):
+        for _ in range(DISCONNECTED):
             with socket.create_connection((url.host, url.port)) as connection:
                 connection.sendall(request)
-        deadline = time.monotonic() + 5
-        answer = client.get(path)
-        assert time.monotonic() < deadline
-        assert answer.json()["access_token"] == "x"
+        assert client.get(path).json()["access_token"] == "x"

@@ -1,4 +1,4 @@
-"""Random histories of calls against a model of what they must do, on both stores."""
+"""Random histories of calls, compared with a model of the API, on both stores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import httpx
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from tests.support.sizes import size
 
 USERS = ["cd613e30-d8f1-4adf-91b7-584a2265b1f5", "1e2feb89-414c-443c-9027-c4d1c386bbc4"]
 
@@ -38,7 +40,7 @@ conditions = st.sampled_from(["none", "none", "current", "stale", "star", "creat
 
 @dataclass(frozen=True)
 class Model:
-    """What a token must look like from outside."""
+    """The expected state of a token."""
 
     version: int
     fields: dict[str, Any]
@@ -47,7 +49,7 @@ class Model:
 
 
 class Histories(RuleBasedStateMachine):
-    """Calls through `client`, each checked against `tokens`, the model."""
+    """Calls through `client`; `tokens` is the model that each answer is compared with."""
 
     client: ClassVar[httpx.Client]
 
@@ -201,6 +203,6 @@ def test_every_history_matches_the_model(client: httpx.Client) -> None:
     run_state_machine_as_test(
         type("HistoriesOfThisStore", (Histories,), {"client": client}),
         settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=size(10, 40), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

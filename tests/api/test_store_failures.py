@@ -1,21 +1,28 @@
-"""What callers see when Supabase fails, and that no outcome is ever made up."""
+"""Answers while Supabase fails: each the problem of its cause, and never an invented outcome."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from app.errors import StoreMisconfigured
+from app.stores.supabase.repository import SupabaseRepository
+from app.tokens.models import TokenId
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
 from tests.support.stack.gateway_faults import Request, every_request, reads, writes
-from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SupabaseStore
+from tests.support.stores.stores import SupabaseStore, token
+from tests.support.waiting import eventually
 
+HANGS_SECONDS = 120.0
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"
 CANVAS = f"{TOKENS}/canvas"
@@ -34,7 +41,6 @@ CALLS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "erase": lambda client: client.delete(TOKENS),
 }
 WRITES = ("create", "replace", "rotate", "patch", "delete")
-every_call = pytest.mark.parametrize("call", CALLS)
 
 
 @pytest.fixture
@@ -51,52 +57,49 @@ def client(project: SupabaseStack, supabase_service: tuple[Service, SupabaseStor
         yield client
 
 
+def _require(status: int, code: str, answers: dict[str, httpx.Response]) -> None:
+    assert {call: answer.status_code for call, answer in answers.items()} == dict.fromkeys(answers, status)
+    for answer in answers.values():
+        problem(answer, status, code)
+
+
+def _every_call(client: httpx.Client) -> dict[str, httpx.Response]:
+    return {name: call(client) for name, call in CALLS.items()}
+
+
 def _recovers(client: httpx.Client) -> None:
-    deadline = time.monotonic() + 5
-    while client.get("/readyz").status_code != 200 or client.get(TOKENS).status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-@every_call
-def test_a_store_that_is_down_is_503_until_it_is_back(client: httpx.Client, project: SupabaseStack, call: str) -> None:
-    project.faults.down()
-    problem(CALLS[call](client), 503, "store_unavailable")
-    if call == "reveal":
-        time.sleep(1.1)  # readiness is remembered for a second
-        assert client.get("/readyz").json()["checks"]["store"] == "down"
-        assert client.get("/healthz").status_code == 200
-    project.faults.clear()
-    _recovers(client)
+    eventually(lambda: client.get("/readyz").status_code == 200 and client.get(TOKENS).status_code == 200)
     assert client.get(CANVAS).json()["access_token"] == "one"
 
 
-@every_call
+def test_a_store_that_is_down_is_503_until_it_is_back(client: httpx.Client, project: SupabaseStack) -> None:
+    project.faults.down()
+    _require(503, "store_unavailable", _every_call(client))
+    eventually(lambda: client.get("/readyz").json()["checks"]["store"] == "down")
+    assert client.get("/healthz").status_code == 200
+    project.faults.clear()
+    _recovers(client)
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 520, 200, 307])
-def test_a_gateway_that_speaks_for_the_store_is_503(
-    client: httpx.Client, project: SupabaseStack, call: str, status: int
-) -> None:
+def test_an_answer_of_a_gateway_is_503(client: httpx.Client, project: SupabaseStack, status: int) -> None:
     if status == 307:
         project.faults.redirect("http://127.0.0.1:1/steal")
     else:
         project.faults.answer(status)
-    problem(CALLS[call](client), 503, "store_unavailable")
+    _require(503, "store_unavailable", _every_call(client))
     project.faults.clear()
     assert client.get(CANVAS).json()["access_token"] == "one"
 
 
-@every_call
-@pytest.mark.parametrize("nonsense", [b"[" * 100_000, b'[{"id":', b"[1]", b'{"a": 1}'])
-def test_an_answer_that_is_nonsense_is_503(
-    client: httpx.Client, project: SupabaseStack, call: str, nonsense: bytes
-) -> None:
+@pytest.mark.parametrize("nonsense", [b"[" * 100_000, b'[{"id":', b"[1]", b'{"a": 1}'], ids=lambda body: str(body[:8]))
+def test_an_answer_that_is_nonsense_is_503(client: httpx.Client, project: SupabaseStack, nonsense: bytes) -> None:
     project.faults.answer(200, body=nonsense, content_type="application/json")
-    problem(CALLS[call](client), 503, "store_unavailable")
-    time.sleep(0.01)
+    _require(503, "store_unavailable", _every_call(client))
     assert client.get("/readyz").status_code in {200, 503}
 
 
-def test_a_store_that_answers_with_anothers_row_reveals_nothing(client: httpx.Client, project: SupabaseStack) -> None:
+def test_a_store_that_returns_another_row_reveals_nothing(client: httpx.Client, project: SupabaseStack) -> None:
     victim = "/v1/users/00000000-0000-4000-8000-000000000002/tokens/canvas"
     client.put(victim, json={"access_token": "the victim's"})
     row = project.sql("select to_jsonb(t) as row from public.oauth_tokens t where user_id::text like '0000%'")
@@ -107,36 +110,12 @@ def test_a_store_that_answers_with_anothers_row_reveals_nothing(client: httpx.Cl
         assert "victim" not in answer.text
 
 
-def test_an_erasure_that_arrives_late_takes_no_newer_token(client: httpx.Client, project: SupabaseStack) -> None:
-    project.faults.delay(before=5, when=lambda request: request.method == "DELETE", times=1)
+def test_an_erasure_that_arrives_late_keeps_a_newer_token(client: httpx.Client, project: SupabaseStack) -> None:
+    project.faults.delay(before=3, when=lambda request: request.method == "DELETE", times=1)
     problem(client.delete(TOKENS), 504, "store_timeout")
-    assert client.put(CANVAS, json={"access_token": "newer"}).status_code == 200
-    time.sleep(3.5)
+    assert client.put(CANVAS, json={"access_token": "newer"}).is_success
+    time.sleep(1.5)  # the erasure arrives
     assert client.get(CANVAS).json()["access_token"] == "newer"
-
-
-def test_a_missing_column_is_named(project: SupabaseStack, tmp_path_factory: pytest.TempPathFactory) -> None:
-    project.sql("alter table public.oauth_tokens rename column version to renamed")
-    try:
-        project.sql("notify pgrst, 'reload schema'")
-        time.sleep(1)
-        environment = SupabaseStore(project).environment()
-        with running_service(tmp_path_factory.mktemp("column"), environment) as service:
-            assert "lacks the columns version" in "\n".join(service.lines())
-    finally:
-        project.sql("alter table public.oauth_tokens rename column renamed to version")
-        project.sql("notify pgrst, 'reload schema'")
-        _wait_for_column(project, "version")
-
-
-def _wait_for_column(project: SupabaseStack, column: str) -> None:
-    headers = {"apikey": project.service_key, "Authorization": f"Bearer {project.service_key}"}
-    # a write: for those PostgREST looks into its cached schema, for reads PostgreSQL into its own
-    url = f"{project.url}/rest/v1/oauth_tokens?user_id=eq.00000000-0000-4000-8000-00000000ffff"
-    deadline = time.monotonic() + 10
-    while not httpx.patch(url, json={column: 1}, headers=headers, trust_env=False, verify=PLAIN_HTTP).is_success:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_an_empty_answer_is_not_an_empty_table(client: httpx.Client, project: SupabaseStack) -> None:
@@ -145,30 +124,25 @@ def test_an_empty_answer_is_not_an_empty_table(client: httpx.Client, project: Su
     problem(client.get(TOKENS), 503, "store_unavailable")
 
 
-@every_call
-def test_a_slow_store_is_504_within_5_seconds(client: httpx.Client, project: SupabaseStack, call: str) -> None:
-    project.faults.delay(before=6)
-    started = time.monotonic()
-    problem(CALLS[call](client), 504, "store_timeout")
-    assert time.monotonic() - started < 5
+def test_a_slow_store_is_504(client: httpx.Client, project: SupabaseStack) -> None:
+    """No call waits for the store longer than its deadline; the client would wait much longer."""
+    project.faults.delay(before=HANGS_SECONDS)
+    with ThreadPoolExecutor(len(CALLS)) as pool:
+        answers = dict(zip(CALLS, pool.map(lambda call: call(client), CALLS.values()), strict=True))
+    _require(504, "store_timeout", answers)
 
 
-def test_a_store_that_slows_down_at_every_step_is_504_within_5_seconds(
-    client: httpx.Client, project: SupabaseStack
-) -> None:
-    project.faults.delay(before=1.8)
-    started = time.monotonic()
-    answer = client.put(CANVAS, json={"access_token": "two"})
-    assert answer.status_code == 200
-    project.faults.delay(before=1.8, after=30, when=writes)
-    answer = client.put(CANVAS, json={"access_token": "two"})
-    assert time.monotonic() - started < 10
-    assert answer.status_code in {200, 504}
+def test_a_store_that_is_slow_at_every_step_is_504(client: httpx.Client, project: SupabaseStack) -> None:
+    project.faults.delay(before=0.5)
+    assert client.put(CANVAS, json={"access_token": "two"}).status_code == 200
+    project.faults.clear()
+    project.faults.delay(before=0.5, after=HANGS_SECONDS, when=writes)
+    assert client.put(CANVAS, json={"access_token": "two"}).status_code in {200, 504}, "200 if it was read back in time"
 
 
 @pytest.mark.parametrize("call", WRITES)
 @pytest.mark.parametrize("resets", [False, True])
-def test_a_write_whose_answer_is_cut_after_the_commit_is_read_back(
+def test_a_write_whose_answer_is_lost_is_read_back(
     client: httpx.Client, project: SupabaseStack, call: str, resets: bool
 ) -> None:
     project.faults.cut_after_commit(times=1, when=writes, resets=resets)
@@ -187,10 +161,8 @@ def test_a_write_whose_answer_is_cut_after_the_commit_is_read_back(
 
 
 @pytest.mark.parametrize("call", [*WRITES, "erase"])
-def test_a_write_whose_outcome_stays_unknown_is_503_and_no_success(
-    client: httpx.Client, project: SupabaseStack, call: str
-) -> None:
-    """The answer is cut after the commit, and so is every attempt to read the row back."""
+def test_a_write_whose_outcome_stays_unknown_is_503(client: httpx.Client, project: SupabaseStack, call: str) -> None:
+    """The answer is lost after the commit, and so is every answer to reading the row back."""
     written = False
 
     def after_the_write(request: Request) -> bool:
@@ -198,25 +170,23 @@ def test_a_write_whose_outcome_stays_unknown_is_503_and_no_success(
         written = written or writes(request)
         return written and reads(request)
 
-    project.faults.cut_before(when=after_the_write)  # asked first, so it sees the write go by
+    project.faults.cut_before(when=after_the_write)  # injected first, so its predicate sees the write too
     project.faults.cut_after_commit(times=1, when=writes)
     problem(CALLS[call](client), 503, "store_unavailable")
 
 
 @pytest.mark.parametrize("call", [*WRITES, "erase"])
-def test_a_write_that_is_cut_before_the_store_saw_it_is_503(
-    client: httpx.Client, project: SupabaseStack, call: str
-) -> None:
+def test_a_write_that_never_reaches_the_store_is_503(client: httpx.Client, project: SupabaseStack, call: str) -> None:
     project.faults.cut_before(times=1, when=writes)
     before = project.sql("select * from public.oauth_tokens")
     answer = CALLS[call](client)
     if call == "delete" and answer.status_code == 204:
-        pytest.fail("a delete that never happened was reported as done")
+        pytest.fail("a delete that did not happen was reported as done")
     problem(answer, 503, "store_unavailable")
     assert project.sql("select * from public.oauth_tokens") == before
 
 
-def test_a_conditional_write_that_was_cut_still_has_one_winner(client: httpx.Client, project: SupabaseStack) -> None:
+def test_a_conditional_write_whose_answer_is_lost_has_one_winner(client: httpx.Client, project: SupabaseStack) -> None:
     project.faults.cut_after_commit(times=1, when=writes)
     first = client.post(f"{CANVAS}/rotate", json={"access_token": "mine"}, headers={"If-Match": '"1"'})
     second = client.post(f"{CANVAS}/rotate", json={"access_token": "theirs"}, headers={"If-Match": '"1"'})
@@ -224,70 +194,86 @@ def test_a_conditional_write_that_was_cut_still_has_one_winner(client: httpx.Cli
     assert client.get(CANVAS).json()["access_token"] == "mine"
 
 
-def test_reads_are_cut_without_a_made_up_answer(client: httpx.Client, project: SupabaseStack) -> None:
+def test_a_read_whose_answer_is_lost_is_503(client: httpx.Client, project: SupabaseStack) -> None:
     project.faults.cut_after_commit(when=reads)
     problem(client.get(CANVAS), 503, "store_unavailable")
     problem(client.get(TOKENS), 503, "store_unavailable")
 
 
-@every_call
-def test_postgrest_stopped_is_503(client: httpx.Client, project: SupabaseStack, call: str) -> None:
+def test_postgrest_stopped_is_503(client: httpx.Client, project: SupabaseStack) -> None:
     project.stop_postgrest()
-    problem(CALLS[call](client), 503, "store_unavailable")
+    answers = _every_call(client)
     project.start_postgrest()
+    _require(503, "store_unavailable", answers)
     _recovers(client)
 
 
 @pytest.mark.parametrize("which", ["anon_key", "wrong_key", "expired_key"])
-def test_a_wrong_key_is_misconfigured_and_not_ready(
-    project: SupabaseStack, tmp_path_factory: pytest.TempPathFactory, which: str
-) -> None:
-    environment = {**SupabaseStore(project).environment(), "SUPABASE_SERVICE_KEY": getattr(project, which)}
-    with running_service(tmp_path_factory.mktemp(which), environment) as service, service.client() as client:
+async def test_a_wrong_key_is_misconfigured(project: SupabaseStack, which: str) -> None:
+    """Row-level security shows an empty table to the anonymous role, so for that one only the check fails."""
+    key = getattr(project, which)
+    repository = await SupabaseRepository.connect(url=project.url, service_key=SecretStr(key))
+    try:
+        with pytest.raises(StoreMisconfigured, match="SUPABASE_SERVICE_KEY") as caught:
+            await repository.check()
+        assert key not in str(caught.value)
+        with pytest.raises(StoreMisconfigured):
+            await repository.insert(token(TokenId(USER, "canvas")))
+        if which != "anon_key":
+            with pytest.raises(StoreMisconfigured):
+                await repository.get(TokenId(USER, "canvas"))
+    finally:
+        await repository.close()
+
+
+def test_a_service_with_a_wrong_key_is_not_ready(project: SupabaseStack, tmp_path: Path) -> None:
+    environment = {**SupabaseStore(project).environment(), "SUPABASE_SERVICE_KEY": project.wrong_key}
+    with running_service(tmp_path, environment) as service, service.client() as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["store"]) == (503, "down")
-        assert "SUPABASE_SERVICE_KEY" in "\n".join(service.lines()), "the log says what is wrong"
-        assert getattr(project, which) not in "\n".join(service.lines())
+        log = "\n".join(service.lines())
+        assert "SUPABASE_SERVICE_KEY" in log
+        assert project.wrong_key not in log
         problem(client.put(CANVAS, json={"access_token": "x"}), 500, "store_misconfigured")
-        if which != "anon_key":  # row-level security shows anon an empty table; readiness is what notices
-            problem(client.get(CANVAS), 500, "store_misconfigured")
 
 
-def test_a_missing_column_is_misconfigured_until_it_is_back(client: httpx.Client, project: SupabaseStack) -> None:
+def test_a_missing_column_is_misconfigured_and_named_in_the_log(
+    client: httpx.Client, project: SupabaseStack, supabase_service: tuple[Service, SupabaseStore]
+) -> None:
     project.sql("alter table public.oauth_tokens rename column encryption_scheme to renamed")
     try:
-        project.sql("notify pgrst, 'reload schema'")
-        deadline = time.monotonic() + 5
-        while client.get(CANVAS).status_code == 200:
-            assert time.monotonic() < deadline
-        for call in CALLS.values():
-            if call not in (CALLS["delete"], CALLS["erase"]):
-                problem(call(client), 500, "store_misconfigured")
-        time.sleep(1.1)
-        assert client.get("/readyz").json()["checks"]["store"] == "down"
+        with supabase_service[0].logged() as lines:
+            project.sql("notify pgrst, 'reload schema'")
+            eventually(lambda: client.get(CANVAS).status_code != 200)
+            answers = _every_call(client)
+            eventually(lambda: client.get("/readyz").json()["checks"]["store"] == "down")
     finally:
         project.sql("alter table public.oauth_tokens rename column renamed to encryption_scheme")
         project.sql("notify pgrst, 'reload schema'")
+    for needs_no_column in ("delete", "erase"):
+        del answers[needs_no_column]
+    _require(500, "store_misconfigured", answers)
+    assert "lacks the columns encryption_scheme" in json.dumps(lines)
+    eventually(lambda: client.get("/readyz").status_code == 200)
+    eventually(lambda: client.put(CANVAS, json={"access_token": "one"}).is_success)
     _recovers(client)
-    assert client.get(CANVAS).json()["access_token"] == "one"
 
 
 def test_a_statement_time_out_is_504(client: httpx.Client, project: SupabaseStack) -> None:
     project.sql("alter role service_role set statement_timeout = '200ms'")
     try:
         project.sql("notify pgrst, 'reload config'")
-        time.sleep(0.5)
+        time.sleep(0.5)  # PostgREST reads its configuration
         with project.database.connection.transaction():
             project.sql("lock table public.oauth_tokens in access exclusive mode")
             problem(client.get(CANVAS), 504, "store_timeout")
     finally:
         project.sql("alter role service_role reset statement_timeout")
         project.sql("notify pgrst, 'reload config'")
-    time.sleep(0.5)
-    assert client.get(CANVAS).status_code == 200
+    eventually(lambda: client.get(CANVAS).status_code == 200)
 
 
-def test_a_user_that_does_not_exist_is_the_callers_mistake(client: httpx.Client, project: SupabaseStack) -> None:
+def test_an_unknown_user_is_an_invalid_request(client: httpx.Client, project: SupabaseStack) -> None:
     """PulsePlan's table has a foreign key to its users."""
     project.sql("create table public.users (id uuid primary key)")
     project.sql("insert into public.users select user_id from public.oauth_tokens")
@@ -301,19 +287,20 @@ def test_a_user_that_does_not_exist_is_the_callers_mistake(client: httpx.Client,
         project.sql("drop table public.users")
 
 
-def test_more_rows_than_one_answer_may_hold_are_all_there(client: httpx.Client, project: SupabaseStack) -> None:
-    """PostgREST cuts an answer at 1 000 rows without a word."""
+def test_more_rows_than_one_answer_holds_are_all_listed(client: httpx.Client, project: SupabaseStack) -> None:
+    """PostgREST truncates an answer at 1 000 rows without notice."""
     project.sql(
         "insert into public.oauth_tokens (user_id, provider, service_type, access_token)"
-        " select '00000000-0000-4000-8000-000000000001', 'google', 's' || n, 'c' from generate_series(1, 2500) n"
+        " select '00000000-0000-4000-8000-000000000001', 'google', 's' || n, 'c' from generate_series(1, 1100) n"
     )
     path = "/v1/users/00000000-0000-4000-8000-000000000001/tokens"
-    assert len(client.get(path).json()["tokens"]) == 2500
-    assert client.delete(path).json() == {"deleted": 2500}
+    assert len(client.get(path).json()["tokens"]) == 1100
+    eventually(lambda: client.delete(path).is_success)
+    assert client.get(path).json() == {"tokens": []}
 
 
-def test_faults_reach_only_the_gateway(client: httpx.Client, project: SupabaseStack) -> None:
-    """The suite's own proof that a fault is injected where it says."""
+def test_a_fault_affects_one_request(client: httpx.Client, project: SupabaseStack) -> None:
+    """Check of the test itself: a fault of one request affects one request."""
     project.faults.answer(503, when=every_request, times=1)
     assert client.get(CANVAS).status_code == 503
     assert client.get(CANVAS).status_code == 200
