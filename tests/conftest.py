@@ -27,7 +27,6 @@ _LONGEST = (
     "tests/security/kms/test_failures.py",
     "tests/system/test_openapi_fuzz.py",
     "tests/system/test_races.py",
-    "tests/rewrap/test_rewrap_processes.py",
     "tests/api/test_store_failures.py",
     "tests/failures/test_postgres.py",
     "tests/api/test_histories.py",

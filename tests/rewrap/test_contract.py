@@ -1,4 +1,4 @@
-"""What a sweep may rely on, whichever store it has."""
+"""The part of the store contract that a rewrap relies on, for every store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def _only(tokens: TokenRepository, row_id: str) -> StoredToken:
 # --- the write
 
 
-async def test_a_rewrap_writes_both_secrets_and_what_is_said_of_them_and_nothing_else(
+async def test_a_rewrap_changes_only_secrets_scheme_and_encryption_metadata(
     store: Store, tokens: TokenRepository
 ) -> None:
     row = token(
@@ -92,7 +92,7 @@ async def test_a_rewrap_writes_both_secrets_and_what_is_said_of_them_and_nothing
     assert await _only(tokens, row.id) == rewrap.after
 
 
-async def test_what_metadata_said_of_kms_goes_when_a_token_leaves_kms(tokens: TokenRepository) -> None:
+async def test_metadata_about_kms_is_removed_when_a_token_leaves_kms(tokens: TokenRepository) -> None:
     row = token(encryption_scheme="kms:arn", encryption_method="kms", kms_key_id="canvas_kms_x", metadata={"a": 1})
     await tokens.insert(row)
     rewrap = _rewrap(row)
@@ -123,9 +123,7 @@ async def test_a_rewrap_holds_only_for_the_row_that_was_decrypted(
     assert store.rows() == before
 
 
-async def test_a_rewrap_of_a_row_without_a_scheme_demands_that_it_still_has_none(
-    store: Store, tokens: TokenRepository
-) -> None:
+async def test_a_rewrap_without_a_scheme_requires_a_row_without_one(store: Store, tokens: TokenRepository) -> None:
     bare, marked = token(encryption_scheme=None), token()
     await tokens.insert(bare)
     await tokens.insert(marked)
@@ -138,9 +136,7 @@ async def test_a_rewrap_of_a_row_without_a_scheme_demands_that_it_still_has_none
 
 
 @pytest.mark.parametrize("empty", ["", None])
-async def test_a_refresh_token_that_is_empty_stays_as_it_is(
-    store: Store, tokens: TokenRepository, empty: str | None
-) -> None:
+async def test_an_empty_refresh_token_stays_as_it_is(store: Store, tokens: TokenRepository, empty: str | None) -> None:
     store.insert_raw(**raw_row(user_id=str(uuid4()), refresh_token=empty))
     [row] = await tokens.page(None, after=None, limit=10)
     assert isinstance(row, StoredToken)
@@ -149,7 +145,7 @@ async def test_a_refresh_token_that_is_empty_stays_as_it_is(
     assert (after["refresh_token"], after["encryption_scheme"]) == (empty, "local:v2")
 
 
-async def test_of_a_page_each_row_that_still_holds_is_written_and_sending_it_again_changes_nothing(
+async def test_unchanged_rows_of_a_page_are_written_and_a_repeat_writes_none(
     store: Store, tokens: TokenRepository
 ) -> None:
     rows = await _inserted(tokens, 40)
@@ -166,7 +162,7 @@ async def test_of_a_page_each_row_that_still_holds_is_written_and_sending_it_aga
     assert await tokens.replace_ciphertexts([]) == set()
 
 
-async def test_of_concurrent_rewraps_of_a_row_one_wins(tokens: TokenRepository) -> None:
+async def test_one_of_several_concurrent_rewraps_of_a_row_wins(tokens: TokenRepository) -> None:
     [row] = await _inserted(tokens, 1)
     rewraps = [_rewrap(row) for _ in range(20)]
     written = await asyncio.gather(*(tokens.replace_ciphertexts([one]) for one in rewraps))
@@ -174,8 +170,8 @@ async def test_of_concurrent_rewraps_of_a_row_one_wins(tokens: TokenRepository) 
     assert await _only(tokens, row.id) == winner.after
 
 
-async def test_a_write_from_before_a_rewrap_is_refused_and_one_from_after_holds(tokens: TokenRepository) -> None:
-    """The version stays, so it is the scheme that keeps half a rewrap from being overwritten."""
+async def test_a_write_based_on_the_row_before_a_rewrap_is_refused(tokens: TokenRepository) -> None:
+    """The version stays, so only the scheme prevents a write that would undo half of a rewrap."""
     [row] = await _inserted(tokens, 1)
     rewrap = _rewrap(row)
     await tokens.replace_ciphertexts([rewrap])
@@ -195,7 +191,7 @@ async def test_metadata_that_is_no_object_does_not_stop_a_rewrap(store: Store, t
 # --- reading
 
 
-async def test_pages_hold_one_scheme_in_order_of_ids_and_end_with_an_empty_one(tokens: TokenRepository) -> None:
+async def test_pages_hold_one_scheme_by_id_and_end_with_an_empty_page(tokens: TokenRepository) -> None:
     firsts = await _inserted(tokens, 25)
     bare = await _inserted(tokens, 3, encryption_scheme=None)
     await _inserted(tokens, 3, encryption_scheme="local:v10")
@@ -211,7 +207,7 @@ async def _pages(tokens: TokenRepository, scheme: str | None, *, limit: int, pro
     return pages
 
 
-async def test_pages_and_counts_of_one_provider_leave_the_others_out(tokens: TokenRepository) -> None:
+async def test_pages_and_counts_of_one_provider_exclude_the_others(tokens: TokenRepository) -> None:
     canvas = await _inserted(tokens, 5)
     google = sorted([token(TokenId(str(uuid4()), "google"), encryption_scheme="local:v1") for _ in range(4)], key=_id)
     bare = token(TokenId(str(uuid4()), "google"), encryption_scheme=None, access_ciphertext=OLD)
@@ -231,9 +227,7 @@ def _id(row: StoredToken) -> str:
     return row.id
 
 
-async def test_the_census_tells_rows_without_a_scheme_by_what_both_secrets_look_like(
-    store: Store, tokens: TokenRepository
-) -> None:
+async def test_the_census_counts_rows_without_a_scheme_by_their_formats(store: Store, tokens: TokenRepository) -> None:
     assert await tokens.census() == []
     for access, refresh in [
         (BOUND, ""),
@@ -260,7 +254,7 @@ async def test_the_census_tells_rows_without_a_scheme_by_what_both_secrets_look_
     }
 
 
-async def test_schemes_are_named_once_however_many_rows_have_them(store: Store, tokens: TokenRepository) -> None:
+async def test_each_scheme_is_returned_once(store: Store, tokens: TokenRepository) -> None:
     assert await tokens.schemes() == []
     await _inserted(tokens, 1, encryption_scheme=None)
     assert await tokens.schemes() == [None]
@@ -272,7 +266,7 @@ async def test_schemes_are_named_once_however_many_rows_have_them(store: Store, 
     assert set(found) == {row["encryption_scheme"] for row in store.rows()}
 
 
-async def test_rows_are_read_by_id_and_those_that_are_gone_are_left_out(tokens: TokenRepository) -> None:
+async def test_rows_are_read_by_id_without_missing_ones(tokens: TokenRepository) -> None:
     rows = await _inserted(tokens, 60)
     wanted = [row.id for row in rows[:55]]
     found = await tokens.get_rows([*wanted, str(uuid4())])
@@ -281,18 +275,16 @@ async def test_rows_are_read_by_id_and_those_that_are_gone_are_left_out(tokens: 
 
 
 async def test_a_row_that_is_no_token_is_reported_in_its_place(tmp_path: Any) -> None:
-    """PostgreSQL's types leave no room for such a row; SQLite's do."""
+    """Only SQLite's types allow such a row."""
     store = SqliteStore(tmp_path / "vault.db")
     async with store.open() as tokens:
         rows = await _inserted(tokens, 3)
         broken = str(uuid4())
-        store.insert_raw(
-            **raw_row(id=broken, metadata="{", encryption_scheme="local:v1", access_token="not to be told")
-        )
+        store.insert_raw(**raw_row(id=broken, metadata="{", encryption_scheme="local:v1", access_token="never quoted"))
         page = await tokens.page("local:v1", after=None, limit=10)
     [unreadable] = [row for row in page if isinstance(row, UnreadableRow)]
     assert unreadable.id == broken
-    assert "not to be told" not in repr(unreadable)
+    assert "never quoted" not in repr(unreadable)
     assert [row.id for row in page] == sorted([broken, *(row.id for row in rows)])
 
 
@@ -308,7 +300,7 @@ def _insert_many(stack: SupabaseStack, count: int) -> None:
 
 
 @pytest.mark.parametrize("cap", [7, 1_000])
-async def test_pages_that_are_cut_short_lose_no_row_and_counts_are_not_cut(supabase: SupabaseStack, cap: int) -> None:
+async def test_capped_pages_lose_no_row_and_counts_are_not_capped(supabase: SupabaseStack, cap: int) -> None:
     _insert_many(supabase, 2 * cap + 3)
     async with SupabaseStore(supabase).open() as tokens:
         with supabase.at_most(cap):
@@ -325,7 +317,7 @@ async def test_pages_that_are_cut_short_lose_no_row_and_counts_are_not_cut(supab
 
 
 async def _until_pages_have(tokens: TokenRepository, rows: int, *, of: int) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     found = -1
     while found != rows:
         assert time.monotonic() < until, f"PostgREST does not take up its cap: pages have {found} rows"
@@ -334,7 +326,7 @@ async def _until_pages_have(tokens: TokenRepository, rows: int, *, of: int) -> N
         found = max(map(len, pages))
 
 
-async def test_a_secret_that_something_else_wrote_is_due_and_its_version_tells(supabase: SupabaseStack) -> None:
+async def test_a_secret_written_by_something_else_is_due_at_a_new_version(supabase: SupabaseStack) -> None:
     async with SupabaseStore(supabase).open() as tokens:
         access, refresh, other = await _inserted(tokens, 3, refresh_ciphertext="v1:refresh")
         supabase.sql("update public.oauth_tokens set access_token = 'theirs' where id = %s", [access.id])
@@ -351,12 +343,12 @@ async def test_a_secret_that_something_else_wrote_is_due_and_its_version_tells(s
         assert [row.id for row in await tokens.page(None, after=None, limit=9)] == [access.id, refresh.id]
 
 
-async def test_a_row_that_somebody_is_writing_is_passed_over_and_nobody_waits(supabase: SupabaseStack) -> None:
+async def test_a_locked_row_is_skipped_without_waiting(supabase: SupabaseStack) -> None:
     async with SupabaseStore(supabase).open() as tokens:
         held, free = await _inserted(tokens, 2)
         with supabase.postgres.connect(supabase.database.name) as other, other.connection.transaction():
             other.sql("select from public.oauth_tokens where id = %s for update", [held.id])
             rewraps = [_rewrap(held), _rewrap(free)]
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 assert await tokens.replace_ciphertexts(rewraps) == {free.id}
         assert await tokens.replace_ciphertexts(rewraps) == {held.id}

@@ -1,8 +1,7 @@
-"""Rows that do not move stop nothing, and hide nothing: neither other rows nor a store that does not work."""
+"""Unreadable and refused rows stop nothing, and hide neither other rows nor a store that fails."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -42,6 +41,7 @@ from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.pausing import pausing
 from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
+from tests.support.waiting import eventually_async
 
 SECOND = key_settings(2, 1)
 
@@ -76,7 +76,7 @@ def _refused(count: int) -> list[Row]:
 
 
 @pytest.mark.parametrize(("refused", "others"), [(1, 0), (2, 0), (3, 30)])
-async def test_rows_that_the_store_refuses_are_told_one_by_one_be_there_others_or_not(
+async def test_rows_that_the_store_refuses_are_reported_one_by_one(
     refusing: SupabaseStack, refused: int, others: int
 ) -> None:
     rows, bad = SupabaseRows(refusing), _refused(refused)
@@ -90,14 +90,14 @@ async def test_rows_that_the_store_refuses_are_told_one_by_one_be_there_others_o
     assert sorted(observed.unreadable_ids) == sorted(row["id"] for row in bad)
 
 
-def test_two_refused_rows_and_nothing_else_end_the_command_with_1(refusing: SupabaseStack, tmp_path: Path) -> None:
+def test_a_table_of_refused_rows_ends_the_command_with_1(refusing: SupabaseStack, tmp_path: Path) -> None:
     rows, bad = SupabaseRows(refusing), _refused(2)
     rows.insert(bad)
     done = rewrap(folder=tmp_path, settings=rows.settings() | SECOND)
     assert (done.exit_code, done.unreadable) == (1, {row["id"]: "store_misconfigured" for row in bad})
 
 
-async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_row(supabase: SupabaseStack) -> None:
+async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(supabase: SupabaseStack) -> None:
     SupabaseRows(supabase).insert(_under_first(3))
     observed = Observed()
     supabase.sql("revoke update on public.oauth_tokens from service_role")
@@ -110,7 +110,7 @@ async def test_a_store_that_takes_no_rewrap_at_all_ends_the_sweep_and_blames_no_
     assert observed.unreadable_ids == []
 
 
-# --- rows that cannot be read
+# --- unreadable rows
 
 
 @pytest.mark.parametrize("pages", [1, 2])
@@ -141,7 +141,7 @@ async def test_unreadable_rows_stay_counted_if_a_later_pass_is_stopped(tmp_path:
     assert len(observed.unreadable_ids) == 4
 
 
-async def test_sweeps_in_the_background_count_them_each_time_and_record_them_once(tmp_path: Path) -> None:
+async def test_background_sweeps_count_unreadable_rows_and_audit_them_once(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     broken = broken_rows()
     rows.insert(broken.values())
@@ -155,11 +155,11 @@ async def test_sweeps_in_the_background_count_them_each_time_and_record_them_onc
             observer=observed,
         )
         background.start()
-        await _until(lambda: len(observed.unreadable_ids) >= 12)
+        await eventually_async(lambda: len(observed.unreadable_ids) >= 12)
         recorded = [event.outcome for event in observed.events]
-        # another error of one of them is news
+        # a different error of the same row is reported again
         rows.replace([broken["flipped"] | {"access_token": "nonsense"}])
-        await _until(lambda: len(observed.events) > 4)
+        await eventually_async(lambda: len(observed.events) > 4)
         await background.close()
     assert sorted(recorded) == ["integrity", "integrity", "key_denied", "malformed_ciphertext"]
     assert [event.outcome for event in observed.events[4:]] == ["malformed_ciphertext"]
@@ -176,21 +176,13 @@ def test_reported_rows_are_bounded_and_forgotten_when_mended() -> None:
     assert not reported.add("row", "integrity")
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    pytest.fail("it never came to pass")
-
-
-# --- rows that the primary seals wrongly
+# --- rows that the primary encrypts wrongly
 
 Seal = Callable[[str, TokenContext], Sealed]
 
 
-class _Untrue:
-    """A real strategy whose ciphertexts for some users are not what they must be."""
+class _WrongForSome:
+    """A real strategy whose ciphertexts for some users are wrong."""
 
     def __init__(self, strategy: EncryptionStrategy, wrong: Mapping[str, Seal]) -> None:
         self._strategy = strategy
@@ -219,7 +211,7 @@ def _strategy() -> LocalStrategy:
     return LocalStrategy(keyring=keyring)
 
 
-async def test_a_row_that_is_no_token_is_the_stores_fault_and_not_the_vaults(tmp_path: Path) -> None:
+async def test_a_row_that_is_no_token_counts_as_store_misconfigured(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     rows.insert(_under_first(3))
     SqliteStore(rows.path).insert_raw(**raw_row(metadata="{", encryption_scheme="local:v1"))
@@ -228,7 +220,7 @@ async def test_a_row_that_is_no_token_is_the_stores_fault_and_not_the_vaults(tmp
     assert (report.rewrapped, dict(report.unreadable), report.remaining) == (3, {"store_misconfigured": 1}, 1)
 
 
-async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_stops_nothing(tmp_path: Path) -> None:
+async def test_a_row_with_a_wrong_new_ciphertext_stays_and_stops_nothing(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     good, bad = _under_first(40), _under_first(4)
     rows.insert([*good, *bad])
@@ -250,7 +242,7 @@ async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_st
 
     faults = (another_text, in_another_place, too_long, nonsense)
     wrong = dict(zip([row["user_id"] for row in bad], faults, strict=True))
-    service = EncryptionService(primary=_Untrue(strategy, wrong), counters=InMemoryCounters())
+    service = EncryptionService(primary=_WrongForSome(strategy, wrong), counters=InMemoryCounters())
     observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
         report = await sweep(tokens, service, observed=observed).run()
@@ -262,9 +254,7 @@ async def test_a_row_whose_new_ciphertext_does_not_hold_it_stays_as_it_is_and_st
 
 
 @pytest.mark.parametrize("to_kms", [False, True], ids=["from KMS", "to KMS"])
-async def test_credentials_that_expire_half_way_are_waited_for_and_are_no_rows_fault(
-    kms: Kms, tmp_path: Path, *, to_kms: bool
-) -> None:
+async def test_credentials_that_expire_during_a_sweep_are_retried(kms: Kms, tmp_path: Path, *, to_kms: bool) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     source, target = (encryption(kms_settings(kms, primary=primary)) for primary in (not to_kms, to_kms))
     rows.insert([bound_row(source, str(uuid4()), 0) for _ in range(12)])
@@ -281,7 +271,7 @@ async def test_credentials_that_expire_half_way_are_waited_for_and_are_no_rows_f
     assert observed.unreadable_ids == []
 
 
-async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms: Kms, tmp_path: Path) -> None:
+async def test_credentials_that_stay_expired_end_the_sweep_without_blame(kms: Kms, tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     under_kms, local = (encryption(kms_settings(kms, primary=primary)) for primary in (True, False))
     rows.insert([bound_row(under_kms, str(uuid4()), 0) for _ in range(10)])
@@ -294,7 +284,7 @@ async def test_credentials_that_stay_expired_end_the_sweep_and_blame_no_row(kms:
     assert (observed.unreadable_ids, observed.events) == ([], [])
 
 
-async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_no_row(tmp_path: Path) -> None:
+async def test_a_primary_denied_during_a_sweep_ends_it_without_blame(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
     made = _under_first(5)
     rows.insert(made)
@@ -302,7 +292,7 @@ async def test_a_primary_whose_key_is_denied_half_way_ends_the_sweep_and_blames_
     def denied(_: str, __: TokenContext) -> Sealed:
         raise KeyDenied("the key is disabled")
 
-    primary = _Untrue(_strategy(), {made[0]["user_id"]: denied})
+    primary = _WrongForSome(_strategy(), {made[0]["user_id"]: denied})
     observed = Observed()
     async with SqliteStore(rows.path).open() as tokens:
         with pytest.raises(KeyDenied):

@@ -1,4 +1,4 @@
-"""What becomes of an attempt whose record is refused, and who hears of it."""
+"""The audit event of an operation comes before its outcome, and a refused event changes that outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLER = Caller("tests")
 
 @dataclass
 class _Trail:
-    """An audit trail that keeps events, refuses them, or takes its time."""
+    """An audit trail that keeps events, refuses them, or waits."""
 
     refuses: bool = False
     waits: asyncio.Event | None = None
@@ -45,7 +45,7 @@ class _Trail:
 
 
 @dataclass
-class _Watcher:
+class _Observer:
     observed: list[TokenEvent] = field(default_factory=list)
 
     def record(self, event: TokenEvent) -> None:
@@ -53,44 +53,44 @@ class _Watcher:
 
 
 @asynccontextmanager
-async def _opened(folder: Path, trail: _Trail, watcher: _Watcher) -> AsyncIterator[TokenVault]:
+async def _opened(folder: Path, trail: _Trail, observer: _Observer) -> AsyncIterator[TokenVault]:
     encryption = EncryptionService(primary=LocalStrategy(keyring=keyring()), counters=InMemoryCounters())
     async with SqliteStore(folder / "vault.db").open() as tokens:
-        events = TokenEvents(audit=trail, observers=[watcher])
+        events = TokenEvents(audit=trail, observers=[observer])
         yield TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events)
 
 
-async def test_who_watches_hears_what_the_caller_hears(tmp_path: Path) -> None:
-    trail, watcher, token_id = _Trail(), _Watcher(), TokenId(str(uuid4()), "google")
-    async with _opened(tmp_path, trail, watcher) as vault:
+async def test_observers_get_the_outcome_that_the_caller_gets(tmp_path: Path) -> None:
+    trail, observer, token_id = _Trail(), _Observer(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, observer) as vault:
         await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         await vault.reveal(token_id, caller=CALLER)
-        assert [event.outcome for event in watcher.observed] == ["success", "success"]
+        assert [event.outcome for event in observer.observed] == ["success", "success"]
         trail.refuses = True
         with pytest.raises(AuditUnavailable):
             await vault.reveal(token_id, caller=CALLER)
-    assert (watcher.observed[-1].outcome, watcher.observed[-1].revealed) == ("audit_unavailable", ())
+    assert (observer.observed[-1].outcome, observer.observed[-1].revealed) == ("audit_unavailable", ())
     assert [event.outcome for event in trail.kept] == ["success", "success"]
 
 
-async def test_nobody_hears_of_a_success_before_the_trail_has_kept_it(tmp_path: Path) -> None:
-    trail, watcher, token_id = _Trail(waits=asyncio.Event()), _Watcher(), TokenId(str(uuid4()), "google")
-    async with _opened(tmp_path, trail, watcher) as vault:
+async def test_a_success_is_returned_only_after_its_event_is_durable(tmp_path: Path) -> None:
+    trail, observer, token_id = _Trail(waits=asyncio.Event()), _Observer(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, observer) as vault:
         storing = asyncio.create_task(
             vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         )
         await asyncio.sleep(0.2)
         assert not storing.done()
-        assert watcher.observed == []
+        assert observer.observed == []
         assert trail.waits is not None
         trail.waits.set()
         await storing
-    assert [event.outcome for event in watcher.observed] == ["success"]
+    assert [event.outcome for event in observer.observed] == ["success"]
 
 
-async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tmp_path: Path) -> None:
-    trail, watcher, token_id = _Trail(refuses=True), _Watcher(), TokenId(str(uuid4()), "google")
-    async with _opened(tmp_path, trail, watcher) as vault:
+async def test_a_cancelled_task_ends_even_if_its_event_is_refused(tmp_path: Path) -> None:
+    trail, observer, token_id = _Trail(refuses=True), _Observer(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, observer) as vault:
         storing = asyncio.create_task(
             vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         )
@@ -98,12 +98,12 @@ async def test_a_task_that_is_told_to_stop_stops_though_its_record_is_refused(tm
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await storing
-    assert [event.outcome for event in watcher.observed] == ["audit_unavailable"]
+    assert [event.outcome for event in observer.observed] == ["audit_unavailable"]
 
 
-async def test_what_follows_an_attempt_in_its_task_is_for_its_service_no_more(tmp_path: Path) -> None:
+async def test_the_current_service_is_reset_after_an_operation(tmp_path: Path) -> None:
     token_id = TokenId(str(uuid4()), "google")
-    async with _opened(tmp_path, _Trail(), _Watcher()) as vault:
+    async with _opened(tmp_path, _Trail(), _Observer()) as vault:
         await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         assert current_service.get() == NO_SERVICE
         with pytest.raises(TokenNotFound):

@@ -1,4 +1,4 @@
-"""A rewrap whose answer is lost is known for what it was, asked for or after a read."""
+"""The outcome of a rewrap whose answer is lost, through the API's operation and on read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore
 
 CALLER: Final = Caller("tests")
-Move = Callable[[TokenRepository, StoredToken, TokenEvents], Awaitable[None]]
+RewrapOne = Callable[[TokenRepository, StoredToken, TokenEvents], Awaitable[None]]
 
 
 def _write(request: Request) -> bool:
@@ -46,26 +46,26 @@ async def _on_read(tokens: TokenRepository, token: StoredToken, events: TokenEve
     await on_read.close()
 
 
-async def _moved(supabase: SupabaseStack, move: Move, observed: Observed) -> None:
-    """Insert a token under the first key, let the armed faults happen, and move it."""
+async def _rewrap_with_faults(supabase: SupabaseStack, rewrap: RewrapOne, observed: Observed) -> None:
+    """Insert a token under the first key, arm the fault, and rewrap it."""
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
     async with SupabaseStore(supabase).open() as tokens:
         token = (await tokens.get_rows([row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
-        await move(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
+        await rewrap(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
 
 
-@pytest.mark.parametrize("move", [_asked, _on_read])
-async def test_one_that_was_committed_is_a_success(supabase: SupabaseStack, move: Move) -> None:
+@pytest.mark.parametrize("rewrap", [_asked, _on_read])
+async def test_a_committed_rewrap_is_a_success(supabase: SupabaseStack, rewrap: RewrapOne) -> None:
     observed = Observed()
-    await _moved(supabase, move, observed)
+    await _rewrap_with_faults(supabase, rewrap, observed)
     assert SupabaseRows(supabase).count("local:v2") == 1
     [event] = observed.events
     assert (event.outcome, event.scheme) == ("success", "local:v2")
 
 
-async def test_one_that_never_arrived_is_an_error_and_is_not_sent_again(supabase: SupabaseStack) -> None:
+async def test_a_rewrap_that_never_arrived_is_an_error_and_is_not_repeated(supabase: SupabaseStack) -> None:
     sent: list[str] = []
 
     def noted(request: Request) -> bool:
@@ -75,13 +75,13 @@ async def test_one_that_never_arrived_is_an_error_and_is_not_sent_again(supabase
     supabase.faults.cut_before(when=noted)
     observed = Observed()
     with pytest.raises(StoreUnavailable):
-        await _moved(supabase, _asked, observed)
+        await _rewrap_with_faults(supabase, _asked, observed)
     assert SupabaseRows(supabase).count("local:v1") == 1
     assert [event.outcome for event in observed.events] == ["store_unavailable"]
     assert len(sent) == 1
 
 
-async def test_one_that_cannot_be_read_back_is_no_success(supabase: SupabaseStack) -> None:
+async def test_a_rewrap_that_cannot_be_read_back_is_no_success(supabase: SupabaseStack) -> None:
     observed = Observed()
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
@@ -94,8 +94,8 @@ async def test_one_that_cannot_be_read_back_is_no_success(supabase: SupabaseStac
     assert [event.outcome for event in observed.events] == ["store_unavailable"]
 
 
-async def test_one_that_somebody_replaced_before_it_was_read_back_leaves_theirs(supabase: SupabaseStack) -> None:
-    """The rewrap starts over, finds what they stored under the current key, and leaves it alone."""
+async def test_a_newer_token_found_at_the_read_back_stays(supabase: SupabaseStack) -> None:
+    """The rewrap starts over, finds a token under the primary, and leaves it alone."""
     newer = sealed_row(local_encryption(2))
 
     def replaced(request: Request) -> bool:
@@ -114,4 +114,4 @@ async def test_one_that_somebody_replaced_before_it_was_read_back_leaves_theirs(
         await on_read
     [after] = SupabaseRows(supabase).rows().values()
     assert (after["access_token"], after["version"]) == (newer["access_token"], 9)
-    assert observed.events == [], "their write has its own record"
+    assert observed.events == [], "the newer write has its own event"
