@@ -18,8 +18,8 @@ from tests.support.process.home import COMMAND, Home, environment, new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.started import Started, started
 from tests.support.process.workers import workers_of
-from tests.support.rewrap.command import wait_for
 from tests.support.stack.reaper import Reaper
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 IS_ROOT = os.geteuid() == 0
@@ -85,7 +85,7 @@ def _once_it_is_read(fifo: Path) -> int:
             opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
         return bool(opened)
 
-    wait_for(is_read)
+    eventually(is_read, within_seconds=60)
     return opened[0]
 
 
