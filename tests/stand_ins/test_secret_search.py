@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from tests.support.canary.searcher import Place, Secret, find
+from tests.support.canary.search import Place, Secret, find
 
 TEXT = 'canary"~/%é\\ 0123456789abcdef+?'
 ENCODINGS: dict[str, Callable[[str], str]] = {

@@ -1,4 +1,4 @@
-"""A collector that speaks OTLP over HTTP, keeps what it is sent, and refuses some of it in words that quote the key."""
+"""A collector for OTLP over HTTP that keeps each batch, and refuses some with an answer that quotes the key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.02
 
 
 class Collector(ThreadingHTTPServer):
-    """`bodies` are the batches, as protobuf, in which text stands as UTF-8; every third was refused."""
+    """`bodies` are the batches as protobuf, which holds text as UTF-8. Every third was refused."""
 
     daemon_threads = True
 
@@ -27,7 +27,7 @@ class Collector(ThreadingHTTPServer):
         self.bodies: list[bytes] = []
 
     def environment(self, key: str) -> dict[str, str]:
-        """Return the settings of a service that sends its spans here, and shows this key."""
+        """Return the settings of a service that sends its spans here with this key."""
         return {
             "OTEL_TRACES": "true",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{self.server_port}",

@@ -1,4 +1,4 @@
-"""What fails while secrets are under way, and quotes them where it can."""
+"""Failures of the store and of KMS, whose error texts quote secrets."""
 
 from __future__ import annotations
 
@@ -10,47 +10,11 @@ from tests.support.canary.traffic import Traffic
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import JSON_TYPE, Cut
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SqliteStore, Store, SupabaseStore, raw_row
-
-
-def corrupt_rows(traffic: Traffic, store: Store) -> None:
-    """Let rows hold secrets where ciphertexts belong, and have every operation meet them."""
-    secret = traffic.marked.misplaced
-    code = secret.encode().hex()
-    package = {"fmt": 1, "kid": secret, "id": secret, "dk": secret, "cm": secret, "n": secret, "ct": secret}
-    direct = {"algorithm": "KMS", "ciphertext": secret, "key_id": secret, "encryption_context": {secret: secret}}
-    for ciphertext in (
-        secret,
-        f"v2:{secret}",
-        f"v1:{code}",
-        f"v1:{code[:32]}:{code[:32]}:{code}",
-        f"{code[:32]}:{code[:32]}:{code}",
-        f"kms:{json.dumps(package)}",
-        f"kms:{json.dumps({**package, 'dk': 'AAAA', 'cm': 'A' * 43, 'n': 'A' * 16, 'ct': 'A' * 40})}",
-        json.dumps(direct),
-    ):
-        row = raw_row(access_token=ciphertext, refresh_token=ciphertext, metadata={"note": traffic.marked.metadata})
-        store.insert_raw(**row)
-        _meet(traffic, str(row["user_id"]))
-    odd = raw_row(access_token=secret, metadata={"status": secret, "kms_key_id": [secret], "encryption_method": {}})
-    store.insert_raw(**odd)
-    _meet(traffic, str(odd["user_id"]))
-    if isinstance(store, SqliteStore):
-        broken = raw_row(access_token=secret, scopes=f'["{secret}', metadata=f'{{"{secret}')
-        store.insert_raw(**broken)
-        _meet(traffic, str(broken["user_id"]))
-
-
-def _meet(traffic: Traffic, user_id: str) -> None:
-    canvas = f"/v1/users/{user_id}/tokens/canvas"
-    traffic.send("GET", canvas, params={"include": "refresh_token"})
-    traffic.send("POST", "/v1/tokens/batch-get", json={"tokens": [{"user_id": user_id, "provider": "canvas"}]})
-    traffic.send("POST", f"{canvas}/rotate", json={"access_token": traffic.marked.rotated})
-    traffic.send("POST", f"{canvas}/rewrap")
+from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
 
 
 def failing_kms(traffic: Traffic, kms: Kms) -> None:
-    """Fail in ways that quote what was asked; the last of them opens the breaker."""
+    """Send requests while KMS answers with quotes of them; the last failure opens the breaker."""
     secret = traffic.marked.access
     refusal = json.dumps({"__type": "AccessDeniedException", "message": secret}).encode()
     strange = json.dumps({"__type": secret, "message": secret}).encode()
@@ -71,7 +35,7 @@ def failing_kms(traffic: Traffic, kms: Kms) -> None:
 
 
 def failing_supabase(traffic: Traffic, project: SupabaseStack) -> None:
-    """Fail in ways that quote rows and requests."""
+    """Send every request while PostgREST answers with quotes of rows and requests."""
     secret = traffic.marked.access
     as_json = "application/json"
     quoting = json.dumps({"code": "23502", "message": secret, "details": secret, "hint": secret}).encode()

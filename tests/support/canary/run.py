@@ -1,4 +1,4 @@
-"""One run of the service with audit trail and traces, in which marked secrets meet everything there is."""
+"""One run of the service in which marked secrets meet every route, every bad input and every failure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from app.audit.verify import VerificationReport
 from tests.support.api.service import running_service
 from tests.support.audit.trails import files, members, verified
 from tests.support.canary.collector import collecting
-from tests.support.canary.data_keys import data_keys
-from tests.support.canary.faults import corrupt_rows, failing_kms, failing_store
+from tests.support.canary.faults import failing_kms, failing_store
 from tests.support.canary.full_disk import full_audit_disk
-from tests.support.canary.marked import Marked
-from tests.support.canary.old_rows import old_rows
-from tests.support.canary.searcher import Place, Secret
-from tests.support.canary.traffic import Traffic
+from tests.support.canary.rows import corrupt_rows, legacy_rows
+from tests.support.canary.search import Place, Secret
+from tests.support.canary.secrets import Marked, data_keys
+from tests.support.canary.traffic import BOUND_SECONDS, Traffic
 from tests.support.paths import ROOT
 from tests.support.process.home import run, token_vault
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import Store
 
-# what moves tokens with each store, what says the same with any with one; GET /v1/encryption stands for its command
+# commands that depend on the store, and commands that do not; GET /v1/encryption covers `encryption status`
 SCRIPT: Final = "migrate_to_kms.py"
 OF_EACH_STORE: Final = (("doctor",), ("rewrap",), (SCRIPT,), ("health",))
 OF_ANY_STORE: Final = (
@@ -35,16 +34,15 @@ OF_ANY_STORE: Final = (
     ("audit", "verify"),
     ("audit", "show", "--json"),
 )
-# tokens are in the database alone, encrypted; the settings are in .env and the environment
+# not searched: it holds the tokens, encrypted
 DATABASE: Final = "vault.db"
 Command = tuple[str, ...]
 _SCRIPTS: Final = ROOT / "scripts"
-_STOP_SECONDS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything that was said and written, and what must not stand in it."""
+    """Everything that the service answered, wrote and printed, and the secrets to search for."""
 
     traffic: Traffic
     marked: Marked
@@ -81,21 +79,21 @@ def canary_run(
         settings |= collector.environment(marked.collector_key)
         with running_service(folder, settings, "--workers", str(workers)) as service, service.client() as client:
             traffic = Traffic(service, client, marked)
-            full_audit_disk(traffic, audit, workers)
+            full_audit_disk(traffic, audit)
             traffic.every_route(str(uuid4()))
             traffic.every_bad_input()
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})
-            old_rows(traffic, store)
+            legacy_rows(traffic, store)
             others = [*marked.others(service.keys, supabase_key), *data_keys(store, kms)]
             corrupt_rows(traffic, store)
             failing_store(traffic, store)
             failing_kms(traffic, kms)
-            for key in service.keys.values():  # where no key belongs
+            for key in service.keys.values():  # in the wrong place
                 traffic.send("GET", f"/v1/users/{key}/tokens/{key}", params={"service_type": key})
-            passing = _kept(temporary)  # the workers' metrics, which end with them
+            passing = _kept(temporary)  # the workers' metrics, removed at the end
             service.process.terminate()
-            exit_code = service.process.wait(_STOP_SECONDS)
+            exit_code = service.process.wait(BOUND_SECONDS)
         settings["SERVICE_KEYS_FILE"] = str(folder / "service-keys.json")
         printed = list(_printed(folder, settings, commands))
         if supabase_key is not None:
@@ -118,7 +116,7 @@ def canary_run(
 
 
 def _kept(folder: Path) -> list[Place]:
-    """Return what the service and its commands have written: the log of both streams, and whatever else appears."""
+    """Return every file that the service and its commands have written but the database."""
     found = [path for path in folder.rglob("*") if path.is_file()]
     kept = [path for path in found if path.name != ".env" and not path.name.startswith(DATABASE)]
     return [Place(str(path.relative_to(folder)), path.read_bytes()) for path in kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,18 +14,19 @@ from uuid import uuid4
 import httpx
 
 from tests.support.api.service import Service
-from tests.support.canary.marked import Marked
-from tests.support.canary.searcher import Place
+from tests.support.canary.search import Place
+from tests.support.canary.secrets import Marked
 
+BOUND_SECONDS = 120.0  # shows a hang
 _JSON = {"Content-Type": "application/json"}
 _PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Sends, and keeps what was answered: reveals and other successes apart, since those hold a caller's own.
+    """Sends requests and keeps the answers: reveals apart, because these contain the caller's tokens.
 
-    `client` may do everything.
+    `client` has a service key with every scope.
     """
 
     service: Service
@@ -50,6 +52,15 @@ class Traffic:
         kept = self.refusals if answer.is_error else self.reveals if reveals else self.successes
         kept.append(place)
         self.statuses.add(answer.status_code)
+        return answer
+
+    def send_until(self, status: int, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send until the answer has this status: on a busy machine the store or KMS may time out first."""
+        deadline = time.monotonic() + BOUND_SECONDS
+        while (answer := self.send(method, path, **options)).status_code != status:
+            assert answer.status_code in {503, 504}, answer.text
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.1)
         return answer
 
     def every_route(self, user_id: str) -> None:
@@ -86,7 +97,7 @@ class Traffic:
         for name in ("service_type", "include", "access_token", secret):
             self.send("GET", canvas, params={name: secret})
         plain = secret.encode("ascii", "ignore").decode()
-        # a request id or a purpose of the right form is kept and said back: a secret there is its caller's own doing
+        # a well-formed request id or purpose is kept and returned, so a caller must not put a secret there
         for header in ("If-Match", "If-None-Match", "X-Request-ID", "Content-Type", "Content-Encoding"):
             self.send("PUT", canvas, json=self.body(), headers={header: plain})
         assert self.send("PUT", canvas, json=self.body(), headers={"X-Purpose": plain}).status_code == 422
@@ -125,7 +136,7 @@ class Traffic:
             self.send("POST", "/v1/tokens/batch-get", content=content, headers=_JSON)
 
     def _wire(self, path: str, plain: str) -> None:
-        """Send what no client library would, and bodies that break off."""
+        """Send malformed heads and bodies that break off, which no client library does."""
         key = self.service.keys["full"]
         head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         for raw in (
@@ -137,7 +148,7 @@ class Traffic:
             f"{head}Transfer-Encoding: chunked\r\n\r\n{plain}\r\n",
         ):
             place = urlsplit(self.service.url)
-            with socket.create_connection((place.hostname, place.port), timeout=5) as connection:
+            with socket.create_connection((place.hostname, place.port), timeout=BOUND_SECONDS) as connection:
                 connection.sendall(raw.encode())
                 connection.shutdown(socket.SHUT_WR)
                 answer = b""

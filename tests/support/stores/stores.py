@@ -23,6 +23,7 @@ from app.tokens.models import StoredToken, TokenId, TokenStatus
 from app.tokens.repository import TokenRepository
 from tests.support.stack.supabase import SupabaseStack
 
+_BUSY_MILLISECONDS = 30_000
 NOW = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -67,6 +68,7 @@ class SqliteStore:
         }
         names, marks = ", ".join(values), ", ".join("?" * len(values))
         connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)  # a service may be writing
         connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  column names of a test
         connection.close()
 
@@ -81,7 +83,7 @@ class SqliteStore:
     def truncate(self) -> None:
         """Delete all tokens."""
         connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(5_000)
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
         connection.execute("DELETE FROM oauth_tokens")
         connection.close()
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.support.canary.searcher import Secret
+from app.errors import MalformedCiphertext
+from app.security.kms.package import Package
+from tests.support.canary.search import Secret
+from tests.support.stack.kms import Kms
+from tests.support.stores.stores import Store
 
 
 def marked(label: str) -> str:
-    """Return a text whose encodings all differ, and that no field and no header takes for its own."""
+    """Return a text whose encodings all differ, and that no field and no header accepts."""
     return f'{label}"~/%é\\ {secrets.token_hex(16)}'
 
 
@@ -21,7 +26,7 @@ def _key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What callers send and what the service is configured with."""
+    """Secrets that callers send, and secrets of the configuration."""
 
     access: str = field(default_factory=lambda: marked("access"))
     rotated: str = field(default_factory=lambda: marked("rotated"))
@@ -47,21 +52,38 @@ class Marked:
         }
 
     def tokens(self) -> list[Secret]:
-        """Return what a reveal is for."""
+        """Return the tokens, which a reveal may answer with."""
         named = {"access token": self.access, "rotated token": self.rotated, "refresh token": self.refresh}
         return [Secret.of(label, text) for label, text in named.items()]
 
     def others(self, service_keys: Mapping[str, str], supabase_key: str | None) -> list[Secret]:
-        """Return what no answer may ever hold."""
+        """Return the secrets that no answer may hold."""
         found = [Secret.of("misplaced token", self.misplaced)]
         found += [Secret.of(f"service key {name}", key) for name, key in service_keys.items()]
         keys = {"master key": self.master_key, "previous master key": self.previous_key, "audit key": self.audit_key}
         for label, key in keys.items():
             found += [Secret.of(label, key), Secret(f"{label}, decoded", base64.b64decode(key))]
-        # the access key's id goes to AWS in the clear with each request, and is no secret; the other one is
+        # the id of the access key is no secret: each request to AWS carries it in the clear
         found.append(Secret.of("AWS secret access key", self.aws_secret_key))
         found.append(Secret.of("the collector's key", self.collector_key))
         if supabase_key is not None:
             found.append(Secret.of("Supabase's key", supabase_key))
             found.append(Secret.of("the signature of Supabase's key", supabase_key.rpartition(".")[2]))
         return found
+
+
+def data_keys(store: Store, kms: Kms) -> list[Secret]:
+    """Unwrap the data key of each row."""
+    wrapped = set()
+    for row in store.rows():
+        with suppress(MalformedCiphertext):  # another format
+            wrapped.add((row["user_id"], Package.decode(row["access_token"]).wrapped))
+    keys = {
+        kms.client().decrypt(
+            CiphertextBlob=blob,
+            KeyId=kms.key_arn,
+            EncryptionContext={"user_id": user_id, "service": "pulseplan", "data_type": "auth_token"},
+        )["Plaintext"]
+        for user_id, blob in wrapped
+    }
+    return [Secret(f"data key {number}", key) for number, key in enumerate(keys)]

@@ -1,4 +1,4 @@
-"""Finds a secret however it is written."""
+"""Search for a secret in any encoding."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-_SHORTEST: Final = 12  # a shorter run of letters may stand anywhere by chance
+_SHORTEST: Final = 12  # a shorter run of letters may occur by chance
 _RUN: Final = re.compile(rb"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What must not be found; `label` names it in a failure."""
+    """Bytes that must not be found; `label` names them in a failure."""
 
     label: str
     content: bytes
@@ -26,7 +26,7 @@ class Secret:
         return cls(label, text.encode())
 
     def needles(self) -> dict[bytes, str]:
-        """Return every form to look for. The longest run of letters stands for a part of the whole."""
+        """Map each form to its name: of the whole, and of its longest run of letters as a part."""
         runs = sorted(_RUN.findall(self.content), key=len)
         parts = [self.content, *(runs[-1:] if runs and len(runs[-1]) >= _SHORTEST else [])]
         return {needle: form for part in parts for form, needle in _forms(part)}
@@ -34,14 +34,14 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something that was said or written: an answer, a log, a file."""
+    """An answer, a log, a file."""
 
     name: str
     content: bytes
 
 
 def find(secrets: Iterable[Secret], places: Iterable[Place]) -> list[str]:
-    """Say for each secret that stands in a place, which, where and in which form."""
+    """Return a line for each secret found, with the place and the form."""
     needles = [(secret.label, needle, form) for secret in secrets for needle, form in secret.needles().items()]
     return [
         f"{label} stands in {place.name} as {form}"
@@ -52,7 +52,7 @@ def find(secrets: Iterable[Secret], places: Iterable[Place]) -> list[str]:
 
 
 def _forms(content: bytes) -> Iterator[tuple[str, bytes]]:
-    yield "it is", content
+    yield "plain", content
     for offset in range(3):
         characters = _aligned(content, offset)
         yield f"base64 at {offset}", characters
