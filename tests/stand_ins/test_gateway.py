@@ -1,7 +1,4 @@
-"""Each fault that the test gateway can inject does what it says.
-
-Other tests build on them: a fault that does nothing would let them pass.
-"""
+"""Each fault of the gateway stand-in takes effect; otherwise the tests that inject it would prove nothing."""
 
 import time
 from collections.abc import Iterator
@@ -13,6 +10,7 @@ import pytest
 from tests.support.stack.gateway_faults import Cut, Fault, Reply, Request, reads, writes
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
+from tests.support.waiting import eventually
 
 TABLE = "/rest/v1/oauth_tokens"
 SEES_EVERY_ROW = "/rest/v1/rpc/token_vault_sees_every_row"
@@ -25,21 +23,21 @@ def headers(key: str) -> dict[str, str]:
 @pytest.fixture
 def client(supabase: SupabaseStack) -> Iterator[httpx.Client]:
     with httpx.Client(
-        base_url=supabase.url, headers=headers(supabase.service_key), timeout=10.0, verify=PLAIN_HTTP
+        base_url=supabase.url, headers=headers(supabase.service_key), timeout=30, verify=PLAIN_HTTP
     ) as client:
         yield client
 
 
-def insert(client: httpx.Client) -> httpx.Response:
+def insert(client: httpx.Client, *, read_seconds: float = 30) -> httpx.Response:
     row = {"user_id": str(uuid4()), "provider": "canvas", "access_token": "v1:…"}
-    return client.post(TABLE, json=row)
+    return client.post(TABLE, json=row, timeout=httpx.Timeout(30, read=read_seconds))
 
 
 def stored(supabase: SupabaseStack) -> int:
     return len(supabase.sql("select id from public.oauth_tokens"))
 
 
-def test_requests_pass_and_connections_stay(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_requests_reach_postgrest_and_are_recorded(supabase: SupabaseStack, client: httpx.Client) -> None:
     before = supabase.gateway.request_count
 
     with supabase.recording() as requests:
@@ -54,7 +52,7 @@ def test_requests_pass_and_connections_stay(supabase: SupabaseStack, client: htt
     assert stored(supabase) == 0
 
 
-def test_answers_of_many_pieces_arrive_whole(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_a_long_answer_arrives_complete(supabase: SupabaseStack, client: httpx.Client) -> None:
     supabase.sql(
         "insert into public.oauth_tokens (user_id, provider, access_token)"
         " select gen_random_uuid(), 'canvas', repeat('x', 5000) from generate_series(1, 1100)"
@@ -86,6 +84,13 @@ def test_only_known_keys_pass(supabase: SupabaseStack) -> None:
     assert elsewhere.status_code == 404
 
 
+def test_postgrest_accepts_a_key_for_30_seconds_after_its_expiry(supabase: SupabaseStack) -> None:
+    with httpx.Client(base_url=supabase.url, verify=PLAIN_HTTP) as client:
+        for expired_for_seconds, status in ((5, 200), (35, 401)):
+            key = supabase.new_service_key(lifetime_seconds=-expired_for_seconds)
+            assert client.get(TABLE, headers=headers(key)).status_code == status
+
+
 @pytest.mark.parametrize("authorised", [True, False])
 def test_a_secret_key_stands_for_the_service_role(supabase: SupabaseStack, *, authorised: bool) -> None:
     key = supabase.secret_key
@@ -95,10 +100,9 @@ def test_a_secret_key_stands_for_the_service_role(supabase: SupabaseStack, *, au
 
 
 def test_a_delay_before_holds_the_request_back(supabase: SupabaseStack, client: httpx.Client) -> None:
-    supabase.faults.delay(before=0.5, times=1)
-
+    supabase.faults.delay(before=60, times=1)
     with pytest.raises(httpx.ReadTimeout):
-        client.post(TABLE, json={}, timeout=0.1)
+        insert(client, read_seconds=0.3)
     assert stored(supabase) == 0
 
     supabase.faults.delay(before=0.3, times=1)
@@ -107,40 +111,31 @@ def test_a_delay_before_holds_the_request_back(supabase: SupabaseStack, client: 
     assert time.monotonic() - start >= 0.3
 
 
-def test_a_held_back_request_arrives_late(supabase: SupabaseStack, client: httpx.Client) -> None:
-    supabase.faults.delay(before=0.3, times=1)
-    row = {"user_id": str(uuid4()), "provider": "canvas", "access_token": "v1:…"}
+def test_a_held_back_request_arrives_after_its_client_has_left(supabase: SupabaseStack, client: httpx.Client) -> None:
+    supabase.faults.delay(before=0.5, times=1)
     with pytest.raises(httpx.ReadTimeout):
-        client.post(TABLE, json=row, timeout=0.1)
-    assert stored(supabase) == 0
+        insert(client, read_seconds=0.1)
 
-    deadline = time.monotonic() + 5
-    while stored(supabase) == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-    assert stored(supabase) == 1
+    eventually(lambda: stored(supabase) == 1)
 
 
-def test_a_reset_forgets_what_is_held_back(supabase: SupabaseStack, client: httpx.Client) -> None:
-    supabase.faults.delay(before=0.3, times=1)
-    row = {"user_id": str(uuid4()), "provider": "canvas", "access_token": "v1:…"}
+def test_a_reset_drops_requests_that_are_held_back(supabase: SupabaseStack, client: httpx.Client) -> None:
+    supabase.faults.delay(before=0.5, times=1)
     with pytest.raises(httpx.ReadTimeout):
-        client.post(TABLE, json=row, timeout=0.1)
+        insert(client, read_seconds=0.1)
 
     supabase.reset()
-    time.sleep(0.5)
+    time.sleep(0.7)
 
     assert stored(supabase) == 0
 
 
-def test_a_delay_after_comes_once_the_row_is_committed(supabase: SupabaseStack, client: httpx.Client) -> None:
-    supabase.faults.delay(after=5, times=1)
-    row = {"user_id": str(uuid4()), "provider": "canvas", "access_token": "v1:…"}
-
+def test_a_delay_after_starts_once_the_row_is_committed(supabase: SupabaseStack, client: httpx.Client) -> None:
+    supabase.faults.delay(after=60, times=1)
     with pytest.raises(httpx.ReadTimeout):
-        client.post(TABLE, json=row, timeout=0.5)
+        insert(client, read_seconds=0.3)
 
-    assert stored(supabase) == 1
+    eventually(lambda: stored(supabase) == 1)
 
 
 @pytest.mark.parametrize("status", [200, 429, 500, 503, 525])
@@ -156,14 +151,14 @@ def test_a_page_answers_instead_of_postgrest(supabase: SupabaseStack, client: ht
     assert insert(client).status_code == 201
 
 
-def test_any_body_can_answer(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_an_answer_can_have_any_body(supabase: SupabaseStack, client: httpx.Client) -> None:
     supabase.faults.answer(500, body=b'{"code": "57014"}', content_type="application/json", when=reads)
 
     assert client.get(TABLE).json() == {"code": "57014"}
     assert insert(client).status_code == 201
 
 
-def test_a_redirect_names_another_place(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_a_redirect_names_another_host(supabase: SupabaseStack, client: httpx.Client) -> None:
     supabase.faults.redirect("http://elsewhere.invalid/", times=1)
 
     answer = insert(client)
@@ -192,7 +187,7 @@ def test_a_cut_before_loses_the_request(
 
 
 @pytest.mark.parametrize(("resets", "error"), [(False, httpx.RemoteProtocolError), (True, httpx.ReadError)])
-def test_a_cut_after_commit_loses_the_answer_alone(
+def test_a_cut_after_commit_loses_only_the_answer(
     supabase: SupabaseStack,
     client: httpx.Client,
     error: type[Exception],
@@ -208,7 +203,7 @@ def test_a_cut_after_commit_loses_the_answer_alone(
     assert len(client.get(TABLE).json()) == 1
 
 
-def test_writes_are_told_from_reads(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_faults_can_apply_to_writes_only(supabase: SupabaseStack, client: httpx.Client) -> None:
     supabase.faults.answer(503, when=writes)
 
     assert client.get(TABLE).status_code == 200
@@ -218,7 +213,7 @@ def test_writes_are_told_from_reads(supabase: SupabaseStack, client: httpx.Clien
     assert client.delete(TABLE, params={"provider": "eq.x"}).status_code == 503
 
 
-def test_the_parts_of_a_fault_add_up(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_the_parts_of_a_fault_combine(supabase: SupabaseStack, client: httpx.Client) -> None:
     fault = Fault(delay_after_seconds=0.3, cut=Cut.AFTER_THE_ANSWER)
     supabase.faults.inject(fault, times=1, when=writes)
     supabase.faults.inject(Fault(reply=Reply(status=503)), times=1, when=writes)
@@ -232,7 +227,7 @@ def test_the_parts_of_a_fault_add_up(supabase: SupabaseStack, client: httpx.Clie
     assert stored(supabase) == 1
 
 
-def test_down_refuses_new_connections_and_cuts_old_ones(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_down_refuses_new_connections_and_cuts_open_ones(supabase: SupabaseStack, client: httpx.Client) -> None:
     assert client.get(TABLE).status_code == 200
 
     supabase.faults.down()
@@ -245,7 +240,7 @@ def test_down_refuses_new_connections_and_cuts_old_ones(supabase: SupabaseStack,
     assert client.get(TABLE).status_code == 200
 
 
-def test_without_postgrest_the_gateway_says_so(supabase: SupabaseStack, client: httpx.Client) -> None:
+def test_without_postgrest_the_gateway_answers_502(supabase: SupabaseStack, client: httpx.Client) -> None:
     assert client.get(TABLE).status_code == 200
 
     supabase.stop_postgrest()

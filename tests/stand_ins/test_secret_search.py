@@ -1,4 +1,4 @@
-"""The searcher finds what is planted: otherwise that it finds nothing would mean nothing."""
+"""The search for secrets finds a planted one, so a search without a result proves something."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def test_bytes_are_found_in_base64_at_each_alignment(offset: int) -> None:
     assert find([Secret("key", content)], [Place("a file", planted)])
 
 
-def test_what_is_not_there_is_not_found() -> None:
+def test_an_absent_secret_is_not_found() -> None:
     assert find([Secret.of("token", TEXT)], [Place("the log", b"canary, 0123, and nothing else")]) == []

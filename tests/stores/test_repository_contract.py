@@ -1,4 +1,4 @@
-"""What the vault may rely on, whichever store it has."""
+"""The contract of `TokenRepository`, on every store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_a_fresh_store_passes_its_check(tokens: TokenRepository) -> None:
     await tokens.check()
 
 
-async def test_what_is_inserted_comes_back_whole(tokens: TokenRepository) -> None:
+async def test_an_inserted_token_is_read_back_equal(tokens: TokenRepository) -> None:
     row = token(
         CANVAS,
         refresh_ciphertext="v1:refresh",
@@ -50,28 +50,28 @@ async def test_a_missing_token_is_none(tokens: TokenRepository) -> None:
     assert await tokens.get(CANVAS) is None
 
 
-async def test_one_token_id_is_inserted_once(tokens: TokenRepository) -> None:
+async def test_a_token_id_is_inserted_once(tokens: TokenRepository) -> None:
     first = token(CANVAS)
     assert await tokens.insert(first) == first
     assert await tokens.insert(token(CANVAS)) is None
     assert await tokens.get(CANVAS) == first
 
 
-async def test_of_concurrent_inserts_one_wins(tokens: TokenRepository) -> None:
+async def test_one_of_concurrent_inserts_succeeds(tokens: TokenRepository) -> None:
     results = await asyncio.gather(*(tokens.insert(token(CANVAS)) for _ in range(20)))
     winners = [row for row in results if row is not None]
     assert len(winners) == 1
     assert await tokens.get(CANVAS) == winners[0]
 
 
-async def test_service_types_and_providers_are_apart(tokens: TokenRepository) -> None:
+async def test_service_types_and_providers_are_separate_tokens(tokens: TokenRepository) -> None:
     ids = [TokenId(USER, "google", "calendar"), TokenId(USER, "google", "gmail"), TokenId(USER, "notion2")]
     for token_id in ids:
         await tokens.insert(token(token_id))
     assert [row.token_id for row in await tokens.list_for_user(USER)] == ids
 
 
-async def test_replace_writes_onto_the_expected_version_only(tokens: TokenRepository) -> None:
+async def test_replace_is_conditional_on_the_version(tokens: TokenRepository) -> None:
     first = token(CANVAS)
     await tokens.insert(first)
     second = replace(first, access_ciphertext="v1:second", version=2)
@@ -80,7 +80,7 @@ async def test_replace_writes_onto_the_expected_version_only(tokens: TokenReposi
     assert await tokens.get(CANVAS) == second
 
 
-async def test_of_concurrent_replacements_one_wins(tokens: TokenRepository) -> None:
+async def test_one_of_concurrent_replacements_succeeds(tokens: TokenRepository) -> None:
     first = token(CANVAS)
     await tokens.insert(first)
     drafts = [replace(first, access_ciphertext=f"v1:{n}", version=2) for n in range(20)]
@@ -90,11 +90,11 @@ async def test_of_concurrent_replacements_one_wins(tokens: TokenRepository) -> N
     assert await tokens.get(CANVAS) == winners[0]
 
 
-async def test_replace_leaves_columns_alone_that_do_not_differ(store: Store, tokens: TokenRepository) -> None:
-    """A write that touches no secret cannot undo a secret that something unaware of versions wrote meanwhile."""
+async def test_replace_writes_only_the_columns_that_differ(store: Store, tokens: TokenRepository) -> None:
+    """A write that changes no secret cannot undo a secret that another program wrote without a new version."""
     row = token(CANVAS)
     await tokens.insert(row)
-    stale = replace(row, access_ciphertext="what we had read before")
+    stale = replace(row, access_ciphertext="read before the other write")
     assert await tokens.replace(stale, replace(stale, status=TokenStatus.ERROR, version=2)) is not None
     assert store.rows()[0]["access_token"] == row.access_ciphertext
 
@@ -109,8 +109,8 @@ async def test_delete_is_conditional_on_the_version(tokens: TokenRepository) -> 
     assert await tokens.get(CANVAS) is None
 
 
-async def test_many_are_deleted_each_at_its_version(tokens: TokenRepository) -> None:
-    """A deletion that arrives late must not take a token that was stored after it was sent."""
+async def test_delete_many_deletes_each_row_at_its_version(tokens: TokenRepository) -> None:
+    """A deletion that arrives late must not delete a token that was stored after it was sent."""
     rows = [token(TokenId(USER, "google", f"s{number}")) for number in range(60)]
     changed, other = token(CANVAS), token(TokenId(str(uuid4()), "canvas"))
     await asyncio.gather(*(tokens.insert(row) for row in (*rows, changed, other)))
@@ -123,8 +123,8 @@ async def test_many_are_deleted_each_at_its_version(tokens: TokenRepository) -> 
     assert await tokens.get(other.token_id) == other
 
 
-async def test_times_beyond_pythons_hide_no_row(store: Store, tokens: TokenRepository) -> None:
-    """PostgreSQL's timestamps reach further than Python's, and one such row must not take the others along."""
+async def test_timestamps_beyond_pythons_range_hide_no_row(store: Store, tokens: TokenRepository) -> None:
+    """PostgreSQL's timestamps exceed Python's range; such a row must not fail a read of many."""
     for number, (text, moment) in enumerate(
         [
             ("infinity", None),
@@ -142,14 +142,14 @@ async def test_times_beyond_pythons_hide_no_row(store: Store, tokens: TokenRepos
     assert len(await tokens.get_many([TokenId(USER, "google", f"s{number}") for number in range(4)])) == 4
 
 
-async def test_metadata_that_is_no_object_hides_no_row(store: Store, tokens: TokenRepository) -> None:
+async def test_metadata_that_is_not_an_object_hides_no_row(store: Store, tokens: TokenRepository) -> None:
     store.insert_raw(**raw_row(user_id=USER, metadata=[1]))
     row = await tokens.get(CANVAS)
     assert row is not None
     assert row.metadata == {}
 
 
-async def test_many_are_read_at_once(tokens: TokenRepository) -> None:
+async def test_get_many_returns_exactly_the_tokens_asked_for(tokens: TokenRepository) -> None:
     wanted = [token(TokenId(str(uuid4()), "canvas")) for _ in range(60)]
     decoys = [token(TokenId(row.token_id.user_id, "canvas", "other")) for row in wanted[:20]]
     await asyncio.gather(*(tokens.insert(row) for row in (*wanted, *decoys)))
@@ -159,14 +159,14 @@ async def test_many_are_read_at_once(tokens: TokenRepository) -> None:
     assert await tokens.get_many([]) == {}
 
 
-async def test_times_keep_their_microseconds_and_their_instant(tokens: TokenRepository) -> None:
+async def test_timestamps_keep_their_microseconds(tokens: TokenRepository) -> None:
     instant = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     row = token(CANVAS, expires_at=instant, created_at=datetime(1, 1, 2, tzinfo=UTC))
     assert await tokens.insert(row) == row
     assert await tokens.get(CANVAS) == row
 
 
-async def test_a_row_that_pulseplan_wrote_is_understood(store: Store, tokens: TokenRepository) -> None:
+async def test_a_row_written_by_pulseplan_is_read(store: Store, tokens: TokenRepository) -> None:
     store.insert_raw(**raw_row(user_id=USER, metadata={"course_count": 4}))
     row = await tokens.get(CANVAS)
     assert row is not None
@@ -185,7 +185,7 @@ async def test_a_row_that_pulseplan_wrote_is_understood(store: Store, tokens: To
         (True, {"status": 7}, TokenStatus.ERROR),
     ],
 )
-async def test_the_more_cautious_of_two_states_is_believed(
+async def test_the_more_cautious_status_wins(
     store: Store,
     tokens: TokenRepository,
     is_active: bool | None,
@@ -198,7 +198,7 @@ async def test_the_more_cautious_of_two_states_is_believed(
     assert row.status is status
 
 
-async def test_columns_follow_the_token(store: Store, tokens: TokenRepository) -> None:
+async def test_the_columns_hold_the_tokens_fields(store: Store, tokens: TokenRepository) -> None:
     await tokens.insert(
         token(CANVAS, status=TokenStatus.REVOKED, status_reason="gone", base_url="https://c.test", metadata={"a": 1})
     )

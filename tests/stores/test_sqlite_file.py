@@ -1,4 +1,4 @@
-"""What only the embedded store can get wrong."""
+"""The SQLite store's file: moved, locked, incomplete or oddly named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stores.stores import SqliteStore, token
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 
-async def test_a_file_that_was_deleted_or_replaced_takes_no_write(tmp_path: Path) -> None:
+async def test_a_moved_or_replaced_file_takes_no_write(tmp_path: Path) -> None:
     path = tmp_path / "vault.db"
     async with SqliteStore(path).open() as tokens:
         await tokens.insert(token())
@@ -31,7 +31,7 @@ async def test_a_file_that_was_deleted_or_replaced_takes_no_write(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:vault.db?mode=memory", ""])
-async def test_no_name_makes_a_database_that_forgets(
+async def test_no_file_name_makes_a_database_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -42,10 +42,10 @@ async def test_no_name_makes_a_database_that_forgets(
         async with SqliteStore(Path(name)).open() as tokens:
             assert await tokens.get(row.token_id) == row
     except StoreMisconfigured:
-        assert name == "", "only a directory is refused"
+        assert name == "", "only the empty name, a directory, is refused"
 
 
-async def test_a_write_whose_caller_was_told_it_failed_does_not_happen_later(tmp_path: Path) -> None:
+async def test_a_cancelled_write_does_not_happen_later(tmp_path: Path) -> None:
     path = tmp_path / "vault.db"
     store = SqliteStore(path)
     async with store.open() as tokens:
@@ -64,14 +64,14 @@ async def test_a_write_whose_caller_was_told_it_failed_does_not_happen_later(tmp
     assert [row["provider"] for row in store.rows()] == ["first", "third"]
 
 
-async def test_a_database_that_stays_locked_is_a_time_out_and_nothing_is_written(tmp_path: Path) -> None:
+async def test_a_locked_database_times_out_and_writes_nothing(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "vault.db")
     async with store.open() as tokens:
         other = apsw.Connection(str(store.path))
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreTimeout):
             await tokens.insert(token())
-        assert await tokens.get(TokenId(USER, "canvas")) is None, "readers do not wait for it"
+        assert await tokens.get(TokenId(USER, "canvas")) is None, "reads do not wait for the lock"
         other.execute("ROLLBACK")
         other.close()
     assert store.rows() == []
