@@ -1,4 +1,4 @@
-"""Bad input: each with the right problem, none a 500, nothing written, and nothing of it said back or logged."""
+"""Invalid input: each kind gets its problem, changes no row, and is neither repeated in the response nor logged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ import pytest
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service
 from tests.support.stack.loopback import PLAIN_HTTP
-from tests.support.stores.stores import Store
+from tests.support.stores.stores import SqliteStore, Store
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"
 CANVAS = f"{TOKENS}/canvas"
 CANARY = "CANARYz9x8SECRETw7v6TOKEN"
 _JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def served(sqlite_service: tuple[Service, SqliteStore]) -> tuple[Service, Store]:
+    """One store is enough, because invalid input never reaches it."""
+    sqlite_service[1].truncate()
+    return sqlite_service
 
 
 def _body(**fields: object) -> bytes:
@@ -103,7 +110,7 @@ def _assert_refused(service: Service, store: Store, send: httpx.Request, status:
     assert CANARY not in response.text
     assert CANARY not in repr(response.headers)
     assert CANARY not in repr(lines)
-    assert lines, "a refusal is logged"
+    assert lines, "the refusal is logged"
     assert store.rows() == before
     return response
 
@@ -114,17 +121,17 @@ def _request(service: Service, method: str, path: str, body: bytes, **headers: s
 
 
 @pytest.mark.parametrize("name", INVALID)
-@pytest.mark.parametrize(("method", "path"), [("PUT", CANVAS), ("POST", f"{CANVAS}/rotate")])
-def test_a_body_that_breaks_a_rule(service: Service, served_store: Store, method: str, path: str, name: str) -> None:
+def test_an_invalid_body_is_refused(service: Service, served_store: Store, name: str) -> None:
     with service.client() as client:
         client.put(CANVAS, json={"access_token": "kept"})
-    request = _request(service, method, path, INVALID[name])
-    response = _assert_refused(service, served_store, request, 422, "invalid_request")
-    assert response.json()["errors"], "it says which field"
+    for method, path in (("PUT", CANVAS), ("POST", f"{CANVAS}/rotate")):
+        request = _request(service, method, path, INVALID[name])
+        response = _assert_refused(service, served_store, request, 422, "invalid_request")
+        assert response.json()["errors"], "the problem names the field"
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_body_that_is_not_strict_json(service: Service, served_store: Store, name: str) -> None:
+def test_a_body_that_is_not_strict_json_is_refused(service: Service, served_store: Store, name: str) -> None:
     request = _request(service, "PUT", CANVAS, MALFORMED[name])
     _assert_refused(service, served_store, request, 400, "malformed_body")
 
@@ -133,27 +140,27 @@ def test_a_body_that_is_not_strict_json(service: Service, served_store: Store, n
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "", "application/jsonx"],
 )
-def test_a_body_of_another_type(service: Service, served_store: Store, content_type: str) -> None:
+def test_another_content_type_is_refused(service: Service, served_store: Store, content_type: str) -> None:
     request = _request(service, "PUT", CANVAS, _body(), **{"Content-Type": content_type})
     _assert_refused(service, served_store, request, 400, "malformed_body")
 
 
-def test_a_compressed_body(service: Service, served_store: Store) -> None:
+def test_a_compressed_body_is_refused(service: Service, served_store: Store) -> None:
     request = _request(service, "PUT", CANVAS, _body(), **{"Content-Encoding": "gzip"})
     _assert_refused(service, served_store, request, 400, "malformed_body")
 
 
 @pytest.mark.parametrize("size", [64 * 1024 + 1, 200_000])
-def test_a_body_over_64_kib_with_content_length(service: Service, served_store: Store, size: int) -> None:
+def test_a_body_over_64_kib_with_content_length_is_refused(service: Service, served_store: Store, size: int) -> None:
     request = _request(service, "PUT", CANVAS, (_body() + b" " * size)[:size])
     _assert_refused(service, served_store, request, 413, "body_too_large")
 
 
-def test_200_000_open_brackets(service: Service, served_store: Store) -> None:
+def test_200_000_open_brackets_are_refused(service: Service, served_store: Store) -> None:
     _assert_refused(service, served_store, _request(service, "PUT", CANVAS, b"[" * 200_000), 413, "body_too_large")
 
 
-def test_a_body_over_64_kib_without_content_length(service: Service, served_store: Store) -> None:
+def test_a_body_over_64_kib_without_content_length_is_refused(service: Service, served_store: Store) -> None:
     def chunks() -> list[bytes]:
         return [_body(), *([b" " * 8192] * 9)]
 
@@ -193,12 +200,12 @@ def test_a_body_of_exactly_64_kib_is_read(client: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-def test_a_token_id_that_is_none(service: Service, served_store: Store, method: str, path: str) -> None:
+def test_an_invalid_token_id_is_refused(service: Service, served_store: Store, method: str, path: str) -> None:
     request = _request(service, method, path, _body() if method == "PUT" else b"")
     _assert_refused(service, served_store, request, 422, "invalid_request")
 
 
-def test_an_include_that_does_not_exist(service: Service, served_store: Store) -> None:
+def test_an_unknown_include_is_refused(service: Service, served_store: Store) -> None:
     request = _request(service, "GET", f"{CANVAS}?include={CANARY}", b"")
     _assert_refused(service, served_store, request, 422, "invalid_request")
 
@@ -217,13 +224,13 @@ def test_an_include_that_does_not_exist(service: Service, served_store: Store) -
         json.dumps({"metadata": {"a": CANARY * 400}}).encode(),
     ],
 )
-def test_a_patch_that_breaks_a_rule(service: Service, served_store: Store, body: bytes) -> None:
+def test_an_invalid_patch_is_refused(service: Service, served_store: Store, body: bytes) -> None:
     with service.client() as client:
         client.put(CANVAS, json={"access_token": "kept"})
     _assert_refused(service, served_store, _request(service, "PATCH", CANVAS, body), 422, "invalid_request")
 
 
-def test_a_patch_whose_sum_is_over_8_kib(client: httpx.Client, served_store: Store) -> None:
+def test_metadata_over_8_kib_after_a_patch_is_refused(client: httpx.Client, served_store: Store) -> None:
     client.put(CANVAS, json={"access_token": "x", "metadata": {"a": "x" * 5000}})
     before = served_store.rows()
     problem(client.patch(CANVAS, json={"metadata": {"b": "x" * 5000}}), 422, "invalid_request")
@@ -247,7 +254,7 @@ _ONE = {"user_id": USER, "provider": "canvas"}
         {"tokens": [None]},
     ],
 )
-def test_a_batch_that_breaks_a_rule(service: Service, served_store: Store, body: object) -> None:
+def test_an_invalid_batch_is_refused(service: Service, served_store: Store, body: object) -> None:
     request = _request(service, "POST", "/v1/tokens/batch-get", json.dumps(body).encode())
     _assert_refused(service, served_store, request, 422, "invalid_request")
 
@@ -264,12 +271,12 @@ def test_a_batch_that_breaks_a_rule(service: Service, served_store: Store, body:
         ("GET", f"{CANVAS}/rotate", 405, "method_not_allowed"),
     ],
 )
-def test_an_unknown_route(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+def test_an_unknown_route_is_a_problem(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
     problem(client.request(method, path), status, code)
 
 
 @pytest.mark.parametrize("raw", [b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01" * 20])
-def test_what_is_not_http_does_no_harm(service: Service, raw: bytes) -> None:
+def test_bytes_that_are_not_http_do_no_harm(service: Service, raw: bytes) -> None:
     host, port = urlsplit(service.url).hostname, urlsplit(service.url).port
     with socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(raw)
@@ -277,7 +284,7 @@ def test_what_is_not_http_does_no_harm(service: Service, raw: bytes) -> None:
     assert httpx.get(f"{service.url}/healthz", trust_env=False, verify=PLAIN_HTTP).status_code == 200
 
 
-def test_a_caller_that_leaves_in_the_middle_of_a_body_writes_nothing(service: Service, served_store: Store) -> None:
+def test_a_caller_that_disconnects_within_the_body_writes_nothing(service: Service, served_store: Store) -> None:
     host, port = urlsplit(service.url).hostname, urlsplit(service.url).port
     head = (
         f"PUT {CANVAS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.keys['full']}\r\n"
@@ -302,6 +309,6 @@ def test_a_caller_that_leaves_in_the_middle_of_a_body_writes_nothing(service: Se
     ],
 )
 def test_allow_names_every_method_of_a_path(client: httpx.Client, path: str, allowed: str) -> None:
-    """RFC 9110 §15.5.6; a path's methods are routes of their own."""
+    """RFC 9110 §15.5.6; each method of a path is a separate route."""
     assert problem(client.options(path), 405, "method_not_allowed")
     assert client.options(path).headers["allow"] == allowed

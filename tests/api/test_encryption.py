@@ -1,4 +1,4 @@
-"""GET /v1/encryption counts what is stored, and tells nobody more than that."""
+"""GET /v1/encryption counts the stored tokens and reveals nothing else."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_token_is_counted_by_what_it_needs(served_store: Store, client: ht
     assert body["refused_without_legacy_formats"] == len(old) + 1
 
 
-def test_looking_changes_nothing(served_store: Store, client: httpx.Client) -> None:
+def test_counting_changes_nothing(served_store: Store, client: httpx.Client) -> None:
     for _ in range(5):
         served_store.insert_raw(**sealed_row(local_encryption(2)))
     before = served_store.rows()
@@ -88,18 +88,18 @@ def test_a_key_for_one_provider_may_not_count_the_others(service: Service, serve
     assert "tokens" not in body
 
 
-def test_nobody_counts_without_a_living_key(service: Service, client: httpx.Client) -> None:
+def test_counting_needs_a_live_key(service: Service, client: httpx.Client) -> None:
     problem(client.get("/v1/encryption", headers={"Authorization": ""}), 401, "unauthenticated")
     with service.client("expired") as expired:
         problem(expired.get("/v1/encryption"), 401, "unauthenticated")
 
 
-def test_nothing_secret_and_nobodys_name_is_told(service: Service, served_store: Store, client: httpx.Client) -> None:
+def test_the_counts_reveal_no_secret_and_no_user(service: Service, served_store: Store, client: httpx.Client) -> None:
     rows = [sealed_row(local_encryption(1)), broken_rows()["nonsense"]]
     for row in rows:
         served_store.insert_raw(**row)
     with service.logged() as lines:
         text = client.get("/v1/encryption").text
-    told = text + str(lines)
+    shown = text + str(lines)
     hidden = [row[name] for row in rows for name in ("id", "user_id", "access_token", "refresh_token")]
-    assert [one for one in [*hidden, *KEYS.values()] if one in told] == []
+    assert [one for one in [*hidden, *KEYS.values()] if one in shown] == []

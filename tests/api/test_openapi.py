@@ -79,7 +79,7 @@ def test_every_token_route_names_the_security_scheme(document: Any) -> None:
             assert any(scope.value in operation["description"] for scope in Scope)
 
 
-def test_every_route_that_knows_its_caller_takes_a_purpose(document: Any) -> None:
+def test_every_authenticated_route_takes_a_purpose(document: Any) -> None:
     for method, path, operation in _operations(document):
         purposes = [one for one in operation.get("parameters", []) if one["name"] == "X-Purpose"]
         assert len(purposes) == path.startswith("/v1/"), (method, path)
@@ -124,7 +124,7 @@ def test_every_error_has_a_status() -> None:
     assert set(STATUS) == set(_subclasses(errors.VaultError)) - bases
 
 
-def test_every_code_and_status_is_the_contracts() -> None:
+def test_codes_and_statuses_match_the_contract() -> None:
     assert {error.code: status for error, status in STATUS.items()} == {
         "invalid_request": 422,
         "malformed_body": 400,

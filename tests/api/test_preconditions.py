@@ -30,14 +30,14 @@ every_write = pytest.mark.parametrize("how", ["put", "rotate", "patch", "delete"
 
 
 @every_write
-def test_a_write_onto_the_demanded_version_happens(client: httpx.Client, how: str) -> None:
+def test_a_write_to_the_required_version_succeeds(client: httpx.Client, how: str) -> None:
     etag = client.put(CANVAS, json=BODY).headers["etag"]
     assert _write(client, how, {"If-Match": etag}).status_code in {200, 204}
 
 
 @every_write
 @pytest.mark.parametrize("condition", ['"2"', 'W/"1"', '"x"', '"2", "3"', '""', '"01"'])
-def test_a_write_onto_another_version_does_not(
+def test_a_write_to_another_version_conflicts(
     client: httpx.Client, served_store: Store, how: str, condition: str
 ) -> None:
     client.put(CANVAS, json=BODY)
@@ -47,20 +47,20 @@ def test_a_write_onto_another_version_does_not(
 
 
 @every_write
-def test_any_of_several_versions_will_do(client: httpx.Client, how: str) -> None:
+def test_one_of_several_versions_suffices(client: httpx.Client, how: str) -> None:
     client.put(CANVAS, json=BODY)
     assert _write(client, how, {"If-Match": '"7" , "1"'}).status_code in {200, 204}
 
 
 @every_write
 @pytest.mark.parametrize("condition", ["1", '"1', "*, *", '"1" "2"', '"1 "', ""])
-def test_a_condition_that_is_none_is_refused(client: httpx.Client, how: str, condition: str) -> None:
+def test_a_malformed_condition_is_refused(client: httpx.Client, how: str, condition: str) -> None:
     client.put(CANVAS, json=BODY)
     problem(_write(client, how, {"If-Match": condition}), 422, "invalid_request")
 
 
 @every_write
-def test_a_star_demands_that_the_token_exists(client: httpx.Client, how: str) -> None:
+def test_a_star_requires_that_the_token_exists(client: httpx.Client, how: str) -> None:
     if how == "put":
         problem(_write(client, how, {"If-Match": "*"}), 412, "version_conflict")
         problem(_write(client, how, {"If-Match": '"1"'}), 412, "version_conflict")
@@ -90,7 +90,7 @@ def test_if_none_match_creates_only(client: httpx.Client) -> None:
     problem(client.put(CANVAS, json=BODY, headers={**only_create, "If-Match": "*"}), 422, "invalid_request")
 
 
-def test_writers_without_a_condition_all_succeed_one_after_the_other(client: httpx.Client) -> None:
+def test_unconditional_writers_all_succeed_in_turn(client: httpx.Client) -> None:
     client.put(CANVAS, json=BODY)
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda n: client.put(CANVAS, json={"access_token": f"t{n}"}), range(12)))

@@ -37,7 +37,7 @@ HEADERS = {
         ("PUT", f"/v1/users/{USER}/tokens/canvas", 400),
     ],
 )
-def test_every_answer_carries_them_once(
+def test_every_response_has_the_security_headers_once(
     sqlite_service: tuple[Service, SqliteStore], method: str, path: str, status: int
 ) -> None:
     with sqlite_service[0].client() as client:
@@ -47,7 +47,7 @@ def test_every_answer_carries_them_once(
     assert "strict-transport-security" not in answer.headers, "TLS does not end here"
 
 
-def test_what_is_no_http_is_answered_with_them_too(sqlite_service: tuple[Service, SqliteStore]) -> None:
+def test_a_protocol_error_has_the_security_headers(sqlite_service: tuple[Service, SqliteStore]) -> None:
     with sqlite_service[0].client() as client:
         answer = client.get("/healthz", headers={"X-Large": "a" * 40_000})
     assert answer.status_code == 431

@@ -22,7 +22,7 @@ _LONG_AGO = "2020-01-01T00:00:00Z"
 _VECTORS = json.loads((VECTORS / "pulseplan_local_tokens.json").read_text())
 
 
-def test_a_token_goes_in_and_comes_out(client: httpx.Client, served_store: Store) -> None:
+def test_a_stored_token_is_revealed(client: httpx.Client, served_store: Store) -> None:
     given = {
         "access_token": "ya29.access",
         "refresh_token": "1//refresh",
@@ -87,7 +87,7 @@ def test_expires_in_counts_from_now(client: httpx.Client) -> None:
         ({"refresh_token": "r"}, None),
     ],
 )
-def test_a_manual_canvas_token_expires_after_120_days_unless_told_otherwise(
+def test_a_manual_canvas_token_expires_after_120_days_by_default(
     client: httpx.Client, given: dict[str, object], days: int | None
 ) -> None:
     expires_at = client.put(CANVAS, json={"access_token": "x", **given}).json()["expires_at"]
@@ -167,7 +167,7 @@ def test_patching_metadata_merges_and_null_removes(client: httpx.Client) -> None
     assert client.get(CANVAS).json()["access_token"] == "x"
 
 
-def test_larger_metadata_of_pulseplans_own_is_in_nobodys_way(client: httpx.Client, served_store: Store) -> None:
+def test_larger_metadata_of_pulseplan_is_kept(client: httpx.Client, served_store: Store) -> None:
     vector = _VECTORS[0]["vectors"][0]
     large = {"a": "x" * 9000, "b": 1}
     row = raw_row(user_id=vector["user_id"], access_token=vector["ciphertext"], metadata=large)
@@ -213,7 +213,7 @@ def test_a_user_is_listed_without_secrets_and_erased_whole(client: httpx.Client,
     assert len(served_store.rows()) == 1
 
 
-def test_user_ids_are_one_whatever_their_case(client: httpx.Client) -> None:
+def test_user_ids_are_case_insensitive(client: httpx.Client) -> None:
     client.put(CANVAS.replace(USER, USER.upper()), json={"access_token": "x"})
     assert client.get(CANVAS).json()["user_id"] == USER
 
@@ -244,7 +244,7 @@ def test_a_batch_answers_each_in_order(client: httpx.Client, service: Service) -
         assert only_forbidden[0]["problem"]["code"] == "forbidden"
 
 
-def test_a_row_that_pulseplan_wrote_is_revealed_and_renewed(client: httpx.Client, served_store: Store) -> None:
+def test_a_row_that_pulseplan_wrote_is_revealed_and_rotated(client: httpx.Client, served_store: Store) -> None:
     vector = _VECTORS[0]["vectors"][0]
     row = raw_row(user_id=vector["user_id"], access_token=vector["ciphertext"], refresh_token="", metadata={"a": 1})
     served_store.insert_raw(**row)
@@ -262,7 +262,7 @@ def test_a_row_that_pulseplan_wrote_is_revealed_and_renewed(client: httpx.Client
     assert served_store.rows()[0]["encryption_scheme"] == "local:v1"
 
 
-def test_rotating_reseals_a_refresh_token_of_an_older_format(client: httpx.Client, served_store: Store) -> None:
+def test_rotating_rewraps_a_refresh_token_of_an_older_format(client: httpx.Client, served_store: Store) -> None:
     access, refresh = _VECTORS[0]["vectors"][0], _VECTORS[0]["vectors"][1]
     assert access["user_id"] == refresh["user_id"]
     row = raw_row(user_id=access["user_id"], access_token=access["ciphertext"], refresh_token=refresh["ciphertext"])

@@ -64,7 +64,7 @@ def test_every_key_takes_the_same_steps_up_to_the_decision(kind: str) -> None:
     assert {"hash_key", "compare_digest", "ServiceKey.is_alive"} <= set(steps)
 
 
-def test_the_entry_that_stands_for_nobody_is_nobodys_key() -> None:
+def test_the_placeholder_entry_matches_no_key() -> None:
     assert KEYS.identify(LIVE).service == "live"
     assert hash_key("") != "0" * 64
     with pytest.raises(Unauthenticated):
@@ -72,6 +72,6 @@ def test_the_entry_that_stands_for_nobody_is_nobodys_key() -> None:
 
 
 @pytest.mark.parametrize("presented", ["", "ptv_", "\u00e9" * 47, "x" * 32_000, "ptv_" + "\u0661" * 43])
-def test_what_is_no_key_at_all_is_refused(presented: str) -> None:
+def test_a_malformed_key_is_refused(presented: str) -> None:
     with pytest.raises(Unauthenticated, match="malformed"):
         KEYS.identify(presented)

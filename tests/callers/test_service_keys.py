@@ -29,7 +29,7 @@ ENTRY = {"service": "api", "sha256": HASH, "scopes": ["tokens:read"]}
     ],
     ids=lambda text: text[:24],
 )
-def test_a_list_that_is_not_exactly_one_is_refused_without_being_quoted(text: str) -> None:
+def test_an_invalid_list_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(KeyListError) as caught:
         parse_key_list(text)
     assert "CANARY" not in str(caught.value)

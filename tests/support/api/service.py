@@ -47,23 +47,41 @@ class Service:
     def client(self, key: str = "full") -> httpx.Client:
         """Return a client with this key."""
         headers = {"Authorization": f"Bearer {self.keys[key]}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=PLAIN_HTTP)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=PLAIN_HTTP)
 
     @contextmanager
     def logged(self) -> Iterator[list[dict[str, Any]]]:
         """Collect the log lines of the block, available after it."""
-        before = len(self.lines())
+        _, start = self._written(0)
         lines: list[dict[str, Any]] = []
         yield lines
-        lines += [json.loads(line) for line in self.lines()[before:-1]]
+        written, _ = self._written(start)
+        lines += [json.loads(line) for line in written[:-1]]
 
     def lines(self) -> list[str]:
-        """Return all lines logged so far and that of a probe, which shows that the ones before it have been written."""
-        mark = uuid4().hex
-        httpx.get(f"{self.url}/healthz", headers={"X-Request-ID": mark}, trust_env=False, timeout=20, verify=PLAIN_HTTP)
-        eventually(lambda: mark in self.log.read_text())
-        lines = self.log.read_text().splitlines()
-        return lines[: next(place for place, line in enumerate(lines, 1) if mark in line)]
+        """Return all lines logged so far, and that of a probe."""
+        return self._written(0)[0]
+
+    def _written(self, start: int) -> tuple[list[str], int]:
+        """Return the lines from this offset to that of a probe made now, and the offset after them.
+
+        Lines are written in order and moments after they are logged, so those before the probe's are complete.
+        """
+        mark = uuid4().hex.encode()
+        headers = {"X-Request-ID": mark.decode()}
+        httpx.get(f"{self.url}/healthz", headers=headers, trust_env=False, timeout=60, verify=PLAIN_HTTP)
+        with self.log.open("rb") as file:
+            file.seek(start)
+            written = b""
+
+            def is_complete() -> bool:
+                nonlocal written
+                written += file.read()
+                return b"\n" in written[written.find(mark) :] if mark in written else False
+
+            eventually(is_complete)
+        end = written.index(b"\n", written.index(mark)) + 1
+        return written[:end].decode().splitlines(), start + end
 
 
 @contextmanager

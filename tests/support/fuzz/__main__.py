@@ -1,4 +1,4 @@
-"""`python -m tests.support.fuzz`: a long run over both stores with the audit trail, other requests each time."""
+"""`python -m tests.support.fuzz`: a long run over both stores with the audit trail and a new seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS: Final = 3_600
 
 
 def main() -> None:
-    """Run, print what schemathesis prints, and end with 1 where it has found something."""
+    """Run schemathesis on each store, print its output, and exit with 1 if it has found something."""
     arguments = argparse.ArgumentParser(prog="python -m tests.support.fuzz", description=__doc__)
     arguments.add_argument("--examples", type=int, default=500, help="requests for each operation in each phase")
     arguments.add_argument("--seed", type=int, help="repeat the run that printed this seed")

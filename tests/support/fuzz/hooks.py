@@ -1,4 +1,4 @@
-"""What schemathesis must not take for valid, although the document has no words for it."""
+"""Combinations that are invalid although the OpenAPI document cannot express it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from schemathesis import Case, HookContext
 
 @schemathesis.hook
 def filter_case(_context: HookContext, case: Case[Any]) -> bool:
-    """Leave out what has both conditions: OpenAPI cannot say that two headers exclude each other."""
+    """Skip requests with both conditions: OpenAPI cannot say that two headers exclude each other."""
     return not {"If-Match", "If-None-Match"} <= set(case.headers or {})

@@ -1,4 +1,4 @@
-"""One run of schemathesis, as its command line does it."""
+"""One run of the schemathesis command."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PROGRAM: Final = Path(sys.executable).with_name("schemathesis")
 
 
 def fuzz(service: Service, *, examples: int, seconds: int, seed: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Check up to `examples` requests for each operation in each phase; 0 is the exit code of a run that found nothing.
+    """Check up to `examples` requests per operation and phase; the exit code is 0 if nothing is found.
 
-    The run is ended after so many `seconds`, which is an exception and no result.
+    Raises `subprocess.TimeoutExpired` after `seconds`.
     """
     command = [
         *(str(_PROGRAM), "--no-color", "--config-file", str(_HERE / "schemathesis.toml")),

@@ -30,8 +30,8 @@ class Wire:
         self._authorization = f"Bearer {server.home.service_key}"
 
     def ask(self, method: str, path: str, body: object = None, **conditions: str) -> None:
-        """Send a request; `if_match="…"` is the header `If-Match`."""
-        headers = {"Authorization": self._authorization, "Content-Type": "application/json"}
+        """Send a request; `if_match="…"` is the header `If-Match`, and `authorization="…"` replaces the key."""
+        headers = {"authorization": self._authorization, "content-type": "application/json"}
         headers |= {name.replace("_", "-"): value for name, value in conditions.items()}
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
 
