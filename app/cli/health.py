@@ -49,7 +49,7 @@ def health(host: str | None, port: int | None) -> None:
     Exit codes: 0 the vault answers, 1 it does not, or an option or a setting is wrong.
     """
     if host and not is_host(host):
-        raise click.ClickException("--host is neither an address nor a host's name")
+        raise click.ClickException("--host is neither an address nor a host name")
     try:
         settings = load_listening_settings()
     except SettingsError as error:

@@ -27,7 +27,7 @@ class ListeningSettings(BaseSettings):
     @classmethod
     def _can_be_looked_up(cls, value: str) -> str:
         if not is_host(value):
-            raise PydanticCustomError("host", "is neither an address nor a host's name")
+            raise PydanticCustomError("host", "is neither an address nor a host name")
         return value
 
     @model_validator(mode="after")

@@ -15,9 +15,8 @@ import pytest
 
 from tests.support.process.certificates import new_authority
 from tests.support.process.home import Home, new_home, run, token_vault
-from tests.support.process.started import started
+from tests.support.process.server import Serve
 from tests.support.stack.loopback import LOOPBACK
-from tests.support.stack.reaper import Reaper
 
 ALIVE = (0, "ok\n", "")
 KINDS = ("plain", "TLS", "TLS with client certificates")
@@ -41,9 +40,9 @@ def _home(folder: Path, kind: str) -> Home:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_running_vault_is_alive_and_a_stopped_one_is_not(tmp_path: Path, stack_reaper: Reaper, kind: str) -> None:
+def test_a_running_vault_is_alive_and_a_stopped_one_is_not(tmp_path: Path, serve: Serve, kind: str) -> None:
     home = _home(tmp_path, kind)
-    with started(home, reaper=stack_reaper) as vault:
+    with serve(home) as vault:
         assert _health(home) == ALIVE
         assert _health(home, HOST="0.0.0.0") == ALIVE  # noqa: S104  a server's address
         assert _health(home, SERVICE_KEYS="broken", TOKEN_ENCRYPTION_KEY="") == ALIVE, "it reads no other setting"
@@ -60,7 +59,7 @@ def test_a_running_vault_is_alive_and_a_stopped_one_is_not(tmp_path: Path, stack
     assert _health(home) == (1, "", _no_vault(home, "Connection refused"))
 
 
-NO_HOST = "is neither an address nor a host's name"
+NO_HOST = "is neither an address nor a host name"
 WRONG: list[tuple[list[str], dict[str, str], str]] = [
     ([], {"PORT": "wrong"}, "PORT: input should be a valid integer, unable to parse string as an integer"),
     ([], {"TLS_KEY_FILE": "vault.key"}, "TLS_CERT_FILE and TLS_KEY_FILE are needed together, or neither"),

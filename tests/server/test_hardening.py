@@ -1,4 +1,4 @@
-"""What Linux says of a running vault."""
+"""Protection of a running vault, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,15 +15,14 @@ import pytest
 
 from app.server.hardening import swap_is_in_use
 from tests.support.paths import ROOT
-from tests.support.process.home import COMMAND, Home, environment, new_home
+from tests.support.process.home import COMMAND, environment, new_home
 from tests.support.process.server import Serve, Server
-from tests.support.process.started import Started, started
 from tests.support.process.workers import workers_of
-from tests.support.stack.reaper import Reaper
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 IS_ROOT = os.geteuid() == 0
+NEEDS_SETPRIV = pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="needs root and setpriv")
 IPC_LOCK = 14
 SOMEBODY = 54_321
 AS_SOMEBODY = ("setpriv", "--reuid", str(SOMEBODY), "--regid", str(SOMEBODY), "--clear-groups")
@@ -45,7 +45,7 @@ def _status(process: int, name: str) -> str:
     return Path(f"/proc/{process}/status").read_text().partition(f"{name}:")[2].split()[0]
 
 
-def _events(server: Server | Started) -> list[str]:
+def _events(server: Server) -> list[str]:
     return [json.loads(line)["event"] for line in server.output.splitlines()]
 
 
@@ -53,16 +53,84 @@ def _may_lock_memory() -> bool:
     return bool(int(_status(os.getpid(), "CapEff"), 16) >> IPC_LOCK & 1)
 
 
-def test_no_process_of_it_leaves_a_core_dump(tmp_path: Path, serve: Serve) -> None:
-    with serve(new_home(tmp_path), workers=2) as server:
-        for process in {server.process.pid, *workers_of(server)}:
-            assert _limit(process, "Max core file size") == ["0", "0"]
-            assert int(_limit(process, "Max open files")[0]) >= 4096 or IS_ROOT is False
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
+    """Two workers that run as this user."""
+    with serve(new_home(tmp_path_factory.mktemp("hardened")), workers=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unprivileged(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
+    """Two workers that run as a user without privileges, except to find the programs wherever they are installed."""
+    folder = tmp_path_factory.mktemp("unprivileged")
+    for path in (folder.parent, folder):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    prefix = (*AS_SOMEBODY, "--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
+    with serve(new_home(folder), workers=2, prefix=prefix) as server:
+        yield server
+
+
+def test_no_process_leaves_a_core_dump(server: Server) -> None:
+    for process in {server.pid, *workers_of(server)}:
+        assert _limit(process, "Max core file size") == ["0", "0"]
+        if IS_ROOT:
+            assert int(_limit(process, "Max open files")[0]) >= 4096
+
+
+@pytest.mark.skipif(not _may_lock_memory(), reason="this user may not lock memory")
+def test_every_process_that_reads_keys_locks_its_memory(server: Server) -> None:
+    for process in {server.pid, *workers_of(server)}:
+        assert int(_status(process, "VmLck")) > 50_000, "the supervisor has read the keys too"
+        assert int(_status(process, "VmRSS")) < 150_000, "kB: stacks and arenas are not filled"
+    assert _events(server).count("memory_locked") == 2
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root is warned about")
+def test_running_as_root_is_warned_about(server: Server) -> None:
+    assert _events(server).count("runs_as_root") == 1
+
+
+@NEEDS_SETPRIV
+def test_an_unprivileged_vault_cannot_be_read_by_its_user(unprivileged: Server) -> None:
+    for process in (unprivileged.pid, *workers_of(unprivileged)):
+        assert _status(process, "Uid") == str(SOMEBODY)
+        # /proc belongs to root if a process must not be dumped, else to its user
+        assert Path(f"/proc/{process}/environ").stat().st_uid == 0
+        assert _limit(process, "Max core file size") == ["0", "0"]
+        _, hard = _limit(process, "Max locked memory")
+        if hard != "unlimited":
+            assert _status(process, "VmLck") == "0", "under a limit that is too small, later allocations fail"
+    assert "runs_as_root" not in _events(unprivileged)
+
+
+@NEEDS_SETPRIV
+def test_no_process_shows_its_user_a_secret_in_its_environment(unprivileged: Server) -> None:
+    children = _children(unprivileged.pid)
+    assert len(children) == 3, "two workers and the resource tracker"
+    settings = unprivileged.home.settings
+    for process in (unprivileged.pid, *children):
+        shown = subprocess.run(
+            [*AS_SOMEBODY, "cat", f"/proc/{process}/environ"], capture_output=True, check=False
+        ).stdout
+        assert settings["TOKEN_ENCRYPTION_KEY"].encode() not in shown
+        assert settings["SERVICE_KEYS"].encode() not in shown
+    # even root finds none there, so none is shown before a worker has protected itself
+    for process in children:
+        started_with = Path(f"/proc/{process}/environ").read_bytes()
+        assert b"PATH=" in started_with
+        assert b"TOKEN_ENCRYPTION_KEY" not in started_with
+        assert b"SERVICE_KEYS" not in started_with
+
+
+def _children(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command: list[str]) -> None:
-    os.mkfifo(tmp_path / ".env")  # whoever reads it stands still until it is written
+    os.mkfifo(tmp_path / ".env")  # a reader blocks until it is written
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -77,7 +145,7 @@ def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command
 
 
 def _once_it_is_read(fifo: Path) -> int:
-    """Wait for a reader, and return what it reads from: it goes on once that is closed."""
+    """Wait for a reader, and return the descriptor of the other end: the reader goes on once that is closed."""
     opened: list[int] = []
 
     def is_read() -> bool:
@@ -89,78 +157,8 @@ def _once_it_is_read(fifo: Path) -> int:
     return opened[0]
 
 
-@pytest.mark.skipif(not _may_lock_memory(), reason="this user may not lock memory")
-def test_every_process_that_reads_keys_locks_its_memory_where_that_is_permitted_and_uses_no_more(
-    tmp_path: Path, serve: Serve
-) -> None:
-    with serve(new_home(tmp_path), workers=2) as server:
-        for process in {server.process.pid, *workers_of(server)}:
-            assert int(_status(process, "VmLck")) > 50_000, "the supervisor has read the keys too"
-            assert int(_status(process, "VmRSS")) < 150_000, "kB: stacks and arenas are not filled"
-        assert _events(server).count("memory_locked") == 2
-
-
-def _as_somebody(folder: Path) -> tuple[str, ...]:
-    """Give the folder to a user without privileges, and return what begins a command of theirs."""
-    for path in (folder, *folder.iterdir()):
-        os.chown(path, SOMEBODY, SOMEBODY)
-    # so that it finds the programs wherever they are installed
-    return (*AS_SOMEBODY, "--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")
-
-
-@pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="takes root and setpriv to become somebody else")
-def test_as_a_plain_user_it_cannot_be_looked_into_and_serves_without_locked_memory(
-    tmp_path: Path, stack_reaper: Reaper
-) -> None:
-    with started(new_home(tmp_path), reaper=stack_reaper, prefix=_as_somebody(tmp_path)) as vault:
-        assert _status(vault.pid, "Uid") == str(SOMEBODY)
-        # of a process that may not be dumped /proc belongs to root, and to its user otherwise
-        assert Path(f"/proc/{vault.pid}/environ").stat().st_uid == 0
-        assert _limit(vault.pid, "Max core file size") == ["0", "0"]
-        _, hard = _limit(vault.pid, "Max locked memory")
-        if hard != "unlimited":
-            assert _status(vault.pid, "VmLck") == "0", "a limit that is too small lets later allocations fail"
-        assert "runs_as_root" not in _events(vault)
-
-
-@pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="takes root and setpriv to become somebody else")
-def test_no_process_of_the_group_shows_its_user_a_secret_in_its_environment(
-    tmp_path: Path, stack_reaper: Reaper
-) -> None:
-    home = new_home(tmp_path)
-    with started(home, reaper=stack_reaper, workers=2, prefix=_as_somebody(tmp_path)) as vault:
-        children = _children(vault.pid)
-        assert len(children) == 3, "two workers and the resource tracker"
-        for process in (vault.pid, *children):
-            shown = subprocess.run(
-                [*AS_SOMEBODY, "cat", f"/proc/{process}/environ"], capture_output=True, check=False
-            ).stdout
-            assert all(secret.encode() not in shown for secret in _secrets_of(home)), process
-        # even root finds none there: nothing is shown while a worker has not asked for protection yet
-        for process in children:
-            started_with = Path(f"/proc/{process}/environ").read_bytes()
-            assert b"PATH=" in started_with
-            assert b"TOKEN_ENCRYPTION_KEY" not in started_with
-            assert b"SERVICE_KEYS" not in started_with
-
-
-def _secrets_of(home: Home) -> tuple[str, str]:
-    return home.settings["TOKEN_ENCRYPTION_KEY"], home.settings["SERVICE_KEYS"]
-
-
-def _children(process: int) -> list[int]:
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-@pytest.mark.skipif(not IS_ROOT, reason="only root is warned about")
-def test_root_is_warned_about(tmp_path: Path, stack_reaper: Reaper) -> None:
-    with started(new_home(tmp_path), reaper=stack_reaper) as vault:
-        assert _events(vault).count("runs_as_root") == 1
-
-
-@pytest.mark.skipif(not (IS_ROOT and shutil.which("setpriv")), reason="takes root and setpriv to give up a capability")
-def test_where_memory_cannot_be_locked_swap_is_warned_about(tmp_path: Path) -> None:
+@NEEDS_SETPRIV
+def test_swap_is_warned_about_if_memory_cannot_be_locked(tmp_path: Path) -> None:
     (tmp_path / "swaps").write_text("Filename Type Size\n/dev/sda2 partition 8388604\n")
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20));"
@@ -178,7 +176,7 @@ def test_where_memory_cannot_be_locked_swap_is_warned_about(tmp_path: Path) -> N
     assert "memory_may_be_swapped" in done.stdout
 
 
-def test_swap_is_in_use_where_the_table_names_an_area(tmp_path: Path) -> None:
+def test_swap_is_in_use_if_the_table_lists_an_area(tmp_path: Path) -> None:
     table = tmp_path / "swaps"
     assert not swap_is_in_use(table)
     table.write_text("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")

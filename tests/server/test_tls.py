@@ -1,4 +1,4 @@
-"""`token-vault serve` with TLS of its own: who gets in, who does not, and what is wrong with a file."""
+"""TLS that ends in the vault: accepted and refused callers, and errors in the files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ import pytest
 from app.server.tls import Tls, TlsError
 from tests.support.process.certificates import Authority, new_authority
 from tests.support.process.home import Home, new_home, token_vault
-from tests.support.process.started import Started, started
-from tests.support.process.wire import token_path
+from tests.support.process.server import Serve, Server
+from tests.support.process.wire import ANSWER_SECONDS, token_path
 from tests.support.stack.loopback import LOOPBACK
-from tests.support.stack.reaper import Reaper
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 
 @dataclass(frozen=True, slots=True)
 class TlsVault:
-    """A vault that demands certificates of `clients`, and is itself certified by `servers`."""
+    """A vault with a certificate of `servers` that requires client certificates of `clients`."""
 
     home: Home
-    process: Started
+    server: Server
     servers: Authority
     clients: Authority
     folder: Path
@@ -44,7 +43,7 @@ class TlsVault:
         return context
 
     def get(self, path: str, context: ssl.SSLContext) -> tuple[int, dict[str, str]]:
-        connection = HTTPSConnection(LOOPBACK, self.port, timeout=5, context=context)
+        connection = HTTPSConnection(LOOPBACK, self.port, timeout=ANSWER_SECONDS, context=context)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {self.home.service_key}"})
             answer = connection.getresponse()
@@ -55,16 +54,16 @@ class TlsVault:
 
 
 @pytest.fixture(scope="module")
-def vault(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[TlsVault]:
+def vault(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[TlsVault]:
     folder = tmp_path_factory.mktemp("tls")
     servers, clients = new_authority(folder, "servers"), new_authority(folder, "clients")
     certificate, key = servers.issue(folder, "vault")
     home = new_home(folder, TLS_CERT_FILE=str(certificate), TLS_KEY_FILE=str(key))
-    with started(home, "--tls-client-ca", str(clients.file), reaper=stack_reaper) as process:
-        yield TlsVault(home, process, servers, clients, folder)
+    with serve(home, "--tls-client-ca", str(clients.file)) as server:
+        yield TlsVault(home, server, servers, clients, folder)
 
 
-def test_a_client_of_the_right_ca_is_served_and_told_to_come_back_over_tls(vault: TlsVault) -> None:
+def test_a_client_of_the_right_ca_is_served_with_hsts(vault: TlsVault) -> None:
     context = vault.context(vault.clients.issue(vault.folder, "right"))
     for path, status in (("/healthz", 200), ("/readyz", 200), (token_path(USER), 404)):
         answered, headers = vault.get(path, context)
@@ -89,7 +88,7 @@ def test_a_client_certificate_of_the_servers_ca_is_refused(vault: TlsVault) -> N
 
 
 def test_plain_http_is_refused(vault: TlsVault) -> None:
-    connection = HTTPConnection(LOOPBACK, vault.port, timeout=5)
+    connection = HTTPConnection(LOOPBACK, vault.port, timeout=ANSWER_SECONDS)
     connection.request("GET", "/healthz")
     with pytest.raises(OSError, match=r"(?i)reset|closed"):
         connection.getresponse()
@@ -117,39 +116,39 @@ def test_handshakes_that_never_end_delay_nobody(vault: TlsVault) -> None:
         assert vault.get("/healthz", context)[0] == 200
 
 
-def test_no_traceback_is_printed_for_those_who_were_refused(vault: TlsVault) -> None:
-    assert "Traceback" not in vault.process.output
+def test_refused_callers_leave_no_traceback(vault: TlsVault) -> None:
+    assert "Traceback" not in vault.server.output
 
 
-def test_several_workers_without_client_certificates(tmp_path: Path, stack_reaper: Reaper) -> None:
+def test_several_workers_serve_without_client_certificates(tmp_path: Path, serve: Serve) -> None:
     servers = new_authority(tmp_path, "servers")
     certificate, key = servers.issue(tmp_path, "vault")
     home = new_home(tmp_path)
-    options = ("--tls-cert", str(certificate), "--tls-key", str(key))
-    with started(home, *options, workers=2, reaper=stack_reaper) as process:
-        vault = TlsVault(home, process, servers, servers, tmp_path)
+    with serve(home, "--tls-cert", str(certificate), "--tls-key", str(key), workers=2) as server:
+        vault = TlsVault(home, server, servers, servers, tmp_path)
         assert {vault.get("/healthz", vault.context())[0] for _ in range(10)} == {200}
 
 
-# --- wrong files
+# --- Wrong files.
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    servers = new_authority(tmp_path, "servers")
-    certificate, key = servers.issue(tmp_path, "vault")
-    _, other_key = servers.issue(tmp_path, "other")
-    _, locked_key = servers.issue(tmp_path, "locked", password=b"CANARY-password")
-    text = tmp_path / "text"
-    text.write_text("CANARY, and no certificate")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    servers = new_authority(folder, "servers")
+    certificate, key = servers.issue(folder, "vault")
+    _, other_key = servers.issue(folder, "other")
+    _, locked_key = servers.issue(folder, "locked", password=b"CANARY-password")
+    text = folder / "text"
+    text.write_text("CANARY, no certificate")
     return {
         "certificate": str(certificate),
         "key": str(key),
         "other key": str(other_key),
         "locked key": str(locked_key),
         "text": str(text),
-        "missing": str(tmp_path / "missing"),
-        "folder": str(tmp_path),
+        "missing": str(folder / "missing"),
+        "folder": str(folder),
     }
 
 
@@ -168,7 +167,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         ("certificate", "key", "key", "TLS_CLIENT_CA_FILE: contains no certificate"),
     ],
 )
-def test_a_wrong_file_is_named_and_not_shown(
+def test_a_wrong_file_is_named_but_not_its_content(
     files: dict[str, str], certificate: str, key: str, client_ca: str | None, named: str
 ) -> None:
     ca = None if client_ca is None else Path(files[client_ca])
@@ -186,7 +185,7 @@ def test_a_wrong_file_is_named_and_not_shown(
         ({"--tls-client-ca": "certificate"}, "TLS needs both"),
     ],
 )
-def test_what_is_wrong_is_one_line_at_the_start(
+def test_a_wrong_file_stops_the_start_with_one_line(
     tmp_path: Path, files: dict[str, str], given: dict[str, str], named: str
 ) -> None:
     options = [word for option, file in given.items() for word in (option, files[file])]
@@ -199,7 +198,7 @@ def test_what_is_wrong_is_one_line_at_the_start(
 @pytest.mark.parametrize(
     ("days", "state", "words"), [(90, "ok", "expires on"), (10, "warn", "renew it"), (-1, "FAIL", "expired on")]
 )
-def test_doctor_tells_when_the_certificate_expires(tmp_path: Path, days: int, state: str, words: str) -> None:
+def test_doctor_reports_when_the_certificate_expires(tmp_path: Path, days: int, state: str, words: str) -> None:
     certificate, key = new_authority(tmp_path, "servers").issue(tmp_path, "vault", days=days)
     home = new_home(tmp_path, TLS_CERT_FILE=str(certificate), TLS_KEY_FILE=str(key))
     done = token_vault("doctor", folder=tmp_path, settings=home.settings)

@@ -361,10 +361,7 @@ TABLE: Final = (
         recovers_within_seconds=None,
         ends_with="exit code 0 within 20 s",
         runs=False,
-        tests=(
-            "tests/server/test_shutdown_under_load.py::test_sigterm_under_load",
-            "tests/server/test_shutdown.py::test_a_request_in_flight_is_finished_and_kept",
-        ),
+        tests=("tests/server/test_shutdown.py::test_sigterm_under_load",),
     ),
     Failure(
         name="kill -9 under load",

@@ -1,4 +1,4 @@
-"""Certificates for tests, made anew each time."""
+"""A certificate authority for tests, with new keys each time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.support.stack.loopback import LOOPBACK
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA. `file` is its own certificate."""
+    """A certificate authority; `file` holds its own certificate."""
 
     name: x509.Name
     key: ec.EllipticCurvePrivateKey
     file: Path
 
     def issue(self, folder: Path, name: str, *, days: float = 90, password: bytes | None = None) -> tuple[Path, Path]:
-        """Return the files of a certificate for the loopback, and of its key."""
+        """Return the files of a certificate for the loopback address and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _certificate(_name(name), self.name, key.public_key(), days)

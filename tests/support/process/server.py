@@ -19,20 +19,25 @@ from tests.support.process.home import COMMAND, Home, environment
 from tests.support.stack.loopback import LOOPBACK, PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 20.0
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 60.0
 _PAUSE_SECONDS: Final = 0.02
 
 
 class Serve(Protocol):
-    """Serves inside of a `with` block; whatever still runs at its end is killed."""
+    """Starts `token-vault serve` with these options and kills what still runs at the end of the `with` block.
 
-    def __call__(self, home: Home, *, workers: int = 1) -> AbstractContextManager[Server]: ...
+    `prefix` is a command that runs the server as its argument.
+    """
+
+    def __call__(
+        self, home: Home, *options: str, workers: int = 1, prefix: tuple[str, ...] = ()
+    ) -> AbstractContextManager[Server]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a server ended: its exit code, negative for a signal, and all that it printed."""
+    """Exit code of a server, negative for a signal, and its whole output."""
 
     exit_code: int
     output: str
@@ -40,11 +45,15 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running vault. It leads a process group of its own, which its workers belong to."""
+    """A running vault: the leader of a process group that its workers belong to."""
 
     home: Home
     process: subprocess.Popen[bytes]
     log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def port(self) -> int:
@@ -56,22 +65,22 @@ class Server:
 
     @property
     def output(self) -> str:
-        """Return what it has printed so far, on both streams."""
+        """What it has printed so far, on both streams."""
         return self.log.read_text()
 
     def client(self, service_key: str | None = None) -> httpx.Client:
-        """Return a client with the home's service key, or with another."""
+        """Return an HTTP client with this service key; without one, with the home's."""
         key = service_key or self.home.service_key
         return httpx.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, verify=PLAIN_HTTP
         )
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process that was started, as an orchestrator does, and don't wait."""
+        """Send SIGTERM to the process that was started, as an orchestrator does, without waiting."""
         self.process.send_signal(signal.SIGTERM)
 
     def ended(self) -> Ended:
-        """Wait for the end."""
+        """Wait until the server has ended."""
         deadline = time.monotonic() + STOP_SECONDS
         while self.is_running():
             if time.monotonic() > deadline:
@@ -85,12 +94,12 @@ class Server:
         return self.ended()
 
     def kill(self) -> Ended:
-        """End the process and its workers at once, with SIGKILL."""
+        """Send SIGKILL to the process and its workers."""
         self._kill_group()
         return self.ended()
 
     def is_running(self) -> bool:
-        """Whether the process has not ended yet; one that has stays unreaped, so that its id remains ours."""
+        """Whether the process has not ended yet. An ended one stays unreaped, so its id is not reused."""
         if self.process.returncode is not None:
             return False
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
@@ -103,19 +112,14 @@ class Server:
         return False
 
     def wait_until_up(self, workers: int) -> None:
-        """Wait until `/healthz` answers and each worker has started; raise with the output if that fails."""
+        """Wait until this many workers have started in all and the port is open; raise with the output if one fails."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():
-            if self.output.count("Application startup complete") >= workers and self._is_healthy():
+            printed = self.output
+            if printed.count("Application startup complete") >= workers and "running on" in printed:
                 return
             time.sleep(_PAUSE_SECONDS)
         raise RuntimeError(f"the server did not start:\n{self.output}")
-
-    def _is_healthy(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=2, verify=PLAIN_HTTP).is_success
-        except httpx.TransportError:
-            return False
 
     def _kill_group(self) -> None:
         if self.process.returncode is None:
@@ -123,14 +127,16 @@ class Server:
 
 
 @contextmanager
-def serving(home: Home, *, workers: int = 1, reaper: Reaper) -> Iterator[Server]:
-    """Serve in this home inside of the block."""
+def serving(
+    home: Home, *options: str, reaper: Reaper, workers: int = 1, prefix: tuple[str, ...] = ()
+) -> Iterator[Server]:
+    """Implement `Serve`; `reaper` ends the server even if this test process is killed."""
     log = home.folder / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [COMMAND, "serve", "--workers", str(workers)],
+            [*prefix, COMMAND, "serve", "--workers", str(workers), *options],
             cwd=home.folder,
-            # beside the home, for what a killed server cannot remove
+            # a killed server leaves its temporary folder, so it must not be in the home
             env={"TMPDIR": str(home.folder.parent), **environment(home.settings)},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,4 +1,4 @@
-"""One keep-alive connection to the vault, with asking and hearing apart so that several can ask at once."""
+"""One keep-alive connection to the vault. Sending and receiving are apart, so several can wait at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from tests.support.process.server import Server
 from tests.support.stack.loopback import LOOPBACK
 
-ANSWER_SECONDS: Final = 15
+ANSWER_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Answer:
 
 
 class Wire:
-    """A client on one connection, which `http.client` never opens anew behind our back once it is open."""
+    """A client on one connection, which stays the same until the vault closes it."""
 
     def __init__(self, server: Server) -> None:
         self._connection = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_SECONDS)
@@ -36,7 +36,7 @@ class Wire:
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
 
     def hear(self) -> Answer:
-        """Wait for the answer to the last request."""
+        """Return the answer to the last request."""
         response = self._connection.getresponse()
         content = response.read()
         return Answer(response.status, response.headers["ETag"], json.loads(content) if content else {})
@@ -47,7 +47,7 @@ class Wire:
 
     @property
     def local_port(self) -> int:
-        """Return our end of the connection, which this opens."""
+        """The port of this end of the connection; opens it if needed."""
         if self._connection.sock is None:
             self._connection.connect()
         port: int = self._connection.sock.getsockname()[1]
@@ -59,7 +59,7 @@ class Wire:
 
 @contextmanager
 def wires(server: Server, count: int) -> Iterator[list[Wire]]:
-    """Open connections of which each is closed at the end."""
+    """Give unopened connections, and close each at the end."""
     opened = [Wire(server) for _ in range(count)]
     try:
         yield opened

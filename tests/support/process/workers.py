@@ -1,4 +1,4 @@
-"""Which worker process is at the other end of a connection."""
+"""The worker processes of a server, and the one at the other end of a connection."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _TRIED: Final = 200
 
 
 def workers_of(server: Server) -> frozenset[int]:
-    """Return the process ids of the workers; the one process itself where it has none."""
+    """Return the process ids of the workers, or that of the server itself if it has none."""
     return workers_below(server.process.pid)
 
 
 def worker_of_each(server: Server, wires: list[Wire]) -> list[int | None]:
-    """Return for each connection the worker that has accepted it, `None` where none has yet."""
+    """Return for each connection the worker that accepted it, or `None` if none has yet."""
     workers = accepted(server.process.pid, server.port)
     return [workers.get(wire.local_port) for wire in wires]
 
 
 @contextmanager
 def one_wire_to_each_worker(server: Server) -> Iterator[list[Wire]]:
-    """Connect until each worker has accepted somebody; which one accepts is up to the kernel."""
+    """Connect until each worker has accepted a connection; the kernel chooses which one accepts."""
     with wires(server, _TRIED) as opened:
         for tried, wire in enumerate(opened, start=1):
             wire.call("GET", "/healthz")
