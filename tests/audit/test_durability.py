@@ -15,8 +15,8 @@ import pytest
 from app.audit.targets import DiskCalls
 from app.audit.writer import Sync
 from app.errors import AuditUnavailable
+from app.observability.counters import InMemoryAuditCounters
 from tests.support.audit.trails import (
-    RECOVERY_SECONDS,
     an_event,
     append_all,
     files,
@@ -27,6 +27,7 @@ from tests.support.audit.trails import (
     recovered,
     verified,
 )
+from tests.support.waiting import eventually_async
 
 
 class Disk:
@@ -85,9 +86,7 @@ async def test_interval_flushes_an_event_soon_after_the_answer(tmp_path: Path) -
     async with opened_trail(tmp_path, sync="interval", system=disk.calls) as trail:
         [file] = files(tmp_path)
         await trail.append(an_event(1))
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while not disk.has(file):  # noqa: ASYNC110  the disk signals no event
-                await asyncio.sleep(0.01)
+        await eventually_async(lambda: disk.has(file))
 
 
 async def test_interval_flushes_the_start_and_the_end_at_once(tmp_path: Path) -> None:
@@ -142,16 +141,13 @@ async def test_an_event_that_always_cannot_flush_is_refused_and_retried(tmp_path
 
 async def test_a_failed_flush_closes_the_trail_until_one_succeeds(tmp_path: Path) -> None:
     disk = Disk()
-    async with opened_trail(tmp_path, system=disk.calls, flush_seconds=0.05) as trail:
+    counters = InMemoryAuditCounters()
+    async with opened_trail(tmp_path, system=disk.calls, flush_seconds=0.05, counters=counters) as trail:
         disk.broken = {"fdatasync"}
         await trail.append(an_event(1))
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while True:
-                try:
-                    trail.require_open()
-                except AuditUnavailable:
-                    break
-                await asyncio.sleep(0.01)
+        await eventually_async(lambda: counters.counts["failures.EIO"] > 0)
+        with pytest.raises(AuditUnavailable):
+            trail.require_open()
         disk.broken = set()
         await recovered(trail)
         await trail.append(an_event(2))

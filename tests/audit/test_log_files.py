@@ -14,7 +14,7 @@ from app.audit.targets import FileTarget, WriteError
 from tests.support.audit.trails import KEY, files, keep, members, mode, verified
 from tests.support.sizes import size
 
-PROCESSES = 4
+PROCESSES = size(2, 4)
 EVENTS = size(2_000, 25_000)  # of each process
 MAXIMUM_BYTES = EVENTS * 80  # an event has about 600 bytes: at least seven files for each process
 
@@ -55,8 +55,8 @@ def test_a_taken_name_leaves_no_draft_and_no_link_is_followed(tmp_path: Path) ->
     assert (taken.is_symlink(), taken.read_bytes(), elsewhere.exists()) == (False, b"a line\n", False)
 
 
-def test_chains_of_four_processes_verify_across_their_files(tmp_path: Path) -> None:
-    """Also with 100 000 events, in `make soak`."""
+def test_chains_of_several_processes_verify_across_their_files(tmp_path: Path) -> None:
+    """`make soak` writes 100 000 events in four processes."""
     processes = [
         subprocess.Popen([sys.executable, "-c", WRITE, tmp_path, str(number * EVENTS), str(EVENTS), str(MAXIMUM_BYTES)])
         for number in range(PROCESSES)

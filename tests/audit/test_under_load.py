@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import threading
-import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -16,8 +14,9 @@ from tests.support.audit.trails import KEY_TEXT, files, keep, members, unread_fi
 from tests.support.process.home import Home, new_home, token_vault
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import Wire, token_path
-from tests.support.rewrap.stored_rows import SqliteRows, key_settings, local_encryption, sealed_row
+from tests.support.rewrap.stored_rows import SqliteRows, encryption, key_settings, sealed_row
 from tests.support.sizes import size
+from tests.support.waiting import eventually
 
 WORKERS = size(2, 4)
 CLIENTS = 8
@@ -68,13 +67,6 @@ def _revealed(home: Home) -> list[str]:
     return [event["request_id"] for event in events if (event["operation"], event["outcome"]) == ("reveal", "success")]
 
 
-def _eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_workers_record_exactly_what_they_answered_until_a_kill(tmp_path: Path, serve: Serve) -> None:
     """The kernel survives a kill, so this shows the order of record and answer, not that the disk has the record."""
     home = _home(tmp_path, AUDIT_MAX_BYTES="20000")  # about 30 events
@@ -87,7 +79,7 @@ def test_workers_record_exactly_what_they_answered_until_a_kill(tmp_path: Path, 
         assert len(answered) == CLIENTS * REVEALS
         assert sorted(_revealed(home)) == sorted(answered)
         endless = [RevealingClient(server, user_id) for _ in range(CLIENTS)]
-        _eventually(lambda: sum(len(client.answered) for client in endless) >= BEFORE_KILL)
+        eventually(lambda: sum(len(client.answered) for client in endless) >= BEFORE_KILL)
         server.kill()
         for client in endless:
             client.join()
@@ -124,10 +116,10 @@ def test_a_full_disk_refuses_every_secret_until_it_has_space(tmp_path: Path, ser
             assert SECRET not in answer.text
         unknown = client.get(path, headers={"Authorization": "Bearer no-such-key"})
         assert unknown.status_code == 401  # other refusals stay as they are
-        _eventually(lambda: client.get("/readyz").status_code == 503)  # readiness is cached for a second
+        eventually(lambda: client.get("/readyz").status_code == 503)  # readiness is cached for a second
         assert client.get("/readyz").json()["checks"]["audit"] == "down"
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
-        _eventually(lambda: client.get(path).status_code == 200)
+        eventually(lambda: client.get(path).status_code == 200)
         assert client.get(deleted_path).status_code == 404
         output = server.stop().output
     assert SECRET not in output
@@ -155,13 +147,13 @@ def test_a_disk_that_hangs_delays_few_calls_and_only_on_tokens(tmp_path: Path, s
                 os.read(reader, 1 << 20)
             return client.get(token_path(user_id), timeout=BOUND_SECONDS).status_code == 200
 
-        _eventually(reveals)
+        eventually(reveals)
         server.kill()
 
 
 def test_rewrap_writes_a_chain_and_its_dry_run_does_not(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
-    rows.insert([sealed_row(local_encryption(1))])
+    rows.insert([sealed_row(encryption(key_settings(1)))])
     settings = {
         **rows.settings(),
         **key_settings(2, 1),

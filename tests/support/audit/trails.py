@@ -99,7 +99,7 @@ async def recovered(trail: SignedAuditTrail) -> None:
     async with asyncio.timeout(RECOVERY_SECONDS):
         while True:
             try:
-                await trail.check()
+                await trail.check()  # unlike `require_open`, it counts no refusal
             except AuditUnavailable:
                 await asyncio.sleep(0.01)
             else:
