@@ -17,9 +17,9 @@ from app.security.keyring import new_key_text
 from app.tokens.census import Census
 
 _REMINDER = """
-The count is of the rows that are stored now. It is a proof only if every replica had been restarted with a newer key
-before it: a replica that still encrypts under version {version} stores more such rows. Backups from before need the old
-key too: keep a copy of it as long as you keep them."""
+The count is of the rows that are stored now. It is a proof only if no replica encrypts under version {version} any
+more: one that was not restarted with another key stores more such rows. Backups from before need the old key: keep a
+copy of it as long as you keep them."""
 
 
 @click.group(short_help="Generate and retire master keys.")

@@ -80,7 +80,7 @@ def _last_line(done: CompletedProcess[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_script_stores_and_retrieves_a_canvas_token_and_the_vault_serves_it(home: Home, serve: Serve) -> None:
+def test_a_canvas_token_of_a_script_is_retrieved_and_served(home: Home, serve: Serve) -> None:
     user_id = str(uuid4())
     done = _python(CANVAS, user_id, str(uuid4()), URL, folder=home.folder, settings=home.settings)
     found, unknown = _last_line(done)
