@@ -74,7 +74,7 @@ def test_doctor_finds_nothing_wrong_while_the_vault_runs(tmp_path: Path, serve: 
 def test_a_broken_key_file_is_found(tmp_path: Path) -> None:
     home = home_with_key_file(tmp_path)
     write_key_file(home, "[")
-    _require_failure(_doctor(home), "service keys", "broken", "none of its keys is valid")
+    _require_failure(_doctor(home), "service keys", "invalid", "none of its keys is valid")
 
 
 def test_a_missing_key_file_is_found(tmp_path: Path) -> None:
