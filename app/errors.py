@@ -7,6 +7,7 @@ business and stand in `app.api.problems`.
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, Self
 
 
@@ -25,6 +26,12 @@ class VaultError(Exception):
         self.detail = detail
         self.recorded = False  # whether the vault has left a record of it
         self.retry_after_seconds = retry_after_seconds
+
+    def copy(self) -> Self:
+        """Return an equal error to raise elsewhere; a shared one would collect the traceback of every caller."""
+        duplicate = copy.copy(self)
+        duplicate.recorded = False
+        return duplicate
 
 
 class InternalError(VaultError):

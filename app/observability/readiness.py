@@ -12,6 +12,7 @@ import structlog
 from app.callers.key_directory import ServiceKeyDirectory
 from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
 from app.security.service import EncryptionService
+from app.single_flight import AsyncSingleFlight, Flight
 
 if TYPE_CHECKING:
     from app.security.kms.client import KmsClient
@@ -161,7 +162,7 @@ class KmsCheck:
         if self._monotonic() >= self._next_probe_at:
             await self._probe()
         if self._problem is not None:
-            raise type(self._problem)(self._problem.detail)
+            raise self._problem.copy()
 
     async def _probe(self) -> None:
         try:
@@ -187,18 +188,21 @@ class _BackgroundCheck:
         self._check = check
         self._every_seconds = every_seconds
         self._next_run_at = float("-inf")
-        self._running: asyncio.Task[None] | None = None
+        self._runs: AsyncSingleFlight[None] = AsyncSingleFlight()
         self._error: VaultError | None = None
         self._answered = False
 
     async def __call__(self) -> None:
-        if self._running is None and time.monotonic() >= self._next_run_at:
-            self._next_run_at = time.monotonic() + self._every_seconds
-            self._running = asyncio.create_task(self._run())
-        if not self._answered and self._running is not None:
-            await asyncio.shield(self._running)
+        if not self._answered or time.monotonic() >= self._next_run_at:
+            run = self._runs.join("check", self._start)
+            if not self._answered:
+                await run.result()
         if self._error is not None:
-            raise type(self._error)(self._error.detail)
+            raise self._error.copy()
+
+    def _start(self) -> Flight[None]:
+        self._next_run_at = time.monotonic() + self._every_seconds
+        return Flight(asyncio.create_task(self._run()))
 
     async def _run(self) -> None:
         try:
@@ -209,4 +213,4 @@ class _BackgroundCheck:
         except Exception as error:  # noqa: BLE001  a check that breaks has failed; its text may hold a secret
             self._error = InternalError(type(error).__name__)
         finally:
-            self._answered, self._running = True, None
+            self._answered = True

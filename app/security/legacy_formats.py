@@ -8,7 +8,6 @@ from collections import OrderedDict
 from typing import Final
 
 from app.errors import IntegrityError, MalformedCiphertext
-from app.processors import spare_processors
 from app.security.aead import KEY_BYTES, TAG_BYTES, open_without_commitment
 from app.security.context import TokenContext
 from app.security.formats import Family
@@ -35,8 +34,6 @@ class PulsePlanLocalReader:
         self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
-        # a flood of old tokens must leave a processor to everybody else
-        self._derivations = threading.BoundedSemaphore(spare_processors())
 
     def scheme_of(self, ciphertext: str) -> str:
         return f"{self.family}:v{_split(ciphertext)[0]}"
@@ -67,8 +64,7 @@ class PulsePlanLocalReader:
         if not wait:
             raise KeyNotCached(name, derived=True)
         salt = f"pulseplan:user:{user_id}:v{version}".encode()
-        with self._derivations:
-            key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
+        key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
         with self._lock:
             self._keys[name] = key
             while len(self._keys) > self._cached_keys:

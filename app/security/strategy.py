@@ -25,14 +25,13 @@ class Sealed(NamedTuple):
 
 
 class KeyNotCached(Exception):
-    """`wait` was false, and a key would have to be fetched or derived first. Says nothing about the ciphertext.
+    """`wait` was false, and a key has to be fetched or derived first. Says nothing about the ciphertext.
 
-    `key` names the key, equal for every call that lacks the same one, so that one of them can wait for all. It is
-    `None` where nothing will be at hand afterwards either. `derived` tells a slow derivation, which takes a processor,
-    from a key service, which takes only time.
+    `key` names the key: calls that lack the same key have equal names, and one of them can fetch it for all. `derived`
+    is true for a slow derivation, which takes a processor, and false for a key service, which takes only time.
     """
 
-    def __init__(self, key: Hashable | None, *, derived: bool = False) -> None:
+    def __init__(self, key: Hashable, *, derived: bool = False) -> None:
         super().__init__()
         self.key = key
         self.derived = derived

@@ -1,9 +1,8 @@
-"""A token's two secrets, sealed and opened together, without ever blocking the event loop."""
+"""Both secrets of a token, encrypted and decrypted without blocking the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -18,7 +17,7 @@ from app.security.context import SecretField, TokenContext
 from app.security.key_derivation import KeyDerivationQueue
 from app.security.service import EncryptionService
 from app.security.strategy import KeyNotCached, Sealed
-from app.tokens.flight import Flight
+from app.single_flight import AsyncSingleFlight, Flight
 from app.tokens.models import StoredToken, TokenId, current_service
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ KEY_SECONDS = 2.5
 
 @dataclass(frozen=True, slots=True)
 class SealedSecrets:
-    """`access` also tells how both were made: one row has one scheme."""
+    """Two ciphertexts of one scheme, because a row has one column for the scheme."""
 
     access: Sealed
     refresh: Sealed | None
@@ -37,97 +36,93 @@ class SealedSecrets:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """A token's two secrets in the clear."""
+    """The plaintexts of a token's two secrets."""
 
     access: SecretStr
     refresh: SecretStr | None
 
 
 class TokenCipher:
-    """Binds each secret to its token id and column.
+    """Encrypts and decrypts a token's secrets, each bound to its token id and column.
 
-    Encryption takes microseconds and runs right here. Only where a key must first be fetched or derived is the call
-    made again in a thread, one for each key that is missing, and this module is where that is decided. Whoever waits
-    for keys waits until `key_deadline`, however many of them an operation needs.
+    With its keys in memory a call takes microseconds and runs on the event loop. If a key has to be fetched or derived
+    first, the call is made again in a thread, one call per missing key, and this class alone decides that. All keys of
+    one operation share one deadline, `key_deadline`. Methods raise an `EncryptionError`.
     """
 
-    def __init__(self, *, encryption: EncryptionService, derivations: KeyDerivationQueue | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        encryption: EncryptionService,
+        derivations: KeyDerivationQueue | None = None,
+        key_seconds: float = KEY_SECONDS,
+    ) -> None:
         self._encryption = encryption
-        self._flights: dict[Hashable, Flight] = {}
+        self._key_seconds = key_seconds
+        self._flights: AsyncSingleFlight[Any] = AsyncSingleFlight()
         self._derivations = derivations or KeyDerivationQueue()
-        # a pool of its own: while KMS hangs, its waiters must not take the threads of everything else
+        # a separate pool: while KMS hangs, calls that wait for it must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
 
     @property
     def primary_scheme(self) -> str | None:
-        """The scheme of what `seal` makes now, unless the fallback makes it; `None` while KMS has not named its key."""
+        """The primary's scheme; `None` until KMS has answered with the ARN of its key."""
         return self._encryption.primary_scheme
 
     def key_deadline(self) -> float:
-        """Return until when, on the event loop's clock, an operation that begins now may wait for keys."""
-        return asyncio.get_running_loop().time() + KEY_SECONDS
+        """Return the time on the event loop's clock until which an operation that starts now may wait for keys."""
+        return asyncio.get_running_loop().time() + self._key_seconds
 
     async def seal(
         self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None, *, until: float | None = None
     ) -> SealedSecrets:
-        """Encrypt both under the primary, or, where it is configured and KMS is unavailable, both under the fallback.
-
-        Raises an `EncryptionError`.
-        """
+        """Encrypt both under the primary, or both under the fallback if KMS is unavailable and one is configured."""
         secrets = Secrets(access, refresh)
         try:
             return await self._seal(self._encryption.seal_as_primary, token_id, secrets, until)
         except KeyUnavailable as error:
             if not self._encryption.has_fallback:
                 raise
-            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)  # no key service is asked
+            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)  # needs no key service
             self._encryption.note_fallback(error)
             return sealed
 
     async def open(self, token: StoredToken) -> Secrets:
-        """Decrypt both; raises an `EncryptionError`."""
-
-        def open_both(*, wait: bool) -> Secrets:
-            access = self._open(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN, wait=wait)
-            refresh = None
-            if token.refresh_ciphertext is not None:
-                refresh = self._open(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN, wait=wait)
-            return Secrets(access, refresh)
-
-        return await self._off_the_loop_if_needed(open_both)
+        """Decrypt both."""
+        call = partial(self._open_both, token.token_id, token.access_ciphertext, token.refresh_ciphertext)
+        return await self._in_thread_if_needed(call)
 
     async def seal_as_primary(self, token_id: TokenId, secrets: Secrets) -> SealedSecrets:
-        """Encrypt both under the primary and no other, and prove that they open again; raises an `EncryptionError`."""
+        """Encrypt both under the primary, never the fallback, and prove that the ciphertexts open again."""
 
         def seal(*, wait: bool) -> SealedSecrets:
             sealed = _seal_both(partial(self._encryption.seal_as_primary, wait=wait), token_id, secrets)
-            access = self._open(sealed.access.ciphertext, token_id, SecretField.ACCESS_TOKEN, wait=wait)
-            refresh = None
-            if sealed.refresh is not None:
-                refresh = self._open(sealed.refresh.ciphertext, token_id, SecretField.REFRESH_TOKEN, wait=wait)
-            if Secrets(access, refresh) != secrets:
+            refresh = None if sealed.refresh is None else sealed.refresh.ciphertext
+            if self._open_both(token_id, sealed.access.ciphertext, refresh, wait=wait) != secrets:
                 raise IntegrityError("a new ciphertext does not give its plaintext back; nothing was written")
             return sealed
 
-        return await self._off_the_loop_if_needed(seal)
+        return await self._in_thread_if_needed(seal)
 
     async def prove_primary(self) -> None:
-        """Prove that the primary seals and opens; afterwards its scheme is known. Raises an `EncryptionError`."""
+        """Prove that the primary encrypts and decrypts; afterwards its scheme is known."""
         nobody = TokenId("self-test", "self-test")
         await self.seal_as_primary(nobody, Secrets(SecretStr("self-test"), None))
 
     async def open_access(self, token: StoredToken) -> SecretStr:
-        """Decrypt the access token; raises an `EncryptionError`."""
-        return await self._open_one(token.access_ciphertext, token.token_id, SecretField.ACCESS_TOKEN, None)
+        """Decrypt the access token."""
+        call = partial(self._open, token.token_id, token.access_ciphertext, SecretField.ACCESS_TOKEN)
+        return await self._in_thread_if_needed(call)
 
     async def open_refresh(self, token: StoredToken, *, until: float | None = None) -> SecretStr | None:
-        """Decrypt the refresh token, `None` where there is none; raises an `EncryptionError`."""
+        """Decrypt the refresh token; return `None` if there is none."""
         if token.refresh_ciphertext is None:
             return None
-        return await self._open_one(token.refresh_ciphertext, token.token_id, SecretField.REFRESH_TOKEN, until)
+        call = partial(self._open, token.token_id, token.refresh_ciphertext, SecretField.REFRESH_TOKEN)
+        return await self._in_thread_if_needed(call, until)
 
     def scheme_of(self, ciphertext: str) -> str:
-        """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
+        """Return the scheme of a ciphertext; raises `KeyDenied` if no reader is configured for its family."""
         return self._encryption.scheme_of(ciphertext)
 
     async def _seal(
@@ -136,15 +131,18 @@ class TokenCipher:
         def seal_both(*, wait: bool) -> SealedSecrets:
             return _seal_both(partial(seal, wait=wait), token_id, secrets)
 
-        return await self._off_the_loop_if_needed(seal_both, until)
+        return await self._in_thread_if_needed(seal_both, until)
 
-    async def _open_one(self, ciphertext: str, token_id: TokenId, field: SecretField, until: float | None) -> SecretStr:
-        return await self._off_the_loop_if_needed(partial(self._open, ciphertext, token_id, field), until)
+    def _open_both(self, token_id: TokenId, access: str, refresh: str | None, *, wait: bool) -> Secrets:
+        return Secrets(
+            self._open(token_id, access, SecretField.ACCESS_TOKEN, wait=wait),
+            None if refresh is None else self._open(token_id, refresh, SecretField.REFRESH_TOKEN, wait=wait),
+        )
 
-    def _open(self, ciphertext: str, token_id: TokenId, field: SecretField, *, wait: bool) -> SecretStr:
+    def _open(self, token_id: TokenId, ciphertext: str, field: SecretField, *, wait: bool) -> SecretStr:
         return SecretStr(self._encryption.open(ciphertext, _context(token_id, field), wait=wait))
 
-    async def _off_the_loop_if_needed(self, call: Callable[..., T], until: float | None = None) -> T:
+    async def _in_thread_if_needed(self, call: Callable[..., T], until: float | None = None) -> T:
         try:
             return call(wait=False)
         except KeyNotCached as reason:
@@ -156,51 +154,42 @@ class TokenCipher:
             raise KeyUnavailable("the key was not there in time") from None
 
     async def _once_cached(self, call: Callable[..., T], missing: KeyNotCached) -> T:
-        """Wait for a key in a thread, or beside a call that is waiting for it already.
-
-        The call goes on when its caller has gone away, for others may wait beside it.
-        """
-        alone = False
+        """Make the call in a thread, or wait for the call that fetches the same key and then make it here."""
         while True:
-            key = _flight_of(missing)
-            flight = self._flights.get(key) if key is not None and not alone else None
+            key = _flight_name(missing)
+            flight = self._flights.get(key)
             if flight is None:
-                flight = self._in_a_thread(partial(copy_context().run, call, wait=True), derives=missing.derived)
-                if not alone and key is not None:
-                    self._flights[key] = flight
-                    flight.result.add_done_callback(partial(self._landed, key))
-                with flight.awaited():
-                    return await asyncio.shield(flight.result)
-            with flight.awaited():
-                await asyncio.wait([flight.result])
+                own: Flight[T] = self._flights.join(key, partial(self._start, call, missing))
+                return await own.result()
+            error = await flight.error()
             try:
                 return call(wait=False)
             except KeyNotCached as reason:
                 missing = reason
-                error = None if flight.result.cancelled() else flight.result.exception()
-                if _flight_of(missing) == key and isinstance(error, KeyUnavailable | KeyDenied):
-                    # a copy: as one object it would gather the traceback of everyone who raises it
-                    raise copy.copy(error) from None
-                # A broken ciphertext leaves no key behind. Ours may be whole; and if it is not, a crowd would wait one
-                # for the other, where threads of their own share what KMS says.
-                alone = _flight_of(missing) == key and error is not None
+            if error is None or _flight_name(missing) != key:
+                continue
+            if isinstance(error, KeyUnavailable | KeyDenied):
+                raise error.copy() from None
+            # The other ciphertext is broken, so its call left no key; this one may be intact. If many are broken, they
+            # must not wait for one another: each gets a thread, and the threads share the requests to KMS.
+            return await self._start(call, missing).result()
 
-    def _in_a_thread(self, call: Callable[[], Any], *, derives: bool) -> Flight:
-        if derives:
-            return Flight(self._derivations.submit(call, service=current_service.get()), derives)
-        return Flight(asyncio.get_running_loop().run_in_executor(self._threads, call), derives)
+    def _start(self, call: Callable[..., T], missing: KeyNotCached) -> Flight[T]:
+        """Start the call in a thread.
 
-    def _landed(self, key: Hashable, result: asyncio.Future[Any]) -> None:
-        del self._flights[key]
-        if not result.cancelled():
-            result.exception()  # seen, though its caller may be gone
+        A derivation is cancelled when nobody waits for it any more, because it takes a processor from others. A
+        request to a key service goes on: its thread is taken in any case, and the key serves the next caller.
+        """
+        waiting_call = partial(copy_context().run, call, wait=True)
+        if missing.derived:
+            derivation = self._derivations.run(waiting_call, service=current_service.get())
+            return Flight(asyncio.create_task(derivation), cancelled_when_unawaited=True)
+        return Flight(asyncio.get_running_loop().run_in_executor(self._threads, waiting_call))
 
 
-def _flight_of(missing: KeyNotCached) -> Hashable | None:
-    """Name what may be waited for together: a derivation only within a service, since each has its own turns."""
-    if missing.key is None or not missing.derived:
-        return missing.key
-    return current_service.get(), missing.key
+def _flight_name(missing: KeyNotCached) -> Hashable:
+    """Name a shared call by its key, and a derivation also by the calling service, which has its own queue."""
+    return (current_service.get(), missing.key) if missing.derived else missing.key
 
 
 def _seal_both(seal: Callable[[str, TokenContext], Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:

@@ -17,8 +17,9 @@ from app.errors import (
     VaultError,
 )
 from app.security.context import SecretField
+from app.single_flight import AsyncSingleFlight, Flight
 from app.tokens import transitions
-from app.tokens.census import Census
+from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import SealedSecrets, TokenCipher
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.models import (
@@ -39,7 +40,6 @@ from app.tokens.provider_rules import ProviderRule
 from app.tokens.recorded_operation import RecordedOperation, too_slow
 from app.tokens.repository import TokenRepository
 from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
-from app.tokens.shared_census import SharedCensus
 
 T = TypeVar("T")
 OPERATION_SECONDS = 4.5
@@ -75,7 +75,7 @@ class TokenVault:
         self._on_reveal = on_reveal
         self._now = now
         self._deadline_seconds = deadline_seconds
-        self._census = SharedCensus(tokens=tokens)
+        self._censuses: AsyncSingleFlight[list[CensusRow]] = AsyncSingleFlight()
 
     async def store(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
@@ -218,8 +218,18 @@ class TokenVault:
             return deleted
 
     async def census(self) -> Census:
-        """Count the tokens by encryption scheme; reads no secret and leaves no audit event."""
-        lines = await self._census.lines(within_seconds=self._deadline_seconds)
+        """Count the tokens by encryption scheme; reads no secret and leaves no audit event.
+
+        The store reads all rows, and goes on when a caller has left. So concurrent callers share one count.
+        """
+        count = self._censuses.join("census", lambda: Flight(asyncio.ensure_future(self._tokens.census())))
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                lines = await count.result()
+        except TimeoutError:
+            raise StoreTimeout(
+                "the tokens could not be counted in time; `token-vault encryption status` waits longer"
+            ) from None
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
 
     async def _find(self, token_id: TokenId) -> StoredToken | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import time
@@ -127,7 +126,7 @@ class DenialMemory:
                 denied.ask_again_at = self._monotonic() + SECONDS
                 return
         # a copy: as one object it would gather the traceback of everyone who raises it
-        raise copy.copy(denied.error)
+        raise denied.error.copy()
 
     def answered(self, what: Hashable, error: KeyDenied | None) -> None:
         """Note how a call ended that was answered; `None` where it was not denied."""
@@ -136,5 +135,5 @@ class DenialMemory:
                 self._denied.pop(what, None)
                 return
             denied = self._denied.setdefault(what, _Denied(error))
-            denied.error, denied.times = copy.copy(error), denied.times + 1
+            denied.error, denied.times = error.copy(), denied.times + 1
             denied.ask_again_at = self._monotonic() + SECONDS

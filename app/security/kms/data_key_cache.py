@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
@@ -181,34 +179,3 @@ class DataKeyCache:
             now = self._monotonic()
             self._opening.drop_ended(now)
             self._sealing.drop_ended(now)
-
-
-class SingleFlight(Generic[T]):
-    """Concurrent calls for one name become one call, whose result or error all of them get."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._flights: dict[Hashable, Future[T]] = {}
-
-    def run(self, name: Hashable, call: Callable[[], T]) -> T:
-        """Run `call`, or wait for the one that is running; `call` itself bounds how long that takes."""
-        with self._lock:
-            flight = self._flights.get(name)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[name] = Future()
-        if not leads:
-            error = flight.exception()
-            if error is not None:
-                # a copy: as one object it would gather the traceback of everyone who raises it
-                raise copy.copy(error)
-            return flight.result()
-        try:
-            flight.set_result(call())
-        except BaseException as error:
-            flight.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._flights[name]
-        return flight.result()

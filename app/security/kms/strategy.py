@@ -12,9 +12,10 @@ from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.formats import Family
 from app.security.kms.client import DEADLINE_SECONDS
-from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, SingleFlight, fingerprint
+from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, fingerprint
 from app.security.kms.package import MAXIMUM_NAME_CHARACTERS, Package, complete, head
 from app.security.strategy import KeyNotCached, Sealed
+from app.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from app.security.kms.client import KmsClient

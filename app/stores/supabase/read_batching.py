@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -91,6 +90,6 @@ def _settle(batch: list[_Waiter], found: Mapping[TokenId, StoredToken] | None, f
             continue
         if found is None:
             # one exception per caller: each raise adds frames to its traceback
-            future.set_exception(copy.copy(failure))
+            future.set_exception(failure.copy())
         else:
             future.set_result(found.get(token_id))

@@ -20,7 +20,7 @@ from app.errors import IntegrityError, KeyUnavailable
 from app.observability.counters import InMemoryCounters
 from app.security.aead import CommittingAead
 from app.security.context import SecretField, TokenContext, length_prefixed
-from app.security.kms.data_key_cache import DataKey, DataKeyCache, SingleFlight, fingerprint
+from app.security.kms.data_key_cache import DataKey, DataKeyCache, fingerprint
 from app.security.strategy import KeyNotCached
 from app.tokens.cipher import TokenCipher
 from app.tokens.models import TokenId
@@ -377,72 +377,6 @@ async def test_to_look_without_waiting_and_then_again_is_one_miss(kms: Kms) -> N
     process.service.open(sealed.access.ciphertext, context, wait=False)
     assert process.counters.counts["data_key_lookups.open.miss"] == 1
     assert process.counters.counts["data_key_lookups.open.hit"] == 1
-
-
-# Single flight alone
-
-
-class Leader:
-    """A call that waits to be told how to end."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.running = threading.Event()
-        self.end = threading.Event()
-        self.error: BaseException | None = None
-
-    def __call__(self) -> int:
-        self.calls += 1
-        self.running.set()
-        assert self.end.wait(10)
-        if self.error is not None:
-            raise self.error
-        return self.calls
-
-
-def _waiting(flights: SingleFlight[int], leader: Leader, number: int) -> list[Any]:
-    """Let so many callers join before the leader ends; return what each got."""
-    results: list[Any] = []
-
-    def join() -> None:
-        try:
-            results.append(flights.run("name", leader))
-        except BaseException as error:  # noqa: BLE001  it is handed back
-            results.append(error)
-
-    threads = [threading.Thread(target=join, daemon=True) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    assert leader.running.wait(10)
-    threading.Timer(0.2, leader.end.set).start()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive(), "nobody is lost"
-    return results
-
-
-def test_concurrent_calls_for_one_name_are_one_call() -> None:
-    leader = Leader()
-    flights: SingleFlight[int] = SingleFlight()
-    assert _waiting(flights, leader, 20) == [1] * 20
-    assert flights.run("name", leader) == 2, "a result is not kept"
-
-
-@pytest.mark.parametrize("error", [KeyUnavailable("x", retry_after_seconds=7), ValueError("x"), SystemExit(3)])
-def test_a_leader_that_raises_leaves_nobody_waiting(error: BaseException) -> None:
-    leader = Leader()
-    leader.error = error
-    flights: SingleFlight[int] = SingleFlight()
-    results = _waiting(flights, leader, 20)
-    assert {(type(one), one.args) for one in results} == {(type(error), error.args)}
-    assert {getattr(one, "retry_after_seconds", 0) for one in results} == {getattr(error, "retry_after_seconds", 0)}
-    leader.error = None
-    assert flights.run("name", leader) == 2, "nor is an error kept"
-
-
-def test_different_names_fly_apart() -> None:
-    flights: SingleFlight[str] = SingleFlight()
-    assert flights.run("a", lambda: flights.run("b", lambda: "inner") + " outer") == "inner outer"
 
 
 # Against a model
