@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -37,9 +38,12 @@ class KmsEnvelopeStrategy:
 
     family: Final = Family.KMS
 
-    def __init__(self, *, kms: KmsClient, data_keys: DataKeyCache) -> None:
+    def __init__(
+        self, *, kms: KmsClient, data_keys: DataKeyCache, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._kms = kms
         self._data_keys = data_keys
+        self._monotonic = monotonic
         self._generating: SingleFlight[None] = SingleFlight()
         self._unwrapping: SingleFlight[tuple[CommittingAead, float | None]] = SingleFlight()
 
@@ -86,8 +90,8 @@ class KmsEnvelopeStrategy:
             # another caller's request may have ended since we looked
             made = self._kept_sealing_key(owner, counts_miss=False) or self._generate(owner, context)
 
-        give_up_at = time.monotonic() + DEADLINE_SECONDS
-        while time.monotonic() < give_up_at:
+        give_up_at = self._monotonic() + DEADLINE_SECONDS
+        while self._monotonic() < give_up_at:
             key = self._kept_sealing_key(owner, counts_miss=wait)
             if key is not None:
                 return key

@@ -84,7 +84,7 @@ def envelope(
         counters=counters,
         monotonic=clock,
     )
-    strategy = KmsEnvelopeStrategy(kms=client, data_keys=data_keys)
+    strategy = KmsEnvelopeStrategy(kms=client, data_keys=data_keys, monotonic=clock)
     service = EncryptionService(
         primary=strategy,
         readers=[LocalStrategy(keyring=keyring())],
