@@ -227,13 +227,13 @@ async def test_a_wrong_key_is_misconfigured(project: SupabaseStack, which: str) 
 
 
 def test_a_service_with_a_wrong_key_is_not_ready(project: SupabaseStack, tmp_path: Path) -> None:
-    environment = {**SupabaseStore(project).environment(), "SUPABASE_SERVICE_KEY": project.wrong_key}
+    environment = {**SupabaseStore(project).environment(), "SUPABASE_SERVICE_KEY": project.keys.wrong}
     with running_service(tmp_path, environment) as service, service.client() as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["store"]) == (503, "down")
         log = "\n".join(service.lines())
         assert "SUPABASE_SERVICE_KEY" in log
-        assert project.wrong_key not in log
+        assert project.keys.wrong not in log
         problem(client.put(CANVAS, json={"access_token": "x"}), 500, "store_misconfigured")
 
 

@@ -162,7 +162,7 @@ def test_a_supabase_project_is_checked(tmp_path: Path, supabase: SupabaseStack) 
     done = _doctor(home)
     assert done.returncode == 0
     assert _states(done)["store"] == "ok"
-    for key in (supabase.anon_key, supabase.wrong_key, supabase.expired_key):
+    for key in (supabase.keys.anon, supabase.keys.wrong, supabase.keys.expired):
         wrong = replace(home, settings={**home.settings, "SUPABASE_SERVICE_KEY": key})
         done = _doctor(wrong)
         _require_failure(done, "store", "store_misconfigured", "SUPABASE_SERVICE_KEY")

@@ -307,7 +307,7 @@ def test_a_database_that_does_not_exist_is_not_created(tmp_path: Path) -> None:
 
 
 def test_a_wrong_service_key_is_one_line(supabase: SupabaseStack, tmp_path: Path) -> None:
-    settings = SupabaseRows(supabase).settings() | SECOND | {"SUPABASE_SERVICE_KEY": supabase.wrong_key}
+    settings = SupabaseRows(supabase).settings() | SECOND | {"SUPABASE_SERVICE_KEY": supabase.keys.wrong}
     require_refusal(token_vault("rewrap", folder=tmp_path, settings=settings), 2, "store_misconfigured")
 
 

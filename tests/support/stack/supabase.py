@@ -78,31 +78,6 @@ class SupabaseStack:
         """The value of `SUPABASE_SERVICE_KEY`."""
         return self.keys.service
 
-    @property
-    def secret_key(self) -> str:
-        """The new-style service key `sb_secret_…`, with the same rights as `service_key`."""
-        return self.keys.secret
-
-    @property
-    def anon_key(self) -> str:
-        """The public key that browsers use."""
-        return self.keys.anon
-
-    @property
-    def authenticated_key(self) -> str:
-        """A signed-in user's token: for `Authorization`, with the anon key in `apikey`."""
-        return self.keys.authenticated
-
-    @property
-    def wrong_key(self) -> str:
-        """A key signed with another secret: unknown to the gateway, rejected by PostgREST."""
-        return self.keys.wrong
-
-    @property
-    def expired_key(self) -> str:
-        """An expired key: accepted by the gateway, rejected by PostgREST."""
-        return self.keys.expired
-
     def new_service_key(self, *, lifetime_seconds: int = 3600) -> str:
         """Make another service key; a negative lifetime makes one that has expired so long ago."""
         key = self.keys.service_for(lifetime_seconds)
