@@ -94,7 +94,8 @@ async def test_a_sweep_without_a_census_rewraps_all_and_reports_no_count(supabas
     async with SupabaseStore(supabase).open() as tokens:
         report = await sweep(tokens, local_encryption(2), observed=observed).run()
     assert counts(report) == {**all_rewrapped(30), "due": None, "unreadable": 4, "remaining": None}
-    assert (report.stopped, observed.waits) == (None, [])
+    assert report.stopped is None
+    assert "store_timeout" not in observed.waits, "the census is not retried"
     assert rows.count("local:v2") == 30
 
 

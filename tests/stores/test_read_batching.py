@@ -9,7 +9,7 @@ from app.errors import StoreTimeout, StoreUnavailable
 from app.stores.supabase.read_batching import MAXIMUM_REQUESTS
 from app.tokens.models import TokenId
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SupabaseStore, token
+from tests.support.stores.stores import SupabaseStore, insert_all, token
 from tests.support.waiting import eventually_async
 
 BATCH_TOKENS = 25  # as the repository sets it
@@ -19,7 +19,7 @@ async def test_a_hundred_reads_share_a_few_requests(supabase: SupabaseStack) -> 
     rows = [token(TokenId(str(uuid4()), "canvas")) for _ in range(100)]
     missing = TokenId(str(uuid4()), "canvas")
     async with SupabaseStore(supabase).open() as tokens:
-        await asyncio.gather(*(tokens.insert(row) for row in rows))
+        await insert_all(tokens, rows)
         with supabase.recording() as requests:
             found = await asyncio.gather(*(tokens.get(row.token_id) for row in rows), tokens.get(missing))
         assert found == [*rows, None], "each caller gets its own token"

@@ -12,7 +12,7 @@ import pytest
 
 from app.tokens.models import TokenId, TokenStatus
 from app.tokens.repository import TokenRepository
-from tests.support.stores.stores import NOW, Store, raw_row, token
+from tests.support.stores.stores import NOW, Store, insert_all, raw_row, token
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = TokenId(USER, "canvas")
@@ -113,7 +113,7 @@ async def test_delete_many_deletes_each_row_at_its_version(tokens: TokenReposito
     """A deletion that arrives late must not delete a token that was stored after it was sent."""
     rows = [token(TokenId(USER, "google", f"s{number}")) for number in range(60)]
     changed, other = token(CANVAS), token(TokenId(str(uuid4()), "canvas"))
-    await asyncio.gather(*(tokens.insert(row) for row in (*rows, changed, other)))
+    await insert_all(tokens, [*rows, changed, other])
     newer = replace(changed, access_ciphertext="v1:newer", version=2)
     await tokens.replace(changed, newer)
     assert await tokens.delete_many([*rows, changed]) == 60
@@ -152,7 +152,7 @@ async def test_metadata_that_is_not_an_object_hides_no_row(store: Store, tokens:
 async def test_get_many_returns_exactly_the_tokens_asked_for(tokens: TokenRepository) -> None:
     wanted = [token(TokenId(str(uuid4()), "canvas")) for _ in range(60)]
     decoys = [token(TokenId(row.token_id.user_id, "canvas", "other")) for row in wanted[:20]]
-    await asyncio.gather(*(tokens.insert(row) for row in (*wanted, *decoys)))
+    await insert_all(tokens, [*wanted, *decoys])
     missing = [TokenId(str(uuid4()), "canvas") for _ in range(40)]
     found = await tokens.get_many([row.token_id for row in wanted] + missing)
     assert found == {row.token_id: row for row in wanted}

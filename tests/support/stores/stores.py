@@ -5,8 +5,9 @@ The fixture `store` is an empty store; a test that uses it runs once on each.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,6 +125,12 @@ class SupabaseStore:
             "select to_jsonb(t) as row from public.oauth_tokens t order by user_id, provider, service_type"
         )
         return [_with_python_types(dict(one["row"])) for one in found]
+
+
+async def insert_all(tokens: TokenRepository, rows: Sequence[StoredToken]) -> None:
+    """Insert many rows, a few at a time: PostgREST has ten connections, and a call two seconds."""
+    for at in range(0, len(rows), 8):
+        await asyncio.gather(*(tokens.insert(row) for row in rows[at : at + 8]))
 
 
 @pytest.fixture(params=["sqlite", "supabase"])
