@@ -24,7 +24,7 @@ _POSTGRES: Final = "tests/failures/test_postgres.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
 _AUDIT: Final = "tests/audit/test_under_load.py"
 _PROCESS: Final = "tests/failures/test_process.py"
-_DURABILITY: Final = "tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"
+_DURABILITY: Final = "tests/system/test_durability.py::test_every_acknowledged_write_survives_kill_9"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,7 +379,7 @@ BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
 _CHECKS_OF_WRITES: Final = ("require_documented_failure", "require_documented_state", "require_nothing_lost")
 _CHECKED_ELSEWHERE: Final = frozenset(
-    {"tests/system/test_durability.py::test_every_acknowledged_write_outlives_kill_9"}
+    {"tests/system/test_durability.py::test_every_acknowledged_write_survives_kill_9"}
 )
 
 
