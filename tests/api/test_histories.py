@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from app.tokens.models import RESERVED_METADATA
 from tests.support.sizes import size
 
 USERS = ["cd613e30-d8f1-4adf-91b7-584a2265b1f5", "1e2feb89-414c-443c-9027-c4d1c386bbc4"]
@@ -19,7 +20,7 @@ scalars = (
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | text
 )
 metadata = st.dictionaries(
-    text.filter(lambda key: key not in {"base_url", "status"}),
+    text.filter(lambda key: key not in RESERVED_METADATA),
     st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3)),
     max_size=3,
 )

@@ -1,7 +1,7 @@
 """The service with KMS as its primary: answers, rows and readiness, normally and in outages.
 
-The services run for the whole module, under the least-privilege policy of the documentation, and each test uses users
-of its own. Rows that another process has encrypted stand for cold reads: this process has no data key for them.
+The services run for the whole module, under the least-privilege policy of the documentation, and each test uses other
+users. Rows that another process has encrypted stand for cold reads: this process has no data key for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the service does."""
+"""The OpenAPI document describes every route, response and error."""
 
 from __future__ import annotations
 

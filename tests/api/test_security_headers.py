@@ -1,4 +1,4 @@
-"""What every answer says to a browser, and what API_DOCS switches off."""
+"""Security headers of every response, and the setting API_DOCS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it takes to refuse a key."""
+"""Authentication by key: the same steps for every refused key."""
 
 from __future__ import annotations
 
