@@ -1,7 +1,7 @@
-"""A flood in two ways at once, until it is stopped: `python -m benchmarks.attackers PORT FILE WORKERS`.
+"""Two floods at once, until stopped: `python -m benchmarks.attackers PORT FILE WORKERS`.
 
-For each worker of the vault two callers send bodies of 100 MB, and 160 read tokens of PulsePlan's old format without a
-pause, each of another user. FILE has the service key in its first line and the users after it.
+For each worker of the vault two callers send bodies of 100 MB, and 160 reveal old PulsePlan tokens without a
+pause, each of a different user. The first line of FILE is the service key; the others are user ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOW = "2026-01-01T00:00:00+00:00"
 
 
 def prepare(database: Path, service_key: str, file: Path) -> None:
-    """Store old tokens that do not open, which takes a vault exactly as long to find out, and write FILE."""
+    """Store old tokens that do not decrypt, which takes as long as decrypting, and write FILE."""
     users = new_user_ids(_USERS)
     junk = f"v1:{'00' * 16}:{'00' * 16}:{'00' * 40}"
     with apsw.Connection(str(database)) as connection:

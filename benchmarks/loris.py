@@ -1,7 +1,7 @@
 """One slow-loris client, until it is stopped: `python -m benchmarks.loris PORT`.
 
-It holds 200 connections whose heads never end, and opens each anew when it is cut off. It is a process of its own, so
-that `/proc` tells which workers hold its connections.
+It holds 200 connections whose heads never end, and reopens each one that is closed. It is a separate process, because
+`/proc` then shows which workers hold its connections.
 """
 
 from __future__ import annotations

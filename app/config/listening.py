@@ -1,4 +1,4 @@
-"""Where the vault listens and whether with TLS, as types, and alone for who only asks whether it answers."""
+"""Address, port and TLS files of the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.config.source import FROM_ENVIRONMENT, loaded
 
 
 class ListeningSettings(BaseSettings):
-    """A part of the vault's settings that holds no secret, so that a probe need not take any."""
+    """The settings that a health probe needs; none is secret."""
 
     model_config = FROM_ENVIRONMENT
 
@@ -25,7 +25,7 @@ class ListeningSettings(BaseSettings):
 
     @field_validator("host")
     @classmethod
-    def _can_be_looked_up(cls, value: str) -> str:
+    def _can_be_resolved(cls, value: str) -> str:
         if not is_host(value):
             raise PydanticCustomError("host", "is neither an address nor a host name")
         return value
@@ -41,14 +41,14 @@ class ListeningSettings(BaseSettings):
 
 
 def is_host(text: str) -> bool:
-    """Whether this could be an address or a host's name: the look-up of others fails with errors of its own kind."""
+    """Whether the resolver accepts this text; for other text it raises errors that are no `OSError`."""
     try:
-        encoded = text.encode("idna")  # as Python does before it looks a name up
+        encoded = text.encode("idna")  # as Python does before it resolves a name
     except UnicodeError:
         return False
     return bool(encoded) and text.isprintable() and not any(map(str.isspace, text))
 
 
 def load_listening_settings() -> ListeningSettings:
-    """Read no more than where the vault listens, or raise `SettingsError`."""
+    """Read these settings alone, or raise `SettingsError`."""
     return loaded(ListeningSettings)

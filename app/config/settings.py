@@ -1,8 +1,4 @@
-"""Every environment variable, once.
-
-Values come from the environment, else from `.env` in the working directory. A wrong one stops the start with a
-`SettingsError`, one line that names the setting and never its value.
-"""
+"""All settings. `app.config.source` describes where they come from and how a wrong one is reported."""
 
 from __future__ import annotations
 
@@ -24,13 +20,13 @@ from app.config.source import ENV_FILE, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 
 __all__ = ["ENV_FILE", "METRICS_FOLDER", "Settings", "SettingsError", "load_settings", "metrics_folder"]
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, when it is imported
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, on import
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
 
 
 class Settings(ListeningSettings):
-    """The process's configuration; README.md and .env.example describe each setting for operators."""
+    """Settings of the process; .env.example describes each one."""
 
     token_store: Literal["sqlite", "supabase"] = "sqlite"  # noqa: S105  a store's name
     sqlite_path: Path = Path("data/vault.db")
@@ -92,9 +88,7 @@ class Settings(ListeningSettings):
         if not value.startswith(("https://", "http://")):
             raise PydanticCustomError("url", "must start with https:// (or http:// for a local stand-in)")
         if not _names_a_host(value):
-            raise PydanticCustomError(
-                "url", "must be a URL with a host and nothing behind it, like https://abcdefgh.supabase.co"
-            )
+            raise PydanticCustomError("url", "must be a URL with a host and no path, like https://abcdefgh.supabase.co")
         return value.rstrip("/")
 
     @field_validator("supabase_service_key")
@@ -102,7 +96,7 @@ class Settings(ListeningSettings):
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         text = "" if value is None else value.get_secret_value()
         if not (text.isascii() and text.isprintable() and " " not in text):
-            raise PydanticCustomError("header", "holds a character that no key has, such as a space or a line break")
+            raise PydanticCustomError("header", "contains a character that no key has, such as a space or a line break")
         return value
 
     @field_validator("token_encryption_key")
@@ -121,10 +115,10 @@ class Settings(ListeningSettings):
                 value = json.loads(value, object_pairs_hook=_refuse_duplicates)
             except (ValueError, RecursionError):
                 raise PydanticCustomError(
-                    kind, 'must be a JSON object of key version to key, like {"1": "…"}, each version once'
+                    kind, 'must be a JSON object from key version to key, like {"1": "…"}, with each version once'
                 ) from None
             if isinstance(value, dict) and not all(_VERSION.fullmatch(version) for version in value):
-                raise PydanticCustomError(kind, "must have key versions like 1 or 2 as its names")
+                raise PydanticCustomError(kind, "must have key versions, like 1 or 2, as its names")
         return value
 
     @field_validator("kms_previous_key_ids", mode="before")
@@ -138,7 +132,7 @@ class Settings(ListeningSettings):
                     "previous_key_ids", "must be a JSON list of key ids, ARNs or aliases"
                 ) from None
         if isinstance(value, list) and not all(value):
-            raise PydanticCustomError("previous_key_ids", "holds an empty name")
+            raise PydanticCustomError("previous_key_ids", "contains an empty name")
         return value
 
     @field_validator("token_encryption_previous_keys")
@@ -150,9 +144,9 @@ class Settings(ListeningSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for problem in self._inconsistencies():
-            kind = "inconsistent"
-            raise PydanticCustomError(kind, problem)
+        problem = next(self._inconsistencies(), None)
+        if problem is not None:
+            raise PydanticCustomError("inconsistent", problem)
         return self
 
     def _inconsistencies(self) -> Iterator[str]:
@@ -185,12 +179,12 @@ class Settings(ListeningSettings):
             if not self.use_kms:
                 yield "TOKEN_ENCRYPTION_KEY is needed: 32 random bytes in base64, see `token-vault keys generate`"
         if self.encryption_key_version in self.token_encryption_previous_keys:
-            yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS holds ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
+            yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS contains ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
         if self.min_key_version > self.encryption_key_version:
-            yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so nothing new could be read"
+            yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so new tokens could not be read"
 
     def keyring(self) -> Keyring | None:
-        """Return the decoded master keys, or `None` where none is set."""
+        """Return the decoded master keys, or `None` if none is set."""
         if self.token_encryption_key is None:
             return None
         keys = {version: _decode(key) for version, key in self.token_encryption_previous_keys.items()}
@@ -198,13 +192,13 @@ class Settings(ListeningSettings):
         return Keyring(self.encryption_key_version, keys, self.min_key_version)
 
     def warnings(self) -> Iterator[str]:
-        """Say what is allowed and yet not wise, a line each."""
+        """Yield one line for each setting that is allowed but weak or without effect."""
         keys = {"TOKEN_ENCRYPTION_KEY": self.token_encryption_key}
         for version, key in self.token_encryption_previous_keys.items():
             keys[f"TOKEN_ENCRYPTION_PREVIOUS_KEYS, version {version}"] = key
         for name, secret in keys.items():
             if secret is not None and len(_decode(secret)) < RECOMMENDED_KEY_BYTES:
-                yield f"{name} has less than {RECOMMENDED_KEY_BYTES} bytes after decoding; use 32 random ones"
+                yield f"{name} has less than {RECOMMENDED_KEY_BYTES} bytes after decoding; use 32 random bytes"
         if self.service_keys_file is None and self.service_keys is None:
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
         yield from self._audit_warnings()
@@ -213,13 +207,13 @@ class Settings(ListeningSettings):
         if self.kms_previous_key_ids and self.kms_key_id is None:
             yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
         if self.aws_endpoint_url_kms is not None and _crosses_a_network(self.aws_endpoint_url_kms):
-            yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network in the clear"
+            yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
         if self.supabase_url is not None and self.supabase_url.startswith("http://"):
-            yield "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
+            yield "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
 
     def _audit_warnings(self) -> Iterator[str]:
         if self.audit_log is None:
-            yield "AUDIT_LOG is not set: nobody could prove later who has read which token"
+            yield "AUDIT_LOG is not set: there is no proof of who has read which token"
         elif self.audit_sync == "off":
             yield "AUDIT_SYNC is off: the last events before a power loss may be missing from the audit trail"
 
@@ -230,7 +224,7 @@ def load_settings() -> Settings:
 
 
 def metrics_folder() -> Path | None:
-    """Return the folder that several workers share for their metrics; it is no setting, for `serve` makes it."""
+    """Return the folder that several workers share for their metrics. It is no setting, because `serve` creates it."""
     folder = os.environ.get(METRICS_FOLDER)
     return None if folder is None else Path(folder)
 

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment, else `.env` in the working directory."""
+"""Read settings from the environment and from `.env` in the working directory; the environment wins."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class SettingsError(Exception):
-    """Names the settings that are wrong, in one line, without their values."""
+    """One line that names every wrong setting, never its value."""
 
 
 def loaded(kind: type[S]) -> S:
-    """Read settings of this kind, or raise `SettingsError`."""
+    """Read settings of this class, or raise `SettingsError`."""
     try:
         return kind()
     except ValidationError as error:
         raise SettingsError("; ".join(_describe(problem) for problem in error.errors(include_input=False))) from None
     except SettingsSourceError:
-        raise SettingsError("a setting could not be parsed") from None
+        raise SettingsError("a setting cannot be parsed") from None
     except (OSError, UnicodeDecodeError):
         raise SettingsError(f"{ENV_FILE} cannot be read as UTF-8 text") from None
 
 
 def _describe(problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
-    if not problem["loc"]:
-        return str(problem["msg"])
     reason = str(problem["msg"])
+    if not problem["loc"]:
+        return reason
     return f"{str(problem['loc'][0]).upper()}: {reason[:1].lower()}{reason[1:]}"

@@ -1,4 +1,4 @@
-"""`token-vault serve`: what it prints, whom it believes, and how it goes."""
+"""`token-vault serve`: its output, its files, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.process.home import Home, new_home, new_master_key, token_vault
 from tests.support.process.server import Serve, Server
-from tests.support.process.wire import token_path
+from tests.support.process.wire import ANSWER_SECONDS, token_path
 from tests.support.stack.loopback import LOOPBACK, free_port
 
 ACCESS = "1234~the-access-token"
@@ -22,19 +22,19 @@ FORWARDED = "203.0.113.77"
 
 
 def _leave_in_the_middle(server: Server, path: str) -> None:
-    """Send something that is no HTTP, and a request whose body breaks off."""
+    """Send something that is not HTTP, and a request whose body breaks off."""
     head = f"PUT {path} HTTP/1.1\r\nHost: vault\r\nAuthorization: Bearer {server.home.service_key}\r\n"
     broken_off = f'{head}Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"access_token": "{ACCESS}'
     for sent in (f"{ACCESS} {REFRESH}\r\n\r\n", broken_off):
-        with socket.create_connection((LOOPBACK, server.port), timeout=5) as connection:
+        with socket.create_connection((LOOPBACK, server.port), timeout=ANSWER_SECONDS) as connection:
             connection.sendall(sent.encode())
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
 
 
-def _use_it_well_and_badly(server: Server) -> None:
-    """Send what is stored, read, refused and not understood."""
+def _make_calls(server: Server) -> None:
+    """Make calls that store, reveal, rotate and delete, and calls that are refused or malformed."""
     path = token_path(uuid4())
     _leave_in_the_middle(server, path)
     body = {"access_token": ACCESS, "refresh_token": REFRESH}
@@ -51,25 +51,30 @@ def _use_it_well_and_badly(server: Server) -> None:
             client.delete(path),
         ]
     assert [answer.status_code for answer in answers] == [201, 200, 200, 422, 400, 401, 404, 204]
+    assert [answer.headers["server"] for answer in answers if "server" in answer.headers] == []
 
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """All that a server printed from its start to its end, after it was used well and badly."""
+    """The output of a server from its start to its end, and the modes of its database files while it ran."""
 
     home: Home
     output: str
+    database_files: dict[str, int]
+    key_bytes: int
 
 
-@pytest.fixture(
-    scope="module", params=[("json", 1), ("json", 2), ("console", 1)], ids=["json", "json-two-workers", "console"]
-)
+@pytest.fixture(scope="module", params=[("json", 2, 31), ("console", 1, 32)], ids=["json, two workers", "console"])
 def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Printed:
-    log_format, workers = request.param
-    home = new_home(tmp_path_factory.mktemp("printed"), LOG_LEVEL="DEBUG", LOG_FORMAT=log_format)
+    log_format, workers, key_bytes = request.param
+    key = new_master_key(key_bytes)
+    home = new_home(
+        tmp_path_factory.mktemp("printed"), LOG_LEVEL="DEBUG", LOG_FORMAT=log_format, TOKEN_ENCRYPTION_KEY=key
+    )
     with serve(home, workers=workers) as server:
-        _use_it_well_and_badly(server)
-        return Printed(home, server.stop().output)
+        _make_calls(server)
+        files = {file.name: file.stat().st_mode & 0o777 for file in (home.folder / "data").iterdir()}
+        return Printed(home, server.stop().output, files, key_bytes)
 
 
 def test_every_operation_is_logged(printed: Printed) -> None:
@@ -87,12 +92,12 @@ def test_no_traceback_is_printed(printed: Printed) -> None:
     assert "Traceback" not in printed.output
 
 
-def test_a_caller_cannot_make_up_its_address(printed: Printed) -> None:
-    """uvicorn believes `X-Forwarded-For` from the loopback unless it is told not to, and then prints it."""
+def test_a_caller_cannot_forge_its_address(printed: Printed) -> None:
+    """By default uvicorn accepts `X-Forwarded-For` from the loopback address."""
     assert FORWARDED not in printed.output
 
 
-def test_the_log_is_json_lines_or_for_people(printed: Printed) -> None:
+def test_the_log_is_json_lines_or_text(printed: Printed) -> None:
     lines = printed.output.splitlines()
     if printed.home.settings["LOG_FORMAT"] == "json":
         assert all({"event", "level", "timestamp"} <= json.loads(line).keys() for line in lines)
@@ -100,35 +105,14 @@ def test_the_log_is_json_lines_or_for_people(printed: Printed) -> None:
         assert not [line for line in lines if line.startswith("{")]
 
 
-def test_answers_do_not_name_the_server_software(tmp_path: Path, serve: Serve) -> None:
-    with serve(new_home(tmp_path)) as server, server.client() as client:
-        assert "server" not in client.get("/healthz").headers
+def test_a_weak_setting_is_warned_about(printed: Printed) -> None:
+    assert "setting_is_weak" in printed.output
+    assert "AUDIT_LOG is not set" in printed.output
+    assert ("TOKEN_ENCRYPTION_KEY has less than 32 bytes" in printed.output) is (printed.key_bytes < 32)
 
 
-@pytest.mark.parametrize("size", [16, 31])
-def test_a_short_master_key_is_warned_about(tmp_path: Path, serve: Serve, size: int) -> None:
-    key = new_master_key(size)
-    with serve(new_home(tmp_path, TOKEN_ENCRYPTION_KEY=key)) as server:
-        output = server.stop().output
-    warnings = [line for line in map(json.loads, output.splitlines()) if line["event"] == "setting_is_weak"]
-    assert {warning["level"] for warning in warnings} == {"warning"}
-    assert [warning["reason"].split()[0] for warning in warnings] == ["TOKEN_ENCRYPTION_KEY", "AUDIT_LOG"]
-    assert key not in output
-
-
-def test_a_master_key_of_32_bytes_is_not_warned_about(tmp_path: Path, serve: Serve) -> None:
-    with serve(new_home(tmp_path, TOKEN_ENCRYPTION_KEY=new_master_key(32))) as server:
-        output = server.stop().output
-    assert "has less than" not in output
-    assert "AUDIT_LOG is not set" in output
-
-
-def test_the_database_is_for_its_owner_alone(tmp_path: Path, serve: Serve) -> None:
-    with serve(new_home(tmp_path)) as server:
-        _use_it_well_and_badly(server)
-        files = sorted((tmp_path / "data").iterdir())
-        assert [file.name for file in files] == ["vault.db", "vault.db-shm", "vault.db-wal"]
-        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+def test_only_the_owner_may_read_the_database(printed: Printed) -> None:
+    assert printed.database_files == {"vault.db": 0o600, "vault.db-shm": 0o600, "vault.db-wal": 0o600}
 
 
 def test_a_port_that_is_taken_is_reported_without_a_traceback(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings: each wrong one stops the start with a line that names it and never its value."""
+"""Settings as they are read: defaults, sources, errors and warnings."""
 
 from __future__ import annotations
 
@@ -80,6 +80,9 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("SUPABASE_URL", f"https://user:{CANARY}@abcdefgh.supabase.co"),
         ("SUPABASE_URL", f"https://abcdefgh.supabase.co/rest/v1?{CANARY}"),
         ("SUPABASE_URL", "https://abcdefgh.supabase.co/rest/v1"),
+        ("SUPABASE_URL", "https://"),
+        ("SUPABASE_URL", f"https://example.com:{CANARY}"),
+        ("SUPABASE_SERVICE_KEY", f"{CANARY}\n"),
     ],
 )
 def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -137,7 +140,7 @@ def test_the_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monke
     assert (settings.port, settings.host) == (9001, "0.0.0.0")  # noqa: S104  a value, nothing listens
 
 
-def test_an_env_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_an_env_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"TOKEN_ENCRYPTION_KEY=\xff\xfe")
     with pytest.raises(SettingsError, match=r"\.env"):
         load_settings()

@@ -269,7 +269,7 @@ def test_the_vault_starts_with_its_environment(made: dict[str, str]) -> None:
     assert environment.keys() <= SETTINGS
     settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
     assert list(settings.warnings()) == [
-        "SUPABASE_URL is not https: the service key and all rows cross the network in the clear"
+        "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
     ]
 
 
