@@ -65,7 +65,7 @@ class SweepPlan:
     - `limit`: stop after so many rows; unreadable ones do not count
     - `rows_per_second`: bounds the load on KMS, which gets one or two requests for each row
     - `dry_run`: decrypt every row and write none
-    - `scattered`: begin at a random row, so that sweeps that run at once seldom take the same rows
+    - `scattered`: begin at a random row, because sweeps that begin at the same row do the same work twice
     - `retry_seconds`: how long one call to KMS or the store is retried while it is unavailable
     """
 
@@ -114,7 +114,7 @@ class Sweep:
         self._retry = Retry(seconds=plan.retry_seconds, per_second=plan.rows_per_second, on_wait=observer.waiting)
         self._writer = RewrapWriter(tokens=tokens, retry=self._retry, outcomes=self._outcomes)
         self._row_slots = asyncio.Semaphore(CONCURRENT_ROWS)
-        # at a low rate a page is about one second's rows, so that a stop wastes little
+        # at a low rate a page is about one second's rows: a stop wastes little
         self._page_rows = max(1, int(min(PAGE_ROWS, plan.rows_per_second or PAGE_ROWS)))
         self._primary_proven = self._counted = False
 
@@ -184,7 +184,7 @@ class Sweep:
     def _is_complete(self, census: Census | None, *, nothing_found: bool) -> bool:
         if census is not None and (census.due or 0) <= self._report.unreadable.total():
             return True
-        # nobody counted, or the count has the rows of other shards: then a pass that finds nothing is the proof
+        # without a count, or with one that includes other shards, a pass that finds nothing is the proof
         return nothing_found and (census is None or self._plan.shard is not None)
 
     async def _count(self) -> Census | None:

@@ -41,6 +41,7 @@ from tests.support.rewrap.stored_rows import (
     local_encryption,
     pulseplan_rows,
     refresh_of,
+    rows_under_first,
     sealed_row,
     what_a_row_holds,
 )
@@ -58,10 +59,6 @@ ERROR_OF = {
 }
 
 
-def _under_first(count: int, provider: str = "canvas") -> list[Row]:
-    return [sealed_row(local_encryption(1), provider=provider) for _ in range(count)]
-
-
 def _require_silence(done: Printed, settings: dict[str, str], stored: list[Row]) -> None:
     """Require that no secret, no address and no traceback was printed."""
     printed = done.stdout + done.stderr
@@ -73,7 +70,7 @@ def _require_silence(done: Printed, settings: dict[str, str], stored: list[Row])
 
 def test_every_token_is_rewrapped_and_nothing_else_changes(rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | SECOND
-    sealed = _under_first(PAGE_ROWS + 50)
+    sealed = rows_under_first(PAGE_ROWS + 50)
     old = pulseplan_rows()
     current = [sealed_row(local_encryption(2)) for _ in range(5)]
     rows.insert([*sealed, *(row for row, _ in old), *current])
@@ -104,7 +101,7 @@ def test_every_token_is_rewrapped_and_nothing_else_changes(rows: Rows, tmp_path:
 
 def test_unreadable_rows_are_printed_one_by_one_and_stop_nothing(rows: Rows, tmp_path: Path) -> None:
     broken = broken_rows()
-    rows.insert([*_under_first(20), *broken.values()])
+    rows.insert([*rows_under_first(20), *broken.values()])
     before = rows.rows()
     expected = {row["id"]: ERROR_OF[name] for name, row in broken.items()}
     dry = rewrap("--dry-run", folder=tmp_path, settings=rows.settings() | SECOND)
@@ -123,7 +120,7 @@ def test_unreadable_rows_are_printed_one_by_one_and_stop_nothing(rows: Rows, tmp
 
 
 def test_a_dry_run_of_readable_rows_ends_with_0_and_writes_nothing(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(30))
+    sqlite.insert(rows_under_first(30))
     before = sqlite.rows()
     done = rewrap("--dry-run", folder=tmp_path, settings=sqlite.settings() | SECOND)
     assert (done.exit_code, done.counts["readable"], done.counts["remaining"]) == (0, 30, 30)
@@ -131,7 +128,7 @@ def test_a_dry_run_of_readable_rows_ends_with_0_and_writes_nothing(sqlite: Sqlit
 
 
 def test_a_limited_sweep_ends_with_2_until_nothing_is_left(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(25))
+    sqlite.insert(rows_under_first(25))
     ends = []
     for _ in range(3):
         done = rewrap("--limit", "10", folder=tmp_path, settings=sqlite.settings() | SECOND)
@@ -143,7 +140,7 @@ def test_unreadable_rows_do_not_count_against_the_limit(sqlite: SqliteRows, tmp_
     """They come first here, and would use up the limit of every run."""
     settings = sqlite.settings() | SECOND
     broken = [row | {"id": f"00000000-0000-4000-8000-00000000000{n}"} for n, row in enumerate(broken_rows().values())]
-    sqlite.insert([*broken, *_under_first(7)])
+    sqlite.insert([*broken, *rows_under_first(7)])
     dry = rewrap("--dry-run", "--limit", "3", folder=tmp_path, settings=settings)
     assert (dry.exit_code, dry.counts["readable"]) == (2, 3)
     assert dry.verdict == "Not finished: the limit of 3 rows is reached. Nothing was written."
@@ -152,7 +149,7 @@ def test_unreadable_rows_do_not_count_against_the_limit(sqlite: SqliteRows, tmp_
 
 
 def test_a_limit_that_is_just_enough_ends_with_0(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(10))
+    sqlite.insert(rows_under_first(10))
     settings = sqlite.settings() | SECOND
     dry = rewrap("--dry-run", "--limit", "10", folder=tmp_path, settings=settings)
     done = rewrap("--limit", "10", folder=tmp_path, settings=settings)
@@ -160,7 +157,7 @@ def test_a_limit_that_is_just_enough_ends_with_0(sqlite: SqliteRows, tmp_path: P
 
 
 def test_only_the_given_provider_is_rewrapped_and_counted(rows: Rows, tmp_path: Path) -> None:
-    rows.insert(_under_first(7) + _under_first(5, "google"))
+    rows.insert(rows_under_first(7) + rows_under_first(5, "google"))
     done = rewrap("--provider", "google", folder=tmp_path, settings=rows.settings() | SECOND)
     assert (done.exit_code, done.counts["due"], done.counts["rewrapped"], done.counts["remaining"]) == (0, 5, 5, 0)
     assert done.verdict == (
@@ -174,7 +171,7 @@ def test_only_the_given_provider_is_rewrapped_and_counted(rows: Rows, tmp_path: 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_it_cleanly_with_true_counts(sqlite: SqliteRows, tmp_path: Path, number: signal.Signals) -> None:
     settings = sqlite.settings() | SECOND
-    sqlite.insert(_under_first(1_000))
+    sqlite.insert(rows_under_first(1_000))
     process = started("--rate", "100", folder=tmp_path, settings=settings)
     eventually(lambda: sqlite.count("local:v2") > 0, within_seconds=COMMAND_SECONDS)
     done = ended(process, by=number)
@@ -186,7 +183,7 @@ def test_a_signal_ends_it_cleanly_with_true_counts(sqlite: SqliteRows, tmp_path:
 
 
 def test_a_timeout_ends_the_sweep_with_2(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(500))
+    sqlite.insert(rows_under_first(500))
     done = rewrap("--rate", "20", "--timeout", "3", folder=tmp_path, settings=sqlite.settings() | SECOND)
     assert done.exit_code == 2
     assert done.verdict.startswith("Not finished: its time was over.")
@@ -195,7 +192,7 @@ def test_a_timeout_ends_the_sweep_with_2(sqlite: SqliteRows, tmp_path: Path) -> 
 
 
 def test_progress_without_a_terminal_is_a_line_every_few_seconds(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(500))
+    sqlite.insert(rows_under_first(500))
     process = started("--rate", "20", folder=tmp_path, settings=sqlite.settings() | SECOND)
     assert process.stderr is not None
     pattern = re.compile(r"[0-9]+ of 500 done, [0-9]+ rows/s, [0-9]+:[0-9]{2} left\n")
@@ -205,7 +202,7 @@ def test_progress_without_a_terminal_is_a_line_every_few_seconds(sqlite: SqliteR
 
 def test_two_shards_at_once_rewrap_every_row_once(rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | SECOND
-    rows.insert(_under_first(1_200))
+    rows.insert(rows_under_first(1_200))
     processes = [started("--shard", shard, folder=tmp_path, settings=settings) for shard in ("1/2", "2/2")]
     done = [ended(process) for process in processes]
     assert [one.exit_code for one in done] == [0, 0], done
@@ -215,7 +212,7 @@ def test_two_shards_at_once_rewrap_every_row_once(rows: Rows, tmp_path: Path) ->
 
 
 def test_a_finished_shard_reports_the_rows_of_the_others(sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(40))
+    sqlite.insert(rows_under_first(40))
     settings = sqlite.settings() | SECOND
     first = rewrap("--shard", "1/2", folder=tmp_path, settings=settings)
     left = sqlite.count("local:v1")
@@ -235,7 +232,7 @@ def test_a_finished_shard_reports_the_rows_of_the_others(sqlite: SqliteRows, tmp
 
 def test_throttling_is_printed_once_and_every_row_is_rewrapped(kms: Kms, rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | key_settings(1) | kms.environment()
-    rows.insert(_under_first(150))
+    rows.insert(rows_under_first(150))
     kms.faults.error("ThrottlingException", every=3)
     done = rewrap(folder=tmp_path, settings=settings)
     assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 150, 0), done
@@ -251,7 +248,7 @@ def test_throttling_is_printed_once_and_every_row_is_rewrapped(kms: Kms, rows: R
 
 
 def test_an_outage_of_kms_is_waited_for(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(40))
+    sqlite.insert(rows_under_first(40))
     kms.faults.down()
     process = started(folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
     assert process.stderr is not None
@@ -264,7 +261,7 @@ def test_an_outage_of_kms_is_waited_for(kms: Kms, sqlite: SqliteRows, tmp_path: 
 
 def test_counts_are_unknown_while_kms_has_not_named_the_alias(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(1) | kms.environment() | {"KMS_KEY_ID": kms.alias}
-    sqlite.insert(_under_first(4))
+    sqlite.insert(rows_under_first(4))
     assert rewrap(folder=tmp_path, settings=settings).exit_code == 0
     kms.faults.down()
     done = rewrap("--timeout", "2", folder=tmp_path, settings=settings)
@@ -275,7 +272,7 @@ def test_counts_are_unknown_while_kms_has_not_named_the_alias(kms: Kms, sqlite: 
 
 
 def test_a_denied_primary_is_one_line(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(4))
+    sqlite.insert(rows_under_first(4))
     kms.disable(kms.key_arn)
     done = token_vault("rewrap", folder=tmp_path, settings=sqlite.settings() | key_settings(1) | kms.environment())
     require_refusal(done, 2, "key_denied: the KMS key is disabled", "token-vault doctor")
@@ -286,7 +283,7 @@ def test_the_fallback_never_replaces_kms_in_a_rewrap(kms: Kms, sqlite: SqliteRow
     settings = sqlite.settings() | key_settings(2, 1) | kms.environment() | {"KMS_FALLBACK_TO_LOCAL": "true"}
     marked = sealed_row(local_encryption(2))
     marked["metadata"] |= {"encryption_method": "aes256-gcm-v2", "encryption_fallback": True}
-    sqlite.insert([*_under_first(10), marked])
+    sqlite.insert([*rows_under_first(10), marked])
     kms.faults.down()
     assert rewrap("--timeout", "2", folder=tmp_path, settings=settings).exit_code == 2
     assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {"local:v1", "local:v2"}
@@ -313,7 +310,7 @@ def test_a_wrong_service_key_is_one_line(supabase: SupabaseStack, tmp_path: Path
 
 def test_a_store_that_is_down_is_waited_for(supabase: SupabaseStack, tmp_path: Path) -> None:
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(5))
+    rows.insert(rows_under_first(5))
     supabase.stop_postgrest()
     settings = rows.settings() | SECOND
     done = rewrap("--timeout", "2", folder=tmp_path, settings=settings)
@@ -324,7 +321,7 @@ def test_a_store_that_is_down_is_waited_for(supabase: SupabaseStack, tmp_path: P
 
 def test_counts_are_true_after_lost_answers(supabase: SupabaseStack, tmp_path: Path) -> None:
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(600))
+    rows.insert(rows_under_first(600))
     supabase.faults.cut_after_commit(times=2, when=lambda request: "replace_ciphertexts" in request.target)
     done = rewrap(folder=tmp_path, settings=rows.settings() | SECOND)
     assert done.exit_code == 0, done
@@ -367,7 +364,7 @@ def _read(descriptor: int) -> bytes:
 
 def test_the_progress_bar_of_a_terminal_is_erased_at_the_end(sqlite: SqliteRows, tmp_path: Path) -> None:
     nonsense = broken_rows()["nonsense"]
-    sqlite.insert([*_under_first(1_000), nonsense])
+    sqlite.insert([*rows_under_first(1_000), nonsense])
     code, screen = _on_a_terminal("--rate", "500", folder=tmp_path, settings=sqlite.settings() | SECOND, columns=60)
     assert code == 1
     drawn = re.findall(r"\r\x1b\[K([^\r\n]+)", screen)
@@ -415,7 +412,7 @@ def _migrate(*arguments: str, folder: Path, settings: dict[str, str]) -> Printed
 
 
 def test_migrate_to_kms_requires_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
-    sqlite.insert(_under_first(3))
+    sqlite.insert(rows_under_first(3))
     settings = sqlite.settings() | SECOND | kms.environment() | {"USE_KMS": "false"}
     done = run(sys.executable, str(SCRIPT), folder=tmp_path, settings=settings)
     require_refusal(done, 2, "USE_KMS is not true")
@@ -424,7 +421,7 @@ def test_migrate_to_kms_requires_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Pat
 
 def test_migrate_to_kms_rewraps_everything_under_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(1) | kms.environment()
-    sqlite.insert(_under_first(20))
+    sqlite.insert(rows_under_first(20))
     done = _migrate("--limit", "5", folder=tmp_path, settings=settings)
     assert (done.exit_code, done.counts["rewrapped"]) == (2, 5)
     done = _migrate(folder=tmp_path, settings=settings)

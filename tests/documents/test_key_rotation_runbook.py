@@ -31,8 +31,8 @@ from tests.support.rewrap.stored_rows import (
     access_of,
     encryption,
     key_settings,
-    local_encryption,
     pulseplan_rows,
+    rows_under_first,
     sealed_row,
 )
 from tests.support.stack.kms import Kms
@@ -192,7 +192,7 @@ def _schemes(rows: Rows) -> set[str | None]:
 def test_a_new_master_key(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
     stands_for = {"<key of version 1>": KEYS[1]}
     with _operator(sqlite, tmp_path, serve, key_settings(1), stands_for) as operator:
-        _fill(sqlite, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS)])
+        _fill(sqlite, operator, rows_under_first(TOKENS))
         operator.follow("A new master key")
         assert _schemes(sqlite) == {"local:v2"}
         assert KEYS[1] not in (tmp_path / ".env").read_text(), "the old key is out"
@@ -203,7 +203,7 @@ def test_from_the_master_key_to_kms(supabase: SupabaseStack, kms: Kms, tmp_path:
     rows = SupabaseRows(supabase)
     settings = kms.environment() | {"USE_KMS": "false", "KMS_KEY_ID": ""} | key_settings(1)
     with _operator(rows, tmp_path, serve, settings, {ARN_A: kms.key_arn}) as operator:
-        _fill(rows, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS)])
+        _fill(rows, operator, rows_under_first(TOKENS))
         operator.follow("From the master key to KMS")
         assert _schemes(rows) == {f"kms:{kms.key_arn}"}
         assert KEYS[1] not in (tmp_path / ".env").read_text(), "the master key is out"
@@ -234,7 +234,7 @@ def test_leaving_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve)
 def test_from_pulseplans_formats(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
     with _operator(sqlite, tmp_path, serve, key_settings(1), {}) as operator:
         old = pulseplan_rows()
-        _fill(sqlite, operator, [sealed_row(local_encryption(1)) for _ in range(TOKENS - len(old))])
+        _fill(sqlite, operator, rows_under_first(TOKENS - len(old)))
         sqlite.insert(row for row, _ in old)
         for row, secret in old:
             operator.holds[row["user_id"], row["provider"], row["service_type"]] = secret
@@ -252,7 +252,7 @@ def test_the_requests_to_kms_are_those_of_the_table(kms: Kms, sqlite: SqliteRows
     stated = {(source, target): int(requests) for source, target, requests in table}
     rows, other = 100, kms.create_key()
     to_kms = sqlite.settings() | key_settings(1) | kms.environment()
-    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(rows)])
+    sqlite.insert(rows_under_first(rows))
 
     def requests_for_each_row(settings: dict[str, str]) -> int:
         kms.forget_requests()

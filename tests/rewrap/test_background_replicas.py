@@ -20,7 +20,7 @@ from tests.support.rewrap.stored_rows import (
     key_settings,
     local_encryption,
     refresh_of,
-    sealed_row,
+    rows_under_first,
     what_a_row_holds,
 )
 from tests.support.stack.supabase import SupabaseStack
@@ -34,7 +34,7 @@ ROWS = 1_600  # four seconds of two sweeps
 def rows(supabase: SupabaseStack) -> Rows:
     """A store full of tokens under the old key."""
     store = SupabaseRows(supabase)
-    store.insert([sealed_row(local_encryption(1)) for _ in range(ROWS)])
+    store.insert(rows_under_first(ROWS))
     return store
 
 

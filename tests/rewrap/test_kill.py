@@ -30,7 +30,7 @@ from tests.support.rewrap.stored_rows import (
     key_settings,
     local_encryption,
     refresh_of,
-    sealed_row,
+    rows_under_first,
     what_a_row_holds,
 )
 from tests.support.sizes import size
@@ -81,7 +81,7 @@ def test_after_each_kill_every_row_is_whole_and_the_next_sweep_finishes(
     chance = random.Random(SEED)  # noqa: S311  a fixed seed makes a failure repeatable
     kills, count = size(8, 50) if store == "sqlite" else size(4, 20), 600
     rows = _store(request, store, tmp_path)
-    rows.insert([sealed_row(local_encryption(1)) for _ in range(count)])
+    rows.insert(rows_under_first(count))
     before = seen = rows.rows()
     killed = halfway = 0
     for round_ in range(2 * kills):
@@ -119,7 +119,7 @@ class _Client:
         self.wrong: list[object] = []
         self.calls = 0
         self._server = server
-        self._chance = random.Random(SEED)  # noqa: S311  a fixed seed, so that a failure comes again
+        self._chance = random.Random(SEED)  # noqa: S311  a fixed seed makes a failure repeatable
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._call_until_over, name="client")
         self._thread.start()
@@ -162,7 +162,7 @@ def test_killed_sweeps_beside_replicas_lose_no_acknowledged_write(
     chance = random.Random(SEED)  # noqa: S311  a fixed seed makes a failure repeatable
     rows, count, workers = _store(request, store, tmp_path), size(600, 1_200), size(2, 4)
     settings = _settings(rows, 2)
-    rows.insert([sealed_row(local_encryption(1)) for _ in range(count)])
+    rows.insert(rows_under_first(count))
     home = new_home(tmp_path, **settings, REWRAP_ON_READ="true")
     with serve(home, workers=workers) as server:
         client = _Client(server, rows.rows())

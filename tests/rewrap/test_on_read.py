@@ -19,7 +19,13 @@ from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.models import NO_SERVICE, Caller, StoredToken, TokenInput, current_service
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
-from tests.support.rewrap.stored_rows import SqliteRows, access_of, broken_rows, local_encryption, sealed_row
+from tests.support.rewrap.stored_rows import (
+    SqliteRows,
+    access_of,
+    broken_rows,
+    local_encryption,
+    rows_under_first,
+)
 from tests.support.rewrap.sweeps import sweep
 from tests.support.stores.pausing import pausing
 from tests.support.waiting import eventually_async
@@ -66,7 +72,7 @@ class Bench:
 
     async def insert(self, count: int) -> list[StoredToken]:
         """Insert tokens under the old key, and return them as a reader sees them."""
-        rows = [sealed_row(local_encryption(1)) for _ in range(count)]
+        rows = rows_under_first(count)
         self.rows.insert(rows)
         return list((await self.tokens.get_rows([row["id"] for row in rows])).values())
 

@@ -10,7 +10,14 @@ import pytest
 
 from app.rewrap.key_ranges import KeyRange, Shard, scattered_ranges
 from app.rewrap.sweep import SweepPlan
-from tests.support.rewrap.stored_rows import Rows, SqliteRows, broken_rows, local_encryption, sealed_row
+from tests.support.rewrap.stored_rows import (
+    Rows,
+    SqliteRows,
+    broken_rows,
+    local_encryption,
+    rows_under_first,
+    sealed_row,
+)
 from tests.support.rewrap.sweeps import Observed, counts, opened, sweep
 
 _NO_UUIDS = ("", "0", "row 7", "ffffffff-ffff-ffff-ffff-ffffffffffff", "é")
@@ -48,7 +55,7 @@ def test_a_wrong_shard_is_refused(text: str) -> None:
 
 
 async def test_shards_at_once_rewrap_each_row_once_and_no_row_twice(rows: Rows) -> None:
-    rows.insert([*(sealed_row(local_encryption(1)) for _ in range(600)), *broken_rows().values()])
+    rows.insert([*rows_under_first(600), *broken_rows().values()])
     observed = Observed()
     async with opened(rows) as tokens:
         plans = [SweepPlan(shard=Shard(number, 3)) for number in (1, 2, 3)]
@@ -63,7 +70,7 @@ async def test_shards_at_once_rewrap_each_row_once_and_no_row_twice(rows: Rows) 
 
 
 async def test_a_shard_rewraps_its_own_rows_and_counts_all(rows: Rows) -> None:
-    rows.insert([sealed_row(local_encryption(1)) for _ in range(300)])
+    rows.insert(rows_under_first(300))
     before = rows.rows()
     shard = Shard(2, 3)
     ours = {row_id for row_id in before if _holds(shard.key_range, row_id)}
@@ -83,7 +90,7 @@ async def test_a_shard_rewraps_its_own_rows_and_counts_all(rows: Rows) -> None:
 
 
 async def test_a_shard_takes_rows_that_are_added_to_it_during_the_sweep(sqlite: SqliteRows) -> None:
-    sqlite.insert([sealed_row(local_encryption(1)) for _ in range(20)])
+    sqlite.insert(rows_under_first(20))
     late = [
         sealed_row(local_encryption(1)) | {"id": f"0000000{number}-0000-4000-8000-000000000000"} for number in (1, 2)
     ]

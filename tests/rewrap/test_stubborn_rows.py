@@ -34,7 +34,7 @@ from tests.support.rewrap.stored_rows import (
     encryption,
     key_settings,
     local_encryption,
-    sealed_row,
+    rows_under_first,
 )
 from tests.support.rewrap.sweeps import Observed, all_rewrapped, bound_row, counts, kms_settings, sweep
 from tests.support.stack.kms import Kms
@@ -44,10 +44,6 @@ from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
 from tests.support.waiting import eventually_async
 
 SECOND = key_settings(2, 1)
-
-
-def _under_first(count: int) -> list[Row]:
-    return [sealed_row(local_encryption(1)) for _ in range(count)]
 
 
 # --- rows that the store refuses
@@ -72,7 +68,7 @@ def refusing(supabase: SupabaseStack) -> Iterator[SupabaseStack]:
 
 
 def _refused(count: int) -> list[Row]:
-    return [row | {"id": f"{_REFUSED_IDS}{n}"} for n, row in enumerate(_under_first(count))]
+    return [row | {"id": f"{_REFUSED_IDS}{n}"} for n, row in enumerate(rows_under_first(count))]
 
 
 @pytest.mark.parametrize(("refused", "others"), [(1, 0), (2, 0), (3, 30)])
@@ -80,7 +76,7 @@ async def test_rows_that_the_store_refuses_are_reported_one_by_one(
     refusing: SupabaseStack, refused: int, others: int
 ) -> None:
     rows, bad = SupabaseRows(refusing), _refused(refused)
-    rows.insert([*bad, *_under_first(others)])
+    rows.insert([*bad, *rows_under_first(others)])
     observed = Observed()
     async with SupabaseStore(refusing).open() as tokens:
         report = await sweep(tokens, local_encryption(2), observed=observed).run()
@@ -98,7 +94,7 @@ def test_a_table_of_refused_rows_ends_the_command_with_1(refusing: SupabaseStack
 
 
 async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(supabase: SupabaseStack) -> None:
-    SupabaseRows(supabase).insert(_under_first(3))
+    SupabaseRows(supabase).insert(rows_under_first(3))
     observed = Observed()
     supabase.sql("revoke update on public.oauth_tokens from service_role")
     try:
@@ -117,13 +113,13 @@ async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(su
 async def test_unreadable_rows_stay_counted_if_a_later_pass_is_stopped(tmp_path: Path, pages: int) -> None:
     """A row that is added before the second count makes a second pass, which is stopped after so many pages."""
     rows = SqliteRows(tmp_path / "vault.db")
-    rows.insert([*broken_rows().values(), *_under_first(10)])
+    rows.insert([*broken_rows().values(), *rows_under_first(10)])
     observed, counting, reading = Observed(), Counter[str](), Counter[str]()
 
     async def at_census() -> None:
         counting["pauses"] += 1
         if counting["pauses"] == 3:  # before the second count
-            rows.insert(_under_first(1))
+            rows.insert(rows_under_first(1))
 
     async def at_page() -> None:
         if counting["pauses"] >= 4:
@@ -213,7 +209,7 @@ def _strategy() -> LocalStrategy:
 
 async def test_a_row_that_is_no_token_counts_as_store_misconfigured(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
-    rows.insert(_under_first(3))
+    rows.insert(rows_under_first(3))
     SqliteStore(rows.path).insert_raw(**raw_row(metadata="{", encryption_scheme="local:v1"))
     async with SqliteStore(rows.path).open() as tokens:
         report = await sweep(tokens, local_encryption(2)).run()
@@ -222,7 +218,7 @@ async def test_a_row_that_is_no_token_counts_as_store_misconfigured(tmp_path: Pa
 
 async def test_a_row_with_a_wrong_new_ciphertext_stays_and_stops_nothing(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
-    good, bad = _under_first(40), _under_first(4)
+    good, bad = rows_under_first(40), rows_under_first(4)
     rows.insert([*good, *bad])
     before = rows.rows()
     strategy = _strategy()
@@ -286,7 +282,7 @@ async def test_credentials_that_stay_expired_end_the_sweep_without_blame(kms: Km
 
 async def test_a_primary_denied_during_a_sweep_ends_it_without_blame(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "vault.db")
-    made = _under_first(5)
+    made = rows_under_first(5)
     rows.insert(made)
 
     def denied(_: str, __: TokenContext) -> Sealed:

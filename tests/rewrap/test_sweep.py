@@ -18,7 +18,6 @@ import pytest
 from app.rewrap.sweep import CONCURRENT_PAGES, PAGE_ROWS, SweepPlan
 from tests.support.rewrap.stored_rows import (
     KEYS,
-    Row,
     Rows,
     SqliteRows,
     SupabaseRows,
@@ -29,7 +28,7 @@ from tests.support.rewrap.stored_rows import (
     key_settings,
     local_encryption,
     refresh_of,
-    sealed_row,
+    rows_under_first,
     what_a_row_holds,
 )
 from tests.support.rewrap.sweeps import (
@@ -52,10 +51,6 @@ from tests.support.waiting import eventually_async
 
 MANY: Final = size(2_000, 20_000)
 _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
-
-
-def _under_first(count: int) -> list[Row]:
-    return [sealed_row(local_encryption(1)) for _ in range(count)]
 
 
 # --- everything is rewrapped
@@ -106,7 +101,7 @@ async def test_counts_are_true_with_lost_answers_capped_pages_and_throttling(kms
     rows = SupabaseRows(supabase)
     under_kms = encryption(kms_settings(kms, primary=True))
     users = 130  # each costs a request to KMS
-    made = [*_under_first(users), *broken_rows().values()]
+    made = [*rows_under_first(users), *broken_rows().values()]
     rows.insert(made)
     before = rows.rows()
     observed = Observed()
@@ -151,7 +146,7 @@ async def test_counts_are_true_with_lost_answers_capped_pages_and_throttling(kms
 async def test_an_interrupted_read_back_continues_with_the_pending_rows(supabase: SupabaseStack) -> None:
     """A page takes several requests to read back. If each lost answer restarted it, it would never end."""
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(PAGE_ROWS))
+    rows.insert(rows_under_first(PAGE_ROWS))
     supabase.faults.cut_after_commit(times=1, when=lambda request: "replace_ciphertexts" in request.target)
     supabase.faults.cut_before(when=_every(4, lambda request: "id=in." in request.target))
     async with opened(rows) as tokens:
@@ -164,7 +159,7 @@ async def test_an_interrupted_read_back_continues_with_the_pending_rows(supabase
 async def test_a_row_locked_for_a_moment_is_rewrapped_and_counted_once(supabase: SupabaseStack) -> None:
     """The lock may belong to the sweep's own first write, whose answer was lost."""
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(5))
+    rows.insert(rows_under_first(5))
     held = next(iter(rows.rows()))
     async with opened(rows) as tokens:
         with supabase.postgres.connect(supabase.database.name) as other:
@@ -178,7 +173,7 @@ async def test_a_row_locked_for_a_moment_is_rewrapped_and_counted_once(supabase:
 
 async def test_a_row_locked_for_long_stops_nothing_and_is_rewrapped_later(supabase: SupabaseStack) -> None:
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(5))
+    rows.insert(rows_under_first(5))
     held = next(iter(rows.rows()))
     async with opened(rows) as tokens:
         with supabase.postgres.connect(supabase.database.name) as other:
@@ -196,7 +191,7 @@ async def test_a_row_locked_for_long_stops_nothing_and_is_rewrapped_later(supaba
 
 async def test_a_store_that_loses_every_answer_leaves_rows_in_doubt(supabase: SupabaseStack) -> None:
     rows = SupabaseRows(supabase)
-    rows.insert(_under_first(30))
+    rows.insert(rows_under_first(30))
     supabase.faults.cut_after_commit(when=lambda request: "replace_ciphertexts" in request.target)
     supabase.faults.answer(503, when=lambda request: request.method == "GET" and "id=in." in request.target)
     async with opened(rows) as tokens:
@@ -210,7 +205,7 @@ async def test_a_store_that_loses_every_answer_leaves_rows_in_doubt(supabase: Su
 
 
 async def test_several_sweeps_at_once_rewrap_each_row_once(rows: Rows) -> None:
-    rows.insert(_under_first(600))
+    rows.insert(rows_under_first(600))
     async with opened(rows) as tokens:
         reports = await asyncio.gather(*(sweep(tokens, local_encryption(2)).run() for _ in range(4)))
     assert sum(report.rewrapped for report in reports) == 600
@@ -222,7 +217,7 @@ async def test_several_sweeps_at_once_rewrap_each_row_once(rows: Rows) -> None:
 
 async def test_scattered_sweeps_rewrap_every_row(rows: Rows) -> None:
     """As background sweeps do. A page holds a fraction of the rows, so that the sweeps reach the beginning again."""
-    rows.insert([*_under_first(150), *broken_rows().values()])
+    rows.insert([*rows_under_first(150), *broken_rows().values()])
     plan = SweepPlan(scattered=True, rows_per_second=40)  # pages of 40
     hasty = SweepPlan(scattered=True)
     async with opened(rows) as tokens:
@@ -267,7 +262,7 @@ class _Forgetful(Observed):
 
 
 async def test_nothing_secret_is_reported_or_printed(kms: Kms, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
-    rows.insert([*_under_first(20), *broken_rows().values()])
+    rows.insert([*rows_under_first(20), *broken_rows().values()])
     before = rows.rows()
     aws_secret = "wJalrXUtnFEMI/K7MDENG"
     service = encryption(kms_settings(kms, primary=True) | {"AWS_SECRET_ACCESS_KEY": aws_secret})

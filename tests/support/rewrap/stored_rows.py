@@ -1,4 +1,4 @@
-"""Rows that are in a store before a sweep comes by, and what became of them."""
+"""Rows in a store before and after a sweep, read and written without the vault."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def key_settings(primary: int, *previous: int) -> dict[str, str]:
 
 
 def encryption(settings: Mapping[str, str]) -> EncryptionService:
-    """Build the service that a process with these settings has."""
+    """Build the encryption service of a process with these settings."""
     values: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
     return build_encryption(Settings(_env_file=None, **values)).service  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
 
 
 @cache
 def local_encryption(version: int) -> EncryptionService:
-    """Return the service that seals under this version and reads every other, derived once."""
+    """Return the service whose primary is this version and that reads every other; its keys are derived once."""
     return encryption(key_settings(version, *(KEYS.keys() - {version})))
 
 
@@ -83,6 +83,11 @@ def sealed_row(service: EncryptionService, *, provider: str = "canvas", **column
     )
 
 
+def rows_under_first(count: int, provider: str = "canvas") -> list[Row]:
+    """Return so many rows under the first master key, each of another user."""
+    return [sealed_row(local_encryption(1), provider=provider) for _ in range(count)]
+
+
 def pulseplan_rows() -> list[tuple[Row, str]]:
     """Return rows as PulsePlan wrote them under the first key, and what they hold."""
     blocks = json.loads(_VECTORS.read_text())
@@ -105,7 +110,7 @@ def pulseplan_rows() -> list[tuple[Row, str]]:
 
 
 def broken_rows() -> dict[str, Row]:
-    """Return rows that nobody can read, by what their error is called."""
+    """Return unreadable rows by the name of their fault."""
     first = local_encryption(1)
     flipped, foreign = sealed_row(first), sealed_row(first)
     flipped["access_token"] = flipped["access_token"][:-4] + ("AAAA" if flipped["access_token"][-4:] != "AAAA" else "B")
@@ -117,7 +122,7 @@ def broken_rows() -> dict[str, Row]:
 
 
 class SqliteRows:
-    """The file of a SQLite store, past the vault."""
+    """The file of a SQLite store."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,7 @@ class SqliteRows:
                 connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", values)  # noqa: S608  a test's own columns
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Put these rows in the place of all that are there."""
+        """Replace all rows by these."""
         with closing(self._connect()) as connection:
             connection.execute("DELETE FROM oauth_tokens")
         self.insert(rows)
@@ -155,7 +160,7 @@ class SqliteRows:
         return int(found)
 
     def settle(self) -> None:
-        """Nothing is under way once its writer is dead."""
+        """Do nothing: SQLite finishes no write of a dead process."""
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))
@@ -164,7 +169,7 @@ class SqliteRows:
 
 
 class SupabaseRows:
-    """The table of a Supabase project, past the vault."""
+    """The table of a Supabase project."""
 
     def __init__(self, stack: SupabaseStack) -> None:
         self.stack = stack
@@ -184,7 +189,7 @@ class SupabaseRows:
         )
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Put these rows in the place of all that are there."""
+        """Replace all rows by these."""
         self.stack.truncate()
         self.insert(rows)
 
@@ -201,8 +206,8 @@ class SupabaseRows:
         return int(found["rows"])
 
     def settle(self) -> None:
-        """Wait until the database has finished what a dead writer has sent."""
-        deadline = time.monotonic() + 10
+        """Wait until the database has finished the writes of a dead process."""
+        deadline = time.monotonic() + 60
         while self.stack.sql(
             "select from pg_stat_activity"
             " where datname = current_database() and state <> 'idle' and pid <> pg_backend_pid()"
@@ -215,7 +220,7 @@ Rows = SqliteRows | SupabaseRows
 
 
 def what_a_row_holds(service: EncryptionService, row: Row) -> tuple[str, str]:
-    """Open both secrets; raises where one does not open."""
+    """Decrypt both secrets; raises an `EncryptionError`."""
 
     def open_one(text: str, field: SecretField) -> str:
         return service.decrypt_token(
