@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ from tests.support.rewrap.stored_rows import (
     rows_under_first,
     what_a_row_holds,
 )
+from tests.support.stack.gateway_faults import Request
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.waiting import eventually
 
 REPLICAS = 2
-ROWS = 1_600  # four seconds of two sweeps
+ROWS = 900
+WRITES_BEFORE_THE_STOP = 2
 
 
 @pytest.fixture
@@ -62,14 +65,22 @@ def _require_whole(before: dict[str, Row], after: dict[str, Row]) -> None:
         assert list(differences_but_for_encryption(before[row_id], row)) == []
 
 
-def test_two_replicas_stop_in_the_middle_and_finish_the_next_time(rows: Rows, tmp_path: Path, serve: Serve) -> None:
-    before = rows.rows()
+def test_two_replicas_stop_in_the_middle_and_finish_the_next_time(
+    rows: Rows, supabase: SupabaseStack, tmp_path: Path, serve: Serve
+) -> None:
+    before, writes = rows.rows(), count(1)
+
+    def is_late_write(request: Request) -> bool:
+        return "replace_ciphertexts" in request.target and next(writes) > WRITES_BEFORE_THE_STOP
+
+    supabase.faults.answer(503, when=is_late_write)  # no sweep can finish before it is stopped
     with ExitStack() as stack:
         replicas = _replicas(stack, serve, rows, tmp_path)
         eventually(lambda: rows.count("local:v2") > 0, within_seconds=120)
         for replica in replicas:
             replica.terminate()
         first = [replica.ended() for replica in replicas]
+    supabase.faults.clear()
     rewrapped = rows.count("local:v2")
     assert 0 < rewrapped < ROWS, "they were stopped in the middle"
     _require_clean_ends(first)
