@@ -1,4 +1,4 @@
-"""A reveal on the embedded store with metrics and the log on, beside each of them and both switched off."""
+"""Reveal on SQLite with metrics and log, beside runs without one or both."""
 
 from __future__ import annotations
 

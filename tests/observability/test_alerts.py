@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard name what the service really has; `make check-alerts` checks more of the rules."""
+"""Alert rules and dashboard use existing metrics; `make check-alerts` checks more of the rules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _expressions = [
 
 @pytest.fixture(scope="module")
 def labels() -> dict[str, set[str]]:
-    """The labels of each series that a scrape has, by its name."""
+    """The labels of each series of a scrape, by name."""
     found: dict[str, set[str]] = {}
     for metric in used_metrics().registry.collect():
         for sample in metric.samples:
@@ -44,21 +44,21 @@ def _without_strings(expression: str) -> str:
 
 
 @pytest.mark.parametrize("expression", _expressions)
-def test_an_expression_names_metrics_and_labels_that_exist(expression: str, labels: dict[str, set[str]]) -> None:
+def test_an_expression_uses_existing_metrics_and_labels(expression: str, labels: dict[str, set[str]]) -> None:
     bare = _without_strings(expression)
     named = set(re.findall(r"\b(?:token_vault_\w+|up(?=\{))", bare))
     assert named
     assert named <= labels.keys()
     for metric, matchers in re.findall(r"\b(\w+)\{([^}]*)\}", bare):
         asked = set(re.findall(r"(\w+)\s*[=!]", matchers))
-        assert "job" in asked, "other services have an `up` too"
+        assert "job" in asked, "other services have the metric `up` too"
         assert asked <= labels[metric] | _OF_EVERY_TARGET, metric
     kept = {label for group in re.findall(r"\bby \(([^)]*)\)", bare) for label in re.findall(r"\w+", group)}
     assert kept <= set.union(_OF_EVERY_TARGET, *(labels[name] for name in named))
 
 
 @pytest.mark.parametrize("expression", _expressions)
-def test_an_expression_is_whole_and_calls_functions_that_prometheus_has(expression: str) -> None:
+def test_an_expression_is_balanced_and_calls_existing_functions(expression: str) -> None:
     bare = _without_strings(expression)
     open_brackets: list[str] = []
     for character in bare:
@@ -73,7 +73,7 @@ def test_an_expression_is_whole_and_calls_functions_that_prometheus_has(expressi
         assert counted[1], f"{counted[0]} is a counter: it takes rate or increase over a time"
 
 
-def test_each_alert_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
+def test_each_alert_has_a_severity_a_summary_and_a_section_in_the_docs() -> None:
     headings = re.findall(r"^### (\w+)$", DOCUMENT.read_text(), re.MULTILINE)
     assert len({rule["alert"] for rule in _alerts}) == len(_alerts)
     for rule in _alerts:
@@ -83,7 +83,7 @@ def test_each_alert_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
         assert f"docs/observability.md#{rule['alert'].lower()}" in rule["annotations"]["description"]
         used = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
         kept = set(re.findall(r"\bby \(([^)]*)\)", rule["expr"])) or {"instance"}
-        assert used <= kept, "a label that the expression has summed away would be empty"
+        assert used <= kept, "a label that the expression drops would be empty"
     assert headings == [rule["alert"] for rule in _alerts], "the document has each, in the rules' order"
 
 
@@ -102,7 +102,7 @@ def test_each_alert_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
         "store_errors_total",
     ],
 )
-def test_what_must_wake_somebody_has_an_alert(metric: str) -> None:
+def test_each_important_metric_has_an_alert(metric: str) -> None:
     assert [rule["alert"] for rule in _alerts if re.search(rf"\btoken_vault_{metric}\b", rule["expr"])]
 
 
@@ -112,7 +112,7 @@ def test_the_dashboard_shows_every_metric(labels: dict[str, set[str]]) -> None:
     assert [name for name in families if not re.search(rf"\b{name}(?:_bucket)?\b", shown)] == []
 
 
-def test_the_dashboards_panels_are_explained_and_lie_beside_each_other() -> None:
+def test_dashboard_panels_are_described_and_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         at = panel["gridPos"]

@@ -1,4 +1,4 @@
-"""How often readiness asks KMS, and what it believes."""
+"""The KMS check of readiness: its rate, and the failures that count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.security.envelopes import envelope
 from tests.support.stack.kms import Kms
 
 
-async def test_kms_is_asked_once_in_ten_seconds_however_often_readiness_is(kms: Kms) -> None:
+async def test_kms_is_probed_once_in_ten_seconds(kms: Kms) -> None:
     clock = Clock()
     check = KmsCheck(kms=envelope(kms).client, monotonic=clock)
     for _ in range(20):
@@ -31,7 +31,7 @@ async def test_kms_is_asked_once_in_ten_seconds_however_often_readiness_is(kms: 
     assert kms.requests[0].context["service"] == "pulseplan"
 
 
-async def test_a_first_failure_is_believed_and_a_single_one_after_a_success_is_not(kms: Kms) -> None:
+async def test_a_single_failure_after_a_success_does_not_count(kms: Kms) -> None:
     clock = Clock()
     process = envelope(kms)
     check = KmsCheck(kms=process.client, monotonic=clock)
@@ -49,7 +49,7 @@ async def test_a_first_failure_is_believed_and_a_single_one_after_a_success_is_n
         await check()
 
 
-async def test_a_denial_is_believed_at_once(kms: Kms) -> None:
+async def test_a_denial_counts_at_once(kms: Kms) -> None:
     clock = Clock()
     check = KmsCheck(kms=envelope(kms).client, monotonic=clock)
     await check()
@@ -59,7 +59,7 @@ async def test_a_denial_is_believed_at_once(kms: Kms) -> None:
         await check()
 
 
-async def test_the_self_test_asks_no_more_often_than_the_probe(kms: Kms) -> None:
+async def test_the_self_test_requests_kms_no_more_often_than_the_probe(kms: Kms) -> None:
     check = encryption_check(envelope(kms).service, keys_are_remote=True)
     kms.faults.error("AccessDeniedException")
     for _ in range(50):

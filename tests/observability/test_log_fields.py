@@ -1,4 +1,4 @@
-"""The list of fields that a log line may have."""
+"""The fields that a log line may have."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ logging.getLogger("some.library").warning("plain", extra={{"token": "CANARY-5"}}
 logging.getLogger("uvicorn.error").info("running on %s", "http://127.0.0.1:1")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder, timeout=120
     )
     assert done.stderr == ""
     return done.stdout
 
 
-def test_an_unknown_field_is_dropped_and_named_and_a_librarys_values_are_withheld(tmp_path: Path) -> None:
+def test_an_unknown_field_is_dropped_and_a_librarys_values_withheld(tmp_path: Path) -> None:
     output = _logged("json", tmp_path)
     ours, library, plain, uvicorn = map(json.loads, output.splitlines())
     assert ours["dropped_fields"] == ["access_token", "unnameable"]
@@ -48,13 +48,13 @@ def test_an_unknown_field_is_dropped_and_named_and_a_librarys_values_are_withhel
     assert "CANARY" not in output
 
 
-def test_the_console_follows_the_same_list(tmp_path: Path) -> None:
+def test_the_console_format_drops_the_same_fields(tmp_path: Path) -> None:
     output = re.sub(r"\x1b\[[0-9;]*m", "", _logged("console", tmp_path))
     assert "CANARY" not in output
     assert re.search(r"tried.*dropped_fields=\['access_token', 'unnameable'\]", output)
 
 
-def test_a_line_of_allowed_fields_is_left_as_it_is() -> None:
+def test_a_line_of_allowed_fields_is_unchanged() -> None:
     line = {"event": "request", "status": 200}
     assert keep_allowed_fields(None, "info", line) is line
     assert line == {"event": "request", "status": 200}
@@ -73,8 +73,8 @@ class _Holder:
     secret: str = field(repr=False)
 
 
-def test_nothing_looks_into_an_object() -> None:
-    """Renderers know dataclasses, models and bytes better than their `repr`, which may be what hides a secret."""
+def test_an_object_is_logged_as_its_type() -> None:
+    """Renderers look into dataclasses, models and bytes, past a `repr` that hides a secret."""
     values = (
         _Holder("a", "CANARY"),
         b"CANARY",
@@ -88,8 +88,7 @@ def test_nothing_looks_into_an_object() -> None:
         assert line == {"reason": type(value).__qualname__, "keys": ["plain", type(value).__qualname__], "status": 200}
 
 
-def test_every_field_that_the_code_logs_is_in_the_list() -> None:
-    """Otherwise it would be written and never be seen."""
+def test_every_field_that_the_code_logs_is_allowed() -> None:
     logged: dict[str, str] = {}
     for path in (ROOT / "app").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""What reaches the log, and what never does."""
+"""The log lines of requests, libraries and errors, and no secret in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "CANARY-access-token"
 REFRESH = "CANARY-refresh-token"
 
 
-def test_every_operation_is_told_by_its_requests_line_with_everything_but_the_secret(service: Service) -> None:
+def test_a_request_line_has_the_facts_of_its_operation_but_no_secret(service: Service) -> None:
     batch = {"tokens": [{"user_id": USER, "provider": "canvas"}, {"user_id": USER, "provider": "google"}]}
     with service.logged() as lines, service.client() as client:
         client.headers["X-Request-ID"] = "request-1"
@@ -57,7 +57,7 @@ def test_every_operation_is_told_by_its_requests_line_with_everything_but_the_se
         ("reveal", "canvas", "token_inactive"),
         ("reveal", "google", "token_not_found"),
     ]
-    assert len(lines) == len(requests) + len(items), "nothing else is logged for them"
+    assert len(lines) == len(requests) + len(items), "no other line"
     for line in lines:
         assert (line["service"], line["request_id"]) == ("full", "request-1")
         assert line is whole_batch or line["user_id"] == USER
@@ -76,7 +76,7 @@ def test_every_operation_is_told_by_its_requests_line_with_everything_but_the_se
     assert "CANARY" not in json.dumps(lines)
 
 
-def test_a_reveal_costs_one_line_and_a_refusal_too(service: Service) -> None:
+def test_a_reveal_and_a_refusal_log_one_line_each(service: Service) -> None:
     with service.client() as client:
         client.put(CANVAS, json={"access_token": SECRET})
         for path, outcome in ((CANVAS, "success"), (f"/v1/users/{USER}/tokens/x", "token_not_found")):
@@ -90,7 +90,7 @@ def test_a_reveal_costs_one_line_and_a_refusal_too(service: Service) -> None:
     ]
 
 
-def test_a_batch_in_which_all_goes_well_is_one_line_and_each_failure_one_more(service: Service) -> None:
+def test_a_batch_logs_one_line_and_one_more_for_each_failure(service: Service) -> None:
     asked = [{"user_id": USER, "provider": name} for name in ("canvas", "google", "apple", "notion")]
     with service.client() as client:
         for one in asked[:3]:
@@ -120,7 +120,7 @@ def test_neither_a_raw_path_nor_a_query_string_is_logged(service: Service) -> No
     ]
     assert "CANARY" not in json.dumps(lines)
     assert lines[1]["provider"] == "canvas"
-    assert "user_id" not in lines[1], "it has not the form of one"
+    assert "user_id" not in lines[1], "it is not a UUID"
 
 
 def test_no_secret_is_logged_at_debug_level_while_the_store_fails(
@@ -154,7 +154,7 @@ def test_no_secret_is_logged_at_debug_level_while_the_store_fails(
     assert "supabase" not in written, "no host, no library's text"
 
 
-def test_an_exception_is_logged_by_type_and_place_and_never_by_text(tmp_path: Path) -> None:
+def test_an_exception_is_logged_by_type_and_frames_without_its_text(tmp_path: Path) -> None:
     program = f"""
 import logging, structlog
 from app.observability.logging import configure_logging
@@ -171,7 +171,7 @@ logging.getLogger("httpcore").debug({SECRET!r})
 logging.getLogger("httpx").info({SECRET!r})
 """
     output = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120
     )
     lines = [json.loads(line) for line in output.stdout.splitlines()]
     assert [line["event"] for line in lines] == ["it_failed", "it_failed"]
@@ -181,7 +181,7 @@ logging.getLogger("httpx").info({SECRET!r})
     assert "CANARY" not in output.stdout + output.stderr
 
 
-def test_whatever_a_field_holds_its_line_is_json_and_not_lost(tmp_path: Path) -> None:
+def test_a_line_is_json_whatever_its_fields_hold(tmp_path: Path) -> None:
     program = """
 import pathlib, structlog
 from app.observability.logging import configure_logging
@@ -191,7 +191,7 @@ log.info("odd", reason="\\ud800", keys=2**70)
 log.info("odd", reason=pathlib.Path("x"), keys={1, 2}, seconds=float("nan"))
 log.info("odd", reason="\\n\\x00\\u2028")
 """
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=30)
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=120)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -203,7 +203,7 @@ log.info("odd", reason="\\n\\x00\\u2028")
     assert output.stderr == b""
 
 
-def test_the_line_of_the_deepest_error_is_one_that_a_pipe_takes_at_once(tmp_path: Path) -> None:
+def test_the_line_of_the_deepest_stack_fits_into_pipe_buf(tmp_path: Path) -> None:
     program = f"""
 import logging, structlog
 from app.observability.logging import configure_logging
@@ -216,7 +216,7 @@ for log in (structlog.get_logger().error, logging.getLogger("some.library").erro
     except RecursionError:
         log("failed" * 1_000 if log.__self__.__class__ is logging.Logger else "failed", exc_info=True)
 """
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=30)
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=tmp_path, timeout=120)
     lines = output.stdout.splitlines(keepends=True)
     assert len(lines) == 2
     for line in lines:
@@ -226,8 +226,8 @@ for log in (structlog.get_logger().error, logging.getLogger("some.library").erro
         assert len(frames) == 25
 
 
-def test_a_defect_is_answered_with_internal_and_logged_without_its_text(tmp_path: Path) -> None:
-    """A route that fails in a way nobody thought of, in the real application."""
+def test_a_defect_is_answered_with_internal_and_logged_without_text(tmp_path: Path) -> None:
+    """A route that raises an unexpected exception, in the real application."""
     program = f"""
 import asyncio, httpx, sys
 from app.config.settings import Settings
@@ -248,7 +248,7 @@ async def main():
 asyncio.run(main())
 """
     output = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120
     )
     line, request = output.stdout.splitlines()
     assert output.stderr.startswith("500 no-store ")
@@ -259,8 +259,8 @@ asyncio.run(main())
         "RuntimeError",
         "request-9",
     )
-    told = json.loads(request)
-    assert (told["event"], told["status"], told["outcome"]) == ("request", 500, "internal")
+    request_line = json.loads(request)
+    assert (request_line["event"], request_line["status"], request_line["outcome"]) == ("request", 500, "internal")
     assert "CANARY" not in output.stdout + output.stderr
 
 
@@ -307,8 +307,8 @@ failing(secret)
 
 
 @pytest.mark.parametrize("loop_kind", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("which", ["handled", "by itself"])
-def test_what_nobody_catches_is_logged_by_type_and_place(tmp_path: Path, which: str, loop_kind: str) -> None:
+@pytest.mark.parametrize("which", ["handled", "default"])
+def test_unhandled_errors_are_logged_by_type_and_frames(tmp_path: Path, which: str, loop_kind: str) -> None:
     """A lost task, a failing callback, a thread, a warning, a finaliser, and the program itself."""
     output = subprocess.run(
         [sys.executable, "-c", _UNCAUGHT, SECRET, which, loop_kind],
@@ -316,7 +316,7 @@ def test_what_nobody_catches_is_logged_by_type_and_place(tmp_path: Path, which: 
         text=True,
         check=False,
         cwd=tmp_path,
-        timeout=30,
+        timeout=120,
     )
     assert (output.returncode, output.stderr) == (1, "")
     assert "CANARY" not in output.stdout

@@ -1,4 +1,4 @@
-"""Traces: which spans there are, and that nothing of a caller's is in them."""
+"""Traces: the spans, and no data of a caller in them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, StatusCode
-from starlette.types import Receive, Send
-from starlette.types import Scope as AsgiScope
 
-from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
-from app.config.settings import Settings
-from app.main import create_app
 from app.observability.tracing import Tracing
 from tests.support.api.service import running_service
+from tests.support.observability.application import running_application
 from tests.support.process.home import run
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
@@ -41,32 +37,12 @@ PARENT = "00f067aa0ba902b7"
 
 @asynccontextmanager
 async def _traced(folder: Path, **settings: str) -> AsyncIterator[tuple[httpx.AsyncClient, InMemorySpanExporter]]:
-    """The real application in this process, and the spans that it has ended."""
-    key = generate_key()
-    entry = ServiceKey(service="tests", sha256=hash_key(key), scopes=frozenset(Scope))
-    values = {
-        "TOKEN_ENCRYPTION_KEY": MASTER_KEY,
-        "SQLITE_PATH": str(folder / "vault.db"),
-        "SERVICE_KEYS": render_key_list([entry]),
-        "METRICS_CENSUS_SECONDS": "0",
-        **settings,
-    }
+    """Run the application in this process, with the spans that have ended."""
     exporter = InMemorySpanExporter()
-    app = create_app(
-        Settings(_env_file=None, **values),  # type: ignore[call-arg, arg-type]  # pydantic-settings parses them
-        tracing=Tracing(processor=SimpleSpanProcessor(exporter)),
-    )
-    async with app.router.lifespan_context(app) as state:
-
-        async def with_state(scope: AsgiScope, receive: Receive, send: Send) -> None:
-            scope["state"] = dict(state or {})
-            await app(scope, receive, send)
-
-        transport = httpx.ASGITransport(app=with_state)
-        headers = {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://vault", headers=headers) as client:
-            exporter.clear()
-            yield client, exporter
+    tracing = Tracing(processor=SimpleSpanProcessor(exporter))
+    async with running_application(folder, tracing=tracing, **settings) as client:
+        exporter.clear()
+        yield client, exporter
 
 
 def _context(span: ReadableSpan) -> SpanContext:
@@ -75,12 +51,12 @@ def _context(span: ReadableSpan) -> SpanContext:
     return context
 
 
-def _told(spans: tuple[ReadableSpan, ...]) -> str:
-    """Return everything that an exporter could send."""
+def _exported(spans: tuple[ReadableSpan, ...]) -> str:
+    """Return everything that an exporter can send."""
     return " ".join(span.to_json() + repr(_context(span)) for span in spans)
 
 
-async def test_a_request_is_a_span_by_its_template_with_the_store_calls_below(tmp_path: Path) -> None:
+async def test_a_request_span_has_its_route_and_child_spans_of_the_store(tmp_path: Path) -> None:
     async with _traced(tmp_path) as (client, exporter):
         await client.put(CANVAS, json={"access_token": CANARY})
         *below, request = exporter.get_finished_spans()
@@ -96,7 +72,7 @@ async def test_a_request_is_a_span_by_its_template_with_the_store_calls_below(tm
     assert {span.parent.span_id for span in below if span.parent} == {_context(request).span_id}
 
 
-async def test_a_callers_traceparent_is_honoured_and_nothing_else_of_its_headers(tmp_path: Path) -> None:
+async def test_only_traceparent_is_read_from_a_callers_headers(tmp_path: Path) -> None:
     headers = {
         "traceparent": f"00-{TRACE}-{PARENT}-01",
         "tracestate": f"vendor={CANARY}",
@@ -112,11 +88,11 @@ async def test_a_callers_traceparent_is_honoured_and_nothing_else_of_its_headers
     assert {f"{_context(span).trace_id:032x}" for span in spans} == {TRACE}
     assert spans[-1].parent is not None
     assert f"{spans[-1].parent.span_id:016x}" == PARENT
-    assert CANARY not in _told(spans)
-    assert alone.parent is None, "what has not the form of one is no parent"
+    assert CANARY not in _exported(spans)
+    assert alone.parent is None, "a malformed traceparent is ignored"
 
 
-async def test_no_span_holds_anything_secret_of_body_path_query_or_headers(tmp_path: Path) -> None:
+async def test_no_span_contains_body_path_query_or_headers(tmp_path: Path) -> None:
     async with _traced(tmp_path) as (client, exporter):
         await client.put(CANVAS, json={"access_token": CANARY, "refresh_token": CANARY, "metadata": {"a": CANARY}})
         await client.get(CANVAS, params={"include": "refresh_token"})
@@ -126,13 +102,13 @@ async def test_no_span_holds_anything_secret_of_body_path_query_or_headers(tmp_p
         await client.request(CANARY, CANVAS)
         spans = exporter.get_finished_spans()
     assert len([span for span in spans if span.name.startswith(("GET", "PUT", "other"))]) == 6
-    told = _told(spans)
+    exported = _exported(spans)
     for hidden in (CANARY, USER, MASTER_KEY, str(tmp_path)):
-        assert hidden not in told
+        assert hidden not in exported
     assert [event for span in spans for event in span.events] == [], "no exception is recorded"
 
 
-async def test_an_error_is_told_by_its_code(tmp_path: Path) -> None:
+async def test_a_failed_span_has_the_errors_code(tmp_path: Path) -> None:
     nobody = {"TOKEN_STORE": "supabase", "SUPABASE_URL": "http://127.0.0.1:1", "SUPABASE_SERVICE_KEY": "key"}
     async with _traced(tmp_path, **nobody) as (client, exporter):
         assert (await client.get(CANVAS)).status_code == 503
@@ -145,7 +121,7 @@ async def test_an_error_is_told_by_its_code(tmp_path: Path) -> None:
         assert list(span.events) == []
 
 
-async def test_a_defect_is_an_internal_error_without_its_text() -> None:
+async def test_a_defect_leaves_the_code_internal_without_its_text() -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing(processor=SimpleSpanProcessor(exporter))
 
@@ -156,10 +132,10 @@ async def test_a_defect_is_an_internal_error_without_its_text() -> None:
         await tracing.store_call("get", broken())
     [span] = exporter.get_finished_spans()
     assert dict(span.attributes or {}) == {"db.operation.name": "get", "error.type": "internal"}
-    assert CANARY not in _told((span,))
+    assert CANARY not in _exported((span,))
 
 
-async def test_what_kms_is_asked_is_a_span_below_the_request_though_a_thread_asks(kms: Kms, tmp_path: Path) -> None:
+async def test_a_kms_request_in_a_thread_is_a_child_of_the_request_span(kms: Kms, tmp_path: Path) -> None:
     async with _traced(tmp_path, **kms.environment()) as (client, exporter):
         assert (await client.put(CANVAS, json={"access_token": CANARY})).status_code == 201
         spans = {span.name: span for span in exporter.get_finished_spans()}
@@ -167,11 +143,11 @@ async def test_what_kms_is_asked_is_a_span_below_the_request_though_a_thread_ask
     assert asked.parent is not None
     assert asked.parent.span_id == _context(request).span_id
     assert dict(asked.attributes or {}) == {"rpc.service": "KMS", "rpc.method": "GenerateDataKey"}
-    assert "arn:" not in _told(tuple(spans.values()))
+    assert "arn:" not in _exported(tuple(spans.values()))
 
 
 class _Collector(BaseHTTPRequestHandler):
-    """A collector that speaks OTLP over HTTP; `received` is on its server."""
+    """A collector for OTLP over HTTP; its server has the attribute `received`."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -209,7 +185,7 @@ def _spans_of(received: list[bytes]) -> list[Any]:
     ]
 
 
-def test_the_service_sends_its_spans_to_the_collector_that_the_environment_names(tmp_path: Path) -> None:
+def test_spans_reach_the_collector_that_the_environment_names(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "vault.db")
     with _collector() as (url, received):
         settings = {**store.environment(), "OTEL_TRACES": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
@@ -225,7 +201,7 @@ def test_the_service_sends_its_spans_to_the_collector_that_the_environment_names
     assert USER.encode() not in sent
 
 
-def test_a_collector_that_is_gone_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_a_lost_collector_delays_neither_calls_nor_the_end(tmp_path: Path) -> None:
     settings = {
         **SqliteStore(tmp_path / "vault.db").environment(),
         "OTEL_TRACES": "true",
@@ -234,16 +210,16 @@ def test_a_collector_that_is_gone_keeps_nobody_waiting(tmp_path: Path) -> None:
     with running_service(tmp_path, settings) as vault, vault.client() as client:
         assert client.put(CANVAS, json={"access_token": CANARY}).status_code == 201
         vault.process.terminate()
-        assert vault.process.wait(20) == 0
+        assert vault.process.wait(60) == 0
     lines = [json.loads(line) for line in vault.log.read_text().splitlines()]
     assert lines[-1]["event"] != "failed"
     assert CANARY not in vault.log.read_text()
 
 
-def test_without_the_extra_the_start_stops_with_one_line(tmp_path: Path) -> None:
+def test_without_the_extra_the_start_fails_with_one_line(tmp_path: Path) -> None:
     program = """
 import sys
-sys.modules["opentelemetry.sdk"] = None  # as where it is not installed
+sys.modules["opentelemetry.sdk"] = None  # as if it were not installed
 from app.cli import main
 main(["serve"])
 """

@@ -1,10 +1,9 @@
-"""`/metrics` where `serve --workers` runs several processes."""
+"""`/metrics` of several worker processes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,8 +16,7 @@ from tests.support.process.server import Serve, Server
 from tests.support.process.wire import token_path
 from tests.support.process.workers import workers_of
 from tests.support.stack.loopback import PLAIN_HTTP
-
-_WAIT_SECONDS = 20.0
+from tests.support.waiting import eventually
 
 
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Home, Path]:
@@ -29,7 +27,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Home, Path]:
 
 
 def _store_one(server: Server, *, times: int) -> None:
-    """Store over a new connection each time, so that both workers get some."""
+    """Store over a new connection each time, which any worker accepts."""
     for _ in range(times):
         with server.client() as client:
             assert client.put(token_path(uuid4()), json={"access_token": "x"}).status_code == 201
@@ -44,7 +42,7 @@ def _stores(seen: Exposed) -> float:
     return seen.value("token_vault_token_operations_total", operation="store", provider="canvas", outcome="success")
 
 
-def test_any_worker_tells_for_all_and_a_killed_ones_counts_stay_while_its_gauges_go(
+def test_any_worker_shows_all_and_a_dead_ones_counters_stay(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, temporary = _home(tmp_path, monkeypatch)
@@ -52,13 +50,13 @@ def test_any_worker_tells_for_all_and_a_killed_ones_counts_stay_while_its_gauges
         [folder] = temporary.glob("token-vault-metrics-*")
         before = workers_of(server)
         _store_one(server, times=30)
-        assert [_stores(_scraped(server)) for _ in range(6)] == [30] * 6, "whoever answers"
+        assert [_stores(_scraped(server)) for _ in range(6)] == [30] * 6, "from either worker"
         killed = min(before)
         assert [file for file in folder.glob("gauge_live*.db") if file.name.endswith(f"_{killed}.db")]
         os.kill(killed, signal.SIGKILL)
         _wait_for_a_new_worker(server, killed)
         seen = _scraped(server)
-        assert _stores(seen) == 30, "what a dead worker did was done"
+        assert _stores(seen) == 30, "the counters of a dead worker stay"
         assert [file for file in folder.glob("gauge_live*.db") if file.name.endswith(f"_{killed}.db")] == []
         assert seen.value("token_vault_build_info", **dict(next(iter(seen.labelled("token_vault_build_info"))))) == 1
         assert seen.value("token_vault_ready") == 1
@@ -66,29 +64,25 @@ def test_any_worker_tells_for_all_and_a_killed_ones_counts_stay_while_its_gauges
         _store_one(server, times=5)
         assert _stores(_scraped(server)) == 35
         assert server.stop().exit_code == 0
-    assert list(temporary.glob("token-vault-metrics-*")) == [], "the folder goes with the service"
+    assert list(temporary.glob("token-vault-metrics-*")) == [], "the folder is removed at the end"
 
 
 def _wait_for_a_new_worker(server: Server, killed: int) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < deadline:
+    def replaced() -> bool:
         workers = workers_of(server)
-        if killed not in workers and len(workers) == 2 and _answers(server):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no new worker:\n{server.output}")
+        return killed not in workers and len(workers) == 2 and _answers(server)
+
+    eventually(replaced, within_seconds=120)
 
 
 def _answers(server: Server) -> bool:
     try:
-        return httpx.get(f"{server.url}/healthz", trust_env=False, timeout=2, verify=PLAIN_HTTP).is_success
+        return httpx.get(f"{server.url}/healthz", trust_env=False, timeout=30, verify=PLAIN_HTTP).is_success
     except httpx.TransportError:
         return False
 
 
-def test_one_process_makes_no_folder_and_takes_no_one_elses(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_process_uses_no_metrics_folder(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     home, temporary = _home(tmp_path, monkeypatch)
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -1,4 +1,4 @@
-"""Prometheus's text format read back, and a set of metrics in which each has a sample."""
+"""Scrapes parsed from Prometheus's text format, and metrics that all have a sample."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """What one scrape said: each series with its value."""
+    """One scrape: each series with its value."""
 
     text: str
     series: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
     def value(self, name: str, **labels: str) -> float:
-        """Return the value of one series; 0 where there is none yet."""
+        """Return the value of one series, 0 if it does not exist."""
         return self.series.get((name, frozenset(labels.items())), 0.0)
 
     def labelled(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
         return {labels: value for (found, labels), value in self.series.items() if found == name}
+
+    def increase(self, before: Exposed, name: str) -> dict[frozenset[tuple[str, str]], float]:
+        """Return how much each series of this name has grown, without those that have not."""
+        earlier = before.labelled(name)
+        grown = {labels: value - earlier.get(labels, 0.0) for labels, value in self.labelled(name).items()}
+        return {labels: by for labels, by in grown.items() if by}
 
 
 def scraped(client: httpx.Client) -> Exposed:
@@ -44,12 +50,12 @@ def scraped(client: httpx.Client) -> Exposed:
 def read(text: str) -> Exposed:
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     series = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
-    assert len(series) == len(samples), "a series stands there twice"
+    assert len(series) == len(samples), "a series occurs twice"
     return Exposed(text, series)
 
 
 def used_metrics() -> VaultMetrics:
-    """Return metrics of which everything was used once, so that each has a sample with all its labels."""
+    """Return metrics that were all used once, so each has a sample with all its labels."""
     metrics = VaultMetrics(local_versions=[1])
     metrics.requests.began()
     metrics.requests.ended("/v1/encryption", "GET", 200, 0.01)
