@@ -11,14 +11,16 @@ import resource
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.observability.metrics.requests import WireMetrics
 from app.server.security_headers import SECURITY_HEADERS
+
+if TYPE_CHECKING:  # `serve` imports this module before it has set prometheus-client's folder, which is read on import
+    from app.observability.metrics.requests import WireMetrics
 
 _SLICE_BYTES: Final = 4096
 _RESERVED_DESCRIPTORS: Final = 200  # for the store, KMS, the audit trail, the key file and uvicorn itself
