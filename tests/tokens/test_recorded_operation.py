@@ -55,6 +55,7 @@ class _Observer:
 @asynccontextmanager
 async def _opened(folder: Path, trail: _Trail, observer: _Observer) -> AsyncIterator[TokenVault]:
     encryption = EncryptionService(primary=LocalStrategy(keyring=keyring()), counters=InMemoryCounters())
+    encryption.encrypt_token("derives the key, which a busy machine may not do in time", str(uuid4()))
     async with SqliteStore(folder / "vault.db").open() as tokens:
         events = TokenEvents(audit=trail, observers=[observer])
         yield TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=events)
