@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from supabase import AsyncClient
 
 from app.config.database.supabase import open_supabase_client
-from app.errors import StoreError, StoreMisconfigured, StoreUnavailable
+from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.rows import (
     COLUMNS,
     changed_columns,
@@ -23,6 +23,7 @@ from app.stores.rows import (
     from_columns,
     to_columns,
 )
+from app.stores.supabase.lost_answers import confirm_delete, confirm_write
 from app.stores.supabase.postgrest import (
     NOT_ROWS,
     UnknownOutcomeError,
@@ -43,7 +44,6 @@ _CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways accept
 _CENSUS_FUNCTION: Final = "token_vault_census"
 _CENSUS_SECONDS: Final = 310.0  # longer than the function's statement_timeout in migration 0003
 _COLUMNS: Final = ",".join(COLUMNS)
-_SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
 
 class SupabaseRepository:
@@ -103,7 +103,7 @@ class SupabaseRepository:
         try:
             rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
-            return await self._confirmed(token, set(COLUMNS), unknown)
+            return await confirm_write(token, set(COLUMNS), unknown, read_back=self._read_row)
         return from_columns(rows[0]) if rows else None
 
     async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
@@ -113,7 +113,7 @@ class SupabaseRepository:
         try:
             rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
-            return await self._confirmed(after, set(columns), unknown)
+            return await confirm_write(after, set(columns), unknown, read_back=self._read_row)
         return from_columns(rows[0]) if rows else None
 
     async def delete(self, token: StoredToken) -> bool:
@@ -121,9 +121,7 @@ class SupabaseRepository:
         try:
             rows = await execute_write(query)
         except UnknownOutcomeError as unknown:
-            if await self._find(token.id, unknown) is None:
-                return True
-            raise unknown.store_error from None
+            return await confirm_delete(token, unknown, read_back=self._read_row)
         return bool(rows)
 
     async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
@@ -240,24 +238,8 @@ class SupabaseRepository:
             if len(rows) == count:
                 return found
 
-    async def _confirmed(self, written: StoredToken, columns: set[str], unknown: UnknownOutcomeError) -> StoredToken:
-        """Return the row after a write whose answer was lost; raise if the row does not hold what was written.
-
-        No two encryptions give the same ciphertext, so a written ciphertext and the version identify the write. If no
-        secret was written, every written column must match.
-        """
-        row = await self._find(written.id, unknown)
-        if row is not None and row.version == written.version:
-            differing = columns & changed_columns(row, written).keys()
-            if not differing & (_SECRETS if columns & _SECRETS else columns):
-                return row
-        raise unknown.store_error from None
-
-    async def _find(self, row_id: str, unknown: UnknownOutcomeError) -> StoredToken | None:
-        try:
-            rows, _ = await execute_read(self._select().eq("id", row_id))
-        except StoreError:
-            raise unknown.store_error from None
+    async def _read_row(self, row_id: str) -> StoredToken | None:
+        rows, _ = await execute_read(self._select().eq("id", row_id))
         return from_columns(rows[0]) if rows else None
 
 
