@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.audit.line_format import Chain
+from app.audit.chained_lines import Chain
 from app.audit.log_files import LogFiles
 from app.audit.targets import AuditTarget, FileTarget, StreamTarget, is_stream
 from app.audit.trail import SignedAuditTrail
 from app.audit.writer import AuditCounters
-from app.callers.key_directory import ServiceKeyDirectory
 from app.callers.rate_limits import RequestLimits
+from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import audit_key
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied, KeyUnavailable
-from app.observability.counters import InMemoryAuditCounters, InMemoryCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters, InMemoryCounters
 from app.observability.readiness import (
     TIMEOUT,
     Check,

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from app.callers.key_directory import ServiceKeyDirectory
+from app.callers.service_key_directory import ServiceKeyDirectory
 from app.composition import Encryption, load_tracing
 from app.config.settings import Settings, metrics_folder
 from app.observability.metrics.exposition import Exposition
 from app.observability.metrics.registry import VaultMetrics
 from app.observability.metrics.store import BackgroundCensus, RowMetrics
 from app.observability.readiness import Readiness
-from app.stores.instrumentation import InstrumentedRepository
+from app.stores.instrumented_repository import InstrumentedRepository
 from app.tokens.cipher import TokenCipher
 from app.tokens.repository import TokenRepository
 
 if TYPE_CHECKING:
-    from app.observability.metrics.workers import WorkerFolder
+    from app.observability.metrics.worker_files import WorkerFolder
     from app.observability.tracing import Tracing
 
 
@@ -68,7 +68,7 @@ def build_instrumentation(settings: Settings, tracing: Tracing | None) -> Instru
     if settings.metrics:
         folder = metrics_folder()
         if folder is not None:  # before the first metric, whose files another worker would remove as a dead worker's
-            from app.observability.metrics.workers import WorkerFolder  # noqa: PLC0415  needs Unix
+            from app.observability.metrics.worker_files import WorkerFolder  # noqa: PLC0415  needs Unix
 
             workers = WorkerFolder(folder)
         keyring = settings.keyring()

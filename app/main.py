@@ -16,7 +16,7 @@ from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
 from app.api.routes import routers
-from app.callers.key_directory import ServiceKeyDirectory
+from app.callers.service_key_directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
     build_encryption,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from app.callers.key_file import add_key
+from app.callers.service_key_file import add_key
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from benchmarks.attackers import prepare
 from benchmarks.bench import Bench

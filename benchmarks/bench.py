@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from app.callers.key_file import add_key
+from app.callers.service_key_file import add_key
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from app.security.keyring import new_key_text
 from benchmarks.load import Load, Plan, drive

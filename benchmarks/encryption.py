@@ -12,7 +12,7 @@ from statistics import median
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy_formats import PBKDF2_ITERATIONS, PulsePlanLocalReader

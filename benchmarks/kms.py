@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.aead import CommittingAead
 from app.security.context import SecretField, TokenContext
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory

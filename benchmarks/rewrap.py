@@ -18,7 +18,7 @@ import psycopg
 
 from app.composition import Encryption, build_encryption, open_repository
 from app.config.settings import Settings
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.rewrap.key_ranges import Shard
 from app.security.kms.cost import price_of
 from app.security.kms.data_key_cache import DataKeyCache

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from app import errors
 from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
-from app.api.preconditions import ENTITY_TAG_PATTERN
+from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
 from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest, Token
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN

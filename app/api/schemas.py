@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from app.api.conditional_requests import entity_tag
 from app.api.problems import Problem
 from app.errors import InvalidRequest
 from app.tokens.models import (
@@ -325,6 +326,6 @@ def json_response(body: BaseModel, *, status: int = 200, version: int | None = N
 
     Routes return this response because FastAPI would validate the model a second time.
     """
-    headers = {} if version is None else {"ETag": f'"{version}"'}
+    headers = {} if version is None else {"ETag": entity_tag(version)}
     content = body.model_dump_json(exclude_unset=True)
     return Response(content, status, headers, media_type="application/json")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.audit.keys import AuditKey
-from app.audit.line_format import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.chained_lines import MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.log_files import LogFiles, bytes_of_complete_lines, is_being_written, lines_from_the_end, opened
+from app.audit.signing_key import AuditKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from app.audit.line_format import CHAIN_PATTERN
+from app.audit.chained_lines import CHAIN_PATTERN
 
 _NAME: Final = re.compile(rf"(.*)\.({CHAIN_PATTERN})\.([0-9]{{6,12}})(\.[^.]*)?")
 _BLOCK_BYTES: Final = 64 * 1024

@@ -9,9 +9,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
-from app.audit.keys import AuditKey
-from app.audit.line_format import EVENT, Line, parse_line
+from app.audit.chained_lines import EVENT, Line, parse_line
 from app.audit.log_files import opened
+from app.audit.signing_key import AuditKey
 
 EVENT_BYTES: Final = 64 * 1024  # an event has about 700; a longer one was edited
 _KIND: Final = b',"kind":"event",'

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from app.audit.line_format import event_members
+from app.audit.chained_lines import event_members
 from app.errors import AuditUnavailable
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from app.audit.chain_checkpoint import ChainCheckpoint, unnamed_chains
-from app.audit.keys import AuditKey
 from app.audit.log_files import LogFiles
+from app.audit.signing_key import AuditKey
 
 FILE_CHECK_SECONDS: Final = 0.1
 STANDARD_OUTPUT: Final = 1

@@ -11,9 +11,9 @@ from typing import Final
 
 import structlog
 
-from app.audit.keys import AuditKey
-from app.audit.line_format import Chain
+from app.audit.chained_lines import Chain
 from app.audit.refusal_limiter import RefusalLimiter
+from app.audit.signing_key import AuditKey
 from app.audit.targets import AuditTarget
 from app.audit.writer import (
     FLUSH_SECONDS,

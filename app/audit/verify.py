@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.audit.chain_checkpoint import ChainCheckpoint, checkpoints_of
-from app.audit.keys import AuditKey
-from app.audit.line_format import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
+from app.audit.chained_lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.log_files import chain_of_file, is_being_written, opened
+from app.audit.signing_key import AuditKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Final, Literal, Protocol
 
 import structlog
 
-from app.audit.keys import AuditKey
-from app.audit.line_format import Chain, end_members, event_members, resumed_members, start_members
+from app.audit.chained_lines import Chain, end_members, event_members, resumed_members, start_members
 from app.audit.retry_buffer import RetryBuffer
+from app.audit.signing_key import AuditKey
 from app.audit.targets import AuditTarget, WriteError
 from app.tokens.events import TokenEvent
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from app.callers.key_file import add_key
+from app.callers.service_key_file import add_key
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from app.cli.errors import UsageError, settings_or_stop
 from app.config.settings import ENV_FILE, Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from app.callers.key_file import add_key, read_key_file, revoke_keys
+from app.callers.service_key_file import add_key, read_key_file, revoke_keys
 from app.callers.service_keys import KeyListError, Scope, ServiceKey, generate_key, hash_key, parse_key_list
 from app.cli.errors import UsageError, settings_or_stop
 from app.cli.output import print_table

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode
 
-from app.audit.keys import AuditKey, decode_audit_key
+from app.audit.signing_key import AuditKey, decode_audit_key
 from app.config.source import FROM_ENVIRONMENT
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import structlog
 
-from app.callers.key_directory import ServiceKeyDirectory
+from app.callers.service_key_directory import ServiceKeyDirectory
 from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
 from app.security.service import EncryptionService
 from app.single_flight import AsyncSingleFlight, Flight

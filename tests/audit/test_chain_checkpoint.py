@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.audit.line_format import digest
+from app.audit.chained_lines import digest
 from tests.support.audit.trails import (
     OTHER_KEY,
     an_event,

@@ -15,7 +15,7 @@ import pytest
 from app.audit.targets import DiskCalls
 from app.audit.writer import Sync
 from app.errors import AuditUnavailable
-from app.observability.counters import InMemoryAuditCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters
 from tests.support.audit.trails import (
     an_event,
     append_all,

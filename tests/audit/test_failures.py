@@ -21,7 +21,7 @@ from app.audit.targets import FILE_CHECK_SECONDS, StreamTarget
 from app.audit.trail import MAXIMUM_PENDING, SignedAuditTrail
 from app.audit.writer import Sync
 from app.errors import AuditUnavailable
-from app.observability.counters import InMemoryAuditCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters
 from tests.support.audit.trails import (
     RECOVERY_SECONDS,
     an_event,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.audit.line_format import Chain
+from app.audit.chained_lines import Chain
 from app.audit.log_files import LogFiles
 from app.audit.targets import FileTarget, WriteError
 from tests.support.audit.trails import KEY, files, keep, members, mode, verified

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.audit.keys import AuditKey
 from app.audit.reader import EventFilter, search_events
+from app.audit.signing_key import AuditKey
 from tests.support.audit.trails import KEY, OTHER_KEY, keep
 
 NOW = datetime.now(UTC)

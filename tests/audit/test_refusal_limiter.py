@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.audit.refusal_limiter import RefusalLimiter
 from app.errors import Unauthenticated
-from app.observability.counters import InMemoryAuditCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters
 from app.tokens.models import Caller
 from tests.support.audit.trails import WITHOUT_KEY, an_event, append_all, files, members, opened_trail
 

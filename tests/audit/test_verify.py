@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.audit.line_format import Chain
+from app.audit.chained_lines import Chain
 from app.audit.verify import VerificationReport
 from tests.support.audit.trails import (
     KEY,

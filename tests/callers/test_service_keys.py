@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.callers.key_file import add_key, read_key_file
+from app.callers.service_key_file import add_key, read_key_file
 from app.callers.service_keys import KeyListError, Scope, ServiceKey, parse_key_list
 
 HASH = "0" * 64

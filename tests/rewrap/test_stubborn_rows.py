@@ -13,7 +13,7 @@ import pytest
 
 from app.config.settings import Settings
 from app.errors import KeyDenied, StoreMisconfigured
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.outcomes import MAXIMUM_REPORTED_ROWS, ReportedRows
 from app.rewrap.report import SweepReport

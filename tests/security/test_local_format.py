@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
 from app.security.local import LocalStrategy
 from app.security.service import EncryptionService

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import AuditUnavailable, TokenNotFound
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.local import LocalStrategy
 from app.security.service import EncryptionService
 from app.tokens.cipher import TokenCipher

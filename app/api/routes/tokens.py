@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import errors
+from app.api.conditional_requests import ChangeCondition, StoreCondition
 from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
 from app.api.openapi import (
     BODY_ERRORS,
@@ -26,7 +27,6 @@ from app.api.openapi import (
     extra,
     responses,
 )
-from app.api.preconditions import ChangeCondition, StoreCondition
 from app.api.request_body import strict_body
 from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, json_response
 from app.callers.service_keys import Scope

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import KeyUnavailable
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.kms.circuit_breaker import COOL_DOWN_SECONDS, FAILURES, CircuitBreaker
 from tests.support.security.clock import Clock
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pydantic import SecretStr
 
 from app.errors import IntegrityError, KeyUnavailable
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.aead import CommittingAead
 from app.security.context import SecretField, TokenContext, length_prefixed
 from app.security.kms.data_key_cache import DataKey, DataKeyCache, fingerprint

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from app.audit.keys import AuditKey
-from app.audit.line_format import Chain, parse_line
+from app.audit.chained_lines import Chain, parse_line
 from app.audit.log_files import LogFiles
+from app.audit.signing_key import AuditKey
 from app.audit.targets import SYSTEM_CALLS, AuditTarget, DiskCalls, FileTarget
 from app.audit.trail import SignedAuditTrail
 from app.audit.verify import VerificationReport, Verifier
 from app.audit.writer import FLUSH_SECONDS, Sync
 from app.errors import AuditUnavailable
-from app.observability.counters import InMemoryAuditCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters
 from app.security.context import SecretField
 from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import Caller, TokenId

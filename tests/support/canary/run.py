@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from app.audit.keys import AuditKey, decode_audit_key
+from app.audit.signing_key import AuditKey, decode_audit_key
 from app.audit.verify import VerificationReport
 from tests.support.api.service import running_service
 from tests.support.audit.trails import files, members, verified

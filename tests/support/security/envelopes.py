@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
 from app.security.kms.client import DEADLINE_SECONDS, KmsClient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.observability.counters import InMemoryCounters
+from app.observability.in_memory_counters import InMemoryCounters
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local import LocalStrategy

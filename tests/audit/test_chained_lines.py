@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from app.audit.keys import decode_audit_key
-from app.audit.line_format import event_members
+from app.audit.chained_lines import event_members
+from app.audit.signing_key import decode_audit_key
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller
 from tests.support.audit.trails import KEY, KEY_TEXT, SECRET, an_event, keep, members

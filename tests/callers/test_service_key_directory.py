@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.callers.key_directory import ServiceKeyDirectory
+from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from app.errors import Unauthenticated
 

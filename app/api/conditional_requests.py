@@ -1,4 +1,7 @@
-"""Preconditions from `If-Match` and `If-None-Match` (RFC 9110 §13). `app.api.openapi` documents the headers."""
+"""Conditional requests (RFC 9110 §13): the ETag, and preconditions from `If-Match` and `If-None-Match`.
+
+`app.api.openapi` documents the headers.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,11 @@ from app.tokens.models import Precondition
 ENTITY_TAG_PATTERN = r'(W/)?"[!#-~]*"'
 _ENTITY_TAGS = re.compile(rf"\s*{ENTITY_TAG_PATTERN}\s*(?:,\s*{ENTITY_TAG_PATTERN}\s*)*")
 _VERSION_TAG = re.compile(r'(?<!/)"([1-9][0-9]{0,18})"')
+
+
+def entity_tag(version: int) -> str:
+    """Return the ETag of a token: its version in quotes."""
+    return f'"{version}"'
 
 
 async def precondition_of_change(request: Request) -> Precondition:

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final
 
-from app.audit.keys import AuditKey
+from app.audit.signing_key import AuditKey
 from app.tokens.events import TokenEvent
 
 START: Final = "start"
