@@ -31,7 +31,8 @@ from app.observability.readiness import (
 )
 from app.observability.request_log import OperationLog
 from app.security.counters import EncryptionCounters
-from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
+from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
+from app.security.kms.connection import ConnectionSettingsError
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local import LocalStrategy
@@ -47,7 +48,7 @@ from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
     from app.observability.tracing import Tracing
-    from app.security.kms.client import KmsClient, KmsWatch
+    from app.security.kms.client import KmsClient, KmsObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Encryption:
 
 
 def build_encryption(
-    settings: Settings, *, counters: EncryptionCounters | None = None, observe_kms: KmsWatch = nullcontext
+    settings: Settings, *, counters: EncryptionCounters | None = None, observe_kms: KmsObserver = nullcontext
 ) -> Encryption:
     """Build the primary strategy and every reader that the settings allow; raises `SettingsError`.
 
@@ -91,7 +92,7 @@ def build_encryption(
             counters=counters,
         )
         # the primary comes first
-        strategies.insert(0 if settings.use_kms else 1, KmsEnvelopeStrategy(kms=kms, data_keys=data_keys))
+        strategies.insert(0 if settings.use_kms else 1, KmsEnvelopeStrategy(key_service=kms, data_keys=data_keys))
     service = EncryptionService(
         primary=strategies[0],
         readers=[*strategies[1:], *readers],
@@ -102,24 +103,27 @@ def build_encryption(
 
 
 def _build_kms_client(
-    settings: Settings, key_id: str, counters: EncryptionCounters, observe_kms: KmsWatch
+    settings: Settings, key_id: str, counters: EncryptionCounters, observe_kms: KmsObserver
 ) -> KmsClient:
-    from app.config.aws import open_kms_client  # noqa: PLC0415  boto3 takes long to import
+    from app.security.kms.boto_clients import open_kms_client  # noqa: PLC0415  boto3 takes long to import
     from app.security.kms.client import KmsClient  # noqa: PLC0415  boto3 takes long to import
 
+    connection = settings.kms_connection()
     try:
-        client = open_kms_client(settings)
+        client = open_kms_client(connection)
+    except ConnectionSettingsError as error:
+        raise SettingsError(str(error)) from None
     except KeyDenied:  # credentials may come later, and the other parts need not wait for them
         client = None
     return KmsClient(
         client=client,
-        reconnect=lambda: open_kms_client(settings),
+        reconnect=lambda: open_kms_client(connection),
         key_id=key_id,
         previous_key_ids=settings.kms_previous_key_ids,
         breaker=CircuitBreaker(counters=counters),
-        denials=DenialMemory(),
+        denials=DenialBreaker(),
         counters=counters,
-        watch=observe_kms,
+        observe=observe_kms,
     )
 
 

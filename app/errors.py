@@ -1,8 +1,7 @@
-"""Everything that can go wrong, as the rest of the program sees it.
+"""The vault's errors.
 
-A library's own exception becomes one of these at that library's boundary and nowhere else. `str(error)` is shown to
-callers and written to logs, so it never holds a token, a key, a row or a third party's text. Status codes are HTTP's
-business and stand in `app.api.problems`.
+The exceptions of a library are translated into these where the library is called. `str(error)` is shown to callers and
+logged, so it never holds a token, a key, a row or a third party's text. `app.api.problems` maps errors to statuses.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import ClassVar, Self
 
 
 class VaultError(Exception):
-    """Base of every error that the vault raises on purpose.
+    """Base of all errors that the vault raises on purpose.
 
-    `code` is the stable name that callers dispatch on. `retryable` is true where the same call may succeed later
-    without anybody changing it; those errors say after how many seconds to try.
+    `code` is the stable name that callers dispatch on. `retryable` is true if the same call may succeed later, after
+    `retry_after_seconds`.
     """
 
     code: ClassVar[str] = "internal"
@@ -24,11 +23,11 @@ class VaultError(Exception):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.recorded = False  # whether the vault has left a record of it
+        self.recorded = False  # whether an audit event holds it
         self.retry_after_seconds = retry_after_seconds
 
     def copy(self) -> Self:
-        """Return an equal error to raise elsewhere; a shared one would collect the traceback of every caller."""
+        """Return an equal error to raise once more: a shared object would collect the traceback of every caller."""
         duplicate = copy.copy(self)
         duplicate.recorded = False
         return duplicate
@@ -39,7 +38,7 @@ class InternalError(VaultError):
 
 
 class InvalidRequest(VaultError):
-    """Well-formed, but breaks a rule. `problems` maps a field of the request to what is wrong with it."""
+    """A well-formed request that breaks a rule. `problems` holds pairs of field and message."""
 
     code = "invalid_request"
 
@@ -49,12 +48,12 @@ class InvalidRequest(VaultError):
 
     @classmethod
     def of_field(cls, field: str, detail: str) -> Self:
-        """Return the error of one field whose problem is the whole of it."""
+        """Return the error for a problem with a single field."""
         return cls(detail, problems=((field, detail),))
 
 
 class MalformedBody(VaultError):
-    """The body is not the strict JSON that the vault accepts."""
+    """The body is not strict JSON."""
 
     code = "malformed_body"
 
@@ -64,33 +63,33 @@ class BodyTooLarge(VaultError):
 
 
 class Unauthenticated(VaultError):
-    """No service key, or none that is known and alive."""
+    """The service key is missing, unknown or expired."""
 
     code = "unauthenticated"
 
 
 class Forbidden(VaultError):
-    """A known caller without the scope or the provider that this call needs."""
+    """The service key lacks the scope or the provider that the call needs."""
 
     code = "forbidden"
 
 
 class AuditUnavailable(VaultError):
-    """The attempt could not be recorded, so no secret leaves. A write may have happened; repeating it is safe."""
+    """The audit event was not written, so no secret is returned. A write may have happened; repeating it is safe."""
 
     code = "audit_unavailable"
     retryable = True
 
 
 class RateLimited(VaultError):
-    """The service asks for more than its share."""
+    """The calling service exceeds its rate or its number of concurrent requests."""
 
     code = "rate_limited"
     retryable = True
 
 
 class Overloaded(VaultError):
-    """The vault has more to do than it can do in time. Nothing was done."""
+    """The process has too many requests to answer this one in time. Nothing was done."""
 
     code = "overloaded"
     retryable = True
@@ -101,23 +100,23 @@ class TokenNotFound(VaultError):
 
 
 class TokenInactive(VaultError):
-    """The token's status is not `ok`, so its secret stays where it is."""
+    """The token's status is not `ok`, so its secrets are not returned."""
 
     code = "token_inactive"
 
 
 class VersionConflict(VaultError):
-    """The condition of the call does not hold: someone else wrote first, or the token exists already."""
+    """The precondition does not hold: the token has another version, or exists already."""
 
     code = "version_conflict"
 
 
 class StoreError(VaultError):
-    """Base of what the token store can do to a call."""
+    """Base of the errors of the token store."""
 
 
 class StoreUnavailable(StoreError):
-    """The store is down, or the outcome of a write is not known and could not be read back."""
+    """The store is down, or a write's outcome is unknown and could not be read back."""
 
     code = "store_unavailable"
     retryable = True
@@ -131,30 +130,30 @@ class StoreTimeout(StoreError):
 
 
 class StoreMisconfigured(StoreError):
-    """Bad credentials or a schema that is not the vault's: no retry helps, an operator does."""
+    """Wrong credentials or another schema than the vault's: an operator has to act."""
 
     code = "store_misconfigured"
 
 
 class EncryptionError(VaultError):
-    """Base of what can go wrong between a plaintext and its ciphertext."""
+    """Base of the errors of encryption and decryption."""
 
 
 class KeyUnavailable(EncryptionError):
-    """The key service throttles, times out or is down."""
+    """The key service throttles, times out or is down; or a key was not derived in time."""
 
     code = "key_unavailable"
     retryable = True
 
 
 class KeyDenied(EncryptionError):
-    """The key is missing, refused by policy, disabled or not ours to use."""
+    """The key is not configured, disabled, or refused by policy."""
 
     code = "key_denied"
 
 
 class CredentialsDenied(KeyDenied):
-    """Who asks the key service cannot say who they are, or not any more; it is about no key and no ciphertext."""
+    """The vault's credentials for the key service are missing or expired; says nothing about a key or a ciphertext."""
 
 
 class IntegrityError(EncryptionError):
@@ -164,6 +163,6 @@ class IntegrityError(EncryptionError):
 
 
 class MalformedCiphertext(EncryptionError):
-    """The text has the shape of no known ciphertext format."""
+    """The text is of no known ciphertext format."""
 
     code = "malformed_ciphertext"

@@ -1,4 +1,4 @@
-"""KMS: a data key at hand beside AWS's encryption SDK and beside asking each time, and how often KMS is asked."""
+"""KMS: a data key cached beside AWS's encryption SDK and beside asking each time, and how often KMS is asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.aead import CommittingAead
 from app.security.context import SecretField, TokenContext
-from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
+from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
 from app.security.kms.client import KmsClient
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
@@ -61,8 +61,8 @@ def _per_token(bench: Bench, kms: Kms) -> list[Line]:
     )
     tenfold = Target(at_least=10, of_ratio=True)
     return [
-        Line("seal under KMS, data key at hand", seal * 1e6, "us"),
-        Line("open under KMS, data key at hand", open_ * 1e6, "us"),
+        Line("seal under KMS, data key cached", seal * 1e6, "us"),
+        Line("open under KMS, data key cached", open_ * 1e6, "us"),
         Line(f"open under KMS, {1_000 if bench.quick else USERS:,} users in turn", open_any * 1e6, "us"),
         Line("seal, aws-encryption-sdk with its cache", their_seal * 1e6, "us", their_seal / seal, "ours", tenfold),
         Line("open, aws-encryption-sdk with its cache", their_open * 1e6, "us", their_open / open_, "ours", tenfold),
@@ -81,11 +81,11 @@ def _strategy_over(client: object, key_id: str, *, max_messages: int = 1_000_000
         client=client,
         key_id=key_id,
         breaker=CircuitBreaker(counters=counters),
-        denials=DenialMemory(),
+        denials=DenialBreaker(),
         counters=counters,
     )
     data_keys = DataKeyCache(max_age_seconds=300, max_messages=max_messages, size=10_000, counters=counters)
-    return KmsEnvelopeStrategy(kms=kms, data_keys=data_keys)
+    return KmsEnvelopeStrategy(key_service=kms, data_keys=data_keys)
 
 
 def _encryption_sdk(kms: Kms) -> tuple[Any, Any]:
@@ -143,7 +143,7 @@ class _NearKms:
 
 
 def _crowd(users: int) -> Iterator[object]:
-    """Open one token of each of so many users in turn, over and over, every data key at hand."""
+    """Open one token of each of so many users in turn, over and over, every data key cached."""
     strategy = _strategy_over(_NearKms(), KEY_ARN)
     rows = []
     for user_id in new_user_ids(users):
@@ -211,7 +211,7 @@ def _misses_per_thousand(rate: int, age: int) -> float:
         for name in chance.choices(names, cum_weights=cumulative, k=rate):
             missed = cache.for_opening(name) is None
             if missed:
-                cache.keep_for_opening(name, aead, ends_at=now + age)
+                cache.keep_for_opening(name, aead, expires_at=now + age)
             if second >= age:
                 reads += 1
                 asked += missed
@@ -233,4 +233,4 @@ def _over_http(bench: Bench, kms: Kms) -> list[Line]:
         )
     target = Target(at_least=0.9, of_ratio=True)
     ratio = median_ratio(with_kms, locally)
-    return [Line("reveal under KMS, data keys at hand", median_rate(with_kms), "requests/s", ratio, "local", target)]
+    return [Line("reveal under KMS, data keys cached", median_rate(with_kms), "requests/s", ratio, "local", target)]

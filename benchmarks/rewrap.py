@@ -175,7 +175,7 @@ def _uncached_service(
 
     def service() -> EncryptionService:
         data_keys = DataKeyCache(max_age_seconds=1, max_messages=1, size=1, counters=counters)
-        under_kms = KmsEnvelopeStrategy(kms=kms, data_keys=data_keys)
+        under_kms = KmsEnvelopeStrategy(key_service=kms, data_keys=data_keys)
         first, second = (under_kms, local) if settings.use_kms else (local, under_kms)
         return EncryptionService(primary=first, readers=[second], counters=counters)
 

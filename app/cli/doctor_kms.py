@@ -9,9 +9,10 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from app.cli.doctor_finding import DoctorFinding
-from app.config.aws import is_stand_in, open_kms_client, open_sts_client
-from app.config.settings import Settings, SettingsError
+from app.config.settings import Settings
 from app.errors import KeyDenied
+from app.security.kms.boto_clients import open_kms_client, open_sts_client
+from app.security.kms.connection import ConnectionSettingsError, KmsConnection
 from app.security.kms.errors import AWS_ERRORS, EXPIRED_AT_ONCE, NOT_AWS, error_name
 from app.security.kms.setup import (
     ENCRYPTION_CONTEXT_SERVICE,
@@ -54,21 +55,22 @@ def kms_findings(settings: Settings) -> Iterator[DoctorFinding]:
 
     Sends at most eleven requests, and two more for each previous key. Those with a wrong context should be denied.
     """
+    connection = settings.kms_connection()
     try:
-        client = open_kms_client(settings)
-    except (SettingsError, KeyDenied) as error:
+        client = open_kms_client(connection)
+    except (ConnectionSettingsError, KeyDenied) as error:
         yield _failure(f"{error}: see docs/kms.md, Credentials")
         return
     with closing(client):
-        yield _identity(settings)
+        yield _identity(connection)
         yield from _KeyChecks(client, settings).findings()
 
 
-def _identity(settings: Settings) -> DoctorFinding:
+def _identity(connection: KmsConnection) -> DoctorFinding:
     endpoint = ""
-    if is_stand_in(settings.aws_endpoint_url_kms):
-        endpoint = f", at the stand-in {urlsplit(settings.aws_endpoint_url_kms or '').hostname}"
-    answer = _ask(lambda: open_sts_client(settings).get_caller_identity(), "Arn")
+    if connection.is_stand_in:
+        endpoint = f", at the stand-in {urlsplit(connection.endpoint_url or '').hostname}"
+    answer = _ask(lambda: open_sts_client(connection).get_caller_identity(), "Arn")
     if isinstance(answer, dict):
         return _ok(f"calling as {answer['Arn']}{endpoint}")
     if endpoint:

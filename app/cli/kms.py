@@ -9,9 +9,11 @@ from decimal import Decimal
 import click
 
 from app.cli.errors import UsageError
+from app.config.kms_setup import load_admin_connection
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied
 from app.observability.readiness import PROBE_SECONDS
+from app.security.kms.connection import ConnectionSettingsError
 from app.security.kms.cost import (
     DOLLARS_PER_10_000_REQUESTS,
     DOLLARS_PER_KEY,
@@ -59,13 +61,13 @@ def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -
 
     Exit codes: 0 everything exists, 1 KMS refused a step, 2 an option or a setting is wrong.
     """
-    from app.config.aws import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
+    from app.security.kms.boto_clients import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
     from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  imports boto3, which is slow
 
     _require_names(alias, role_arn)
     try:
-        client = open_kms_admin_client(region=region)
-    except SettingsError as error:
+        client = open_kms_admin_client(load_admin_connection(region=region))
+    except (SettingsError, ConnectionSettingsError) as error:
         raise UsageError(str(error)) from None
     work = KmsSetup(client=client, alias=alias, role_arn=role_arn, dry_run=dry_run)
     try:

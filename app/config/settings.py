@@ -18,6 +18,7 @@ from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.config.listening import ListeningSettings
 from app.config.source import ENV_FILE, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
+from app.security.kms.connection import KmsConnection
 
 __all__ = ["ENV_FILE", "METRICS_FOLDER", "Settings", "SettingsError", "load_settings", "metrics_folder"]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, on import
@@ -190,6 +191,16 @@ class Settings(ListeningSettings):
         keys = {version: _decode(key) for version, key in self.token_encryption_previous_keys.items()}
         keys[self.encryption_key_version] = _decode(self.token_encryption_key)
         return Keyring(self.encryption_key_version, keys, self.min_key_version)
+
+    def kms_connection(self) -> KmsConnection:
+        return KmsConnection(
+            key_id=self.kms_key_id,
+            region=self.aws_region,
+            endpoint_url=self.aws_endpoint_url_kms,
+            access_key_id=self.aws_access_key_id,
+            secret_access_key=self.aws_secret_access_key,
+            session_token=self.aws_session_token,
+        )
 
     def warnings(self) -> Iterator[str]:
         """Yield one line for each setting that is allowed but weak or without effect."""

@@ -78,7 +78,7 @@ class Tracing:
 
     @contextmanager
     def kms_call(self, operation: str) -> Iterator[None]:
-        """Make a span current during a request to KMS; a `KmsWatch`."""
+        """Make a span current during a request to KMS; a `KmsObserver`."""
         with self._client_span(f"KMS {operation}", {"rpc.service": "KMS", "rpc.method": operation}):
             yield
 

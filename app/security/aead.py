@@ -1,8 +1,7 @@
-"""The one place that seals and opens: AES-256-GCM with a commitment to the key.
+"""Authenticated encryption: AES-256-GCM with a commitment to the key.
 
-AES-GCM does not commit to its key: two keys can be made to open one ciphertext. So a 32-byte secret goes through
-HKDF-SHA256 (RFC 5869), which gives the AES key and a commitment. The commitment is stored beside the ciphertext and
-compared before anything is decrypted.
+AES-GCM does not commit to its key: a ciphertext can be made that opens under two keys. So HKDF-SHA256 (RFC 5869) turns
+a 32-byte secret into the AES key and a commitment, stored beside the ciphertext and compared before decryption.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TAG_BYTES = 16
 
 
 class Box(NamedTuple):
-    """What `seal` gives and `open` takes. `ciphertext` ends with the 16-byte tag."""
+    """Commitment (32 bytes), nonce (12 bytes), and ciphertext with the 16-byte tag at its end."""
 
     commitment: bytes
     nonce: bytes
@@ -49,27 +48,26 @@ class CommittingAead:
 
     @property
     def commitment(self) -> bytes:
-        """What each box of this key begins with."""
         return self._commitment
 
     def seal(self, plaintext: bytes, aad: bytes) -> Box:
         """Encrypt under a fresh random nonce.
 
-        NIST SP 800-38D allows 2**32 random nonces for one key. A key belongs to one user (local) or to one data key
-        (KMS), which stay far below it.
+        NIST SP 800-38D allows 2**32 random nonces per key. A key serves one user (local) or one data key (KMS), which
+        stay far below that.
         """
         nonce = os.urandom(NONCE_BYTES)
         return Box(self._commitment, nonce, self._aead.encrypt(nonce, plaintext, aad))
 
     def open(self, box: Box, aad: bytes) -> bytes:
-        """Decrypt, or raise `IntegrityError`; nothing is decrypted under a key that the box does not commit to."""
+        """Decrypt; raises `IntegrityError`. Compares the commitment in constant time before it decrypts."""
         if not hmac.compare_digest(box.commitment, self._commitment):
             raise IntegrityError("the ciphertext was not made with this key")
         return _decrypt(self._aead, box.nonce, box.ciphertext, aad)
 
 
 def open_without_commitment(key: bytes, *, nonce: bytes, ciphertext: bytes) -> bytes:
-    """Open plain AES-256-GCM with no AAD, as PulsePlan wrote it. Never used for writing."""
+    """Decrypt AES-256-GCM without AAD, as PulsePlan wrote it. Nothing is encrypted this way."""
     return _decrypt(AESGCM(key), nonce, ciphertext, None)
 
 

@@ -1,4 +1,4 @@
-"""Unpadded base64url, RFC 4648 §5, in exactly one spelling."""
+"""Unpadded base64url (RFC 4648 §5) that accepts one spelling of the same bytes only."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Final
 
 from app.errors import MalformedCiphertext
 
-# binascii knows RFC 4648 §4 only; what means something there and nothing here becomes a character that it skips
+# binascii reads RFC 4648 §4 only; its own "+", "/" and "=" become a character that it skips
 _TO_STANDARD: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
 
 
 def encode(data: bytes) -> str:
-    """Return the text."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decode(text: str) -> bytes:
-    """Return the bytes, or raise `MalformedCiphertext` for every second spelling of the same bytes.
+    """Return the bytes; raises `MalformedCiphertext` unless encoding them again gives the same text.
 
-    Python's decoder skips foreign characters and ignores the last character's spare bits; a ciphertext with such a
-    flipped bit would still open.
+    Python's decoder skips foreign characters and ignores the spare bits of the last character, so without the check a
+    ciphertext with such a flipped bit would still open.
     """
     padded = text.encode(errors="replace").translate(_TO_STANDARD) + b"=" * (-len(text) % 4)
     try:

@@ -1,4 +1,4 @@
-"""What a ciphertext is bound to."""
+"""The context that a ciphertext is bound to."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class SecretField(StrEnum):
 class TokenContext:
     """User, provider, service type and column of one secret.
 
-    Parts that a caller does not give stay empty, and the ciphertext then opens only for a caller that does not give
-    them either.
+    A part that is not given is empty, and has to be empty for decryption too.
     """
 
     user_id: str
@@ -31,9 +30,9 @@ class TokenContext:
     field: SecretField | None = None
 
     def aad(self, family: bytes, *key_name: bytes) -> bytes:
-        """Additional authenticated data, RFC 5116: no ciphertext opens anywhere but where it was sealed.
+        """Return the additional authenticated data (RFC 5116).
 
-        The parts, each behind its 4-byte big-endian length: `pulseplan-token-vault`, `family` (family and format
+        The parts, each after its 4-byte big-endian length: `pulseplan-token-vault`, `family` (family and format
         number), the parts of `key_name`, user id, provider, service type, field. Text is UTF-8.
         """
         return length_prefixed(
@@ -51,12 +50,12 @@ class TokenContext:
         return {"user_id": self.user_id, **_SAME_FOR_ALL}
 
     def encryption_context_bytes(self) -> bytes:
-        """`encryption_context` as bytes: equal for equal pairs, different for any others."""
+        """Return `encryption_context` as bytes that are equal for equal pairs only."""
         return _BYTES_FOR_ALL + length_prefixed(b"user_id", self.user_id.encode())
 
 
 def length_prefixed(*parts: bytes) -> bytes:
-    """Join parts so that no two different lists of parts give the same bytes."""
+    """Join parts; no two different lists of parts give the same bytes."""
     return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
 
 

@@ -1,4 +1,4 @@
-"""The public import path of the encryption service, for scripts; inside the application it is injected."""
+"""`get_encryption_service()`, for scripts. Inside the application the service is injected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.security.service import EncryptionService
 
 @cache
 def get_encryption_service() -> EncryptionService:
-    """Build the service from the environment, once. For scripts; the app itself is given one."""
+    """Build the service from the settings on the first call; raises `SettingsError`."""
     from app.composition import build_encryption  # noqa: PLC0415  importing this module does nothing
     from app.config.settings import load_settings  # noqa: PLC0415  importing this module does nothing
 

@@ -20,10 +20,10 @@ def new_key_text() -> str:
 
 
 def decode_key_text(text: str) -> bytes:
-    """Decode a master key exactly as PulsePlan does, so that what it wrote stays readable.
+    """Decode a master key exactly as PulsePlan does, because its ciphertexts must stay readable.
 
-    That is CPython's non-validating `base64.b64decode`, which drops characters outside the alphabet, and the raw
-    UTF-8 of the text where that raises.
+    That is CPython's non-validating `base64.b64decode`, which drops characters outside the alphabet, or the raw UTF-8
+    of the text if that raises.
     """
     try:
         return base64.b64decode(text)
@@ -33,7 +33,7 @@ def decode_key_text(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The decoded master keys, the version that writes, and the oldest version that may still read."""
+    """Decoded master keys by version, the version that encrypts, and the lowest version that still decrypts."""
 
     primary_version: int
     keys: Mapping[int, bytes] = field(repr=False)
@@ -44,7 +44,7 @@ class Keyring:
             raise ValueError(f"no master key of version {self.primary_version}")
 
     def key(self, version: int) -> bytes:
-        """Return the master key of `version`, or raise `KeyDenied` where it is too old or not configured."""
+        """Return the master key of `version`; raises `KeyDenied` if it is too old or not configured."""
         if version < self.minimum_version:
             raise KeyDenied(f"key version {version} is below MIN_KEY_VERSION")
         try:

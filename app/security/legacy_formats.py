@@ -1,4 +1,4 @@
-"""The formats that PulsePlan wrote before the vault. They are read, and never written again."""
+"""PulsePlan's local formats, which are decrypted and never written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PARTS_WITH_VERSION: Final = 4
 
 
 class PulsePlanLocalReader:
-    """`v{n}:{iv}:{tag}:{ciphertext}` and, older, `{iv}:{tag}:{ciphertext}`, which means key version 1; all in hex.
+    """`v{n}:{iv}:{tag}:{ciphertext}`, and `{iv}:{tag}:{ciphertext}` for key version 1; all fields in hex.
 
-    AES-256-GCM with a 16-byte nonce that this format calls IV, and no AAD: such a ciphertext is bound to its user
-    through the key alone. The key is PBKDF2-HMAC-SHA256 of the master key, salt `pulseplan:user:{user_id}:v{n}`,
-    100 000 iterations, about 15 ms; the last `cached_keys` of them are kept.
+    AES-256-GCM with a 16-byte nonce, which this format calls IV, and without AAD: only the key binds such a ciphertext
+    to its user. The key is PBKDF2-HMAC-SHA256 of the master key, salt `pulseplan:user:{user_id}:v{n}`, 100 000
+    iterations, about 20 ms. The last `cached_keys` keys stay in memory.
     """
 
     family: Final = Family.PULSEPLAN_LOCAL

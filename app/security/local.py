@@ -1,4 +1,4 @@
-"""Local encryption: AES-256-GCM under a key of the user's own, derived from the master key."""
+"""Local encryption: AES-256-GCM under a key for each user, derived from the master key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LocalStrategy:
     """The bound local format: `v{key version}:` and unpadded base64url of
 
     ====== =========== ==========================
-    offset bytes       what
+    offset bytes       content
     ====== =========== ==========================
     0      1           format, `0x01`
     1      32          commitment to the key
@@ -35,7 +35,8 @@ class LocalStrategy:
     45 + n 16          tag
     ====== =========== ==========================
 
-    PBKDF2 stretches the master key once per process and version; HKDF then makes each user's own key in microseconds.
+    PBKDF2 turns the master key into a root once per process and version; HKDF makes each user's key of the root in
+    microseconds.
     """
 
     family: Final = Family.LOCAL
@@ -44,7 +45,7 @@ class LocalStrategy:
         self._keyring = keyring
         self._roots: dict[int, bytes] = {}
         self._deriving = threading.Lock()
-        # HKDF takes a third of a read; the root beside them opens more than these few keys do
+        # saves HKDF, a third of a read; who reads these keys from memory can read the root as well
         self._user_key = lru_cache(maxsize=CACHED_USER_KEYS)(self._derive_user_key)
 
     @property
@@ -81,10 +82,11 @@ class LocalStrategy:
             raise IntegrityError("the plaintext is not text") from None
 
     def _aead(self, version: int, context: TokenContext, *, wait: bool) -> CommittingAead:
-        master_key = self._keyring.key(version)  # first: MIN_KEY_VERSION also refuses what is derived already
+        # first, because MIN_KEY_VERSION also refuses versions whose root is derived already
+        master_key = self._keyring.key(version)
         if version not in self._roots:
             if not wait:
-                raise KeyNotCached((_FAMILY, version))  # once for each version, so not behind everybody else's
+                raise KeyNotCached((_FAMILY, version))  # not `derived`: once per version, so it skips the queue
             self._derive_root(version, master_key)
         return self._user_key(version, context.user_id)
 
@@ -92,7 +94,7 @@ class LocalStrategy:
         return CommittingAead(self._roots[version], info=length_prefixed(LABEL, _FAMILY, user_id.encode()))
 
     def _derive_root(self, version: int, master_key: bytes) -> None:
-        with self._deriving:  # concurrent first callers derive once
+        with self._deriving:  # concurrent first callers derive it once
             if version not in self._roots:
                 salt = b"/".join((LABEL, b"root", f"v{version}".encode()))
                 self._roots[version] = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS)

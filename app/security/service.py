@@ -1,4 +1,4 @@
-"""One strategy writes, every configured one reads."""
+"""The encryption service: one strategy encrypts, every configured one decrypts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ _WHY_UNREADABLE = {
 
 
 class EncryptionService:
-    """Seals with the primary strategy and opens with whichever reader owns the ciphertext's family.
+    """Encrypts with the primary strategy and decrypts with the reader of the ciphertext's family.
 
-    Everything here is synchronous and safe from several threads. `app.tokens.cipher` calls it from an event
-    loop; scripts call it as it is.
+    Synchronous and safe from several threads. `app.tokens.cipher` calls it from the event loop, scripts directly.
     """
 
     def __init__(
@@ -45,23 +44,22 @@ class EncryptionService:
 
     @property
     def primary_scheme(self) -> str | None:
-        """The scheme of what the primary seals; `None` while only KMS could tell it, and has not."""
+        """The primary's scheme; `None` until KMS has answered with the ARN of its key."""
         return self._primary.scheme
 
     def scheme_of(self, ciphertext: str) -> str:
-        """Name how a ciphertext was made; raises an `EncryptionError` where no reader is configured for it."""
+        """Return the scheme of a ciphertext; raises `KeyDenied` if no reader is configured for its family."""
         return self._reader(ciphertext).scheme_of(ciphertext)
 
     @property
     def has_fallback(self) -> bool:
-        """Whether new secrets may be sealed locally while the primary's key service is unavailable."""
+        """Whether tokens are encrypted locally while the primary's key service is unavailable."""
         return self._fallback is not None
 
     def seal(self, plaintext: str, context: TokenContext) -> Sealed:
-        """Encrypt for `context`, or raise an `EncryptionError`; text that UTF-8 cannot hold is an `InvalidRequest`.
+        """Encrypt under the primary, or under the fallback if one is configured and the key service is unavailable.
 
-        Where a fallback is configured and the primary's key service is unavailable, the fallback seals, and the result
-        says so.
+        Raises an `EncryptionError`, and `InvalidRequest` for text that is not UTF-8 or too long.
         """
         try:
             return self.seal_as_primary(plaintext, context)
@@ -73,17 +71,17 @@ class EncryptionService:
             return sealed
 
     def seal_as_primary(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        """Encrypt under the primary and nothing else; with `wait` false raise `KeyNotCached` rather than wait."""
+        """Encrypt under the primary; if `wait` is false, raise `KeyNotCached` instead of waiting for a key."""
         return self._seal(self._primary, plaintext, context, wait=wait)
 
     def seal_as_fallback(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        """Encrypt under the fallback, which must be configured; `note_fallback` has to follow for each token."""
+        """Encrypt under the fallback; the caller has to call `note_fallback` once per token."""
         if self._fallback is None:
             raise InternalError("no fallback is configured")
         return self._seal(self._fallback, plaintext, context, wait=wait)._replace(fallback=True)
 
     def note_fallback(self, reason: KeyUnavailable) -> None:
-        """Count and log that one token was sealed by the fallback: it is never silent."""
+        """Count and log that one token was encrypted by the fallback, which is never silent."""
         self._counters.fallback_write()
         _log.warning("sealed_by_fallback", reason=reason.detail)
 
@@ -95,7 +93,7 @@ class EncryptionService:
         return sealed
 
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        """Decrypt, or raise an `EncryptionError`; `wait` is as in `seal`."""
+        """Decrypt; raises an `EncryptionError`, or `KeyNotCached` if `wait` is false and a key is missing."""
         _require_unicode(context.user_id, context.provider, context.service_type)
         try:
             return self._reader(ciphertext).open(ciphertext, context, wait=wait)
@@ -104,9 +102,9 @@ class EncryptionService:
             raise
 
     def self_test(self) -> None:
-        """Prove that what is sealed now opens again and nowhere else; raises an `EncryptionError` if not.
+        """Prove that a new ciphertext opens in its context and in no other; raises an `EncryptionError`.
 
-        The fallback first, so that its key is derived before it is needed.
+        The fallback comes first: its key is then derived before an outage of the primary is noticed.
         """
         if self._fallback is not None:
             self._test(self._fallback)
@@ -119,7 +117,7 @@ class EncryptionService:
         if self.open(ciphertext, here) != "self-test":
             raise InternalError("the encryption self-test got another plaintext back")
         try:
-            self._reader(ciphertext).open(ciphertext, elsewhere)  # past the counters: this must fail
+            self._reader(ciphertext).open(ciphertext, elsewhere)  # not counted, because it has to fail
         except EncryptionError:
             return
         raise InternalError("the encryption self-test opened a ciphertext for another user")
@@ -133,7 +131,7 @@ class EncryptionService:
         service_type: str = "",
         field: SecretField | None = None,
     ) -> str:
-        """Encrypt one token; the keywords bind it further. An empty token passes through, as PulsePlan expects."""
+        """Encrypt one token; the keywords bind it further. An empty token stays empty, as PulsePlan expects."""
         if not token:
             return token
         return self.seal(token, TokenContext(user_id, provider, service_type, field)).ciphertext
@@ -147,7 +145,7 @@ class EncryptionService:
         service_type: str = "",
         field: SecretField | None = None,
     ) -> str:
-        """Decrypt what `encrypt_token` made with the same arguments; raises an `EncryptionError`."""
+        """Decrypt a result of `encrypt_token` with the same arguments; raises an `EncryptionError`."""
         if not ciphertext:
             return ciphertext
         return self.open(ciphertext, TokenContext(user_id, provider, service_type, field))

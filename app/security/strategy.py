@@ -1,4 +1,4 @@
-"""What a way of encrypting has to offer."""
+"""Protocols of encryption strategies: readers decrypt one family, strategies also encrypt."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from app.security.formats import Family
 class Sealed(NamedTuple):
     """A new ciphertext and how it was made.
 
-    `scheme` goes to the column `encryption_scheme`, `method` and `key_id` to the row's metadata; `key_id` is the
-    tracking id of a KMS data key and `None` for local encryption. `fallback` marks what was sealed locally only because
+    `scheme` goes into the column `encryption_scheme`, `method` and `key_id` into the row's metadata. `key_id` is the
+    tracking id of the data key, `None` for local encryption. `fallback` is true if it was encrypted locally because
     KMS was unavailable.
     """
 
@@ -38,32 +38,32 @@ class KeyNotCached(Exception):
 
 
 class EncryptionReader(Protocol):
-    """Opens the ciphertexts of one family. Calls are synchronous and safe from several threads.
+    """Decrypts the ciphertexts of one family. Calls are synchronous and safe from several threads.
 
-    With a key at hand a call takes microseconds. Without one it waits for a key service or a slow derivation, unless
-    `wait` is false: then it raises `KeyNotCached` at once, and has done nothing.
+    With its key in memory a call takes microseconds. Without it the call waits for a key service or a derivation, or
+    raises `KeyNotCached` at once if `wait` is false.
     """
 
     @property
     def family(self) -> Family: ...
 
     def scheme_of(self, ciphertext: str) -> str:
-        """Name how a ciphertext of this family was made, without opening it."""
+        """Return the scheme of a ciphertext of this family, without decrypting it."""
         ...
 
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        """Return the plaintext, or raise an `EncryptionError`."""
+        """Return the plaintext; raises an `EncryptionError`."""
         ...
 
 
 class EncryptionStrategy(EncryptionReader, Protocol):
-    """A reader that also writes."""
+    """A reader that also encrypts."""
 
     @property
     def scheme(self) -> str | None:
-        """The scheme of everything that `seal` makes now; `None` while KMS has not said which key it is."""
+        """The scheme of new ciphertexts; `None` until KMS has answered with the ARN of its key."""
         ...
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        """Encrypt for exactly this context, or raise an `EncryptionError`."""
+        """Encrypt for exactly this context; raises an `EncryptionError`."""
         ...

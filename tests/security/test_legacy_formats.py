@@ -12,6 +12,7 @@ from app.security.keyring import decode_key_text
 from app.security.service import EncryptionService
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, keyring, service
+from tests.support.sizes import size
 
 _FILE = VECTORS / "pulseplan_local_tokens.json"
 
@@ -61,9 +62,10 @@ def test_it_does_not_open_with_another_key(vector: Vector) -> None:
 
 
 @every_vector
-def test_it_does_not_open_with_any_one_character_changed(vector: Vector) -> None:
+def test_a_changed_character_is_rejected(vector: Vector) -> None:
     reader = vector.service()
-    for position, character in enumerate(vector.ciphertext):
+    positions = range(0, len(vector.ciphertext), size(7, 1))
+    for position, character in ((position, vector.ciphertext[position]) for position in {*range(40), *positions}):
         for other in {"0" if character != "0" else "1", character.upper(), ":", "g"} - {character}:
             changed = vector.ciphertext[:position] + other + vector.ciphertext[position + 1 :]
             with pytest.raises((IntegrityError, MalformedCiphertext, KeyDenied)):
@@ -71,9 +73,9 @@ def test_it_does_not_open_with_any_one_character_changed(vector: Vector) -> None
 
 
 @every_vector
-def test_it_does_not_open_when_cut(vector: Vector) -> None:
+def test_a_truncated_ciphertext_is_rejected(vector: Vector) -> None:
     reader = vector.service()
-    for length in range(1, len(vector.ciphertext)):
+    for length in range(1, len(vector.ciphertext), size(3, 1)):
         with pytest.raises((IntegrityError, MalformedCiphertext)):
             reader.decrypt_token(vector.ciphertext[:length], vector.user_id)
 
@@ -83,7 +85,7 @@ def test_an_empty_token_passes_through() -> None:
     assert service().decrypt_token("", "user") == ""
 
 
-def test_they_are_refused_when_switched_off() -> None:
+def test_legacy_formats_are_refused_when_switched_off() -> None:
     vector = _TOKENS[0]
     with pytest.raises(KeyDenied, match="switched off"):
         service(keyring({1: vector.master_key}), legacy=False).decrypt_token(vector.ciphertext, vector.user_id)
@@ -97,7 +99,7 @@ def test_a_version_below_the_minimum_is_refused_even_after_it_was_read() -> None
         service(keyring(keys, minimum=2)).decrypt_token(vector.ciphertext, vector.user_id)
 
 
-def test_the_unversioned_shape_means_version_1() -> None:
+def test_a_ciphertext_without_a_version_has_version_1() -> None:
     unversioned = next(vector for vector in _TOKENS if vector.ciphertext.count(":") == 2)
     with pytest.raises(KeyDenied):
         service(keyring({2: unversioned.master_key})).decrypt_token(unversioned.ciphertext, unversioned.user_id)

@@ -1,4 +1,4 @@
-"""What every way of encrypting has to keep, whoever holds its keys."""
+"""The contract of encryption strategies, local and KMS."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from app.security.service import EncryptionService
 from app.security.strategy import EncryptionStrategy, KeyNotCached
 from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, envelope
 from tests.support.security.keys import keyring
+from tests.support.sizes import size
 from tests.support.stack.kms import Kms
 
 REFUSED = (IntegrityError, MalformedCiphertext, KeyDenied)
@@ -28,7 +29,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """One that has its keys at hand, a factory of such that have not, and what it writes into a row."""
+    """A strategy with cached keys, a factory of strategies without, and what it writes into a row."""
 
     strategy: EncryptionStrategy
     cold: Callable[[], EncryptionStrategy]
@@ -58,8 +59,8 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
 
 
 @given(plaintext=text, user_id=text, provider=text, service_type=text, field=st.sampled_from([*SecretField, None]))
-@settings(deadline=None, max_examples=50)
-def test_what_is_sealed_opens_again(  # noqa: PLR0917  Hypothesis gives them by keyword
+@settings(deadline=None, max_examples=size(15, 50))
+def test_a_ciphertext_opens_again(  # noqa: PLR0917  Hypothesis gives them by keyword
     implementation: Implementation,
     plaintext: str,
     user_id: str,
@@ -80,11 +81,11 @@ def test_tokens_of_every_allowed_length_open_again(implementation: Implementatio
     assert implementation.service.open(implementation.service.seal(token, HERE).ciphertext, HERE) == token
 
 
-def test_no_two_ciphertexts_are_alike(implementation: Implementation) -> None:
+def test_no_two_ciphertexts_are_equal(implementation: Implementation) -> None:
     assert len({implementation.strategy.seal(TOKEN, HERE).ciphertext for _ in range(100)}) == 100
 
 
-def test_what_was_sealed_says_how(implementation: Implementation) -> None:
+def test_a_ciphertext_names_its_scheme_and_method(implementation: Implementation) -> None:
     strategy = implementation.strategy
     sealed = strategy.seal(TOKEN, HERE)
     assert (sealed.scheme, sealed.method) == (implementation.scheme, implementation.method)
@@ -96,16 +97,17 @@ def test_what_was_sealed_says_how(implementation: Implementation) -> None:
         assert re.fullmatch(implementation.key_id, sealed.key_id or "")
 
 
-def test_every_flipped_bit_is_refused(implementation: Implementation) -> None:
+def test_every_flipped_bit_is_rejected(implementation: Implementation) -> None:
     service = implementation.service
     sealed = service.seal("t", HERE).ciphertext
-    for position, bit in itertools.product(range(len(sealed)), range(8)):
+    every_flip = list(itertools.product(range(len(sealed)), range(8)))
+    for position, bit in every_flip[:: size(5, 1)]:  # 5 and 8 have no common divisor, so each bit and each place is hit
         flipped = sealed[:position] + chr(ord(sealed[position]) ^ (1 << bit)) + sealed[position + 1 :]
         with pytest.raises(REFUSED):
             service.open(flipped, HERE)
 
 
-def test_every_truncation_is_refused(implementation: Implementation) -> None:
+def test_every_truncation_is_rejected(implementation: Implementation) -> None:
     service = implementation.service
     sealed = service.seal(TOKEN, HERE).ciphertext
     prefix = sealed[: sealed.index(":") + 1]
@@ -124,7 +126,7 @@ def test_nothing_can_be_appended(implementation: Implementation, suffix: str) ->
         implementation.service.open(sealed + suffix, HERE)
 
 
-def test_it_opens_in_no_other_place(implementation: Implementation) -> None:
+def test_a_ciphertext_opens_in_no_other_context(implementation: Implementation) -> None:
     places = [
         TokenContext(user, provider, service_type, field)
         for user in (USER, OTHER_USER, "")
@@ -159,7 +161,7 @@ def test_parts_of_the_context_cannot_trade_characters(
         implementation.strategy.open(sealed, there)
 
 
-def test_sixteen_threads_use_it_at_once(implementation: Implementation) -> None:
+def test_sixteen_threads_share_a_strategy(implementation: Implementation) -> None:
     strategy = implementation.cold()
 
     def work(worker: int) -> list[bool]:
@@ -177,10 +179,10 @@ def test_sixteen_threads_use_it_at_once(implementation: Implementation) -> None:
             assert opened == [True] * 50
 
 
-def test_without_waiting_it_works_only_with_its_key_at_hand(implementation: Implementation) -> None:
+def test_without_waiting_a_key_must_be_cached(implementation: Implementation) -> None:
     sealed = implementation.strategy.seal(TOKEN, HERE).ciphertext
     sealing, opening = implementation.cold(), implementation.cold()
-    for _ in range(2):  # to have been asked brings no key
+    for _ in range(2):  # the first call fetches no key
         with pytest.raises(KeyNotCached):
             sealing.seal(TOKEN, HERE, wait=False)
         with pytest.raises(KeyNotCached):

@@ -1,4 +1,9 @@
-"""Requests that KMS is spared: the circuit breaker and the memory of denials."""
+"""Circuit breakers in front of KMS: one for outages, and one for denials.
+
+Both answer at once after several failures in a row, and let a single request through after each cool-down. The
+libraries for this let every caller through when the cool-down is over, which under load is the stampede that a breaker
+has to prevent.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +19,18 @@ import structlog
 from app.errors import KeyDenied, KeyUnavailable
 from app.security.counters import EncryptionCounters
 
-# --- A circuit breaker: after repeated failures, answer at once instead of waiting for the next one.
-# The libraries for this let every caller through as soon as the cool-down is over; under load that is the stampede that
-# a breaker is there to prevent. This one lets a single probe through.
-
+FAILURES: Final = 5
+COOL_DOWN_SECONDS: Final = 5.0
+DENIALS: Final = 3  # a single caller's denial is not yet everybody's
+DENIAL_SECONDS: Final = 1.0
 _log = structlog.get_logger()
-FAILURES = 5
-COOL_DOWN_SECONDS = 5.0
 
 
 class CircuitBreaker:
     """Closed until `failures` calls in a row have failed; then open, with one probe in each cool-down.
 
-    A call reports back with the number that `admit` gave it. Each change of state has a new one: what a call tells
-    that began before says nothing about now.
+    A call reports its outcome with the generation that `admit` returned. Each change of state starts a new generation,
+    so the outcome of a call that began before is ignored.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class CircuitBreaker:
         self._open_until: float | None = None
 
     def admit(self) -> int:
-        """Let a call pass, or raise `KeyUnavailable` with the seconds until the next probe."""
+        """Return the generation, or raise `KeyUnavailable` with the seconds until the next probe."""
         with self._lock:
             if self._open_until is None:
                 return self._generation
@@ -58,21 +61,21 @@ class CircuitBreaker:
                     "the key service has failed repeatedly and is given time to recover",
                     retry_after_seconds=math.ceil(left),
                 )
-            # this caller is the probe; should it never report back, the next one follows after another cool-down
+            # this call is the probe; if it never reports, the next probe follows after another cool-down
             self._open_until = self._monotonic() + self._cool_down_seconds
             self._generation += 1
             self._counters.breaker_state("half_open")
             return self._generation
 
     def succeeded(self, generation: int) -> None:
-        """Report that the key service answered, whatever it said."""
+        """Report any answer of the key service, also a denial."""
         with self._lock:
             if generation != self._generation:
                 return
             self._failures = 0
             if self._open_until is not None:
                 self._open_until = None
-                self._changed("closed")
+                self._change("closed")
 
     def failed(self, generation: int) -> None:
         """Report that the key service was unavailable."""
@@ -82,58 +85,51 @@ class CircuitBreaker:
             self._failures += 1
             if self._failures >= self._limit:
                 self._open_until = self._monotonic() + self._cool_down_seconds
-                self._changed("open")
+                self._change("open")
 
-    def _changed(self, state: str) -> None:
+    def _change(self, state: str) -> None:
         self._generation += 1
         self._counters.breaker_state(state)
         _log.warning("kms_breaker", state=state)
 
 
-# --- Denials by KMS, remembered for a moment: asking again at once gets the same answer, at the price of a success.
-
-DENIALS: Final = 3
-SECONDS: Final = 1.0
-
-
 @dataclass(slots=True)
-class _Denied:
-    """`times` in a row, the last of them with `error`; not asked again before `ask_again_at`."""
-
-    error: KeyDenied
-    times: int = 0
-    ask_again_at: float = 0.0
+class _Denials:
+    last: KeyDenied
+    in_a_row: int = 0
+    next_request_at: float = 0.0
 
 
-class DenialMemory:
-    """After three denials of one thing in a row the last is repeated for a second; then one call may ask again.
+class DenialBreaker:
+    """Repeats a denial for a second once the same request was denied three times in a row.
 
-    Three, because a single caller's denial should not be everybody's. Safe for concurrent use.
+    A repeated request would get the same answer at the price of a successful one. Requests are told apart by `request`,
+    such as operation and key. Safe for concurrent use.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._denied: dict[Hashable, _Denied] = {}
+        self._denials: dict[Hashable, _Denials] = {}
 
-    def admit(self, what: Hashable) -> None:
-        """Let a call pass, or raise what the last one was denied with."""
+    def admit(self, request: Hashable) -> None:
+        """Return if the request may be sent, or raise the last denial."""
         with self._lock:
-            denied = self._denied.get(what)
-            if denied is None or denied.times < DENIALS:
+            denials = self._denials.get(request)
+            if denials is None or denials.in_a_row < DENIALS:
                 return
-            if self._monotonic() >= denied.ask_again_at:
-                denied.ask_again_at = self._monotonic() + SECONDS
+            if self._monotonic() >= denials.next_request_at:
+                denials.next_request_at = self._monotonic() + DENIAL_SECONDS
                 return
-        # a copy: as one object it would gather the traceback of everyone who raises it
-        raise denied.error.copy()
+        raise denials.last.copy()
 
-    def answered(self, what: Hashable, error: KeyDenied | None) -> None:
-        """Note how a call ended that was answered; `None` where it was not denied."""
+    def answered(self, request: Hashable, denial: KeyDenied | None) -> None:
+        """Note an answer; `None` for any answer but a denial."""
         with self._lock:
-            if error is None:
-                self._denied.pop(what, None)
+            if denial is None:
+                self._denials.pop(request, None)
                 return
-            denied = self._denied.setdefault(what, _Denied(error))
-            denied.error, denied.times = error.copy(), denied.times + 1
-            denied.ask_again_at = self._monotonic() + SECONDS
+            denials = self._denials.setdefault(request, _Denials(denial))
+            denials.last = denial.copy()
+            denials.in_a_row += 1
+            denials.next_request_at = self._monotonic() + DENIAL_SECONDS

@@ -1,4 +1,4 @@
-"""What KMS costs a month, with and without the data-key cache."""
+"""Monthly cost of KMS, with and without the data-key cache."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ def monthly_bill(requests: int) -> Bill:
 
 
 def price_of(requests: int) -> Decimal:
-    """Return what this many requests cost beyond the free ones."""
+    """Return the price in dollars of requests beyond the free ones."""
     return requests * DOLLARS_PER_10_000_REQUESTS / 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What `users`, with one token each, do in a month.
+    """A month's operations of `users` with one token each.
 
-    Every replica has a cache of its own, and a user's operations are spread over all of them. A cache holds a key for
-    `max_age_seconds` from when KMS gave it, however often it is used, and has room for everybody who is active within
-    that time.
+    Every replica has its own cache, and a user's operations are spread over all replicas. A cache holds a data key for
+    `max_age_seconds` after KMS returned it, and is large enough for all users who are active within that time.
     """
 
     users: int
@@ -48,25 +47,25 @@ class Usage:
         return self.users * self.operations_per_user
 
     def requests_in_visits(self, operations_per_visit: int) -> int:
-        """Return what remains where operations come together, a visit within the cache age and none in between.
+        """Return the requests if operations come in visits, each shorter than the cache age and apart by more.
 
-        The first operation of a visit at each replica asks KMS, the others find the data key. A visit that both reads
-        an older token and stores one asks once more; that is not counted.
+        The first operation of a visit at each replica takes a request. A visit that both reads an older token and
+        stores one takes another, which is not counted.
         """
         full, rest = divmod(self.operations_per_user, operations_per_visit)
         return self.users * (full * min(self.replicas, operations_per_visit) + min(self.replicas, rest))
 
     def requests_far_apart(self) -> int:
-        """Return what remains where operations spread evenly: a replica asks once to open and once to seal in each age.
+        """Return the requests if operations spread evenly: one to decrypt and one to encrypt per replica and cache age.
 
-        An estimate: several replicas that store for one user also unwrap each other's data keys.
+        An estimate, because replicas that store for one user also unwrap each other's data keys.
         """
         ages = _rounded_up(MONTH_SECONDS, self.max_age_seconds)
         return self.users * min(self.operations_per_user, 2 * self.replicas * ages)
 
 
 def requests_of_checks(*, replicas: int, probe_seconds: int, max_age_seconds: int) -> int:
-    """Return what readiness asks for where it is polled all the time: the probe, and the self-test's data key."""
+    """Return the requests of readiness checks that are polled all month: the probe, and the self-test's data key."""
     return replicas * (_rounded_up(MONTH_SECONDS, probe_seconds) + _rounded_up(MONTH_SECONDS, max_age_seconds))
 
 

@@ -18,40 +18,37 @@ _KEYS: Final = frozenset({"fmt", "kid", "id", "dk", "cm", "n", "ct"})
 MAXIMUM_WRAPPED_BYTES: Final = 6144  # what KMS Decrypt accepts
 MAXIMUM_NAME_CHARACTERS: Final = 2048
 
-# The two halves of what the vault writes, every member of its size and no name in need of escaping. They are read in
-# a third of the time that JSON takes; what does not match is read as JSON, and refused there.
+# The two halves of a package as the vault writes it: every member of its size, no name that needs escaping. A package
+# that does not match is read as JSON. Measured, interleaved: with JSON for every package a decryption with a cached key
+# takes 1.8 to 2.2 times as long, and with JSON for each half and a cached head 1.24 to 1.31 times.
 _HEAD: Final = re.compile(
     r'kms:\{"fmt":1,"kid":"([ !#-\[\]-~]{1,2048})","id":"([ !#-\[\]-~]{1,2048})",'
     r'"dk":"([\w-]{2,8192})","cm":"([\w-]{43})"',
     re.ASCII,
 )
 _REST: Final = re.compile(r'([\w-]{16})","ct":"([\w-]{22,})"\}', re.ASCII)
-_REMEMBERED_HEADS: Final = 10_000  # as many as data keys are kept by default
+_REMEMBERED_HEADS: Final = 10_000  # the default number of cached data keys
 
 
 class Package(NamedTuple):
-    """A ciphertext with what is needed to open it: `kid`, `id`, `dk`, then the box as `cm`, `n` and `ct`."""
+    """The members `kid`, `id` and `dk`, and the box of `cm`, `n` and `ct`."""
 
-    key_arn: str
+    key_name: str
     tracking_id: str
     wrapped: bytes
     box: Box
 
-    def encode(self) -> str:
-        """Return the text that is stored."""
-        return complete(head(self.key_arn, self.tracking_id, self.wrapped, self.box.commitment), self.box)
-
     @classmethod
     def decode(cls, text: str) -> Package:
-        """Read the text, or raise `MalformedCiphertext`: every member once, of its type and size, nothing else."""
+        """Parse the text; raises `MalformedCiphertext` unless it has each member once, of its type and size."""
         first, _, last = text.partition(',"n":"')
         rest = _REST.fullmatch(last)
         common = _read_head(first) if rest else None
         if rest and common:
-            key_arn, tracking_id, wrapped, commitment = common
+            key_name, tracking_id, wrapped, commitment = common
             nonce, ciphertext = rest.groups()
             box = Box(commitment, base64url.decode(nonce), base64url.decode(ciphertext))
-            return cls(key_arn, tracking_id, wrapped, box)
+            return cls(key_name, tracking_id, wrapped, box)
         members = _members(text)
         box = Box(
             _bytes(members, "cm", COMMITMENT_BYTES, COMMITMENT_BYTES),
@@ -62,11 +59,11 @@ class Package(NamedTuple):
         return cls(_name(members, "kid"), _name(members, "id"), wrapped, box)
 
 
-def head(key_arn: str, tracking_id: str, wrapped: bytes, commitment: bytes) -> str:
-    """Return what all packages of one data key begin with."""
+def head(key_name: str, tracking_id: str, wrapped: bytes, commitment: bytes) -> str:
+    """Return the beginning that all packages of one data key have in common."""
     members = {
         "fmt": FORMAT,
-        "kid": key_arn,
+        "kid": key_name,
         "id": tracking_id,
         "dk": base64url.encode(wrapped),
         "cm": base64url.encode(commitment),
@@ -76,16 +73,16 @@ def head(key_arn: str, tracking_id: str, wrapped: bytes, commitment: bytes) -> s
 
 @lru_cache(maxsize=_REMEMBERED_HEADS)
 def _read_head(text: str) -> tuple[str, str, bytes, bytes] | None:
-    """Undo `head`, or return `None` for a text that it did not write. Remembered: a data key has many packages."""
+    """Parse a text that `head` wrote, or return `None`. Cached, because a data key has many packages."""
     found = _HEAD.fullmatch(text)
     if found is None:
         return None
-    key_arn, tracking_id, wrapped, commitment = found.groups()
-    return key_arn, tracking_id, base64url.decode(wrapped), base64url.decode(commitment)
+    key_name, tracking_id, wrapped, commitment = found.groups()
+    return key_name, tracking_id, base64url.decode(wrapped), base64url.decode(commitment)
 
 
 def complete(head: str, box: Box) -> str:
-    """Return the package of a box whose data key has that `head`."""
+    """Return the package of a box of that data key."""
     return f'{head},"n":"{base64url.encode(box.nonce)}","ct":"{base64url.encode(box.ciphertext)}"}}'
 
 
@@ -100,7 +97,7 @@ def _members(text: str) -> Mapping[str, Any]:
 
 
 def _is_format(value: object) -> bool:
-    return type(value) is int and value == FORMAT  # True and 1.0 are equal to it, too
+    return type(value) is int and value == FORMAT  # True == 1.0 == 1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-# made once: json.loads and json.dumps make theirs for each call that has an option
+# made once, because json.loads and json.dumps with options make one for each call
 _from_json: Final = json.JSONDecoder(object_pairs_hook=_unique).decode
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 

@@ -1,6 +1,6 @@
-"""Creating what the vault needs in AWS KMS, and the least-privilege policy for it.
+"""Setup of AWS KMS: the key, its alias, rotation, the role's grant, and the least-privilege policy.
 
-This runs with an administrator's credentials, once. The service itself never calls any of it.
+For `token-vault kms setup`, with an administrator's credentials. The service calls none of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENCRYPTION_CONTEXT_SERVICE: Final = "pulseplan"
 GRANT_NAME: Final = "pulseplan-token-vault"
 OPERATIONS: Final = ("Encrypt", "Decrypt", "GenerateDataKey")
 ROTATION_DAYS: Final = 365
-# which alias a key is meant for: CreateKey sets it, so a run that ends before CreateAlias leaves a key that is known
+# the alias that a key is meant for; set by CreateKey, so a key is found again if the run ends before CreateAlias
 ALIAS_TAG: Final = "token-vault-alias"
 _CONSTRAINTS: Final = {"EncryptionContextSubset": {"service": ENCRYPTION_CONTEXT_SERVICE}}
 _TAG_ATTEMPTS: Final = 6
@@ -36,7 +36,7 @@ _WHY: Final = {
 
 
 class StepState(StrEnum):
-    """What became of a step. `look` is something that only a person should change."""
+    """Outcome of a step; `look` marks something that a person has to change."""
 
     DONE = "done"
     KEPT = "kept"
@@ -45,18 +45,18 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that is as it should be, or in a dry run would be."""
+    """One part of the setup and its outcome; in a dry run the outcome that it would have."""
 
     state: StepState
     what: str
 
 
 class KmsSetup:
-    """Brings a key, its alias, its rotation and the application role's grant into being, each only where missing.
+    """Creates the key, its alias, its rotation and the application role's grant, each only if it is missing.
 
-    `client` is boto3's KMS client with an administrator's credentials, and without retries: a repeated CreateKey makes
-    a second key. A run that ends half-way is continued by the next one. With `dry_run` nothing is changed. Errors are
-    `KeyDenied`, with the call's name and that of the AWS error.
+    `client` is boto3's KMS client with an administrator's credentials and without retries, because a repeated CreateKey
+    makes a second key. The next run continues one that was interrupted. `dry_run` changes nothing. Methods raise
+    `KeyDenied` with the name of the call and of the AWS error.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class KmsSetup:
         self._alias = alias
         self._role_arn = role_arn
         self._dry_run = dry_run
-        self.key_arn: str | None = None  # known once the first step is done, unless a dry run found none
+        self.key_arn: str | None = None  # known after the first step, unless a dry run found none
 
     def steps(self) -> Iterator[Step]:
-        """Do what is missing, and tell each step as soon as it is done."""
+        """Yield each step as soon as it is done."""
         yield from self._key()
         yield self._rotation()
         if self._role_arn is not None:
@@ -109,7 +109,7 @@ class KmsSetup:
         yield Step(StepState.DONE, f"give it the alias {self._alias}")
 
     def _named_by_alias(self) -> dict[str, Any] | None:
-        """Return the key behind the alias, or `None` where there is no such alias."""
+        """Return the metadata of the alias's key, or `None` without such an alias."""
         with _named("DescribeKey"):
             try:
                 key: dict[str, Any] = self._client.describe_key(KeyId=self._alias)["KeyMetadata"]
@@ -127,7 +127,7 @@ class KmsSetup:
         return key
 
     def _left_behind(self) -> dict[str, Any] | None:
-        """Return the key of a run that ended before its CreateAlias."""
+        """Return the metadata of the key of a run that ended before CreateAlias."""
         with _named("ListAliases"):
             aliased = {alias.get("TargetKeyId") for alias in self._listed("list_aliases", "Aliases")}
         with _named("ListKeys"):
@@ -148,7 +148,7 @@ class KmsSetup:
                 except self._client.exceptions.ClientError as error:
                     name = error_name(error)
                     if name == "AccessDeniedException":
-                        return False  # a key that its policy keeps from us is none that we made
+                        return False  # setup made no key whose policy denies this
                     if name != "ThrottlingException" or attempt == _TAG_ATTEMPTS - 1:
                         raise
                     time.sleep(_TAG_PAUSE_SECONDS * 2**attempt)  # the account has ten of these a second
@@ -157,7 +157,7 @@ class KmsSetup:
         raise AssertionError
 
     def _rotation(self) -> Step:
-        """Switch yearly rotation on. Old material stays, so nothing that was wrapped needs to be wrapped again."""
+        """Switch on yearly rotation. KMS keeps old key material, so nothing has to be wrapped again."""
         if self.key_arn is not None:
             with _named("GetKeyRotationStatus"):
                 status = self._client.get_key_rotation_status(KeyId=self.key_arn)
@@ -170,7 +170,7 @@ class KmsSetup:
         return Step(StepState.DONE, f"switch rotation on, every {ROTATION_DAYS} days")
 
     def _grant(self, role_arn: str) -> Iterator[Step]:
-        """Grant the role the three operations, for the vault's encryption context alone."""
+        """Grant the role the three operations, for the vault's encryption context only."""
         condition = f"where the encryption context has service = {ENCRYPTION_CONTEXT_SERVICE}"
         words = f"grant {', '.join(OPERATIONS)} to {role_arn}, {condition}"
         grants = [] if self.key_arn is None else self._grants_of(role_arn, self.key_arn)
@@ -204,7 +204,7 @@ class KmsSetup:
 
 
 def least_privilege_policy(key_arn: str) -> dict[str, Any]:
-    """Return the IAM policy that is enough for everything the service does."""
+    """Return the IAM policy that the service needs."""
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -220,18 +220,18 @@ def least_privilege_policy(key_arn: str) -> dict[str, Any]:
 
 
 def wraps_data_keys(key: dict[str, Any]) -> bool:
-    """Whether a key's metadata are those of a symmetric encryption key that its owner, not AWS, manages."""
+    """Whether the metadata is that of a symmetric encryption key that the customer manages."""
     spec = key.get("KeySpec") or key.get("CustomerMasterKeySpec")
     return spec == "SYMMETRIC_DEFAULT" and key.get("KeyManager") == "CUSTOMER"
 
 
 def state_in_words(state: str) -> str:
-    """Say what a key's `KeyState`, other than `Enabled`, means."""
+    """Describe a `KeyState` other than `Enabled`."""
     return {"Disabled": "disabled", "PendingDeletion": "scheduled for deletion"}.get(state, f"in the state {state}")
 
 
 def remedy_for(state: str) -> str:
-    """Say what brings a key back from this `KeyState`."""
+    """Return the command that makes a key in this `KeyState` usable again."""
     return {
         "Disabled": "Enable it with aws kms enable-key",
         "PendingDeletion": "Keep it with aws kms cancel-key-deletion, then aws kms enable-key",

@@ -1,4 +1,4 @@
-"""KMS envelope encryption: AES-256-GCM under data keys that AWS KMS generates and wraps."""
+"""Envelope encryption: AES-256-GCM under data keys that a key service generates and wraps."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from app.errors import IntegrityError, InvalidRequest, KeyUnavailable
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.formats import Family
-from app.security.kms.client import DEADLINE_SECONDS
 from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, fingerprint
+from app.security.kms.key_service import KeyService
 from app.security.kms.package import MAXIMUM_NAME_CHARACTERS, Package, complete, head
 from app.security.strategy import KeyNotCached, Sealed
 from app.single_flight import SingleFlight
 
-if TYPE_CHECKING:
-    from app.security.kms.client import KmsClient
-
-
+SEALING_SECONDS: Final = 2.5
 _FAMILY: Final = b"kms/1"
 _INFO: Final = length_prefixed(LABEL, _FAMILY)
 _TRACKING_BYTES: Final = 8
@@ -30,18 +27,18 @@ _TRACKING_BYTES: Final = 8
 class KmsEnvelopeStrategy:
     """The KMS envelope format; `app.security.kms.package` has its text.
 
-    A data key belongs to one user, one provider and one KMS key. It seals until `data_keys`' limits and is unwrapped
-    once for reading within them, so that KMS is asked about once for hundreds of operations. What KMS binds (user,
-    service, data type) and what the AAD binds (those, provider, service type, column, key ARN, tracking id) holds
-    for each single ciphertext all the same.
+    A data key belongs to one user, one provider and one KMS key. It encrypts until it reaches the limits of
+    `data_keys`, and is unwrapped once for decryption within them, so one request serves hundreds of operations. Every
+    single ciphertext is bound all the same: KMS authenticates user, service and data type; the AAD authenticates user,
+    provider, service type, column, key ARN and tracking id.
     """
 
     family: Final = Family.KMS
 
     def __init__(
-        self, *, kms: KmsClient, data_keys: DataKeyCache, monotonic: Callable[[], float] = time.monotonic
+        self, *, key_service: KeyService, data_keys: DataKeyCache, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._kms = kms
+        self._key_service = key_service
         self._data_keys = data_keys
         self._monotonic = monotonic
         self._generating: SingleFlight[None] = SingleFlight()
@@ -49,17 +46,17 @@ class KmsEnvelopeStrategy:
 
     @property
     def scheme(self) -> str | None:
-        return None if self._kms.key_arn is None else f"kms:{self._kms.key_arn}"
+        return None if self._key_service.key_name is None else f"kms:{self._key_service.key_name}"
 
     def scheme_of(self, ciphertext: str) -> str:
-        return f"kms:{Package.decode(ciphertext).key_arn}"
+        return f"kms:{Package.decode(ciphertext).key_name}"
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         key = self._sealing_key(context, wait=wait)
-        box = key.aead.seal(plaintext.encode(), _aad(context, key.key_arn, key.tracking_id))
+        box = key.aead.seal(plaintext.encode(), _aad(context, key.key_name, key.tracking_id))
         return Sealed(
             ciphertext=complete(key.head, box),
-            scheme=f"kms:{key.key_arn}",
+            scheme=f"kms:{key.key_name}",
             method="kms",
             key_id=key.tracking_id,
         )
@@ -67,7 +64,7 @@ class KmsEnvelopeStrategy:
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         package = Package.decode(ciphertext)
         if not _is_tracking_id(package.tracking_id, context):
-            # it could not authenticate, so KMS need not be asked
+            # it could not authenticate, so no request is needed
             raise IntegrityError("the KMS package was made for another user or provider")
         name = fingerprint(package.wrapped, context)
         aead = self._data_keys.for_opening(name, counts_miss=wait)
@@ -75,10 +72,10 @@ class KmsEnvelopeStrategy:
             return _text(_open(aead, package, context))
         if not wait:
             raise KeyNotCached(name)
-        aead, ends_at = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
+        aead, expires_at = self._unwrapping.run(name, lambda: self._unwrap(name, package, context))
         plaintext = _open(aead, package, context)
-        if ends_at is not None:  # again, for whoever made the request may have had a broken package to try the key on
-            self._data_keys.keep_for_opening(name, aead, ends_at=ends_at)
+        if expires_at is not None:  # the caller that made the request may have had a broken package, and kept nothing
+            self._data_keys.keep_for_opening(name, aead, expires_at=expires_at)
         return _text(plaintext)
 
     def _sealing_key(self, context: TokenContext, *, wait: bool) -> DataKey:
@@ -87,12 +84,12 @@ class KmsEnvelopeStrategy:
 
         def make() -> None:
             nonlocal made
-            # another caller's request may have ended since we looked
-            made = self._kept_sealing_key(owner, counts_miss=False) or self._generate(owner, context)
+            # another caller's request may have ended since the lookup
+            made = self._cached_sealing_key(owner, counts_miss=False) or self._generate(owner, context)
 
-        give_up_at = self._monotonic() + DEADLINE_SECONDS
+        give_up_at = self._monotonic() + SEALING_SECONDS
         while self._monotonic() < give_up_at:
-            key = self._kept_sealing_key(owner, counts_miss=wait)
+            key = self._cached_sealing_key(owner, counts_miss=wait)
             if key is not None:
                 return key
             if not wait:
@@ -100,41 +97,43 @@ class KmsEnvelopeStrategy:
             self._generating.run(owner, make)
             if made is not None:
                 return made
-        raise KeyUnavailable("others used up each new data key first")
+        raise KeyUnavailable("other callers used up each new data key first")
 
-    def _kept_sealing_key(self, owner: tuple[str, str], *, counts_miss: bool) -> DataKey | None:
+    def _cached_sealing_key(self, owner: tuple[str, str], *, counts_miss: bool) -> DataKey | None:
         key = self._data_keys.for_sealing(owner, counts_miss=counts_miss)
-        # where an alias has moved, what the last key seals would be due for a rewrap at once
-        return key if key is not None and key.key_arn == self._kms.key_arn else None
+        # after an alias has moved, a ciphertext under the old key would be due for a rewrap at once
+        return key if key is not None and key.key_name == self._key_service.key_name else None
 
     def _generate(self, owner: tuple[str, str], context: TokenContext) -> DataKey:
-        """Return a new data key that has counted its caller's message."""
+        """Return a new data key with its first message counted."""
         tracking_id = _tracking_prefix(context) + secrets.token_hex(_TRACKING_BYTES)
         if len(tracking_id) > MAXIMUM_NAME_CHARACTERS:
             raise InvalidRequest("the user id is too long: its ciphertexts could not be read back")
-        ends_at = self._data_keys.end_of_one_asked_for_now()
-        generated = self._kms.generate_data_key(context.encryption_context())
+        expires_at = self._data_keys.expiry_of_new_key()
+        generated = self._key_service.generate_data_key(context.encryption_context())
         aead = CommittingAead(generated.plaintext, info=_INFO)
-        common = head(generated.key_arn, tracking_id, generated.wrapped, aead.commitment)
-        key = DataKey(owner, aead, common, generated.key_arn, tracking_id, messages=1)
-        self._data_keys.keep_for_sealing(key, ends_at=ends_at)
-        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context), aead, ends_at=ends_at)
+        common = head(generated.key_name, tracking_id, generated.wrapped, aead.commitment)
+        key = DataKey(owner, aead, common, generated.key_name, tracking_id, messages=1)
+        self._data_keys.keep_for_sealing(key, expires_at=expires_at)
+        self._data_keys.keep_for_opening(fingerprint(generated.wrapped, context), aead, expires_at=expires_at)
         return key
 
     def _unwrap(self, name: bytes, package: Package, context: TokenContext) -> tuple[CommittingAead, float | None]:
-        """Return the key, and when it has to be dropped, `None` where it is kept already."""
-        kept = self._data_keys.for_opening(name, counts_miss=False)
-        if kept is not None:  # another caller's request has ended since we looked
-            return kept, None
-        ends_at = self._data_keys.end_of_one_asked_for_now()
-        secret = self._kms.unwrap_data_key(package.wrapped, context.encryption_context(), key_arn=package.key_arn)
+        """Return the key and when it expires; `None` if it is in the cache already."""
+        cached = self._data_keys.for_opening(name, counts_miss=False)
+        if cached is not None:  # another caller's request has ended since the lookup
+            return cached, None
+        expires_at = self._data_keys.expiry_of_new_key()
+        secret = self._key_service.unwrap_data_key(
+            package.wrapped, context.encryption_context(), key_name=package.key_name
+        )
         aead = CommittingAead(secret, info=_INFO)
         try:
             _open(aead, package, context)
         except IntegrityError:
-            return aead, ends_at  # a key that has authenticated nothing has no place in the cache
-        self._data_keys.keep_for_opening(name, aead, ends_at=ends_at)
-        return aead, ends_at
+            return aead, expires_at  # a key that has authenticated nothing does not enter the cache
+        self._data_keys.keep_for_opening(name, aead, expires_at=expires_at)
+        return aead, expires_at
 
 
 def _tracking_prefix(context: TokenContext) -> str:
@@ -147,12 +146,12 @@ def _is_tracking_id(tracking_id: str, context: TokenContext) -> bool:
 
 
 def _open(aead: CommittingAead, package: Package, context: TokenContext) -> bytes:
-    return aead.open(package.box, _aad(context, package.key_arn, package.tracking_id))
+    return aead.open(package.box, _aad(context, package.key_name, package.tracking_id))
 
 
-@lru_cache(maxsize=REMEMBERED_NAMES)  # the same for every message of one data key in one column
-def _aad(context: TokenContext, key_arn: str, tracking_id: str) -> bytes:
-    return context.aad(_FAMILY, key_arn.encode(), tracking_id.encode())
+@lru_cache(maxsize=REMEMBERED_NAMES)  # equal for all messages of one data key in one column
+def _aad(context: TokenContext, key_name: str, tracking_id: str) -> bytes:
+    return context.aad(_FAMILY, key_name.encode(), tracking_id.encode())
 
 
 def _text(plaintext: bytes) -> str:

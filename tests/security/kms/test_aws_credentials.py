@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from app.composition import build_encryption
-from app.config.aws import CONNECT_SECONDS, READ_SECONDS, open_kms_client
 from app.config.settings import Settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.security.context import TokenContext
 from app.security.kms import client as kms_client
+from app.security.kms.boto_clients import CONNECT_SECONDS, READ_SECONDS, open_kms_client
 from app.security.kms.errors import EXPIRED_AT_ONCE
 from tests.support.security.envelopes import HERE, TOKEN, Envelope, envelope
 from tests.support.stack.kms import Kms
@@ -100,8 +100,8 @@ def _settings(kms: Kms) -> Settings:
 
 
 def _process(kms: Kms) -> Envelope:
-    settings = _settings(kms)
-    return envelope(kms, boto_client=open_kms_client(settings), reconnect=lambda: open_kms_client(settings))
+    connection = _settings(kms).kms_connection()
+    return envelope(kms, boto_client=open_kms_client(connection), reconnect=lambda: open_kms_client(connection))
 
 
 def test_an_instance_role_that_comes_late_is_found_without_a_restart(kms: Kms, aws: _Aws) -> None:
@@ -146,13 +146,14 @@ def _eventually_seals(process: Envelope) -> None:
 
 def test_the_vault_tells_its_name() -> None:
     given = {"use_kms": True, "kms_key_id": "alias/x", "aws_region": "eu-west-1"}
-    assert open_kms_client(Settings.model_validate(given)).meta.config.user_agent.startswith("pulseplan-token-vault/")
+    client = open_kms_client(Settings.model_validate(given).kms_connection())
+    assert client.meta.config.user_agent.startswith("pulseplan-token-vault/")
 
 
 def test_a_session_token_of_the_settings_is_sent(kms: Kms) -> None:
     given = {name.lower(): value for name, value in kms.environment().items()}
     settings = Settings.model_validate({**given, "aws_session_token": "a-session-token"})
-    envelope(kms, boto_client=open_kms_client(settings)).seal()
+    envelope(kms, boto_client=open_kms_client(settings.kms_connection())).seal()
     assert [request.session_token for request in kms.requests] == ["a-session-token"]
 
 
@@ -212,10 +213,10 @@ def test_a_containers_credentials_that_cannot_be_had_do_not_stop_the_start(
 
 def test_credentials_are_looked_for_again_once_in_a_while_and_not_at_each_call(kms: Kms, aws: _Aws) -> None:
     aws.up = False
-    settings, made = _settings(kms), []
+    connection, made = _settings(kms).kms_connection(), []
 
     def connect() -> Any:
-        made.append(open_kms_client(settings))
+        made.append(open_kms_client(connection))
         return made[-1]
 
     process = envelope(kms, boto_client=connect(), reconnect=connect)
@@ -228,7 +229,7 @@ def test_credentials_are_looked_for_again_once_in_a_while_and_not_at_each_call(k
 
 
 def test_every_wait_is_bounded_as_designed(kms: Kms) -> None:
-    config = open_kms_client(Settings.model_validate({k.lower(): v for k, v in kms.environment().items()})).meta.config
+    config = kms.client().meta.config
     assert (config.connect_timeout, config.read_timeout) == (CONNECT_SECONDS, READ_SECONDS) == (1, 2)
     assert config.retries["total_max_attempts"] == 1
     assert kms_client.DEADLINE_SECONDS == 2.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import KeyDenied
-from app.security.kms.circuit_breaker import DENIALS, SECONDS, DenialMemory
+from app.security.kms.circuit_breaker import DENIAL_SECONDS, DENIALS, DenialBreaker
 from tests.support.security.clock import Clock
 from tests.support.security.envelopes import TOKEN, envelope
 from tests.support.stack.kms import Kms
@@ -33,7 +33,7 @@ def test_a_denied_write_does_not_stop_reading(kms: Kms) -> None:
 
 def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
     clock = Clock()
-    denials = DenialMemory(monotonic=clock)
+    denials = DenialBreaker(monotonic=clock)
     for _ in range(DENIALS):
         denials.admit("x")
         denials.answered("x", KeyDenied("no"))
@@ -41,7 +41,7 @@ def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
     for _ in range(5):
         with pytest.raises(KeyDenied, match="no"):
             denials.admit("x")
-    clock.advance(SECONDS)
+    clock.advance(DENIAL_SECONDS)
     denials.admit("x")
     with pytest.raises(KeyDenied):
         denials.admit("x")
@@ -51,7 +51,7 @@ def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
 
 
 def test_fewer_denials_than_three_keep_nobody_from_asking() -> None:
-    denials = DenialMemory()
+    denials = DenialBreaker()
     for _ in range(10):
         for _ in range(DENIALS - 1):
             denials.admit("x")

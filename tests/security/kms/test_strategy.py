@@ -1,4 +1,4 @@
-"""The KMS envelope: what KMS is asked, what opens, and everything that must not."""
+"""The KMS envelope: requests to KMS, the package, its binding, and the choice of keys."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from tests.support.security.envelopes import (
     package,
 )
 from tests.support.security.keys import service as local_service
+from tests.support.sizes import size
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
 
@@ -63,10 +64,10 @@ def sealed(shared: Envelope) -> str:
     return shared.seal()
 
 
-# What KMS is asked
+# Requests to KMS
 
 
-def test_kms_is_asked_for_a_data_key_and_to_unwrap_it_and_for_nothing_else(kms: Kms) -> None:
+def test_kms_gets_one_request_for_a_data_key_and_one_to_unwrap_it(kms: Kms) -> None:
     ciphertext = envelope(kms).seal()
     assert envelope(kms).open(ciphertext) == TOKEN
     generate, decrypt = kms.requests
@@ -81,7 +82,7 @@ def test_kms_is_asked_for_a_data_key_and_to_unwrap_it_and_for_nothing_else(kms: 
 
 
 @every_elsewhere
-def test_the_encryption_context_is_the_same_three_pairs_for_every_secret(kms: Kms, there: TokenContext) -> None:
+def test_the_encryption_context_has_three_pairs_for_every_secret(kms: Kms, there: TokenContext) -> None:
     ciphertext = envelope(kms).seal(there)
     assert envelope(kms).open(ciphertext, there) == TOKEN
     assert {request.operation for request in kms.requests} == {"GenerateDataKey", "Decrypt"}
@@ -171,7 +172,7 @@ _HUGE_VALUES: list[Any] = ["A" * 3000, "A" * 10_000, "A" * 100_000, "A" * 500_00
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_package_with_a_changed_member_is_refused(shared: Envelope, sealed: str, member: str) -> None:
-    """Whether its data key is at hand or not."""
+    """With its data key cached and without."""
     original = members_of(sealed)[member]
     for value in [*_WRONG_VALUES, *_HUGE_VALUES]:
         if value == original and type(value) is type(original):
@@ -213,7 +214,7 @@ def test_a_package_with_an_unknown_member_is_refused(shared: Envelope, sealed: s
 
 
 @pytest.mark.parametrize(("characters", "fits"), [(2026, True), (2027, False)])
-def test_a_name_is_never_written_that_could_not_be_read_back(kms: Kms, characters: int, fits: bool) -> None:
+def test_a_name_that_could_not_be_read_back_is_never_written(kms: Kms, characters: int, fits: bool) -> None:
     here = TokenContext("u" * characters)  # with "_kms_", "_" and 16 hex digits around it
     process = envelope(kms)
     if fits:
@@ -242,7 +243,7 @@ def test_format_1_is_the_integer_1(shared: Envelope, sealed: str, fmt: str) -> N
         pytest.param('kms:{"fmt":1,"kid":"' + "x" * 500_000 + '"}', id="half a megabyte"),
     ],
 )
-def test_what_only_looks_like_a_package_is_malformed(shared: Envelope, text: str) -> None:
+def test_a_text_that_only_begins_like_a_package_is_malformed(shared: Envelope, text: str) -> None:
     with pytest.raises(MalformedCiphertext):
         shared.open(text)
     with pytest.raises(MalformedCiphertext):
@@ -250,7 +251,7 @@ def test_what_only_looks_like_a_package_is_malformed(shared: Envelope, text: str
 
 
 @given(members=st.dictionaries(st.sampled_from([*MEMBERS, "x"]), any_json))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=size(40, 200))
 def test_any_package_is_refused_with_one_of_our_errors(shared: Envelope, sealed: str, members: dict[str, Any]) -> None:
     for text in (package(members), package(members_of(sealed) | members | {"x": 1})):
         with pytest.raises(REFUSED):
@@ -265,8 +266,8 @@ def test_any_package_is_refused_with_one_of_our_errors(shared: Envelope, sealed:
     )
 )
 @settings(deadline=None)
-def test_a_package_is_read_the_same_however_its_json_is_spaced(sealed: str, edits: list[tuple[int, int, str]]) -> None:
-    """Only what is spelled as the vault spells it is read without a JSON parser, so a space leads the other way."""
+def test_the_fast_reader_and_the_json_reader_agree(sealed: str, edits: list[tuple[int, int, str]]) -> None:
+    """A package with a space after the bracket is read as JSON."""
     text = sealed
     for position, removed, inserted in edits:
         text = text[:position] + inserted + text[position + removed :]
@@ -281,7 +282,7 @@ def _read(text: str) -> Package | None:
         return None
 
 
-def test_every_flipped_bit_behind_the_base64_is_refused(shared: Envelope, sealed: str) -> None:
+def test_every_flipped_bit_of_the_decoded_members_is_rejected(shared: Envelope, sealed: str) -> None:
     assert shared.open(sealed) == TOKEN
     for member in ("cm", "n", "ct", "dk"):
         data = decode(members_of(sealed)[member])
@@ -299,10 +300,10 @@ def test_every_flipped_bit_behind_the_base64_is_refused(shared: Envelope, sealed
 
 @every_elsewhere
 @pytest.mark.parametrize("parts", [("dk",), ("dk", "cm"), ("dk", "id"), ("dk", "cm", "n", "ct"), MEMBERS], ids=" ".join)
-def test_what_is_swapped_between_two_rows_never_opens(
+def test_parts_swapped_between_rows_never_open(
     kms: Kms, here: Envelope, there: TokenContext, parts: tuple[str, ...]
 ) -> None:
-    """The wrapped data key alone, with what belongs to it, and the whole package; with its key at hand and without."""
+    """The wrapped data key alone, with its other parts, and the whole package; with its key cached and without."""
     # a fresh process writes each, so that no two share a data key
     ours, theirs = members_of(here.seal()), members_of(envelope(kms).seal(there, "another token"))
     assert ours["dk"] != theirs["dk"]
@@ -315,7 +316,7 @@ def test_what_is_swapped_between_two_rows_never_opens(
             reader.open(swapped)
 
 
-def test_between_all_ordered_pairs_of_places_a_swapped_data_key_never_opens(kms: Kms) -> None:
+def test_a_data_key_swapped_between_any_two_contexts_never_opens(kms: Kms) -> None:
     places = [
         TokenContext(*names)
         for names in itertools.product((USER, OTHER_USER), ("canvas", "google"), ("a", "b"), SecretField)
@@ -324,7 +325,7 @@ def test_between_all_ordered_pairs_of_places_a_swapped_data_key_never_opens(kms:
     sealed = {place: members_of(envelope(kms).seal(place)) for place in places}
     warm = envelope(kms)
     assert [warm.open(package(sealed[place]), place) for place in places] == [TOKEN] * 16
-    for here, there in itertools.permutations(places, 2):
+    for here, there in list(itertools.permutations(places, 2))[:: size(7, 1)]:
         for parts in (("dk",), ("dk", "cm"), ("dk", "cm", "id")):
             with pytest.raises(IntegrityError):
                 warm.open(package(sealed[here] | {part: sealed[there][part] for part in parts}), here)
@@ -332,7 +333,7 @@ def test_between_all_ordered_pairs_of_places_a_swapped_data_key_never_opens(kms:
 
 @every_elsewhere
 @pytest.mark.parametrize("claims_the_name", [False, True])
-def test_one_data_key_for_two_rows_makes_no_difference(
+def test_a_package_moved_to_a_row_with_the_same_data_key_never_opens(
     kms: Kms, here: Envelope, there: TokenContext, claims_the_name: bool
 ) -> None:
     """A package moved to another row with its tracking id rewritten to fit there."""
@@ -358,7 +359,7 @@ def test_another_context_is_refused_without_asking_kms(kms: Kms, here: Envelope,
     assert kms.requests == []
 
 
-def test_rewriting_the_prefix_never_opens(here: Envelope) -> None:
+def test_a_rewritten_prefix_never_opens(here: Envelope) -> None:
     ciphertext = here.seal()
     local = local_service().seal(TOKEN, HERE).ciphertext
     assert here.open(local) == TOKEN
@@ -376,10 +377,10 @@ def test_rewriting_the_prefix_never_opens(here: Envelope) -> None:
             local_service().open(text, HERE)
 
 
-# Which key
+# Choice of keys
 
 
-def test_the_key_is_pinned_and_previous_ones_are_tried_in_order(kms: Kms) -> None:
+def test_requests_name_the_configured_keys_in_order(kms: Kms) -> None:
     newer, new = kms.create_key(), kms.create_key()
     ciphertext = envelope(kms).seal()
     kms.forget_requests()
@@ -393,7 +394,7 @@ def test_the_key_is_pinned_and_previous_ones_are_tried_in_order(kms: Kms) -> Non
     assert all(request.context == CONTEXT for request in kms.requests)
 
 
-def test_a_previous_key_that_kms_has_answered_for_goes_first_for_its_own_packages(kms: Kms) -> None:
+def test_a_known_previous_key_goes_first_for_its_packages(kms: Kms) -> None:
     """Else each row of a sweep from one KMS key to the next would cost a request more."""
     new = kms.create_key()
     old, newer = envelope(kms), envelope(kms, key_id=new)
@@ -411,7 +412,7 @@ def test_a_previous_key_that_kms_has_answered_for_goes_first_for_its_own_package
     assert [request.key_id for request in kms.requests[2:]] == [kms.alias, new], "each was asked all the same"
 
 
-def test_a_kid_that_lies_changes_the_order_and_nothing_else(kms: Kms) -> None:
+def test_a_wrong_kid_changes_only_the_order_of_the_keys(kms: Kms) -> None:
     new = kms.create_key()
     ciphertext = envelope(kms).seal()
     reader = envelope(kms, key_id=new, previous_key_ids=[kms.key_arn])
@@ -430,7 +431,7 @@ def test_a_kid_that_lies_changes_the_order_and_nothing_else(kms: Kms) -> None:
     ]
 
 
-def test_without_its_key_among_them_a_package_is_denied_and_not_broken(kms: Kms) -> None:
+def test_a_package_under_an_unconfigured_key_is_denied(kms: Kms) -> None:
     ciphertext = envelope(kms).seal()
     reader = envelope(kms, key_id=kms.create_key(), previous_key_ids=[kms.create_key()])
     with pytest.raises(KeyDenied, match="KMS_PREVIOUS_KEY_IDS"):
@@ -456,7 +457,7 @@ def test_a_kid_is_not_trusted(kms: Kms, here: Envelope) -> None:
         assert envelope(kms, key_id=foreign).open(package(members | boxed)) == "theirs", "it is sound"
 
 
-def test_an_alias_that_moves_leaves_old_rows_readable_and_new_ones_under_the_new_key(kms: Kms) -> None:
+def test_a_moved_alias_encrypts_under_the_new_key_and_reads_the_old(kms: Kms) -> None:
     old, new = kms.key_arn, kms.create_key()
     writer = envelope(kms, key_id=kms.alias, previous_key_ids=[old])
     before = writer.service.seal(TOKEN, HERE)
@@ -474,7 +475,7 @@ def test_an_alias_that_moves_leaves_old_rows_readable_and_new_ones_under_the_new
         envelope(kms, key_id=kms.alias).open(before.ciphertext)
 
 
-def test_a_cached_data_key_of_the_key_before_seals_no_more_once_the_new_one_is_known(kms: Kms) -> None:
+def test_a_cached_data_key_of_the_old_key_encrypts_no_more(kms: Kms) -> None:
     """Or what it seals would be due for a rewrap at once, and again after each."""
     new = kms.create_key()
     writer = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn])
@@ -488,7 +489,7 @@ def test_a_cached_data_key_of_the_key_before_seals_no_more_once_the_new_one_is_k
     assert [writer.open(before), writer.open(after)] == [TOKEN, TOKEN]
 
 
-def test_a_process_that_has_only_read_knows_what_is_current(kms: Kms) -> None:
+def test_a_process_that_has_only_decrypted_knows_its_scheme(kms: Kms) -> None:
     ciphertext = envelope(kms, key_id=kms.alias).seal()
     by_arn, by_alias = envelope(kms), envelope(kms, key_id=kms.alias)
     assert by_arn.service.scheme_of(ciphertext) == by_arn.service.primary_scheme
@@ -508,7 +509,7 @@ def test_automatic_rotation_leaves_rows_readable_and_current(kms: Kms, here: Env
 
 
 @pytest.mark.parametrize("state", ["disabled", "pending deletion"])
-def test_a_key_that_is_switched_off_denies_and_loses_nothing(kms: Kms, here: Envelope, state: str) -> None:
+def test_a_disabled_key_is_denied_and_works_again_when_enabled(kms: Kms, here: Envelope, state: str) -> None:
     ciphertext = here.seal()
     cold = envelope(kms)
     if state == "disabled":
@@ -519,7 +520,7 @@ def test_a_key_that_is_switched_off_denies_and_loses_nothing(kms: Kms, here: Env
     for call in calls:
         with pytest.raises(KeyDenied):
             call()
-    assert here.open(ciphertext) == TOKEN, "a data key at hand works until it is too old"
+    assert here.open(ciphertext) == TOKEN, "a cached data key works until it expires"
     here.clock.advance(300)
     with pytest.raises(KeyDenied):
         here.open(ciphertext)
@@ -547,7 +548,7 @@ def test_a_data_key_of_another_size_is_refused(kms: Kms, here: Envelope, size: i
     assert len(reader.data_keys) == 0
 
 
-def test_a_data_key_that_is_not_the_one_is_refused(kms: Kms, here: Envelope) -> None:
+def test_another_data_key_than_the_wrapped_one_is_rejected(kms: Kms, here: Envelope) -> None:
     """KMS, or who answers in its place, gives another 32 bytes: the commitment tells."""
     ciphertext = here.seal()
     reader = envelope(kms)

@@ -229,7 +229,7 @@ TABLE: Final = (
         recovers_within_seconds=10,
         tests=(
             f"{_KEY_STATES}::test_kms_throttles",
-            f"{_KMS_ERRORS}::test_an_error_that_passes_is_retryable_and_tried_twice",
+            f"{_KMS_ERRORS}::test_a_transient_error_is_retryable_and_tried_twice",
         ),
     ),
     Failure(
@@ -260,7 +260,7 @@ TABLE: Final = (
         recovers_within_seconds=10,
         tests=(
             f"{_KEY_STATES}::test_kms_answers_html",
-            f"{_KMS_ERRORS}::test_a_page_that_is_not_from_kms_means_unavailable",
+            f"{_KMS_ERRORS}::test_a_page_that_is_not_from_kms_is_an_outage",
         ),
     ),
     Failure(
@@ -303,7 +303,7 @@ TABLE: Final = (
         recovers_within_seconds=10,
         tests=(
             f"{_KEY_STATES}::test_signature_with_a_wrong_clock",
-            f"{_KMS_ERRORS}::test_an_error_that_needs_an_operator_is_neither_retryable_nor_retried",
+            f"{_KMS_ERRORS}::test_a_permanent_error_is_not_retryable_and_tried_once",
         ),
     ),
     # the audit trail

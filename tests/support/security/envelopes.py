@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.kms.circuit_breaker import CircuitBreaker, DenialMemory
+from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
 from app.security.kms.client import DEADLINE_SECONDS, KmsClient
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
@@ -72,7 +72,7 @@ def envelope(
         key_id=key_id or kms.key_arn,
         previous_key_ids=previous_key_ids,
         breaker=CircuitBreaker(counters=counters, monotonic=clock),
-        denials=DenialMemory(monotonic=clock),
+        denials=DenialBreaker(monotonic=clock),
         counters=counters,
         deadline_seconds=deadline_seconds,
         reconnect=reconnect,
@@ -84,7 +84,7 @@ def envelope(
         counters=counters,
         monotonic=clock,
     )
-    strategy = KmsEnvelopeStrategy(kms=client, data_keys=data_keys, monotonic=clock)
+    strategy = KmsEnvelopeStrategy(key_service=client, data_keys=data_keys, monotonic=clock)
     service = EncryptionService(
         primary=strategy,
         readers=[LocalStrategy(keyring=keyring())],

@@ -22,8 +22,8 @@ from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from app.config.aws import open_kms_client
 from app.config.settings import Settings
+from app.security.kms.boto_clients import open_kms_client
 from tests.support.stack.kms_faults import KmsFaults, KmsRequest
 from tests.support.stack.kms_gate import ADMINISTRATOR, KmsGate
 from tests.support.stack.loopback import LOOPBACK, free_port
@@ -93,7 +93,7 @@ class Kms:
         """Return the client that the service would make, the same one each time."""
         if self._client is None:
             settings = {name.lower(): value for name, value in self.environment().items()}
-            self._client = open_kms_client(Settings.model_validate(settings))
+            self._client = open_kms_client(Settings.model_validate(settings).kms_connection())
         return self._client
 
     def create_key(self) -> str:
