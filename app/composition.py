@@ -48,7 +48,8 @@ from app.tokens.vault import TokenVault
 
 if TYPE_CHECKING:
     from app.observability.tracing import Tracing
-    from app.security.kms.client import KmsClient, KmsObserver
+    from app.security.kms.client import KmsObserver
+    from app.security.kms.key_service import KeyService
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Encryption:
     """The encryption service, with the parts that are observed and closed; `kms` is `None` if none is configured."""
 
     service: EncryptionService
-    kms: KmsClient | None = None
+    kms: KeyService | None = None
     data_keys: DataKeyCache | None = None
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ def build_encryption(
 
 def _build_kms_client(
     settings: Settings, key_id: str, counters: EncryptionCounters, observe_kms: KmsObserver
-) -> KmsClient:
+) -> KeyService:
     from app.security.kms.boto_clients import open_kms_client  # noqa: PLC0415  boto3 takes long to import
     from app.security.kms.client import KmsClient  # noqa: PLC0415  boto3 takes long to import
 

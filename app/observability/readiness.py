@@ -15,7 +15,7 @@ from app.security.service import EncryptionService
 from app.single_flight import AsyncSingleFlight, Flight
 
 if TYPE_CHECKING:
-    from app.security.kms.client import KmsClient
+    from app.security.kms.key_service import KeyService
 
 CACHE_SECONDS: Final = 1.0
 CHECK_TIMEOUT_SECONDS: Final = 3.0
@@ -139,7 +139,7 @@ def encryption_check(encryption: EncryptionService, *, keys_are_remote: bool) ->
     return _BackgroundCheck(check, every_seconds=PROBE_SECONDS) if keys_are_remote else check
 
 
-def kms_check(kms: KmsClient) -> Check:
+def kms_check(kms: KeyService) -> Check:
     """Return a check of KMS. Only its first caller ever waits for KMS."""
     return _BackgroundCheck(KmsCheck(kms=kms))
 
@@ -150,7 +150,7 @@ class KmsCheck:
     After a success, a single transient failure is ignored.
     """
 
-    def __init__(self, *, kms: KmsClient, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, kms: KeyService, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._kms = kms
         self._monotonic = monotonic
         self._next_probe_at = float("-inf")

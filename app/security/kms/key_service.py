@@ -1,4 +1,4 @@
-"""What envelope encryption needs of a key service."""
+"""Protocol of a key service: what envelope encryption needs of AWS KMS or another one."""
 
 from __future__ import annotations
 
@@ -37,3 +37,5 @@ class KeyService(Protocol):
         `key_name` comes from the ciphertext: a hint which configured key to try first, never a key to trust.
         """
         ...
+
+    def close(self) -> None: ...
