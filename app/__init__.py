@@ -1,0 +1,1 @@
+"""PulsePlan's token vault."""

@@ -228,7 +228,7 @@ def build_readiness(
     *,
     on_states: Callable[[Mapping[str, CheckState]], None] | None,
 ) -> Readiness:
-    """Choose the checks of this configuration, and the failures of KMS that the replica works through."""
+    """Choose the checks of this configuration, and the failures of KMS that the replica tolerates."""
     checks: dict[str, Check] = {
         "store": repository.check,
         "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),

@@ -67,7 +67,7 @@ def build_instrumentation(settings: Settings, tracing: Tracing | None) -> Instru
     metrics = workers = None
     if settings.metrics:
         folder = metrics_folder()
-        if folder is not None:  # before the first metric, whose files another worker would remove as a dead worker's
+        if folder is not None:  # first: another worker would remove the files of earlier metrics as a dead worker's
             from app.observability.metrics.worker_files import WorkerFolder  # noqa: PLC0415  needs Unix
 
             workers = WorkerFolder(folder)

@@ -54,8 +54,8 @@ _DROP_KEYS_SECONDS = 1.0
 _DESCRIPTION = """
 Stores, reveals and rotates users' OAuth and API tokens. Secrets are encrypted before they reach the store.
 
-Answers carry the token's `version` and the same as `ETag`; `If-Match` on a write makes it conditional. Errors are
-RFC 9457 problems: dispatch on `code`, and retry only where `retryable` is true, after `Retry-After` seconds.
+Answers carry the token's `version`, also as `ETag`; `If-Match` makes a write conditional. Errors are
+RFC 9457 problems: dispatch on `code`, and retry only if `retryable` is true, after `Retry-After` seconds.
 """
 
 

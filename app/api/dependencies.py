@@ -49,8 +49,8 @@ class TokenCall:
 class TokenCallWith(CallerWith):
     """Dependency that authenticates, then reads the token id from path and query.
 
-    FastAPI validates its own path and query parameters before any dependency runs, so before authentication, and for
-    a reveal that took as long as the vault itself. `app.api.openapi` documents the parameters instead.
+    FastAPI validates its own path and query parameters before any dependency runs, so before authentication; in a
+    reveal this took as long as the vault itself. `app.api.openapi` documents the parameters instead.
     """
 
     async def __call__(self, request: Request) -> TokenCall:  # type: ignore[override]  # not HTTPBearer's result
@@ -65,7 +65,7 @@ class TokenCallWith(CallerWith):
 
 
 def _known_parameters(request: Request) -> QueryParams:
-    """Return the query; raises `InvalidRequest` because ignoring a misspelt service_type would delete another token."""
+    """Return the query. Refuses unknown parameters: ignoring a misspelt service_type could delete another token."""
     parameters = request.query_params
     if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _QUERY_PARAMETERS:
         raise InvalidRequest.of_field("query", "the query has an unknown or repeated parameter")

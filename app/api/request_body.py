@@ -74,8 +74,9 @@ def _too_large() -> BodyTooLarge:
 def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
     """Return the value, or raise `MalformedBody`.
 
-    Refused are bytes that are not UTF-8; duplicate keys, of which other parsers keep one; `NaN`, infinities and numbers
-    beyond a double; lone surrogates and NUL, which PostgreSQL cannot store; more than 32 levels of nesting. A float
+    Refuses bytes that are not UTF-8; duplicate keys, because other parsers keep only one of them; `NaN`, infinities
+    and numbers beyond a double; lone surrogates and NUL, which PostgreSQL cannot store; and more than 32 levels of
+    nesting. A float
     without a fraction becomes an `int`, so that every store returns the same number.
     """
     try:

@@ -57,7 +57,7 @@ def _in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise PydanticCustomError("vault_time", "is outside the years 1 to 9999") from None
+        raise PydanticCustomError("vault_time", "is outside the years 1 to 9999 in UTC") from None
 
 
 def _base_url(value: str) -> str:
@@ -300,7 +300,7 @@ class Erased(BaseModel):
 
 
 class BatchItem(BaseModel):
-    """The token, or the problem that keeps it back."""
+    """One token, or the problem that prevented its reveal."""
 
     token: Revealed | None = None
     problem: Problem | None = None

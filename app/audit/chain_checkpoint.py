@@ -1,6 +1,7 @@
 """Checkpoints: the ends of other chains, which a process names in its start line.
 
-A chain without an end line was killed, or its last lines were removed; its own lines cannot tell which. So each process
+If a chain has no end line, its process was killed or its last lines were removed; the chain alone does not show which.
+So each process
 that starts names the last genuine line of every chain that no process writes and no earlier start names, and whether
 other lines follow it. After that, removing a line or a whole chain is detected.
 """
@@ -47,7 +48,7 @@ def checkpoints_of(start: dict[str, Any]) -> Iterator[ChainCheckpoint]:
 def unnamed_chains(log_files: LogFiles, *, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
     """Return checkpoints of the chains that no process writes and no start signed with one of `keys` names.
 
-    Skips files that disappear while it reads: somebody archives them. Raises `OSError`.
+    Skips files that disappear during the call, because somebody may archive them. Raises `OSError`.
     """
     chains = log_files.chains()
     named = {checkpoint.chain for files in chains.values() for checkpoint in _named_in(files[0], keys)}

@@ -94,7 +94,7 @@ class Chain:
         self._head = f'{{"audit":1,"chain":"{self.id}","seq":'
 
     def sign(self, members: Iterable[str]) -> list[bytes]:
-        """Return one line for each string, which holds the object's members from `"kind"` on, in ASCII."""
+        """Sign the next lines. Each string in `members` is the text of the JSON object from `"kind"` on, in ASCII."""
         lines = []
         seq, prev, head, mac = self.seq, self.prev, self._head, self.key.mac
         for one in members:
@@ -148,7 +148,7 @@ def start_members(at: float, *, key_name: str, sync: str, named: Sequence[Mappin
 
 
 def resumed_members(at: float, *, refused: int) -> str:
-    """Return the members of the first line after a failure, during which `refused` operations were refused."""
+    """Return the members of the line that follows a failure; `refused` operations were refused during it."""
     return _members(kind=RESUMED, time=_timestamp(at), refused=refused)
 
 

@@ -25,7 +25,7 @@ class RetryBuffer:
         return len(self._members)
 
     def add(self, at: float, event: TokenEvent, omitted: int) -> bool:
-        """Return whether the event is kept."""
+        """Keep the event; return `False` if the buffer is full or the event cannot be formatted."""
         if len(self._members) >= MAXIMUM_RETRIED:
             return False
         try:
@@ -44,7 +44,7 @@ class RetryBuffer:
 
 
 def _with_final_outcome(event: TokenEvent) -> TokenEvent:
-    """Replace the outcome of a read, because its caller got an error and no secret; a write took place."""
+    """Replace the outcome of a read: its caller got an error and no secret. A write keeps its outcome."""
     if event.outcome == SUCCESS and event.operation in _READS:
         return replace(event, outcome=AuditUnavailable.code, revealed=())
     return event

@@ -1,4 +1,4 @@
-"""Where audit lines are written: a chain's own files, or a stream."""
+"""Targets of audit lines: a chain's own files, or a stream."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Calling services: their keys and their rate limits."""

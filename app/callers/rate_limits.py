@@ -20,7 +20,7 @@ _ROUNDING_SECONDS: Final = 1e-6  # a caller that waits exactly Retry-After must 
 
 @dataclass(slots=True)
 class _ServiceUse:
-    """Use by one service; at `free_at` all that it has asked for is worked off at the permitted rate."""
+    """Use by one service. `free_at` is the time at which its past requests are worked off at the permitted rate."""
 
     free_at: float = 0.0
     in_flight: int = 0

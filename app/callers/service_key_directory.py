@@ -60,7 +60,7 @@ class ServiceKeyDirectory:
         """Return the key's entry, or raise `Unauthenticated`.
 
         Keys are looked up by their SHA-256, so the time taken reveals nothing about the configured keys. Unknown,
-        expired and malformed keys take the same steps, so it does not tell these apart either.
+        expired and malformed keys take the same steps, so the time does not distinguish them either.
         """
         self._reload_if_due()
         sha256 = hash_key(presented)

@@ -14,6 +14,6 @@ def main() -> None:
 
     Settings come from the environment and from the file .env in the current directory; .env.example describes each.
 
-    Exit codes: 0 success, 1 the command found a problem, 2 the command could not run: a wrong option, a wrong setting,
-    or an error. `token-vault health` uses 0 and 1 only.
+    Exit codes: 0 success, 1 a problem was found, 2 a wrong option or setting, or an error. The help of each command
+    says exactly what its codes mean.
     """

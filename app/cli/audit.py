@@ -32,15 +32,15 @@ def audit() -> None:
     """Verify and search the audit trail. Needs no settings but AUDIT_LOG and its keys."""
 
 
-@audit.command(short_help="Verify that the audit trail is complete and unchanged.")
+@audit.command(short_help="Find edited, removed, inserted, reordered or truncated lines.")
 @click.argument("file", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--partial", is_flag=True, help="Some files are elsewhere: do not report their lines as missing.")
 def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  click's way
-    """Find every line that was edited, removed, inserted, reordered or cut off.
+    """Find every line that was edited, removed, inserted, reordered or truncated.
 
     Without FILE, verify all files of AUDIT_LOG.
 
-    Exit codes: 0 intact, 1 not intact, 2 it cannot be verified, or a setting is wrong.
+    Exit codes: 0 intact, 1 not intact, or no file holds an audit line, 2 a file cannot be read, or a setting is wrong.
     """
     settings = _settings()
     keys = settings.keys()

@@ -27,7 +27,7 @@ _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FA
 _TABLE_MISSING: Final = "If the table or a column is missing, run migrations/ on the database."
 
 
-@click.command(short_help="Check the settings and all that they name.")
+@click.command(short_help="Check settings, keys, store, KMS, TLS and audit trail.")
 def doctor() -> None:
     """Check the settings, the service keys, encryption, KMS, the store, TLS and the audit trail.
 

@@ -137,7 +137,7 @@ class _KeyChecks:
         return _warning(f"rotation is unknown: {_explained(answer)}")
 
     def _previous(self, key_id: str, generated: Answer) -> DoctorFinding:
-        """Check a previous key by decrypting a data key of the current one: KMS answers "incorrect key", or denies."""
+        """Check a previous key with a data key of the current one: "incorrect key" means that Decrypt is allowed."""
         name = f"the previous key {key_id}"
         blob = _blob(generated)
         described = self._describe(key_id)
@@ -213,7 +213,7 @@ def _permission(operation: str, answer: Answer, *, needed: bool = True) -> Docto
 
 
 def _condition(with_wrong_context: dict[str, Answer]) -> DoctorFinding:
-    """Judge calls with a wrong `service`. Without a condition KMS only notices that the context is a different one."""
+    """Judge calls with a wrong `service`: without the condition they are allowed, or fail for the wrong context."""
     allowed = [
         operation
         for operation, answer in with_wrong_context.items()

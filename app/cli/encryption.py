@@ -31,15 +31,15 @@ class EncryptionStatus:
     problem: str | None
 
 
-@click.group(short_help="Count the stored tokens by key.")
+@click.group(short_help="Show the keys that the stored tokens need.")
 def encryption() -> None:
-    """Count the stored tokens by key."""
+    """Show the keys that the stored tokens need."""
 
 
 @encryption.command("status", short_help="Count the stored tokens by key.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/encryption instead.")
 def status(as_json: bool) -> None:  # noqa: FBT001  click's way
-    """Count the stored tokens by key, and print which a stricter setting would refuse and what to do next.
+    """Count the stored tokens by key, which tokens stricter settings would refuse, and what to do next.
 
     Exit codes: 0 counted, 1 counted, but the primary key does not work, 2 not counted, or a setting is wrong.
     """

@@ -12,7 +12,7 @@ import click
 
 from app.server.hardening import protect_process
 
-# each is in the module of its name, with _ for -
+# each command is in the module of the same name, with _ for -
 COMMANDS: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
 
 

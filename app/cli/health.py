@@ -38,8 +38,13 @@ class _HealthCommand(click.Command):
 
 
 @click.command(cls=_HealthCommand, short_help="Check that the vault on this machine answers.")
-@click.option("--host", metavar="HOST", help="Address to ask.  [default: HOST, 127.0.0.1]")
-@click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="Port to ask.  [default: PORT, 8080]")
+@click.option("--host", metavar="ADDRESS", help="Address to ask.  [default: the setting HOST, else 127.0.0.1]")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Port to ask.  [default: the setting PORT, else 8080]",
+)
 def health(host: str | None, port: int | None) -> None:
     """Send GET /healthz to the vault on this machine, over TLS if TLS_CERT_FILE is set.
 
@@ -86,7 +91,7 @@ class LivenessProbe:
     client_certificate: bool = False
 
     def run(self) -> None:
-        """Return if the vault is alive, else raise `NotAliveError`, within `DEADLINE_SECONDS`.
+        """Return once the vault has answered; raise `NotAliveError` after `DEADLINE_SECONDS` at the latest.
 
         The request runs in a thread that is left behind at the deadline: a name lookup has no time-out, and that of a
         socket restarts with each byte.

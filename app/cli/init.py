@@ -20,7 +20,7 @@ _EXAMPLE_USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 _ENV = """\
 # Written by `token-vault init`. TOKEN_ENCRYPTION_KEY decrypts every stored token: keep this file secret, and keep a
-# copy. AUDIT_KEY proves that nobody edited the audit trail; with it, anybody could.
+# copy. AUDIT_KEY signs the audit trail: anybody who has it can forge lines.
 # .env.example describes every setting.
 TOKEN_STORE=sqlite
 SQLITE_PATH={database}

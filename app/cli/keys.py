@@ -36,10 +36,10 @@ def generate() -> None:
     click.echo(new_key_text())
 
 
-@keys.command(short_help="Prove that no token needs a master key.")
+@keys.command(short_help="Check whether a master key can be removed.")
 @click.argument("version", type=click.IntRange(1))
 def retire(version: int) -> None:
-    """Prove that no token needs the master key with this VERSION, and print the settings to change.
+    """Check whether the master key VERSION can be removed, and print the settings to change.
 
     Changes nothing itself.
 

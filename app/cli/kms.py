@@ -43,23 +43,24 @@ def kms() -> None:
     """Set up the key in AWS KMS, and estimate its cost."""
 
 
-@kms.command(short_help="Create the KMS key, or what is missing of it.")
+@kms.command(short_help="Create the KMS key and whatever else is missing.")
 @click.option(
     "--alias", metavar="ALIAS", default="alias/pulseplan-token-vault", show_default=True, help="Alias of the key."
 )
 @click.option("--role-arn", metavar="ARN", help="IAM role of the vault. Without it no grant is created.")
 @click.option("--region", metavar="REGION", help="AWS Region.  [default: AWS_REGION, or the profile's]")
-@click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the steps and change nothing.")
 def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
     """Create the key, its alias, yearly rotation and a grant for the vault's role, each only if it is missing.
 
-    Prints each step (done, kept, would, or look for a problem to examine), the IAM policy for the role, and the
-    settings for .env. Safe to run again.
+    Prints each step, marked done, kept, would (dry run), or look (examine it yourself); then the IAM policy for the
+    role, and the settings for .env. Safe to run again.
 
-    Needs an administrator's AWS credentials in a place where boto3 finds them; those in .env are the vault's and are
-    not used. AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
+    Needs an administrator's AWS credentials in a place where boto3 finds them. Credentials in .env belong to the vault
+    and are ignored. AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
 
-    Exit codes: 0 everything exists, 1 KMS refused a step, 2 an option or a setting is wrong.
+    Exit codes: 0 every step is done, kept or, in a dry run, printed (examine those marked look), 1 KMS refused a step,
+    2 an option or a setting is wrong.
     """
     from app.security.kms.boto_clients import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
     from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  imports boto3, which is slow
@@ -112,7 +113,7 @@ def _print_step(step: Step, *, dry_run: bool) -> None:
     metavar="N",
     default=20,
     show_default=True,
-    help="How many of these come together, within --max-age.",
+    help="Operations of one user within --max-age seconds.",
 )
 @click.option(
     "--replicas", type=click.IntRange(1, 1000), metavar="N", default=1, show_default=True, help="Serving processes."

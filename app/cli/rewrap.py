@@ -36,7 +36,7 @@ _MANUAL: Final = "docs/key-rotation.md"
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N rewrapped rows.")
 @click.option("--rate", type=click.IntRange(1), metavar="N", help="At most N rows a second.  [default: no limit]")
 @click.option(
-    "--shard", "shard_text", metavar="I/N", help="Only the I-th of N parts of the table, for N commands at once."
+    "--shard", "shard_text", metavar="I/N", help="Rewrap only part I of N, so that N commands can share the table."
 )
 @click.option("--provider", metavar="P", help="Only this provider's tokens, like canvas.")
 @click.option(

@@ -88,7 +88,7 @@ class SweepProgress:
 
     @property
     def _expected(self) -> int:
-        """Rows that this sweep will try, estimated: all shards are counted together, and are about equally large."""
+        """Estimated rows of this sweep: the count covers all shards, which are about equally large."""
         due = (self._report.due if self._report else None) or 0
         if self._plan.shard is not None:
             due //= self._plan.shard.count

@@ -39,8 +39,13 @@ _log = structlog.get_logger()
 
 
 @click.command(short_help="Serve the API.")
-@click.option("--host", metavar="HOST", help="Address to listen on.  [default: HOST, 127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), metavar="PORT", help="Port to listen on.  [default: PORT, 8080]")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: the setting HOST, else 127.0.0.1]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Port to listen on.  [default: the setting PORT, else 8080]",
+)
 @click.option(
     "--workers", type=click.IntRange(1, 64), metavar="N", default=1, show_default=True, help="Worker processes."
 )
@@ -52,7 +57,7 @@ _log = structlog.get_logger()
     "--tls-client-ca",
     type=_FILE,
     metavar="FILE",
-    help="Require client certificates.  [default: TLS_CLIENT_CA_FILE]",
+    help="CA certificates in PEM; callers must present a certificate from one of them.  [default: TLS_CLIENT_CA_FILE]",
 )
 def serve(
     *,

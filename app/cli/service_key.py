@@ -23,7 +23,8 @@ _FINGERPRINT_DIGITS = 8
 def service_key() -> None:
     """Create, list and revoke service keys, with which calling services authenticate.
 
-    The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault reads it again within seconds.
+    The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault notices a change of
+    the file within a second.
     """
 
 
@@ -39,9 +40,13 @@ def service_key() -> None:
     help=f"Allowed operations: {', '.join(Scope)}. Repeatable.",
 )
 @click.option("--provider", "providers", metavar="NAME", multiple=True, help="Allow only this provider. Repeatable.")
-@click.option("--expires", metavar="TIME", help="End of validity: days like 90d, or a time like 2027-03-01T00:00:00Z.")
+@click.option(
+    "--expires",
+    metavar="TIME",
+    help="When the key expires: days like 90d, or a time like 2027-03-01T00:00:00Z.  [default: never]",
+)
 def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], expires: str | None) -> None:
-    """Create a key, add its hash to SERVICE_KEYS_FILE, and print the key, which is stored nowhere.
+    """Create a key, add its hash to SERVICE_KEYS_FILE, and print the key once: the vault keeps only the hash.
 
     Only the key goes to standard output.
 
@@ -97,8 +102,7 @@ def list_keys() -> None:
 def revoke(fingerprint: str | None, service: str | None) -> None:
     """Remove the key with this FINGERPRINT, or every key of a service, from SERVICE_KEYS_FILE.
 
-    FINGERPRINT is at least 8 digits of it, as `token-vault service-key list` shows it. Give either FINGERPRINT or
-    --service.
+    FINGERPRINT is the first 8 or more digits that `token-vault service-key list` shows. Give it or --service.
 
     Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used.
     """

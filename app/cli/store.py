@@ -18,7 +18,7 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
     """Open the existing store and close it afterwards; a store error inside the block ends the command.
 
     Unlike the service, a command does not create a missing SQLite file: in the wrong directory it would find no rows
-    under an old key, and that would look like a proof.
+    under an old key, and report that the key can be removed.
     """
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
         raise UsageError(f"SQLITE_PATH: {settings.sqlite_path} does not exist")

@@ -1,8 +1,8 @@
-"""Log lines on their way to a file descriptor: a bounded queue, and a thread that writes.
+"""The log writer: a bounded queue of lines, and a thread that writes them to a file descriptor.
 
-A log reader that stands still, or a disk that hangs, must not block the service, so logging a line only queues it.
-While the queue is full new lines are dropped; the next lines that get out are followed by one that says how many are
-missing. Lines that the descriptor refuses, as a full disk does, count as missing too.
+A log reader that does not read, or a disk that hangs, must not block the service, so logging a line only queues it.
+While the queue is full, new lines are dropped; after the next lines that are written, one line says how many are
+missing. Lines that cannot be written, for example to a full disk, count as missing too.
 
 docs/decisions/log-writer.md says why this is not `logging.handlers.QueueListener`.
 """

@@ -117,7 +117,7 @@ async def _failure_of(check: Check) -> CheckFailure | None:
 
 
 def service_keys_check(directory: ServiceKeyDirectory) -> Check:
-    """Return a check that fails if the file of service keys could not be read."""
+    """Return a check that fails if the service-keys file cannot be used."""
 
     async def check() -> None:
         if directory.problem is not None:
@@ -127,7 +127,7 @@ def service_keys_check(directory: ServiceKeyDirectory) -> Check:
 
 
 def encryption_check(encryption: EncryptionService, *, keys_are_remote: bool) -> Check:
-    """Return the self-test of the primary. A remote key that cannot be had fails `kms_check` and not this one."""
+    """Return the self-test of the primary. If a remote key is unavailable, `kms_check` fails instead."""
 
     async def check() -> None:
         try:

@@ -48,7 +48,7 @@ current_request: Final[ContextVar[RequestRecord | None]] = ContextVar("current_r
 
 
 def note_failure(outcome: str, reason: str | None) -> None:
-    """Note the code and the detail of the error that the current request is answered with."""
+    """Record the code and detail of the current request's error, for its log line."""
     record = current_request.get()
     if record is not None:
         record.failed(outcome, reason)

@@ -1,0 +1,1 @@
+"""Rewrap: the sweep, rewrap on read, and background sweeps."""

@@ -64,7 +64,7 @@ class SweepPlan:
     - `shard`: only the rows of this shard
     - `limit`: stop after so many rows; unreadable ones do not count
     - `rows_per_second`: bounds the load on KMS, which gets one or two requests for each row
-    - `dry_run`: decrypt every row and write none
+    - `dry_run`: decrypt every due row and write none
     - `scattered`: begin at a random row, because sweeps that begin at the same row do the same work twice
     - `retry_seconds`: how long one call to KMS or the store is retried while it is unavailable
     """
@@ -267,7 +267,7 @@ class Sweep:
         self._observer.progressed(self._report)
 
     async def _prove_store(self) -> None:
-        """Raise a `StoreError` if the store takes no rewrap at all."""
+        """Check that the store accepts an empty rewrap; raises its `StoreError` otherwise."""
         await self._tokens.check()
         await self._tokens.replace_ciphertexts([])
 

@@ -1,0 +1,1 @@
+"""The serving process: HTTP limits, TLS, workers, hardening."""

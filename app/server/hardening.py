@@ -23,7 +23,10 @@ def protect_process() -> None:
 
 
 def forbid_core_dumps() -> None:
-    """Write no core dump; on Linux let no other process of this user attach, read memory or the environment."""
+    """Disable core dumps.
+
+    On Linux also keep other processes of this user from attaching and from reading memory or environment.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

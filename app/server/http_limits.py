@@ -201,7 +201,7 @@ class LimitedHttp(HttpToolsProtocol):
         phase, limits = self._phase, self.limits
         if phase is _Phase.OPENED and waited > limits.head_seconds:
             self._report("too_slow")
-            self.transport.close()  # without an answer: a caller could take it for that to its next request
+            self.transport.close()  # no answer: the caller could take it for the answer to its next request
         elif phase is _Phase.IDLE and waited > limits.idle_seconds:
             self.transport.close()
         elif (phase is _Phase.HEAD and waited > limits.head_seconds) or (

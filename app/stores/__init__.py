@@ -1,0 +1,1 @@
+"""Token stores: the implementations of `TokenRepository`."""

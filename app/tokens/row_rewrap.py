@@ -13,7 +13,7 @@ from app.tokens.repository import TokenRepository
 
 
 class WriteOutcome(Enum):
-    """What a row shows after a rewrap was sent: our ciphertext, the row as it was before, or somebody else's change."""
+    """Outcome of a rewrap, as its row shows it: the new ciphertext, no change, or somebody else's change."""
 
     WRITTEN = auto()
     UNCHANGED = auto()
@@ -21,7 +21,7 @@ class WriteOutcome(Enum):
 
 
 async def prepare_rewrap(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
-    """Decrypt a token and encrypt it under the primary; `None` if it is there already. Raises an `EncryptionError`."""
+    """Decrypt a token and encrypt it under the primary; `None` if it is already. Raises an `EncryptionError`."""
     sealed = await cipher.seal_as_primary(token.token_id, await cipher.open(token))
     if sealed.access.scheme == token.encryption_scheme:
         return None

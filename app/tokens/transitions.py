@@ -20,7 +20,7 @@ MAXIMUM_METADATA_BYTES = 8 * 1024
 def stored(
     current: StoredToken | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
 ) -> StoredToken:
-    """Return the row of a stored token; of the token that it replaces only the id and `created_at` stay."""
+    """Return the row of a stored token. A token that it replaces passes on only its id and `created_at`."""
     return StoredToken(
         id=str(uuid4()) if current is None else current.id,
         token_id=token_id,
@@ -85,7 +85,7 @@ def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:
 
 
 def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> StoredToken:
-    """Return the row with another status or metadata. A new status replaces the old reason too."""
+    """Return the row with another status or metadata. A new status clears the old reason unless a new one is given."""
     status, reason = current.status, current.status_reason
     if not isinstance(changes.status, Unset):
         status, reason = changes.status, changes.status_reason

@@ -114,7 +114,8 @@ class TokenVault:
     ) -> list[RevealedToken | VaultError]:
         """Decrypt several tokens; return for each, in order, the token or its error.
 
-        One deadline holds for all of them, and each leaves an audit event. Raises a `StoreError` of the one read.
+        One deadline holds for all of them, and each leaves an audit event. All rows are read at once; if that fails,
+        the call raises the `StoreError`.
         """
         until = self._deadline()
         found: Mapping[TokenId, StoredToken] | StoreError
@@ -220,7 +221,7 @@ class TokenVault:
     async def census(self) -> Census:
         """Count the tokens by encryption scheme; reads no secret and leaves no audit event.
 
-        The store reads all rows, and goes on when a caller has left. So concurrent callers share one count.
+        The store reads every row, even if the caller has left. Concurrent callers share one count.
         """
         count = self._censuses.join("census", lambda: Flight(asyncio.ensure_future(self._tokens.census())))
         try:

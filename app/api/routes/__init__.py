@@ -8,6 +8,6 @@ from app.api.routes import batch, encryption, health, metrics, tokens, user_toke
 
 
 def routers(*, with_metrics: bool) -> list[APIRouter]:
-    """Return every router, without that of `/metrics` unless metrics are on."""
+    """Return every router; that of `/metrics` only if metrics are on."""
     always = [tokens.router, user_tokens.router, batch.router, encryption.router, health.router]
     return [*always, metrics.router] if with_metrics else always

@@ -1,4 +1,4 @@
-"""How the stored tokens are encrypted."""
+"""The census of the stored tokens by encryption scheme and key version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class KeyVersionCount(BaseModel):
 
 
 class EncryptionStatus(BaseModel):
-    """How the stored tokens are encrypted."""
+    """The stored tokens, counted by encryption scheme and key version."""
 
     primary_scheme: str | None = Field(description="Null until KMS has resolved the alias of the key.")
     tokens: int

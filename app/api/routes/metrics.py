@@ -17,5 +17,5 @@ router = APIRouter(tags=["health"])
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    """Answer from memory, so also while the store is down."""
+    """Return the metrics from memory, so the store may be down."""
     return Response(await request.state.exposition.text(), media_type=MEDIA_TYPE)

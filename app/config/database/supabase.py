@@ -78,7 +78,7 @@ def get_supabase_client() -> Client:
     """
     settings = load_settings()
     if settings.supabase_url is None or settings.supabase_service_key is None:
-        raise SettingsError("SUPABASE_URL and SUPABASE_SERVICE_KEY are needed")
+        raise SettingsError("SUPABASE_URL and SUPABASE_SERVICE_KEY must both be set")
     http = httpx.Client(
         verify=client_ssl_context(),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),

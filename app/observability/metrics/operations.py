@@ -11,7 +11,7 @@ from app.tokens.events import TokenEvent
 
 
 class OperationMetrics:
-    """`TokenObserver` as a counter."""
+    """Counts token operations in Prometheus; implements `TokenObserver`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._operations = Counter(
@@ -51,7 +51,7 @@ class SweepMetrics:
         self._seen = (0, 0)
 
     def progressed(self, report: SweepReport) -> None:
-        """Count what is new since the last call: a report's figures only grow, until the next sweep has its own."""
+        """Count the increase since the last call: the figures of a report only grow. Each sweep has its own report."""
         if report is not self._report:
             self._report, self._seen = report, (0, 0)
         self._rewrapped.inc(report.rewrapped - self._seen[0])

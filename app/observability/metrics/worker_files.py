@@ -38,7 +38,7 @@ class WorkerFolder:
     def _locked_entry(file: Path) -> BinaryIO:
         """Create and lock our file; again if another worker has removed it in between as a dead worker's.
 
-        Before the first metric, whose files would otherwise be removed too.
+        Call it before the first metric exists: an earlier metric's files would be removed too.
         """
         while True:
             entry = file.open("wb")

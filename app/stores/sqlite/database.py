@@ -108,6 +108,6 @@ def translating_sqlite_errors() -> Iterator[None]:
     except (apsw.NotADBError, apsw.CorruptError):
         raise StoreMisconfigured("the file is not an intact SQLite database") from None
     except (apsw.SQLError, apsw.ConstraintError, apsw.SchemaChangeError):
-        raise StoreMisconfigured("oauth_tokens does not have the columns that the vault needs") from None
+        raise StoreMisconfigured("oauth_tokens does not have the columns or constraints that the vault needs") from None
     except apsw.Error:
         raise StoreUnavailable("the database failed; whether the write happened is unknown") from None

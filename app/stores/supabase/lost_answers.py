@@ -1,4 +1,4 @@
-"""The outcome of a write whose answer was lost, decided from the row that is read back."""
+"""Lost answers: the outcome of a write that the store did not answer, decided from the row that is read back."""
 
 from __future__ import annotations
 
