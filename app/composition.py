@@ -31,12 +31,12 @@ from app.observability.readiness import (
 )
 from app.observability.request_log import OperationLog
 from app.security.counters import EncryptionCounters
+from app.security.encryption_service import EncryptionService
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
 from app.security.kms.connection import ConnectionSettingsError
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.legacy_formats import PulsePlanLocalReader
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.security.strategy import EncryptionReader, EncryptionStrategy
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.cipher import TokenCipher

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
+from app.security.encryption_service import EncryptionService
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy_formats import PBKDF2_ITERATIONS, PulsePlanLocalReader
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from benchmarks.bench import Bench
 from benchmarks.requests import ACCESS_TOKEN
 from benchmarks.table import Line

@@ -20,11 +20,11 @@ from app.composition import Encryption, build_encryption, open_repository
 from app.config.settings import Settings
 from app.observability.in_memory_counters import InMemoryCounters
 from app.rewrap.key_ranges import Shard
+from app.security.encryption_service import EncryptionService
 from app.security.kms.cost import price_of
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository

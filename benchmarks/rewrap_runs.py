@@ -16,7 +16,7 @@ from app.rewrap.key_ranges import Shard
 from app.rewrap.report import SilentObserver
 from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField, TokenContext
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens import transitions
 from app.tokens.cipher import SealedSecrets, TokenCipher

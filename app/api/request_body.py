@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.problems import invalid_request
 from app.errors import BodyTooLarge, MalformedBody
+from app.strict_json import DuplicateMemberError, unique_members
 
 MAXIMUM_BODY_BYTES: Final = 64 * 1024
 MAXIMUM_BODY_SECONDS: Final = 10
@@ -82,7 +83,7 @@ def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
     try:
         value = json.loads(
             body.decode("utf-8"),
-            object_pairs_hook=_object,
+            object_pairs_hook=unique_members,
             parse_constant=_refuse_constant,
             parse_float=_number,
         )
@@ -90,17 +91,12 @@ def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
         _refuse("the body is not UTF-8")
     except RecursionError:
         _refuse_depth()
+    except DuplicateMemberError:
+        _refuse("an object in the body has a duplicate key")
     except ValueError:  # its text quotes the body
         _refuse("the body is not valid JSON")
     _require_storable(value, levels=MAXIMUM_DEPTH)
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        _refuse("an object in the body has a duplicate key")
-    return members
 
 
 def _refuse_constant(_: str) -> NoReturn:

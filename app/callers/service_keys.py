@@ -9,10 +9,11 @@ import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from app.strict_json import unique_members
 from app.tokens.models import SLUG_PATTERN
 
 PREFIX = "ptv_"
@@ -90,7 +91,7 @@ _LIST = TypeAdapter(list[KeyEntry])
 def parse_key_list(text: str | bytes) -> list[ServiceKey]:
     """Return the keys of the JSON list, or raise `KeyListError`."""
     try:
-        entries = _LIST.validate_python(json.loads(text, object_pairs_hook=_unique))
+        entries = _LIST.validate_python(json.loads(text, object_pairs_hook=unique_members))
     except ValidationError as error:
         raise KeyListError(_describe(error)) from None
     except (ValueError, RecursionError):
@@ -109,13 +110,6 @@ def _describe(error: ValidationError) -> str:
         return "the list of service keys is not a list"
     rule = "has an unknown member" if is_unknown else first["msg"].partition(",")[0]
     return f"entry {location}: {rule}"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
 
 
 def render_key_list(keys: list[ServiceKey]) -> str:

@@ -22,7 +22,7 @@ from app.observability.logging import configure_command_logging
 from app.rewrap.key_ranges import Shard
 from app.rewrap.report import SweepReport
 from app.rewrap.sweep import Sweep, SweepPlan
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import SLUG_PATTERN

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -19,6 +19,7 @@ from app.config.listening import ListeningSettings
 from app.config.source import ENV_FILE, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 from app.security.kms.connection import KmsConnection
+from app.strict_json import unique_members
 
 __all__ = ["ENV_FILE", "METRICS_FOLDER", "Settings", "SettingsError", "load_settings", "metrics_folder"]
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it too, on import
@@ -113,7 +114,7 @@ class Settings(ListeningSettings):
         kind = "previous_keys"
         if isinstance(value, str):
             try:
-                value = json.loads(value, object_pairs_hook=_refuse_duplicates)
+                value = json.loads(value, object_pairs_hook=unique_members)
             except (ValueError, RecursionError):
                 raise PydanticCustomError(
                     kind, 'must be a JSON object from key version to key, like {"1": "…"}, with each version once'
@@ -260,10 +261,3 @@ def _crosses_a_network(url: str) -> bool:
 def _require_length(key: SecretStr) -> None:
     if len(_decode(key)) < MINIMUM_KEY_BYTES:
         raise PydanticCustomError("key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding")
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members

@@ -11,7 +11,7 @@ import structlog
 
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 from app.single_flight import AsyncSingleFlight, Flight
 
 if TYPE_CHECKING:

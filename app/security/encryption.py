@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 
 
 @cache

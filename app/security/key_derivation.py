@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
 
+from app.cpu_count import spare_processors
 from app.errors import KeyUnavailable
-from app.processors import spare_processors
 
 T = TypeVar("T")
 MAXIMUM_OF_A_SERVICE: Final = 128  # more than the largest batch, and than one thread derives in 2.5 s at 20 ms each

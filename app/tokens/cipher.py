@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
+from app.security.encryption_service import EncryptionService
 from app.security.key_derivation import KeyDerivationQueue
-from app.security.service import EncryptionService
 from app.security.strategy import KeyNotCached, Sealed
 from app.single_flight import AsyncSingleFlight, Flight
 from app.tokens.models import StoredToken, TokenId, current_service

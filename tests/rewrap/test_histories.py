@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from app.errors import TokenNotFound
 from app.rewrap.on_read import RewrapOnRead
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenId, TokenInput, TokenPatch

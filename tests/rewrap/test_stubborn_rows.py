@@ -19,9 +19,9 @@ from app.rewrap.outcomes import MAXIMUM_REPORTED_ROWS, ReportedRows
 from app.rewrap.report import SweepReport
 from app.rewrap.sweep import SweepPlan
 from app.security.context import TokenContext
+from app.security.encryption_service import EncryptionService
 from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.security.strategy import EncryptionStrategy, Sealed
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents

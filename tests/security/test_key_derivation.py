@@ -16,8 +16,8 @@ import pytest
 
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
+from app.security.encryption_service import EncryptionService
 from app.security.key_derivation import MAXIMUM_OF_A_SERVICE, KeyDerivationQueue
-from app.security.service import EncryptionService
 from app.security.strategy import KeyNotCached
 from app.tokens.cipher import TokenCipher
 from app.tokens.models import StoredToken, TokenId, current_service

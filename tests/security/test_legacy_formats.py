@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
+from app.security.encryption_service import EncryptionService
 from app.security.keyring import decode_key_text
-from app.security.service import EncryptionService
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, keyring, service
 from tests.support.sizes import size

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.security.strategy import KeyNotCached
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service

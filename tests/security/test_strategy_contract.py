@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.security.strategy import EncryptionStrategy, KeyNotCached
 from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, envelope
 from tests.support.security.keys import keyring

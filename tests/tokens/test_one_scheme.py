@@ -6,8 +6,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import KeyUnavailable
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput

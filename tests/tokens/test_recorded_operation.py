@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from app.errors import AuditUnavailable, TokenNotFound
 from app.observability.in_memory_counters import InMemoryCounters
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvent, TokenEvents
 from app.tokens.models import NO_SERVICE, Caller, TokenId, TokenInput, current_service

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import KEY_SECONDS, WAITING_CALLS, TokenCipher
 from app.tokens.models import TokenId
 from tests.support.security.envelopes import (

@@ -30,7 +30,7 @@ from app.security.kms.errors import (
     vault_error_of,
 )
 from app.security.kms.key_service import GeneratedDataKey
-from app.security.kms.package import MAXIMUM_NAME_CHARACTERS, MAXIMUM_WRAPPED_BYTES
+from app.security.kms.package_format import MAXIMUM_NAME_CHARACTERS, MAXIMUM_WRAPPED_BYTES
 
 KmsObserver = Callable[[str], AbstractContextManager[object]]
 

@@ -14,7 +14,7 @@ from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.formats import Family
 from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, fingerprint
 from app.security.kms.key_service import KeyService
-from app.security.kms.package import MAXIMUM_NAME_CHARACTERS, Package, complete, head
+from app.security.kms.package_format import MAXIMUM_NAME_CHARACTERS, Package, complete, head
 from app.security.strategy import KeyNotCached, Sealed
 from app.single_flight import SingleFlight
 
@@ -25,7 +25,7 @@ _TRACKING_BYTES: Final = 8
 
 
 class KmsEnvelopeStrategy:
-    """The KMS envelope format; `app.security.kms.package` has its text.
+    """The KMS envelope format; `app.security.kms.package_format` has its text.
 
     A data key belongs to one user, one provider and one KMS key. It encrypts until it reaches the limits of
     `data_keys`, and is unwrapped once for decryption within them, so one request serves hundreds of operations. Every

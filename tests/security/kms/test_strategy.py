@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphertext
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, SecretField, TokenContext, length_prefixed
-from app.security.kms.package import Package
+from app.security.kms.package_format import Package
 from tests.support.security.envelopes import (
     HERE,
     MEMBERS,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.errors import MalformedCiphertext
-from app.security.kms.package import Package
+from app.security.kms.package_format import Package
 from tests.support.canary.search import Secret
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import Store

@@ -16,7 +16,7 @@ import apsw
 from app.composition import build_encryption
 from app.config.settings import Settings
 from app.security.context import SecretField
-from app.security.service import EncryptionService
+from app.security.encryption_service import EncryptionService
 from app.stores.sqlite.database import prepare_database
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY

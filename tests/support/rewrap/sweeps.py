@@ -18,8 +18,8 @@ from app.errors import VaultError
 from app.rewrap.report import SweepReport
 from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField
+from app.security.encryption_service import EncryptionService
 from app.security.keyring import decode_key_text
-from app.security.service import EncryptionService
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.repository import TokenRepository

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
+from app.security.encryption_service import EncryptionService
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
 from app.security.kms.client import DEADLINE_SECONDS, KmsClient
 from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 from tests.support.security.clock import Clock
 from tests.support.security.keys import keyring
 from tests.support.stack.kms import Kms

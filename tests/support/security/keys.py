@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from app.observability.in_memory_counters import InMemoryCounters
+from app.security.encryption_service import EncryptionService
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy_formats import PulsePlanLocalReader
-from app.security.local import LocalStrategy
-from app.security.service import EncryptionService
+from app.security.local_strategy import LocalStrategy
 
 MASTER_KEY = "I2r49LnvxzEuXyWKIAQeKDbQLoJAFh9y3K82ODPDMwA="
 OTHER_MASTER_KEY = "G2ympiFuE7g6DQNYxAVTmTPcKjFSq7a5v/zXtI8l8bM="

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from app.errors import MalformedCiphertext
 from app.security import base64url
 from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box
+from app.strict_json import unique_members
 
 PREFIX: Final = "kms:"
 FORMAT: Final = 1
@@ -100,15 +101,8 @@ def _is_format(value: object) -> bool:
     return type(value) is int and value == FORMAT  # True == 1.0 == 1
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
-
-
 # made once, because json.loads and json.dumps with options make one for each call
-_from_json: Final = json.JSONDecoder(object_pairs_hook=_unique).decode
+_from_json: Final = json.JSONDecoder(object_pairs_hook=unique_members).decode
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.processors import spare_processors, usable_processors
+from app.cpu_count import spare_processors, usable_processors
 
 HERE = usable_processors(root=Path("/nowhere"))
 
@@ -63,7 +63,7 @@ def test_what_sets_no_limit_leaves_all_that_it_is_bound_to(tmp_path: Path, cgrou
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or HERE < 2, reason="nothing to be bound to, or no other")
 def test_no_more_than_it_is_bound_to() -> None:
     program = (
-        "import os; from app.processors import usable_processors as usable;"
+        "import os; from app.cpu_count import usable_processors as usable;"
         "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); print(usable())"
     )
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "1\n"
