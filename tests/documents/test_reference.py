@@ -249,7 +249,7 @@ def test_the_picture_of_the_layers_is_the_contract() -> None:
 
 
 def test_the_modules_on_the_walk_of_a_secret_exist() -> None:
-    walk = (DOCS / "architecture.md").read_text().partition("### The walk of one secret")[2].partition("\n## ")[0]
+    walk = (DOCS / "architecture.md").read_text().partition("### The path of one secret")[2].partition("\n## ")[0]
     [diagram] = re.findall(r"^```mermaid\n(.*?)^```$", walk, re.DOTALL | re.MULTILINE)
     modules = set(re.findall(r"\b[a-z]+/[a-z0-9_/]+", diagram))
     assert len(modules) > 30
