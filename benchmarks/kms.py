@@ -89,7 +89,7 @@ def _strategy_over(client: object, key_id: str, *, max_messages: int = 1_000_000
 
 
 def _encryption_sdk(kms: Kms) -> tuple[Any, Any]:
-    """Return the SDK's encrypt and decrypt: its caching manager, its committing suite without signatures."""
+    """Return encrypt and decrypt of the SDK, with its cache and its committing suite without signatures."""
     warnings.simplefilter("ignore")  # it announces the end of this interface, which is the one that caches
     import aws_encryption_sdk as sdk  # noqa: PLC0415  it takes a while to import
     import botocore.session  # noqa: PLC0415  as above
@@ -128,7 +128,7 @@ def _encryption_sdk(kms: Kms) -> tuple[Any, Any]:
 
 
 class _NearKms:
-    """What is asked of KMS here ten thousand times over, without HTTP."""
+    """boto3's KMS client without HTTP, for ten thousand data keys."""
 
     def __init__(self) -> None:
         self._keys: dict[bytes, bytes] = {}
@@ -143,7 +143,7 @@ class _NearKms:
 
 
 def _crowd(users: int) -> Iterator[object]:
-    """Open one token of each of so many users in turn, over and over, every data key cached."""
+    """Decrypt one token of each user in turn, over and over, with every data key cached."""
     strategy = _strategy_over(_NearKms(), KEY_ARN)
     rows = []
     for user_id in new_user_ids(users):
@@ -154,12 +154,12 @@ def _crowd(users: int) -> Iterator[object]:
 
 
 def _requests_of_a_day(bench: Bench) -> list[Line]:
-    """Count what one replica asks KMS on a day of 10 000 users whose reads follow Zipf's law (exponent 1).
+    """Compute the requests of one replica on a day of 10 000 users whose reads follow Zipf's law (exponent 1).
 
-    Reads come at random, most in the afternoon and a tenth of that at night; each user's token is rotated every hour.
-    A key that lives `age` is asked for once in each `age` and the wait for the next read, so a user who is read `r`
-    times a second costs `r / (1 + r * age)` requests a second. The cache itself, driven through two of its ages,
-    has to agree. How many reads come decides the figure, so each line says how many.
+    Reads are random, most in the afternoon and a tenth of that at night; each user's token is rotated every hour. A key
+    is requested once per `age` plus the wait for the next read, so a user with `r` reads a second costs
+    `r / (1 + r * age)` requests a second. A simulation of the cache over two ages has to agree. Each line names its
+    number of reads, which decides the figure.
     """
     lines = [
         Line(

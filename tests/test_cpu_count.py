@@ -38,7 +38,7 @@ def _root(folder: Path, cgroup: str, **limits: str) -> Path:
         ("0::/../beside\n", {"top": "100000 100000\n"}),
     ],
 )
-def test_no_more_than_the_cgroups_allow_however_far_up(tmp_path: Path, cgroup: str, limits: dict[str, str]) -> None:
+def test_the_lowest_quota_of_all_cgroups_counts(tmp_path: Path, cgroup: str, limits: dict[str, str]) -> None:
     assert usable_processors(root=_root(tmp_path, cgroup, **limits)) == 1
 
 
@@ -56,12 +56,12 @@ def test_no_more_than_the_cgroups_allow_however_far_up(tmp_path: Path, cgroup: s
         ("", {}),
     ],
 )
-def test_what_sets_no_limit_leaves_all_that_it_is_bound_to(tmp_path: Path, cgroup: str, limits: dict[str, str]) -> None:
+def test_cgroups_without_a_quota_leave_the_affinity(tmp_path: Path, cgroup: str, limits: dict[str, str]) -> None:
     assert usable_processors(root=_root(tmp_path, cgroup, **limits)) == HERE
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or HERE < 2, reason="nothing to be bound to, or no other")
-def test_no_more_than_it_is_bound_to() -> None:
+def test_the_affinity_counts() -> None:
     program = (
         "import os; from app.cpu_count import usable_processors as usable;"
         "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); print(usable())"
@@ -69,6 +69,6 @@ def test_no_more_than_it_is_bound_to() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "1\n"
 
 
-def test_one_is_left_to_the_event_loop_where_there_are_two(tmp_path: Path) -> None:
+def test_one_of_two_processors_is_left_to_the_event_loop(tmp_path: Path) -> None:
     assert spare_processors(root=tmp_path / "no files") == max(1, HERE - 1)
     assert spare_processors(root=_root(tmp_path, "0::/\n", top="100000 100000\n")) == 1

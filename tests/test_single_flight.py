@@ -149,14 +149,16 @@ async def test_a_derivation_is_cancelled_when_its_last_waiter_leaves() -> None:
     assert calls.started[0].cancelled()
 
 
-async def test_nobody_joins_a_call_that_is_being_cancelled() -> None:
+async def test_a_call_that_is_being_cancelled_is_not_joined() -> None:
     calls = Calls(cancelled_when_unawaited=True)
+
+    ending = asyncio.Event()
 
     def start_slowly_cancelled() -> Flight[int]:
         async def call() -> int:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(_SECONDS)
-            await asyncio.sleep(0)
+            await ending.wait()
             raise asyncio.CancelledError
 
         return Flight(asyncio.create_task(call()), cancelled_when_unawaited=True)
@@ -166,13 +168,13 @@ async def test_nobody_joins_a_call_that_is_being_cancelled() -> None:
     await asyncio.sleep(0)
     waiter.cancel()
     await asyncio.wait([waiter])
-    assert flight.over
     [task] = await calls.waiting(1)
     calls.started[0].set_result(1)
     assert await task == 1
+    ending.set()
 
 
-async def test_an_error_that_nobody_waits_for_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_without_waiters_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     calls = Calls()
     [task] = await calls.waiting(1)
     task.cancel()

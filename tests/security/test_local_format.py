@@ -40,7 +40,7 @@ def sealed(crypto: EncryptionService) -> str:
 
 
 @pytest.mark.parametrize("vector", _VECTORS, ids=lambda vector: f"v{vector['key_version']}-{vector['field']}")
-def test_what_was_written_once_opens_for_ever(vector: dict[str, str]) -> None:
+def test_the_committed_ciphertexts_open(vector: dict[str, str]) -> None:
     opened = service(keyring({int(vector["key_version"]): vector["master_key"]})).decrypt_token(
         vector["ciphertext"],
         vector["user_id"],
@@ -51,7 +51,7 @@ def test_what_was_written_once_opens_for_ever(vector: dict[str, str]) -> None:
     assert opened == vector["plaintext"]
 
 
-def test_every_flipped_bit_of_the_payload_is_refused(crypto: EncryptionService, sealed: str) -> None:
+def test_every_flipped_bit_of_the_payload_is_rejected(crypto: EncryptionService, sealed: str) -> None:
     name, _, encoded = sealed.partition(":")
     payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
     for position, bit in itertools.product(range(len(payload)), range(8)):
@@ -68,7 +68,7 @@ def test_nothing_can_be_appended(crypto: EncryptionService, sealed: str, suffix:
         crypto.open(sealed + suffix, HERE)
 
 
-def test_it_opens_under_no_other_key_version(crypto: EncryptionService, sealed: str) -> None:
+def test_a_ciphertext_opens_under_no_other_key_version(crypto: EncryptionService, sealed: str) -> None:
     assert sealed.startswith("v2:")
     with pytest.raises(IntegrityError):
         crypto.open("v1:" + sealed.removeprefix("v2:"), HERE)
@@ -83,14 +83,14 @@ def test_one_master_key_under_two_versions_makes_two_keys() -> None:
         twice.open("v2:" + ciphertext.removeprefix("v1:"), HERE)
 
 
-def test_it_commits_to_its_key(crypto: EncryptionService) -> None:
+def test_a_ciphertext_commits_to_its_key(crypto: EncryptionService) -> None:
     """A ciphertext that another key would open is refused for its commitment, before anything is decrypted."""
     foreign = service(keyring({2: MASTER_KEY})).seal(TOKEN, HERE).ciphertext
     with pytest.raises(IntegrityError, match="not made with this key"):
         crypto.open(foreign, HERE)
 
 
-def test_previous_keys_read_and_the_current_one_writes() -> None:
+def test_previous_keys_decrypt_and_the_primary_one_encrypts() -> None:
     before = service(keyring({1: MASTER_KEY}))
     after = service(keyring({1: MASTER_KEY, 2: OTHER_MASTER_KEY}))
     old = before.seal(TOKEN, HERE)
@@ -180,7 +180,7 @@ def test_keys_and_plaintexts_show_in_no_repr(crypto: EncryptionService, sealed: 
     assert caught.value.__cause__ is None
 
 
-def test_the_self_test_counts_as_no_failure() -> None:
+def test_the_self_test_counts_no_failure() -> None:
     counters = InMemoryCounters()
     EncryptionService(primary=LocalStrategy(keyring=keyring()), counters=counters).self_test()
     assert counters.counts == {}

@@ -1,4 +1,4 @@
-"""The KMS that the tests run against: does what KMS does where moto does not, and breaks where it is told to."""
+"""The stand-in for KMS: the behaviour of KMS that moto lacks, and its faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decrypt(kms: Kms, blob: bytes, **parameters: Any) -> bytes:
     return bytes(answer["Plaintext"])
 
 
-def test_a_ciphertext_opens_under_its_key_in_its_context_alone(kms: Kms) -> None:
+def test_a_blob_decrypts_only_under_its_key_in_its_context(kms: Kms) -> None:
     blob = kms.encrypt(kms.key_arn, b"x", CONTEXT)
     for name in (kms.key_arn, kms.alias, kms.key_arn.rpartition("/")[2]):
         assert decrypt(kms, blob, KeyId=name) == b"x"
@@ -46,7 +46,7 @@ def test_a_ciphertext_opens_under_its_key_in_its_context_alone(kms: Kms) -> None
     assert code_of(lambda: decrypt(kms, b"no blob")) == "InvalidCiphertextException"
 
 
-def test_the_keys_state_counts(kms: Kms) -> None:
+def test_a_disabled_key_refuses_requests(kms: Kms) -> None:
     blob = kms.encrypt(kms.key_arn, b"x", CONTEXT)
     kms.disable(kms.key_arn)
     assert code_of(lambda: decrypt(kms, blob)) == "DisabledException"
@@ -58,7 +58,7 @@ def test_the_keys_state_counts(kms: Kms) -> None:
     assert code_of(lambda: decrypt(kms, blob)) == "DisabledException", "as in KMS, it comes back disabled"
 
 
-def test_the_policy_counts_and_not_for_the_administrator(kms: Kms) -> None:
+def test_the_policy_binds_everybody_but_the_administrator(kms: Kms) -> None:
     kms.faults.policy = Policy(frozenset({"kms:Decrypt"}), {"service": "s"})
     blob = kms.encrypt(kms.key_arn, b"x", CONTEXT)
     other = kms.encrypt(kms.key_arn, b"x", {"service": "other"})
@@ -68,7 +68,7 @@ def test_the_policy_counts_and_not_for_the_administrator(kms: Kms) -> None:
     assert kms.operations() == ["Decrypt", "Decrypt", "DescribeKey"]
 
 
-def test_faults_come_when_they_are_told_to(kms: Kms) -> None:
+def test_faults_apply_to_the_chosen_requests(kms: Kms) -> None:
     client = kms.client()
 
     def outcome() -> str:
@@ -82,12 +82,12 @@ def test_faults_come_when_they_are_told_to(kms: Kms) -> None:
     kms.faults.error("B", every=3)
     kms.faults.error("C", operation="Decrypt")
     assert [outcome() for _ in range(8)] == ["A", "A", "ok", "ok", "B", "ok", "ok", "B"]
-    assert code_of(lambda: decrypt(kms, b"x")) == "C", "the operations are told apart"
+    assert code_of(lambda: decrypt(kms, b"x")) == "C", "faults differ by operation"
     kms.faults.clear()
     assert outcome() == "ok"
 
 
-def test_connections_are_cut_and_refused_until_all_is_well_again(kms: Kms) -> None:
+def test_connections_are_cut_and_refused_until_clear(kms: Kms) -> None:
     def describe() -> object:
         return kms.client().describe_key(KeyId=kms.key_arn)
 
@@ -102,7 +102,7 @@ def test_connections_are_cut_and_refused_until_all_is_well_again(kms: Kms) -> No
     assert describe()
 
 
-def test_it_serves_by_itself_until_it_is_told_to_stop() -> None:
+def test_the_module_serves_until_sigterm() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.stack.kms"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:

@@ -35,7 +35,7 @@ def _schemes(encryption: EncryptionService, store: Store) -> set[str]:
     return secrets | {row["encryption_scheme"]}
 
 
-async def test_a_rotation_that_falls_back_takes_the_refresh_token_along(kms: Kms, store: Store) -> None:
+async def test_a_rotation_under_the_fallback_moves_both_secrets_to_it(kms: Kms, store: Store) -> None:
     encryption = _encryption(envelope(kms, max_messages=2))  # it seals these two, and opens them from the cache
     async with store.open() as tokens:
         vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=EVENTS)
@@ -50,7 +50,7 @@ async def test_a_rotation_that_falls_back_takes_the_refresh_token_along(kms: Kms
         assert revealed.refresh_token.get_secret_value() == "refresh"
 
 
-async def test_where_the_refresh_token_cannot_be_opened_nothing_is_written(kms: Kms, store: Store) -> None:
+async def test_nothing_is_written_if_the_refresh_token_does_not_open(kms: Kms, store: Store) -> None:
     writer = _encryption(envelope(kms))
     async with store.open() as tokens:
         vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=writer), events=EVENTS)
@@ -67,7 +67,7 @@ async def test_where_the_refresh_token_cannot_be_opened_nothing_is_written(kms: 
         assert store.rows() == before
 
 
-async def test_a_rotation_after_the_alias_moved_takes_the_refresh_token_along(kms: Kms, store: Store) -> None:
+async def test_a_rotation_after_the_alias_moved_has_one_scheme(kms: Kms, store: Store) -> None:
     newer = kms.create_key()
     process = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn, newer], max_age_seconds=300)
     encryption = EncryptionService(primary=process.strategy, counters=process.counters)

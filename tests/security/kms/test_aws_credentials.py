@@ -1,4 +1,4 @@
-"""Credentials that come late, or from a service that hangs: the vault goes on without a restart."""
+"""AWS credentials that come late, or from a service that hangs: the vault recovers without a restart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROLE = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/d
 
 
 class _Aws(ThreadingHTTPServer):
-    """The instance metadata service and STS, as far as boto3 asks them."""
+    """The parts of the instance metadata service and of STS that boto3 uses."""
 
     daemon_threads = True
     up = True
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         if not self.server.up:
-            self.server.answers.wait(60)  # longer than any patience here
+            self.server.answers.wait(60)  # longer than any test waits
         self._send(_ROLE.format(expiry=_in_an_hour()).encode())
 
     def _send(self, body: bytes, *, status: int = 200) -> None:
@@ -113,7 +113,7 @@ def test_an_instance_role_that_comes_late_is_found_without_a_restart(kms: Kms, a
     _eventually_seals(process)
 
 
-def test_a_hung_sts_is_waited_for_no_longer_than_kms(
+def test_a_hung_sts_is_unavailable_at_the_deadline_of_kms(
     kms: Kms, aws: _Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("a web identity token")
@@ -126,12 +126,12 @@ def test_a_hung_sts_is_waited_for_no_longer_than_kms(
     aws.up = False
     with pytest.raises(KeyUnavailable):
         process.seal()
-    aws.up = True  # who waited still waits; who asks now is answered
+    aws.up = True  # the request before still hangs; new ones are answered
     _eventually_seals(process)
 
 
 def _eventually_seals(process: Envelope) -> None:
-    """Within what the documentation promises after an outage."""
+    """Require a success within 30 seconds."""
     give_up_at = time.monotonic() + 30
     while True:
         process.clock.advance(10)  # the breaker's pause, not the network's
@@ -144,13 +144,13 @@ def _eventually_seals(process: Envelope) -> None:
             return
 
 
-def test_the_vault_tells_its_name() -> None:
+def test_the_user_agent_names_the_vault() -> None:
     given = {"use_kms": True, "kms_key_id": "alias/x", "aws_region": "eu-west-1"}
     client = open_kms_client(Settings.model_validate(given).kms_connection())
     assert client.meta.config.user_agent.startswith("pulseplan-token-vault/")
 
 
-def test_a_session_token_of_the_settings_is_sent(kms: Kms) -> None:
+def test_the_session_token_in_the_settings_is_sent(kms: Kms) -> None:
     given = {name.lower(): value for name, value in kms.environment().items()}
     settings = Settings.model_validate({**given, "aws_session_token": "a-session-token"})
     envelope(kms, boto_client=open_kms_client(settings.kms_connection())).seal()
@@ -174,7 +174,7 @@ def test_credentials_that_expire_as_soon_as_they_are_renewed_are_a_denial(
     _eventually_seals(process)
 
 
-def test_the_file_of_a_web_identity_that_is_missing_is_a_denial_and_no_outage(
+def test_a_missing_web_identity_file_is_a_denial(
     kms: Kms, aws: _Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -190,7 +190,7 @@ def test_the_file_of_a_web_identity_that_is_missing_is_a_denial_and_no_outage(
     _eventually_seals(process)
 
 
-def test_a_containers_credentials_that_cannot_be_had_do_not_stop_the_start(
+def test_missing_container_credentials_do_not_stop_the_start(
     kms: Kms, aws: _Aws, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -211,7 +211,7 @@ def test_a_containers_credentials_that_cannot_be_had_do_not_stop_the_start(
                 break
 
 
-def test_credentials_are_looked_for_again_once_in_a_while_and_not_at_each_call(kms: Kms, aws: _Aws) -> None:
+def test_credentials_are_not_looked_for_at_each_call(kms: Kms, aws: _Aws) -> None:
     aws.up = False
     connection, made = _settings(kms).kms_connection(), []
 
@@ -228,7 +228,7 @@ def test_credentials_are_looked_for_again_once_in_a_while_and_not_at_each_call(k
     assert len(made) == 2
 
 
-def test_every_wait_is_bounded_as_designed(kms: Kms) -> None:
+def test_the_time_outs_are_as_designed(kms: Kms) -> None:
     config = kms.client().meta.config
     assert (config.connect_timeout, config.read_timeout) == (CONNECT_SECONDS, READ_SECONDS) == (1, 2)
     assert config.retries["total_max_attempts"] == 1

@@ -1,4 +1,4 @@
-"""What a call tells the breaker that began before its state changed."""
+"""The breaker of outages: calls that began before its state changed, and probes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _opened(clock: Clock, counters: InMemoryCounters) -> tuple[CircuitBreaker, i
     return breaker, straggler
 
 
-def test_a_straggler_that_fails_does_not_lengthen_the_pause() -> None:
+def test_a_late_failure_does_not_extend_the_cool_down() -> None:
     clock, counters = Clock(), InMemoryCounters()
     breaker, straggler = _opened(clock, counters)
     clock.advance(COOL_DOWN_SECONDS - 1)
@@ -29,7 +29,7 @@ def test_a_straggler_that_fails_does_not_lengthen_the_pause() -> None:
     assert counters.breaker == "closed"
 
 
-def test_a_straggler_that_succeeds_does_not_close_it() -> None:
+def test_a_late_success_does_not_close_it() -> None:
     clock, counters = Clock(), InMemoryCounters()
     breaker, straggler = _opened(clock, counters)
     breaker.succeeded(straggler)
@@ -38,7 +38,7 @@ def test_a_straggler_that_succeeds_does_not_close_it() -> None:
         breaker.admit()
 
 
-def test_a_probe_is_told_as_half_open_and_one_that_never_reports_is_followed_by_another() -> None:
+def test_a_probe_that_never_reports_is_followed_by_another() -> None:
     clock, counters = Clock(), InMemoryCounters()
     breaker, _ = _opened(clock, counters)
     clock.advance(COOL_DOWN_SECONDS)

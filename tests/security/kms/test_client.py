@@ -1,4 +1,4 @@
-"""A bad key among good ones, what is logged, and what is not."""
+"""`KmsClient`: several keys of which some are denied, and its log lines."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_a_key_that_denies_does_not_hide_the_one_that_opens(kms: Kms, which: str
     assert envelope(kms, key_id=key_id, previous_key_ids=previous).open(sealed) == TOKEN
 
 
-def test_where_no_key_opens_the_denial_is_what_is_told(kms: Kms) -> None:
+def test_the_denial_is_raised_if_no_key_unwraps(kms: Kms) -> None:
     sealed = envelope(kms).seal()
     kms.disable(kms.key_arn)
     with pytest.raises(KeyDenied, match="disabled"):
         envelope(kms, key_id=kms.create_key(), previous_key_ids=[kms.key_arn]).open(sealed)
 
 
-def test_what_kms_said_is_logged_once_in_a_while_and_nothing_else(kms: Kms) -> None:
+def test_a_kind_of_failure_is_logged_once_in_ten_seconds(kms: Kms) -> None:
     process = envelope(kms)
     kms.faults.error("ThrottlingException")
     with capture_logs() as lines:
@@ -52,7 +52,7 @@ def test_what_kms_said_is_logged_once_in_a_while_and_nothing_else(kms: Kms) -> N
     assert [line["state"] for line in lines if line["event"] == "kms_breaker"] == ["open"]
 
 
-def test_a_strange_error_code_is_no_label_and_no_log_line(kms: Kms) -> None:
+def test_an_unusual_error_code_is_neither_label_nor_log_line(kms: Kms) -> None:
     process = envelope(kms)
     reply = Reply.of_error("x@example.com " * 1000)
     kms.faults.answer(400, body=reply.body, content_type=reply.content_type)

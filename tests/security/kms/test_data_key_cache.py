@@ -366,7 +366,7 @@ def test_a_miss_just_before_the_key_arrives_is_no_second_request(kms: Kms, seale
 
 
 async def test_a_lookup_without_waiting_and_another_are_one_miss(kms: Kms) -> None:
-    """That is how the event loop does it: at once, and again in a thread where the key has to be fetched."""
+    """`TokenCipher` looks up a key on the event loop first, and again in a thread if it has to be fetched."""
     process = envelope(kms)
     cipher = TokenCipher(encryption=process.service)
     token_id = TokenId(USER, "canvas")
@@ -427,9 +427,9 @@ def test_an_expired_value_replaces_the_old_one_and_is_not_kept() -> None:
 class CacheMachine(RuleBasedStateMachine):
     """`DataKeyCache` beside a model that keeps everything in lists and looks everything up by hand."""
 
-    AGE, MESSAGES, SIZE = 10, 3, 3
-    names = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
-    owners = st.sampled_from([("u", "p"), ("u", "q"), ("v", "p"), ("v", "q"), ("w", "")])
+    AGE, MESSAGES, SIZE = 10, 2, 2
+    names = st.sampled_from([b"a", b"b", b"c"])
+    owners = st.sampled_from([("u", "p"), ("u", "q"), ("v", "p")])
 
     def __init__(self) -> None:
         super().__init__()
@@ -453,7 +453,7 @@ class CacheMachine(RuleBasedStateMachine):
     def alive(self, came: float) -> bool:
         return self.clock.now - came < self.AGE
 
-    @rule(seconds=st.sampled_from([0.5, 1, 5, 9.5, 10, 11]))
+    @rule(seconds=st.sampled_from([1, 5, 10]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -512,4 +512,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheAgainstItsModel = CacheMachine.TestCase
-TestCacheAgainstItsModel.settings = settings(deadline=None, max_examples=size(25, 200), stateful_step_count=40)
+TestCacheAgainstItsModel.settings = settings(deadline=None, max_examples=size(60, 300), stateful_step_count=30)

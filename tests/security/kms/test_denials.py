@@ -1,4 +1,4 @@
-"""What KMS denies costs little, and is found to be allowed again at once."""
+"""The breaker of denials: few requests for what KMS denies, and recovery within a second."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_denied_write_does_not_stop_reading(kms: Kms) -> None:
     assert process.open(ciphertext) == TOKEN
 
 
-def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
+def test_one_request_a_second_passes_and_a_success_closes_it() -> None:
     clock = Clock()
     denials = DenialBreaker(monotonic=clock)
     for _ in range(DENIALS):
@@ -50,7 +50,7 @@ def test_one_call_a_second_asks_again_and_a_success_ends_it() -> None:
     denials.admit("x")
 
 
-def test_fewer_denials_than_three_keep_nobody_from_asking() -> None:
+def test_two_denials_in_a_row_do_not_open_the_breaker() -> None:
     denials = DenialBreaker()
     for _ in range(10):
         for _ in range(DENIALS - 1):

@@ -35,7 +35,7 @@ UNAVAILABLE = [
     ("SomethingNewException", 500),
     ("SomethingNewException", 429),
 ]
-# a sweep waits for new ones, where it would blame the row for any other denial
+# a sweep waits for new credentials, and counts a row as unreadable after any other denial
 ABOUT_CREDENTIALS = {"ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"}
 DENIED = [
     ("AccessDeniedException", 400),

@@ -54,7 +54,7 @@ def here(kms: Kms) -> Envelope:
 
 @pytest.fixture(scope="module")
 def shared(kms_server: Kms) -> Envelope:
-    """One whose KMS key nobody touches, for tests that ask much and change nothing."""
+    """A process under a KMS key that no test changes, for tests with many requests."""
     kms_server.renew()
     return envelope(kms_server, key_id=kms_server.create_key())
 

@@ -1,10 +1,10 @@
-"""Time that passes when a test says so."""
+"""A clock that a test advances."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """A monotonic clock, to be handed to a constructor; starts where no clock is likely to."""
+    """A monotonic clock in seconds; it starts at a value that no real clock is likely to have."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0

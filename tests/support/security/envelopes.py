@@ -1,4 +1,4 @@
-"""KMS strategies over the stand-in KMS, with a clock that tests can turn, and their packages taken apart."""
+"""KMS strategies over the stand-in KMS with an injected clock, and the members of their packages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def envelope(
     boto_client: Any = None,
     reconnect: Callable[[], Any] | None = None,
 ) -> Envelope:
-    """Return a strategy of its own: nothing cached, the breaker closed."""
+    """Return a new process: nothing cached, the breakers closed."""
     clock, counters = Clock(), counters or InMemoryCounters()
     client = KmsClient(
         client=boto_client or kms.client(),
@@ -94,12 +94,12 @@ def envelope(
 
 
 def members_of(ciphertext: str) -> dict[str, Any]:
-    """Return the package's members."""
+    """Return the members of a package."""
     return dict(json.loads(ciphertext.removeprefix("kms:")))
 
 
 def package(members: dict[str, Any]) -> str:
-    """Return the text of these members, in their order."""
+    """Return the package with these members, in their order."""
     return "kms:" + json.dumps(members, separators=(",", ":"))
 
 

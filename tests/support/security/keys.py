@@ -1,4 +1,4 @@
-"""Services over fixed master keys, so that a test says only what matters to it."""
+"""Keyrings and encryption services over fixed master keys."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OTHER_MASTER_KEY = "G2ympiFuE7g6DQNYxAVTmTPcKjFSq7a5v/zXtI8l8bM="
 
 
 def keyring(keys: dict[int, str] | None = None, *, primary: int | None = None, minimum: int = 1) -> Keyring:
-    """Return a keyring of key texts by version; the highest version writes unless told otherwise."""
+    """Return a keyring of key texts by version; the highest version encrypts unless `primary` is given."""
     texts = keys or {1: MASTER_KEY}
     decoded = {version: decode_key_text(text) for version, text in texts.items()}
     return Keyring(max(texts) if primary is None else primary, decoded, minimum)
 
 
 def service(keys: Keyring | None = None, *, legacy: bool = True) -> EncryptionService:
-    """Return a service that writes locally and reads PulsePlan's local formats where `legacy` says so."""
+    """Return a service that encrypts locally; with `legacy` it also decrypts PulsePlan's formats."""
     keys = keys or keyring()
     readers = [PulsePlanLocalReader(keyring=keys)] if legacy else []
     return EncryptionService(primary=LocalStrategy(keyring=keys), readers=readers, counters=InMemoryCounters())

@@ -1,4 +1,4 @@
-"""Ciphertexts of PulsePlan's old local format for any user, where the vectors have too few."""
+"""Ciphertexts of PulsePlan's local format for any user."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""AWS KMS over HTTP: moto's server in this process, behind a gate that does what moto leaves out.
+"""A stand-in for AWS KMS over HTTP: moto's server in this process, behind a gate that adds what moto lacks.
 
-`python -m tests.support.stack.kms` serves until SIGTERM or SIGINT. One line of JSON on standard output
-says that it is up, and where.
+`python -m tests.support.stack.kms` serves until SIGTERM or SIGINT. It prints one line of JSON, its
+address and a key, when it is up.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _POLL_SECONDS: Final = 0.02
 
 
 class Kms:
-    """One KMS with one key of its own, `key_arn`, and an `alias` for it; `renew` gives it the next ones.
+    """A KMS with a key, `key_arn`, and its `alias`; `renew` creates the next ones.
 
-    Keys are named by id, ARN or alias. What the methods do, they do as an administrator, whose requests are neither
-    recorded nor broken.
+    Keys are named by id, ARN or alias. The methods act as an administrator, whose requests meet no fault and are not
+    recorded.
     """
 
     def __init__(self) -> None:
-        """Accept nothing before `running`."""
+        """Choose a port; connections are refused until `running`."""
         self._listener: _Listener | None = None
         self._port = free_port()
         self.faults = KmsFaults(listen=self._listen, refuse=self._refuse)
@@ -62,12 +62,12 @@ class Kms:
 
     @property
     def url(self) -> str:
-        """What `AWS_ENDPOINT_URL_KMS` is."""
+        """The value of `AWS_ENDPOINT_URL_KMS`."""
         return f"http://{LOOPBACK}:{self._port}"
 
     @property
     def requests(self) -> list[KmsRequest]:
-        """The requests since `forget_requests`, refused ones too, the administrator's left out."""
+        """The requests since `forget_requests`, also refused ones, without the administrator's."""
         return list(self._gate.requests)
 
     def operations(self) -> list[str]:
@@ -75,7 +75,7 @@ class Kms:
         return [request.operation for request in self.requests]
 
     def forget_requests(self) -> None:
-        """Begin `requests` anew."""
+        """Empty `requests`."""
         self._gate.requests.clear()
 
     def environment(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class Kms:
         }
 
     def client(self) -> Any:
-        """Return the client that the service would make, the same one each time."""
+        """Return a client as the service makes it, the same one each time."""
         if self._client is None:
             settings = {name.lower(): value for name, value in self.environment().items()}
             self._client = open_kms_client(Settings.model_validate(settings).kms_connection())
@@ -107,7 +107,7 @@ class Kms:
         return alias
 
     def move_alias(self, alias: str, key_id: str) -> None:
-        """Let the alias name this key from now on."""
+        """Point the alias at this key."""
         self._admin.update_alias(AliasName=alias, TargetKeyId=key_id)
 
     def disable(self, key_id: str) -> None:
@@ -119,11 +119,11 @@ class Kms:
         self._admin.enable_key(KeyId=_bare(key_id))
 
     def schedule_deletion(self, key_id: str) -> None:
-        """Let the key be deleted in a month."""
+        """Schedule the key's deletion in 30 days."""
         self._admin.schedule_key_deletion(KeyId=_bare(key_id), PendingWindowInDays=30)
 
     def cancel_deletion(self, key_id: str) -> None:
-        """Keep the key after all; it is disabled then."""
+        """Cancel the deletion; the key is disabled afterwards."""
         self._admin.cancel_key_deletion(KeyId=_bare(key_id))
 
     def enable_rotation(self, key_id: str) -> None:
@@ -131,21 +131,21 @@ class Kms:
         self._admin.enable_key_rotation(KeyId=key_id)
 
     def rotate_now(self, key_id: str) -> None:
-        """Rotate on demand. moto notes it, and keeps the material that it has."""
+        """Rotate on demand; moto keeps its key material."""
         self._admin.rotate_key_on_demand(KeyId=key_id)
 
     def encrypt(self, key_id: str, plaintext: bytes, context: dict[str, str]) -> bytes:
-        """Return what KMS Encrypt makes of it."""
+        """Return the blob of KMS Encrypt."""
         answer = self._admin.encrypt(KeyId=key_id, Plaintext=plaintext, EncryptionContext=context)
         return bytes(answer["CiphertextBlob"])
 
     def generate_data_key(self, key_id: str, context: dict[str, str]) -> tuple[bytes, bytes]:
-        """Return a data key, and the same wrapped."""
+        """Return a data key and its wrapped form."""
         answer = self._admin.generate_data_key(KeyId=key_id, KeySpec="AES_256", EncryptionContext=context)
         return bytes(answer["Plaintext"]), bytes(answer["CiphertextBlob"])
 
     def renew(self) -> None:
-        """Forget faults and requests, and take a new key and a new alias."""
+        """Clear faults and requests, and create a new key and alias."""
         self.faults.clear()
         self.key_arn = self.create_key()
         self.alias = self.create_alias(self.key_arn)
@@ -153,10 +153,10 @@ class Kms:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Serve inside of the block."""
+        """Serve until the block ends."""
         self._listen()
         try:
-            # moto makes an RSA key pair for each symmetric key as well, which takes longer than most tests
+            # moto also makes an RSA key pair for each symmetric key, which takes longer than most tests
             with mock.patch("moto.kms.models.generate_private_key", return_value=None):
                 self.renew()
                 yield
@@ -180,11 +180,11 @@ class Kms:
 
 class _Handler(WSGIRequestHandler):
     def log_request(self, *_: object) -> None:
-        """Say nothing of what went well."""
+        """Log no request."""
 
 
 class _Listener(ThreadedWSGIServer):
-    """A listening socket, its thread, and the connections that came of it."""
+    """A listening socket, its thread, and its connections."""
 
     request_queue_size = 1024
 
@@ -215,7 +215,7 @@ def _bare(key_id: str) -> str:
 
 def main() -> None:
     """Serve."""
-    # Not an exception: one that arrives during the start must not tear it half down.
+    # not an exception, which could interrupt the start half-way
     stopped = threading.Event()
     for stop_signal in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop_signal, lambda *_: stopped.set())

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and KMS, switched on and off by a test."""
+"""Faults of KMS that a test switches on and off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON_TYPE = "application/x-amz-json-1.1"
 
 @dataclass(frozen=True, slots=True)
 class KmsRequest:
-    """A request as KMS gets it: `GenerateDataKey`, and the JSON body that goes with it."""
+    """A request to KMS: the operation, such as `GenerateDataKey`, and its JSON body."""
 
     operation: str
     parameters: Mapping[str, Any]
@@ -25,18 +25,18 @@ class KmsRequest:
 
     @property
     def key_id(self) -> str | None:
-        """The key that is asked for, in whichever of its names."""
+        """The key, as id, ARN or alias."""
         return self.parameters.get("KeyId")
 
     @property
     def context(self) -> dict[str, str]:
-        """The encryption context; empty where none is given."""
+        """The encryption context; empty if there is none."""
         return dict(self.parameters.get("EncryptionContext", {}))
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """As much of an IAM policy as matters here: actions, and pairs that the encryption context must have."""
+    """A reduced IAM policy: actions, and pairs that the encryption context must have."""
 
     actions: frozenset[str]
     context: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer that is made up instead of asking KMS."""
+    """An answer in place of moto's."""
 
     status: int
     body: bytes = _ERROR_PAGE
@@ -57,12 +57,12 @@ class Reply:
 
     @classmethod
     def of_error(cls, code: str, *, status: int = HTTPStatus.BAD_REQUEST) -> Reply:
-        """Return an error in KMS's own form."""
+        """Return an error in the format of KMS."""
         body = json.dumps({"__type": code, "message": f"made up: {code}"}).encode()
         return cls(status, body, JSON_TYPE)
 
     def headers(self) -> list[tuple[str, str]]:
-        """Return what KMS sends before the body."""
+        """Return the headers."""
         return [
             ("Content-Type", self.content_type),
             ("Content-Length", str(len(self.body))),
@@ -71,7 +71,7 @@ class Reply:
 
 
 class Cut(enum.Enum):
-    """When the client's connection ends without a whole answer."""
+    """When the connection ends without a complete answer."""
 
     BEFORE_THE_ANSWER = enum.auto()
     WITHIN_THE_ANSWER = enum.auto()
@@ -79,7 +79,7 @@ class Cut(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KmsFault:
-    """What happens to one request. The parts add up: a late answer can also be cut."""
+    """The fault of one request. Parts combine: a late answer can also be cut."""
 
     delay_seconds: float = 0.0
     reply: Reply | None = None
@@ -100,9 +100,9 @@ class _Armed:
 class KmsFaults:
     """The faults of one KMS; usable from every thread.
 
-    Each fault takes: `times`, for how many requests it stays, by default until `clear`; `every`, which lets it happen
-    to each k-th request only; `operation`, like `Decrypt`, which lets the others pass. A request meets one fault, the
-    one injected first. The administrator's requests meet none.
+    `times` is the number of requests that meet a fault, by default all until `clear`. `every` limits it to each k-th
+    request, `operation` to one such as `Decrypt`. A request meets one fault, the one injected first. The
+    administrator's requests meet none.
     """
 
     def __init__(self, *, listen: Callable[[], None], refuse: Callable[[], None]) -> None:
@@ -112,13 +112,13 @@ class KmsFaults:
         self._lock = threading.Lock()
         self._armed: list[_Armed] = []
         self._cleared = threading.Event()
-        # what the application may do; anything where there is none
+        # the permissions of the application; everything if `None`
         self.policy: Policy | None = None
 
     def inject(
         self, fault: KmsFault, *, times: int | None = None, every: int = 1, operation: str | None = None
     ) -> None:
-        """Let this happen to the requests to come."""
+        """Apply the fault to later requests."""
         with self._lock:
             self._armed.append(_Armed(fault, operation, every, times))
 
@@ -144,7 +144,7 @@ class KmsFaults:
         times: int | None = None,
         operation: str | None = None,
     ) -> None:
-        """Answer with this status, and an HTML page unless told otherwise, as some proxy would."""
+        """Answer with this status and, by default, an HTML page, as a proxy would."""
         self.inject(KmsFault(reply=Reply(status, body, content_type)), times=times, operation=operation)
 
     def succeed_with(self, members: Mapping[str, Any], *, operation: str | None = None) -> None:
@@ -153,7 +153,7 @@ class KmsFaults:
         self.inject(KmsFault(reply=reply), operation=operation)
 
     def delay(self, seconds: float, *, times: int | None = None, operation: str | None = None) -> None:
-        """Wait before a request is looked at. `clear` ends the wait."""
+        """Delay the handling of a request. `clear` ends the delay."""
         self.inject(KmsFault(delay_seconds=seconds), times=times, operation=operation)
 
     def drip(self, seconds: float, *, times: int | None = None, operation: str | None = None) -> None:
@@ -165,11 +165,11 @@ class KmsFaults:
         self.inject(KmsFault(cut=when), times=times, operation=operation)
 
     def down(self) -> None:
-        """Refuse connections and end those that are open, until `clear`."""
+        """Refuse connections and end open ones, until `clear`."""
         self._refuse()
 
     def clear(self) -> None:
-        """Back to normal, at once: whoever waits out a delay goes on."""
+        """Remove all faults and the policy, and end delays at once."""
         with self._lock:
             self._armed.clear()
             self.policy = None
@@ -178,7 +178,7 @@ class KmsFaults:
         self._listen()
 
     def take(self, request: KmsRequest) -> KmsFault | None:
-        """What happens to this request; counts it. For the gate."""
+        """Return the fault of this request, and count the request. For the gate."""
         with self._lock:
             for armed in self._armed:
                 if armed.operation not in {None, request.operation}:
@@ -194,5 +194,5 @@ class KmsFaults:
         return None
 
     def pause(self, seconds: float) -> None:
-        """Wait, or until `clear`. For the gate."""
+        """Wait until the time is over or `clear` is called. For the gate."""
         self._cleared.wait(seconds)

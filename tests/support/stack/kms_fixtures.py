@@ -9,7 +9,7 @@ from tests.support.stack.kms import Kms
 
 @pytest.fixture(scope="session")
 def kms_server() -> Iterator[Kms]:
-    """One KMS for the session. Tests want `kms`, which is clean."""
+    """One KMS for the session; most tests use `kms`, which is clean."""
     server = Kms()
     with server.running():
         yield server
@@ -17,6 +17,6 @@ def kms_server() -> Iterator[Kms]:
 
 @pytest.fixture
 def kms(kms_server: Kms) -> Kms:
-    """The session's KMS: a new key, no faults, no requests so far."""
+    """The session's KMS with a new key, no faults and no requests."""
     kms_server.renew()
     return kms_server

@@ -1,4 +1,4 @@
-"""KMS's front door: does what moto leaves out, and lets things go wrong.
+"""A WSGI application in front of moto's KMS: adds what moto lacks, and applies faults.
 
 moto decrypts with keys that are disabled or about to be deleted, knows no caller and no policy, answers a wrong `KeyId`
 with `AccessDeniedException` where KMS says `IncorrectKeyException`, and joins an encryption context without
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-# the access key id that faults, policy and the record of requests leave alone
+# the access key id that faults, policy and the list of requests ignore
 ADMINISTRATOR: Final = "administrator"
 _TARGET: Final = "TrentService."
 _CRYPTOGRAPHIC: Final = frozenset({"GenerateDataKey", "Encrypt", "Decrypt"})
@@ -38,14 +38,14 @@ _WRONG_STATE: Final = {"Disabled": "DisabledException", "PendingDeletion": "KMSI
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Which key made a ciphertext blob, in which context."""
+    """The key and the context of a ciphertext blob."""
 
     key_id: str
     context: dict[str, str]
 
 
 class KmsGate:
-    """A WSGI application before moto's."""
+    """Record each request, apply its fault, refuse what KMS refuses, and pass the rest on to moto."""
 
     def __init__(self, *, moto: WSGIApplication, faults: KmsFaults) -> None:
         self._moto = moto
@@ -54,7 +54,7 @@ class KmsGate:
         self.requests: deque[KmsRequest] = deque(maxlen=_KEPT_REQUESTS)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
+        """Handle one request."""
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         if not target.startswith(_TARGET):
             return self._moto(environ, start_response)
@@ -94,7 +94,7 @@ class KmsGate:
                     code = "IncorrectKeyException"
                 elif origin.context != request.context:
                     code = "InvalidCiphertextException"
-        # a key that does not exist is moto's to name
+        # moto reports a key that does not exist
         return Reply.of_error(code) if code else None
 
     def _origin(self, request: KmsRequest) -> _Origin | None:
@@ -129,7 +129,7 @@ def _credential(environ: WSGIEnvironment) -> tuple[str, str]:
 
 
 def _key_id(name: str, region: str) -> str:
-    """Return the bare id behind an id, an ARN or an alias; of an alias that nobody made, the alias."""
+    """Return the id behind an id, an ARN or an alias; an alias that does not exist is returned as it is."""
     backend = kms_backends[DEFAULT_ACCOUNT_ID][region]
     alias = backend.get_alias_name(name)
     return backend.get_key_id(backend.get_key_id_from_alias(alias) or name)
