@@ -1,0 +1,1 @@
+"""Encryption: contexts, strategies, formats, keys, and key derivation."""

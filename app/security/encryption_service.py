@@ -1,4 +1,4 @@
-"""The encryption service: one strategy encrypts, every configured one decrypts."""
+"""The encryption service: the primary (or its fallback) encrypts, every configured reader decrypts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class EncryptionService:
         return self._seal(self._primary, plaintext, context, wait=wait)
 
     def seal_as_fallback(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        """Encrypt under the fallback; the caller has to call `note_fallback` once per token."""
+        """Encrypt under the fallback. The caller must call `note_fallback` once per token."""
         if self._fallback is None:
             raise InternalError("no fallback is configured")
         return self._seal(self._fallback, plaintext, context, wait=wait)._replace(fallback=True)
@@ -104,7 +104,7 @@ class EncryptionService:
     def self_test(self) -> None:
         """Prove that a new ciphertext opens in its context and in no other; raises an `EncryptionError`.
 
-        The fallback comes first: its key is then derived before an outage of the primary is noticed.
+        The fallback comes first, so its key is derived even if the primary is unavailable.
         """
         if self._fallback is not None:
             self._test(self._fallback)

@@ -1,7 +1,7 @@
 """Ciphertext families, recognised by the form of the text alone.
 
-No key is tried to find out: the form decides which reader may open a text, and a text without a known form is refused
-before any key is used. docs/ciphertext-formats.md has the bytes of each family.
+The form decides which reader may open a text; no keys are tried in turn. A text without a known form is refused before
+any key is used. docs/ciphertext-formats.md has the bytes of each family.
 """
 
 from __future__ import annotations

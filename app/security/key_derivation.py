@@ -22,7 +22,7 @@ _LOWEST_PRIORITY: Final = 19
 
 
 class _Share:
-    """One service's derivations: `count` of them in all, as many at the pool as `slots` allows."""
+    """One service's derivations: `count` of them in all, as many in the pool as `slots` allows."""
 
     def __init__(self, *, threads: int) -> None:
         self.count = 0
@@ -33,12 +33,12 @@ class KeyDerivationQueue:
     """Slow derivations, for the tasks of one event loop. docs/decisions/key-derivation.md has the reasons and figures.
 
     The pool has a thread for every usable processor but one, which is left to the event loop; on Linux its threads
-    run at the lowest priority. No service has more derivations at the pool than there are threads. So a service with
+    run at the lowest priority. No service has more derivations in the pool than there are threads. So a service with
     one token to read waits for one round of each other service, however long their queues are.
 
     A derivation whose caller is cancelled before it starts is not made. A service with `maximum_of_a_service` of them
-    is refused, and only after `refusal_seconds`: callers that are refused at once retry at once and take the event
-    loop from others.
+    is refused, and only after `refusal_seconds`: callers that are refused at once retry at once, which keeps the
+    event loop busy.
     """
 
     def __init__(

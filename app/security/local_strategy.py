@@ -35,7 +35,7 @@ class LocalStrategy:
     45 + n 16          tag
     ====== =========== ==========================
 
-    PBKDF2 turns the master key into a root once per process and version; HKDF makes each user's key of the root in
+    PBKDF2 turns the master key into a root once per process and version; HKDF derives each user's key from it in
     microseconds.
     """
 
@@ -45,7 +45,7 @@ class LocalStrategy:
         self._keyring = keyring
         self._roots: dict[int, bytes] = {}
         self._deriving = threading.Lock()
-        # saves HKDF, a third of a read; who reads these keys from memory can read the root as well
+        # saves HKDF, a third of a read; an attacker who reads these keys from memory can read the root as well
         self._user_key = lru_cache(maxsize=CACHED_USER_KEYS)(self._derive_user_key)
 
     @property

@@ -151,7 +151,7 @@ class TokenCipher:
             async with asyncio.timeout_at(until or self.key_deadline()):
                 return await self._once_cached(call, missing)
         except TimeoutError:
-            raise KeyUnavailable("the key was not there in time") from None
+            raise KeyUnavailable("the key was not available in time") from None
 
     async def _once_cached(self, call: Callable[..., T], missing: KeyNotCached) -> T:
         """Make the call in a thread, or wait for the call that fetches the same key and then make it here."""
@@ -170,8 +170,8 @@ class TokenCipher:
                 continue
             if isinstance(error, KeyUnavailable | KeyDenied):
                 raise error.copy() from None
-            # The other ciphertext is broken, so its call left no key; this one may be intact. If many are broken, they
-            # must not wait for one another: each gets a thread, and the threads share the requests to KMS.
+            # The other ciphertext is damaged, so its call left no key; this one may be intact. If many are damaged,
+            # they must not wait for one another: each gets a thread, and the threads share the requests to KMS.
             return await self._start(call, missing).result()
 
     def _start(self, call: Callable[..., T], missing: KeyNotCached) -> Flight[T]:

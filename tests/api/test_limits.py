@@ -30,7 +30,7 @@ USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = f"/v1/users/{USER}/tokens/canvas"
 BODY = b'{"access_token": "x"}'
 WELL = {"status": "ok"}
-IN_TIME = {"the key could not be derived in time", "the key was not there in time"}
+IN_TIME = {"the key could not be derived in time", "the key was not available in time"}
 FULL = "too many keys of old tokens are being derived"
 
 

@@ -46,7 +46,7 @@ def open_kms_client(connection: KmsConnection) -> Any:  # noqa: ANN401  boto3's 
 
 
 def open_sts_client(connection: KmsConnection) -> Any:  # noqa: ANN401  boto3's clients have no static type
-    """Return a client that can say whose credentials these are; a stand-in for KMS is asked itself."""
+    """Return a client for GetCallerIdentity, which goes to a stand-in for KMS if there is one."""
     endpoint_url = connection.endpoint_url if connection.is_stand_in else None
     return _session(connection).client("sts", endpoint_url=endpoint_url)
 

@@ -103,8 +103,8 @@ class _Denials:
 class DenialBreaker:
     """Repeats a denial for a second once the same request was denied three times in a row.
 
-    A repeated request would get the same answer at the price of a successful one. Requests are told apart by `request`,
-    such as operation and key. Safe for concurrent use.
+    A repeated request would get the same answer at the price of a successful one. `request` identifies equal requests,
+    for example by operation and key. Safe for concurrent use.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -82,7 +82,7 @@ class KmsClient:
         self._threads = threading.BoundedSemaphore(STUCK_REQUESTS)
         self._closed = False
         self._log_again_at: dict[str, float] = {}
-        # only KMS can say what an alias stands for, because it may move
+        # only KMS knows the key of an alias, because an alias may move
         self._key_arn = key_id if key_id.startswith("arn:") and ":key/" in key_id else None
 
     @property

@@ -71,13 +71,13 @@ class DataKeyCache:
         return len(self._opening) + len(self._sealing)
 
     def expiry_of_new_key(self) -> float:
-        """Return when a key expires that is requested now; call it before the request."""
+        """Return the expiry of a key that is requested now; call it before the request."""
         return self._monotonic() + self._max_age_seconds
 
     def for_opening(self, name: bytes, *, counts_miss: bool = True) -> CommittingAead | None:
         """Return the key of that fingerprint, or `None`.
 
-        `counts_miss` is false for a caller that looks again before it goes without the key.
+        `counts_miss` is false for a caller that looks again before it requests the key.
         """
         with self._lock:
             aead = self._opening.get(name, now=self._monotonic())

@@ -34,7 +34,7 @@ class KeyService(Protocol):
     def unwrap_data_key(self, wrapped: bytes, encryption_context: Mapping[str, str], *, key_name: str) -> bytes:
         """Return the 32 bytes; raises `IntegrityError` if the wrapped key does not authenticate.
 
-        `key_name` comes from the ciphertext: a hint which configured key to try first, never a key to trust.
+        `key_name` comes from the ciphertext: a hint about the configured key to try first, never trusted.
         """
         ...
 

@@ -29,7 +29,7 @@ _WHY: Final = {
     "ConnectTimeoutError": "KMS cannot be reached",
     "EndpointConnectionError": "KMS cannot be reached",
     "ExpiredTokenException": "these credentials have expired",
-    "InvalidArnException": "KMS takes the role for no principal that exists",
+    "InvalidArnException": "KMS finds no such role or user; check --role-arn",
     "NoCredentialsError": "no AWS credentials were found in the usual places",
     "UnrecognizedClientException": "AWS does not know these credentials",
 }

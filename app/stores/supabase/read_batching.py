@@ -68,7 +68,7 @@ class ReadBatcher:
 
     async def _run(self, batch: list[_Waiter]) -> None:
         found: dict[TokenId, StoredToken] | None = None
-        failure: VaultError = InternalError("the vault made a mistake; its log has more")
+        failure: VaultError = InternalError("an unexpected error; the log of the vault has more")
         try:
             found = {token.token_id: token for token in await self._fetch([token_id for token_id, _ in batch])}
         except VaultError as error:
