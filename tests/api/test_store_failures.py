@@ -208,10 +208,10 @@ def test_postgrest_stopped_is_503(client: httpx.Client, project: SupabaseStack) 
     _recovers(client)
 
 
-@pytest.mark.parametrize("which", ["anon_key", "wrong_key", "expired_key"])
+@pytest.mark.parametrize("which", ["anon", "wrong", "expired"])
 async def test_a_wrong_key_is_misconfigured(project: SupabaseStack, which: str) -> None:
     """Row-level security shows an empty table to the anonymous role, so for that one only the check fails."""
-    key = getattr(project, which)
+    key = getattr(project.keys, which)
     repository = await SupabaseRepository.connect(url=project.url, service_key=SecretStr(key))
     try:
         with pytest.raises(StoreMisconfigured, match="SUPABASE_SERVICE_KEY") as caught:
@@ -219,7 +219,7 @@ async def test_a_wrong_key_is_misconfigured(project: SupabaseStack, which: str) 
         assert key not in str(caught.value)
         with pytest.raises(StoreMisconfigured):
             await repository.insert(token(TokenId(USER, "canvas")))
-        if which != "anon_key":
+        if which != "anon":
             with pytest.raises(StoreMisconfigured):
                 await repository.get(TokenId(USER, "canvas"))
     finally:

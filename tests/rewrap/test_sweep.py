@@ -109,6 +109,7 @@ async def test_counts_are_true_with_lost_answers_capped_pages_and_throttling(kms
         with supabase.at_most(60):
             while len(page := await tokens.page("local:v1", after=None, limit=PAGE_ROWS)) > 60:
                 pass
+            kms.faults.error("ThrottlingException", times=2)  # both attempts of the first request
             kms.faults.error("ThrottlingException", every=10)
             supabase.faults.cut_after_commit(when=_every(3, lambda request: "replace_ciphertexts" in request.target))
             supabase.faults.cut_before(when=_every(5, lambda request: request.method == "GET"))

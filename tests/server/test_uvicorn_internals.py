@@ -50,7 +50,7 @@ def test_uvicorn_has_each_method_in_use(owner: type) -> None:
 
 
 async def test_uvicorn_has_each_attribute_in_use() -> None:
-    async def application(*_: object) -> None: ...
+    async def application(scope: object, receive: object, send: object) -> None: ...
 
     protocol = HttpToolsProtocol(uvicorn.Config(application, log_config=None), ServerState(), {})
     assert [name for name in ATTRIBUTES if not hasattr(protocol, name)] == [], "gone from HttpToolsProtocol"
