@@ -49,7 +49,7 @@ from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.waiting import eventually_async
 
-MANY: Final = size(2_000, 20_000)
+MANY: Final = size(1_000, 20_000)
 _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
 
 
