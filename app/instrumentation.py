@@ -13,8 +13,7 @@ from prometheus_client import CollectorRegistry
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.composition import Encryption, load_tracing
 from app.config.settings import Settings, metrics_folder
-from app.observability.metrics.exposition import Exposition
-from app.observability.metrics.registry import VaultMetrics
+from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.store import BackgroundCensus, RowMetrics
 from app.observability.readiness import Readiness
 from app.stores.instrumented_repository import InstrumentedRepository

@@ -31,8 +31,7 @@ from app.composition import (
 from app.config.settings import Settings, load_settings
 from app.instrumentation import Instrumentation, build_instrumentation, counting_rows, gauge_update, updating_gauges
 from app.observability.logging import configure_logging, end_log
-from app.observability.metrics.exposition import Exposition
-from app.observability.metrics.registry import VaultMetrics
+from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.requests import WireMetrics
 from app.observability.readiness import Readiness
 from app.observability.unhandled import log_unhandled_in_loop

@@ -9,8 +9,7 @@ from decimal import Decimal
 import click
 
 from app.cli.errors import UsageError
-from app.config.kms_setup import load_admin_connection
-from app.config.settings import Settings, SettingsError
+from app.config.settings import Settings, SettingsError, load_admin_connection
 from app.errors import KeyDenied
 from app.observability.readiness import PROBE_SECONDS
 from app.security.kms.connection import ConnectionSettingsError

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import NoDecode
+from pydantic_settings import BaseSettings, NoDecode
 
 from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.config.listening import ListeningSettings
-from app.config.source import ENV_FILE, SettingsError, loaded
+from app.config.source import ENV_FILE, FROM_ENVIRONMENT, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 from app.security.kms.connection import KmsConnection
 from app.strict_json import unique_members
@@ -261,3 +261,18 @@ def _crosses_a_network(url: str) -> bool:
 def _require_length(key: SecretStr) -> None:
     if len(_decode(key)) < MINIMUM_KEY_BYTES:
         raise PydanticCustomError("key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding")
+
+
+class _KmsLocation(BaseSettings):
+    """The settings of `token-vault kms setup`, which runs before the others are complete."""
+
+    model_config = FROM_ENVIRONMENT
+
+    aws_region: str | None = None
+    aws_endpoint_url_kms: str | None = None
+
+
+def load_admin_connection(*, region: str | None) -> KmsConnection:
+    """Return the KMS that the service will use, without credentials; raises `SettingsError`."""
+    location = loaded(_KmsLocation)
+    return KmsConnection(region=region or location.aws_region, endpoint_url=location.aws_endpoint_url_kms)

@@ -1,4 +1,7 @@
-"""Liveness and readiness, for orchestrators. No key is required; the answers name no host, key or error."""
+"""Liveness and readiness for orchestrators, metrics for Prometheus.
+
+No key is required. The answers and labels name no user, host, key or error.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.schemas import Health, Ready, json_response
+from app.observability.metrics.registry import MEDIA_TYPE
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", summary="Check that the process answers", response_model=Health)
@@ -28,3 +33,14 @@ async def readyz(request: Request) -> Response:
     ready = "down" not in checks.values()
     body = Ready(status="ready" if ready else "not_ready", checks=checks)
     return json_response(body, status=200 if ready else 503)
+
+
+@metrics_router.get(
+    "/metrics",
+    summary="Get metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Return the metrics from memory, so the store may be down."""
+    return Response(await request.state.exposition.text(), media_type=MEDIA_TYPE)

@@ -1,17 +1,20 @@
-"""Every metric of one process."""
+"""Every metric of one process, and the text that Prometheus scrapes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final, final
 
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
 from app.observability.metrics.encryption import EncryptionMetrics
 from app.observability.metrics.operations import OperationMetrics, SweepMetrics
 from app.observability.metrics.process import AuditMetrics, StateMetrics
 from app.observability.metrics.requests import RefusalMetrics, RequestMetrics, WireMetrics
 from app.observability.metrics.store import RowMetrics, StoreMetrics
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @final
@@ -32,3 +35,24 @@ class VaultMetrics:
         self.rows = RowMetrics(registry, local_versions=local_versions)
         self.state = StateMetrics(registry)
         self.audit = AuditMetrics(registry)
+
+
+class Exposition:
+    """Renders the metrics in a thread, so no request waits. Concurrent scrapes share one rendering.
+
+    `update` runs before, on the event loop, and sets gauges of current state; it must not block.
+    """
+
+    def __init__(self, *, registry: Callable[[], CollectorRegistry], update: Callable[[], None]) -> None:
+        self._registry = registry
+        self._update = update
+        self._rendering: asyncio.Task[bytes] | None = None
+
+    async def text(self) -> bytes:
+        if self._rendering is None or self._rendering.done():
+            self._update()
+            self._rendering = asyncio.create_task(asyncio.to_thread(self._render))
+        return await asyncio.shield(self._rendering)
+
+    def _render(self) -> bytes:
+        return generate_latest(self._registry())
