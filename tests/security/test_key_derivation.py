@@ -187,10 +187,10 @@ async def test_without_a_thread_it_is_unavailable_and_keeps_no_place() -> None:
 
 
 async def test_a_batch_of_old_tokens_of_different_users_opens() -> None:
-    rows = [_token_that_opens(f"token {number}") for number in range(20)]
+    rows = [_token_that_opens(f"token {number}") for number in range(6)]
     cipher = _cipher(service())
     opened = await asyncio.gather(*(cipher.open_access(row) for row in rows))
-    assert [secret.get_secret_value() for secret in opened] == [f"token {number}" for number in range(20)]
+    assert [secret.get_secret_value() for secret in opened] == [f"token {number}" for number in range(6)]
 
 
 async def test_one_key_is_derived_once_for_a_crowd() -> None:

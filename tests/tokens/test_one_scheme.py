@@ -1,4 +1,4 @@
-"""A row has one scheme: what its column says holds for both of its secrets, whatever happens between two writes."""
+"""Both secrets of a row have the scheme in its column, also after an outage or a moved alias."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pydantic import SecretStr
 
 from app.errors import KeyUnavailable
 from app.security.encryption_service import EncryptionService
-from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
 from app.tokens.vault import TokenVault
 from tests.support.security.envelopes import USER, Envelope, envelope
-from tests.support.security.keys import keyring
+from tests.support.security.keys import local_strategy
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import Store
 
@@ -25,7 +24,7 @@ ROTATED = TokenInput(access_token=SecretStr("newer access"))
 
 
 def _encryption(process: Envelope) -> EncryptionService:
-    local = LocalStrategy(keyring=keyring())
+    local = local_strategy()
     return EncryptionService(primary=process.strategy, readers=[local], fallback=local, counters=process.counters)
 
 
@@ -36,7 +35,7 @@ def _schemes(encryption: EncryptionService, store: Store) -> set[str]:
 
 
 async def test_a_rotation_under_the_fallback_moves_both_secrets_to_it(kms: Kms, store: Store) -> None:
-    encryption = _encryption(envelope(kms, max_messages=2))  # it seals these two, and opens them from the cache
+    encryption = _encryption(envelope(kms, max_messages=2))  # enough for the store; decryption uses the cache
     async with store.open() as tokens:
         vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=EVENTS)
         await vault.store(HERE, STORED, caller=CALLER)

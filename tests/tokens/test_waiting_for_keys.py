@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.encryption_service import EncryptionService
-from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import KEY_SECONDS, WAITING_CALLS, TokenCipher
 from app.tokens.models import TokenId
 from tests.support.security.envelopes import (
@@ -28,7 +27,7 @@ from tests.support.security.envelopes import (
     envelope,
     members_of,
 )
-from tests.support.security.keys import keyring
+from tests.support.security.keys import local_strategy
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import token
 from tests.support.waiting import eventually, eventually_async
@@ -41,7 +40,7 @@ HERE = TokenId(USER, "canvas")
 
 
 def _cipher(process: Envelope, *, fallback: bool = False, key_seconds: float = KEY_SECONDS) -> TokenCipher:
-    local = LocalStrategy(keyring=keyring()) if fallback else None
+    local = local_strategy() if fallback else None
     return TokenCipher(
         encryption=EncryptionService(
             primary=process.strategy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.observability.in_memory_counters import InMemoryCounters
+from app.security.context import TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.keyring import Keyring, decode_key_text
 from app.security.legacy_formats import PulsePlanLocalReader
@@ -17,6 +18,13 @@ def keyring(keys: dict[int, str] | None = None, *, primary: int | None = None, m
     texts = keys or {1: MASTER_KEY}
     decoded = {version: decode_key_text(text) for version, text in texts.items()}
     return Keyring(max(texts) if primary is None else primary, decoded, minimum)
+
+
+def local_strategy() -> LocalStrategy:
+    """Return a local strategy with its root key derived, as after the self-test at start: that takes a second or more."""
+    strategy = LocalStrategy(keyring=keyring())
+    strategy.seal("", TokenContext(""))
+    return strategy
 
 
 def service(keys: Keyring | None = None, *, legacy: bool = True) -> EncryptionService:
