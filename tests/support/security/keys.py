@@ -21,7 +21,7 @@ def keyring(keys: dict[int, str] | None = None, *, primary: int | None = None, m
 
 
 def local_strategy() -> LocalStrategy:
-    """Return a local strategy with its root key derived, as after the self-test at start: that takes a second or more."""
+    """Return a local strategy whose root key is derived, as after the self-test at start."""
     strategy = LocalStrategy(keyring=keyring())
     strategy.seal("", TokenContext(""))
     return strategy
