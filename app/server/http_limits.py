@@ -41,7 +41,7 @@ class HttpLimits:
     request_bytes: int = 1024 * 1024  # a body has at most 64 KiB, which chunks of one byte make six times as long
     pipelined: int = 2  # requests received behind the one that is being answered
     head_seconds: float = 10.0
-    request_seconds: float = 20.0  # longer than app.api.request_body waits, so that its answer comes first
+    body_seconds: float = 20.0  # longer than app.api.request_body waits, so that its answer comes first
     unread_seconds: float = 20.0  # for a whole answer, even if its reader reads a little now and then
     idle_seconds: float = 75.0  # above the 60 s of common load balancers, so that the balancer closes first
     closing_seconds: float = 10.0
@@ -90,7 +90,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._idle[self] = None
         if len(self.connections) > _most_connections(self.limits.connections):
             longest_idle, _ = self._idle.popitem(last=False)  # this connection, if no other is idle
-            longest_idle.abort("shed")
+            longest_idle.abort("shed")  # the metric's label for: replaced by a newcomer
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -146,10 +146,10 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse(_TOO_LARGE)
         if self._is_refused:
             raise ValueError("the request is refused")
-        self._enter(_Phase.BODY)
+        super().on_headers_complete()  # raises if the target has no path: CONNECT, or an absolute form without one
         self._begun += 1
+        self._enter(_Phase.BODY)
         self._update_idle()
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._enter(_Phase.ANSWER if self._begun > self._answered else _Phase.IDLE)
@@ -162,7 +162,7 @@ class LimitedHttp(HttpToolsProtocol):
         # a request behind the answered one gets its full time, because reading may have been paused
         self._enter(_Phase.IDLE if self._phase is _Phase.ANSWER and all_answered else self._phase)
         super().on_response_complete()
-        if self._is_refused and all_answered:
+        if self._is_refused and not self._is_serving:
             self.transport.close()
 
     # --- Bounds.
@@ -205,7 +205,7 @@ class LimitedHttp(HttpToolsProtocol):
         elif phase is _Phase.IDLE and waited > limits.idle_seconds:
             self.transport.close()
         elif (phase is _Phase.HEAD and waited > limits.head_seconds) or (
-            phase is _Phase.BODY and waited > limits.request_seconds
+            phase is _Phase.BODY and waited > limits.body_seconds
         ):
             self._refuse(_TOO_SLOW)
 

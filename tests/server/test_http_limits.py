@@ -94,8 +94,15 @@ async def test_pipelined_bodies_that_look_like_heads_are_bodies() -> None:
     assert [echo["body"] for echo in answered] == [body.decode()] * 2 + ["hi"]
 
 
+# requests that the parser accepts and uvicorn cannot serve: their targets have no path
+ABSOLUTE_FORM = b"GET http://vault HTTP/1.1\r\nHost: vault\r\n\r\n"
+CONNECT = b"CONNECT vault:443 HTTP/1.1\r\nHost: vault\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    "behind", [b"", b"GET / HTTP/1.1\r\nX:", b"no HTTP at all\r\n\r\n"], ids=["none", "head", "junk"]
+    "behind",
+    [b"", b"GET / HTTP/1.1\r\nX:", b"no HTTP at all\r\n\r\n", ABSOLUTE_FORM, CONNECT],
+    ids=["none", "head", "junk", "absolute form", "CONNECT"],
 )
 async def test_too_many_pipelined_requests_end_the_connection_after_its_answers(behind: bytes) -> None:
     async with echo_vault() as vault:
@@ -106,9 +113,26 @@ async def test_too_many_pipelined_requests_end_the_connection_after_its_answers(
         assert len(vault.seen) == begun
 
 
-async def test_a_malformed_request_does_not_take_the_answer_of_the_one_before() -> None:
+@pytest.mark.parametrize("malformed", [b"no HTTP at all\r\n\r\n", ABSOLUTE_FORM, CONNECT])
+async def test_a_malformed_request_does_not_take_the_answer_of_the_one_before(malformed: bytes) -> None:
     async with echo_vault() as vault:
-        assert len(echoes(await vault.answer_to(SMALL + b"no HTTP at all\r\n\r\n"))) == 1
+        assert len(echoes(await vault.answer_to(SMALL + malformed))) == 1
+
+
+@pytest.mark.parametrize("before", [b"", SMALL], ids=["first request", "kept alive"])
+@pytest.mark.parametrize("target", [ABSOLUTE_FORM, CONNECT], ids=["absolute form", "CONNECT"])
+async def test_a_target_without_a_path_is_400(target: bytes, before: bytes) -> None:
+    loop_errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_errors.append(context))
+    async with echo_vault() as vault:
+        reader, writer = await vault.connect()
+        if before:
+            writer.write(before)
+            await read_answer(reader)
+        writer.write(target)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+    assert loop_errors == []
 
 
 # --- Bounds on size.
@@ -193,13 +217,13 @@ async def test_a_connection_without_a_request_is_closed_without_an_answer(sent: 
     "body", [b"Content-Length: 9\r\n\r\nhi", b"Transfer-Encoding: chunked\r\n\r\n2\r\nh"], ids=["length", "chunks"]
 )
 async def test_a_body_that_never_ends_is_408(body: bytes) -> None:
-    async with echo_vault(replace(LIMITS, request_seconds=0.3)) as vault:
+    async with echo_vault(replace(LIMITS, body_seconds=0.3)) as vault:
         assert (await vault.answer_to(HEAD + body)).startswith(b"HTTP/1.1 408 ")
         assert vault.seen == []
 
 
 async def test_a_body_that_never_ends_after_its_answer_closes_the_connection() -> None:
-    async with echo_vault(replace(LIMITS, request_seconds=0.3), reads=False) as vault:
+    async with echo_vault(replace(LIMITS, body_seconds=0.3), reads=False) as vault:
         assert len(echoes(await vault.answer_to(HEAD + b"Content-Length: 9\r\n\r\nhi"))) == 1
 
 
@@ -245,7 +269,7 @@ async def test_a_large_answer_that_is_read_leaves_the_connection_alive() -> None
 
 
 async def test_no_limit_of_time_ends_a_request_that_was_received_whole() -> None:
-    limits = replace(LIMITS, head_seconds=0.1, request_seconds=0.1, idle_seconds=0.1, unread_seconds=0.1)
+    limits = replace(LIMITS, head_seconds=0.1, body_seconds=0.1, idle_seconds=0.1, unread_seconds=0.1)
     async with echo_vault(limits) as vault:
         vault.may_answer.clear()
         answer = asyncio.create_task(vault.answer_to(SMALL + HEAD))  # the second head never ends
@@ -267,6 +291,18 @@ FILLED_WITH = {
     "answered before the body ends": HEAD + b"Content-Length: 9\r\n\r\nhi",
     "unread answers": b"GET /pieces HTTP/1.1\r\nHost: vault\r\n\r\n",
 }
+REFUSED_BEHIND_AN_ANSWER = {"absolute form": SMALL + ABSOLUTE_FORM, "CONNECT": SMALL + CONNECT}
+
+
+@pytest.mark.parametrize("sent", REFUSED_BEHIND_AN_ANSWER.values(), ids=REFUSED_BEHIND_AN_ANSWER)
+async def test_a_refused_connection_closes_after_the_answers_due(sent: bytes) -> None:
+    async with echo_vault() as vault:
+        reader, writer = await vault.connect()
+        writer.write(sent)
+        async with asyncio.timeout(HANG_SECONDS):
+            assert len(echoes(await reader.read())) == 1
+        writer.close()
+        await until(lambda: not vault.protocols)
 
 
 @pytest.mark.parametrize("sent", FILLED_WITH.values(), ids=FILLED_WITH)

@@ -22,7 +22,7 @@ LIMITS: Final = HttpLimits(
     head_bytes=4096,
     request_bytes=100_000,
     head_seconds=HANG_SECONDS,
-    request_seconds=HANG_SECONDS,
+    body_seconds=HANG_SECONDS,
     unread_seconds=HANG_SECONDS,
     idle_seconds=HANG_SECONDS,
     closing_seconds=HANG_SECONDS,
@@ -102,7 +102,9 @@ async def echo_vault(limits: HttpLimits = LIMITS, *, reads: bool = True) -> Asyn
     state, metrics = ServerState(), VaultMetrics()
     vault = EchoVault(port=0, protocols=state.connections, metrics=metrics, reads=reads)
     vault.may_answer.set()
-    config = uvicorn.Config(vault.application, log_config=None, http=Limited, ws="none", interface="asgi3")
+    config = uvicorn.Config(
+        vault.application, log_config=None, http=Limited, ws="none", interface="asgi3", timeout_keep_alive=300
+    )
     config.load()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Limited(config, state, {"wire": metrics.wire}), LOOPBACK, 0, backlog=512)
