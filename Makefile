@@ -58,7 +58,7 @@ lock: ## write the lock files anew from pyproject.toml; needs uv
 clean: ## remove what was installed; keeps .env and data/
 	rm -rf $(VENV) .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-# The virtual environment: hashes are demanded for everything that is downloaded.
+# The virtual environment: hashes are required for everything that is downloaded.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	@echo "Creating $(VENV)"

@@ -35,6 +35,7 @@ from app.security.encryption_service import EncryptionService
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
 from app.security.kms.connection import ConnectionSettingsError
 from app.security.kms.data_key_cache import DataKeyCache
+from app.security.kms.key_service import KeyService
 from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local_strategy import LocalStrategy
 from app.security.strategy import EncryptionReader, EncryptionStrategy
@@ -46,10 +47,9 @@ from app.tokens.provider_rules import PROVIDER_RULES
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # OpenTelemetry is an extra, and boto3 takes a while to import
     from app.observability.tracing import Tracing
     from app.security.kms.client import KmsObserver
-    from app.security.kms.key_service import KeyService
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from app.stores.instrumented_repository import InstrumentedRepository
 from app.tokens.cipher import TokenCipher
 from app.tokens.repository import TokenRepository
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the one needs Unix, the other an extra
     from app.observability.metrics.worker_files import WorkerFolder
     from app.observability.tracing import Tracing
 

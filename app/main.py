@@ -44,7 +44,7 @@ from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # OpenTelemetry is an extra
     from app.observability.tracing import Tracing
 
 

@@ -1,7 +1,8 @@
 """Single flight: concurrent callers for one name share one call, its result and its error.
 
-Threads use `SingleFlight`, tasks of an event loop `AsyncSingleFlight`. Neither keeps a result or an error: once a call
-has ended, the next caller starts another one.
+Threads use `ThreadSingleFlight`, tasks of an event loop `AsyncSingleFlight`: a thread blocks until the call ends, while
+a task can be cancelled and leave the call to the others. Neither keeps a result or an error: once a call has ended, the
+next caller starts another one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from app.errors import VaultError
 T = TypeVar("T")
 
 
-class SingleFlight(Generic[T]):
+class ThreadSingleFlight(Generic[T]):
     """Single flight for threads, which block. The first caller makes the call in its own thread."""
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class SingleFlight(Generic[T]):
             del self._calls[name]
 
 
-class Flight(Generic[T]):
+class SharedCall(Generic[T]):
     """One call in progress and the number of tasks that wait for it.
 
     The call goes on when its waiters leave, unless it is `cancelled_when_unawaited`. The first waiter raises the
@@ -102,29 +103,37 @@ class AsyncSingleFlight(Generic[T]):
     """Single flight for the tasks of one event loop."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, Flight[T]] = {}
+        self._shared_calls: dict[Hashable, SharedCall[T]] = {}
 
-    def get(self, name: Hashable) -> Flight[T] | None:
+    def get(self, name: Hashable) -> SharedCall[T] | None:
         """Return the call in progress."""
-        flight = self._flights.get(name)
-        return None if flight is None or flight.over else flight
+        shared = self._shared_calls.get(name)
+        return None if shared is None or shared.over else shared
 
-    def join(self, name: Hashable, start: Callable[[], Flight[T]]) -> Flight[T]:
+    def join(self, name: Hashable, start: Callable[[], SharedCall[T]]) -> SharedCall[T]:
         """Return the call in progress, or start one."""
-        flight = self.get(name)
-        if flight is None:
-            flight = self._flights[name] = start()
-            flight.when_ended(partial(self._forget, name, flight))
-        return flight
+        shared = self.get(name)
+        if shared is None:
+            shared = self._shared_calls[name] = start()
+            shared.when_ended(partial(self._forget, name, shared))
+        return shared
 
-    def _forget(self, name: Hashable, flight: Flight[T]) -> None:
-        if self._flights.get(name) is flight:
-            del self._flights[name]
+    def _forget(self, name: Hashable, shared: SharedCall[T]) -> None:
+        if self._shared_calls.get(name) is shared:
+            del self._shared_calls[name]
 
 
 def _copy_of(error: BaseException) -> BaseException:
-    """Return an error to raise a second time: one object would collect the traceback of every task that raises it."""
-    return error.copy() if isinstance(error, VaultError) else copy.copy(error)
+    """Return an error to raise a second time: one object would collect the traceback of every task that raises it.
+
+    An error of a library that cannot be copied is returned itself.
+    """
+    if isinstance(error, VaultError):
+        return error.copy()
+    try:
+        return copy.copy(error)
+    except Exception:  # noqa: BLE001  its constructor takes other arguments than it keeps
+        return error
 
 
 def _retrieve_error(call: asyncio.Future[Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.errors import KeyUnavailable
-from app.single_flight import AsyncSingleFlight, Flight, SingleFlight
+from app.single_flight import AsyncSingleFlight, SharedCall, ThreadSingleFlight
 from tests.support.waiting import eventually
 
 _SECONDS = 30
@@ -38,7 +38,7 @@ class Leader:
         return self.calls
 
 
-def _outcomes(flights: SingleFlight[int], leader: Leader, number: int) -> list[Any]:
+def _outcomes(flights: ThreadSingleFlight[int], leader: Leader, number: int) -> list[Any]:
     """Call from `number` threads, end the call once they all wait, and return what each got."""
 
     def run() -> Any:
@@ -57,14 +57,14 @@ def _outcomes(flights: SingleFlight[int], leader: Leader, number: int) -> list[A
 
 
 def test_threads_share_one_call_and_no_result_is_kept() -> None:
-    leader, flights = Leader(), SingleFlight[int]()
+    leader, flights = Leader(), ThreadSingleFlight[int]()
     assert _outcomes(flights, leader, 20) == [1] * 20
     assert flights.run("name", leader) == 2
 
 
 @pytest.mark.parametrize("error", _ERRORS, ids=lambda error: type(error).__name__)
 def test_threads_share_an_error_each_as_its_own_object(error: BaseException) -> None:
-    leader, flights = Leader(), SingleFlight[int]()
+    leader, flights = Leader(), ThreadSingleFlight[int]()
     leader.error = error
     outcomes = _outcomes(flights, leader, 20)
     assert {(type(one), str(one)) for one in outcomes} == {(type(error), str(error))}
@@ -78,7 +78,7 @@ def test_threads_share_an_error_each_as_its_own_object(error: BaseException) -> 
 
 
 def test_calls_of_different_names_are_separate() -> None:
-    flights: SingleFlight[str] = SingleFlight()
+    flights: ThreadSingleFlight[str] = ThreadSingleFlight()
     assert flights.run("a", lambda: flights.run("b", lambda: "inner") + " outer") == "inner outer"
 
 
@@ -90,10 +90,10 @@ class Calls:
         self.started: list[asyncio.Future[int]] = []
         self._cancelled_when_unawaited = cancelled_when_unawaited
 
-    def start(self) -> Flight[int]:
+    def start(self) -> SharedCall[int]:
         call: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.started.append(call)
-        return Flight(call, cancelled_when_unawaited=self._cancelled_when_unawaited)
+        return SharedCall(call, cancelled_when_unawaited=self._cancelled_when_unawaited)
 
     async def result(self) -> int:
         return await self.flights.join("name", self.start).result()
@@ -154,14 +154,14 @@ async def test_a_call_that_is_being_cancelled_is_not_joined() -> None:
 
     ending = asyncio.Event()
 
-    def start_slowly_cancelled() -> Flight[int]:
+    def start_slowly_cancelled() -> SharedCall[int]:
         async def call() -> int:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(_SECONDS)
             await ending.wait()
             raise asyncio.CancelledError
 
-        return Flight(asyncio.create_task(call()), cancelled_when_unawaited=True)
+        return SharedCall(asyncio.create_task(call()), cancelled_when_unawaited=True)
 
     flight = calls.flights.join("name", start_slowly_cancelled)
     waiter = asyncio.create_task(flight.result())
@@ -184,3 +184,19 @@ async def test_an_error_without_waiters_is_not_logged(caplog: pytest.LogCaptureF
     del calls, task
     gc.collect()
     assert caplog.text == ""
+
+
+class _UncopyableError(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+async def test_an_error_that_cannot_be_copied_reaches_every_waiter() -> None:
+    async def fail() -> int:
+        raise _UncopyableError(7, "a library's error")
+
+    flights = AsyncSingleFlight[int]()
+    shared = flights.join("name", lambda: SharedCall(asyncio.ensure_future(fail())))
+    results = await asyncio.gather(*(shared.result() for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [_UncopyableError] * 3

@@ -23,7 +23,7 @@ from app.tokens.census import Census, CensusRow
 
 
 @dataclass(frozen=True, slots=True)
-class EncryptionStatus:
+class StatusReport:
     """The census and the settings. `problem` is why the primary key does not work; its scheme may be unknown then."""
 
     settings: Settings
@@ -60,7 +60,7 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
         sys.exit(1)
 
 
-async def _status(settings: Settings, built: Encryption) -> EncryptionStatus:
+async def _status(settings: Settings, built: Encryption) -> StatusReport:
     problem = None
     async with opened_store(settings) as repository:
         try:
@@ -68,10 +68,10 @@ async def _status(settings: Settings, built: Encryption) -> EncryptionStatus:
         except VaultError as error:
             problem = f"{error.code}: {error.detail}; run `token-vault doctor`"
         census = Census.of(await repository.census(), primary_scheme=built.service.primary_scheme)
-    return EncryptionStatus(settings, census, problem)
+    return StatusReport(settings, census, problem)
 
 
-def _as_json(found: EncryptionStatus) -> dict[str, object]:
+def _as_json(found: StatusReport) -> dict[str, object]:
     census = found.census
     return {
         "primary_scheme": census.primary_scheme,
@@ -89,7 +89,7 @@ def _as_json(found: EncryptionStatus) -> dict[str, object]:
     }
 
 
-def _print(found: EncryptionStatus) -> None:
+def _print(found: StatusReport) -> None:
     census = found.census
     click.echo(f"New tokens are encrypted under {census.primary_scheme or 'a KMS key whose ARN is unknown'}.\n")
     rows = [("TOKENS", "SCHEME", "STATE")]
@@ -114,14 +114,14 @@ def _state(line: CensusRow, primary_scheme: str | None) -> str:
     return "current" if line.scheme == primary_scheme else "due"
 
 
-def _version_rows(found: EncryptionStatus) -> Iterator[tuple[str, str, str, str]]:
+def _version_rows(found: StatusReport) -> Iterator[tuple[str, str, str, str]]:
     for version, rows in found.census.versions.items():
         refused = f"MIN_KEY_VERSION={version + 1}, {found.census.below_version(version + 1):,} in total"
         possible = version < found.settings.encryption_key_version  # the setting goes no higher
         yield f"version {version}", f"{rows:,}", key_state(version, found.settings), refused if possible else ""
 
 
-def _advice(found: EncryptionStatus) -> Iterator[str]:
+def _advice(found: StatusReport) -> Iterator[str]:
     census, settings = found.census, found.settings
     missing = [str(version) for version in census.versions if key_state(version, settings) == "missing"]
     if missing:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import structlog
 
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
 from app.security.encryption_service import EncryptionService
-from app.single_flight import AsyncSingleFlight, Flight
-
-if TYPE_CHECKING:
-    from app.security.kms.key_service import KeyService
+from app.security.kms.key_service import KeyService
+from app.single_flight import AsyncSingleFlight, SharedCall
 
 CACHE_SECONDS: Final = 1.0
 CHECK_TIMEOUT_SECONDS: Final = 3.0
@@ -200,9 +198,9 @@ class _BackgroundCheck:
         if self._error is not None:
             raise self._error.copy()
 
-    def _start(self) -> Flight[None]:
+    def _start(self) -> SharedCall[None]:
         self._next_run_at = time.monotonic() + self._every_seconds
-        return Flight(asyncio.create_task(self._run()))
+        return SharedCall(asyncio.create_task(self._run()))
 
     async def _run(self) -> None:
         try:

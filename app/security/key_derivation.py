@@ -34,7 +34,8 @@ class KeyDerivationQueue:
 
     The pool has a thread for every usable processor but one, which is left to the event loop; on Linux its threads
     run at the lowest priority. No service has more derivations in the pool than there are threads. So a service with
-    one token to read waits for one round of each other service, however long their queues are.
+    one token to read waits for one round of each other service, however long their queues are, and for two if callers
+    of that service have just left, because a running derivation cannot be stopped.
 
     A derivation whose caller is cancelled before it starts is not made. A service with `maximum_of_a_service` of them
     is refused, and only after `refusal_seconds`: callers that are refused at once retry at once, which keeps the

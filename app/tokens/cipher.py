@@ -17,7 +17,7 @@ from app.security.context import SecretField, TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.key_derivation import KeyDerivationQueue
 from app.security.strategy import KeyNotCached, Sealed
-from app.single_flight import AsyncSingleFlight, Flight
+from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens.models import StoredToken, TokenId, current_service
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class TokenCipher:
     ) -> None:
         self._encryption = encryption
         self._key_seconds = key_seconds
-        self._flights: AsyncSingleFlight[Any] = AsyncSingleFlight()
+        self._shared_calls: AsyncSingleFlight[Any] = AsyncSingleFlight()
         self._derivations = derivations or KeyDerivationQueue()
         # a separate pool: while KMS hangs, calls that wait for it must not take the threads of everything else
         self._threads = ThreadPoolExecutor(WAITING_CALLS, thread_name_prefix="cipher")
@@ -156,17 +156,17 @@ class TokenCipher:
     async def _once_cached(self, call: Callable[..., T], missing: KeyNotCached) -> T:
         """Make the call in a thread, or wait for the call that fetches the same key and then make it here."""
         while True:
-            key = _flight_name(missing)
-            flight = self._flights.get(key)
+            key = _call_name(missing)
+            flight = self._shared_calls.get(key)
             if flight is None:
-                own: Flight[T] = self._flights.join(key, partial(self._start, call, missing))
+                own: SharedCall[T] = self._shared_calls.join(key, partial(self._start, call, missing))
                 return await own.result()
             error = await flight.error()
             try:
                 return call(wait=False)
             except KeyNotCached as reason:
                 missing = reason
-            if error is None or _flight_name(missing) != key:
+            if error is None or _call_name(missing) != key:
                 continue
             if isinstance(error, KeyUnavailable | KeyDenied):
                 raise error.copy() from None
@@ -174,7 +174,7 @@ class TokenCipher:
             # they must not wait for one another: each gets a thread, and the threads share the requests to KMS.
             return await self._start(call, missing).result()
 
-    def _start(self, call: Callable[..., T], missing: KeyNotCached) -> Flight[T]:
+    def _start(self, call: Callable[..., T], missing: KeyNotCached) -> SharedCall[T]:
         """Start the call in a thread.
 
         A derivation is cancelled when nobody waits for it any more, because it takes a processor from others. A
@@ -183,11 +183,11 @@ class TokenCipher:
         waiting_call = partial(copy_context().run, call, wait=True)
         if missing.derived:
             derivation = self._derivations.run(waiting_call, service=current_service.get())
-            return Flight(asyncio.create_task(derivation), cancelled_when_unawaited=True)
-        return Flight(asyncio.get_running_loop().run_in_executor(self._threads, waiting_call))
+            return SharedCall(asyncio.create_task(derivation), cancelled_when_unawaited=True)
+        return SharedCall(asyncio.get_running_loop().run_in_executor(self._threads, waiting_call))
 
 
-def _flight_name(missing: KeyNotCached) -> Hashable:
+def _call_name(missing: KeyNotCached) -> Hashable:
     """Name a shared call by its key, and a derivation also by the calling service, which has its own queue."""
     return (current_service.get(), missing.key) if missing.derived else missing.key
 

@@ -17,7 +17,7 @@ from app.errors import (
     VaultError,
 )
 from app.security.context import SecretField
-from app.single_flight import AsyncSingleFlight, Flight
+from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import SealedSecrets, TokenCipher
@@ -223,7 +223,7 @@ class TokenVault:
 
         The store reads every row, even if the caller has left. Concurrent callers share one count.
         """
-        count = self._censuses.join("census", lambda: Flight(asyncio.ensure_future(self._tokens.census())))
+        count = self._censuses.join("census", lambda: SharedCall(asyncio.ensure_future(self._tokens.census())))
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 lines = await count.result()

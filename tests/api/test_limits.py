@@ -225,10 +225,10 @@ def _flooded(service: Service, users: list[str]) -> Iterator[list[str]]:
     refused: list[str] = []
     is_over = threading.Event()
 
-    def read(turns: Iterator[str]) -> None:
+    def read(users: Iterator[str]) -> None:
         with service.client("reveal") as client:
             while not is_over.is_set():
-                batch = [{"user_id": next(turns), "provider": "canvas"} for _ in range(100)]
+                batch = [{"user_id": next(users), "provider": "canvas"} for _ in range(100)]
                 results = client.post("/v1/tokens/batch-get", json={"tokens": batch}).json()["results"]
                 refused.extend(one["problem"]["detail"] for one in results if one["problem"]["detail"] == FULL)
 

@@ -45,10 +45,10 @@ def _run(kms: Kms, folder: Path, program: str) -> str:
 
 def test_every_setting_of_kms_is_named_with_its_default() -> None:
     table = KMS.partition("| name | default | meaning |\n")[2].partition("\n\n")[0].splitlines()[1:]
-    told = {row.split("|")[1].strip(" `"): row.split("|")[2].strip(" `") for row in table}
+    documented = {row.split("|")[1].strip(" `"): row.split("|")[2].strip(" `") for row in table}
     fields = {name: field for name, field in Settings.model_fields.items() if name.startswith(NAMES)}
     defaults = {name.upper(): "" if field.default is None else field.default for name, field in fields.items()}
-    assert told == {
+    assert documented == {
         name: "[]" if value == () else str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in defaults.items()
     }
@@ -59,13 +59,13 @@ def test_every_error_is_explained() -> None:
     trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (kms_client, kms_errors)]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    told = set(re.findall(r"^\| `([^`]+)` \|", KMS, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([^`]+)` \|", KMS, re.MULTILINE))
     explained = {text for text in texts if re.match(r"(KMS|the|no|a) \w+ \w+|KMS ", text) and not text.endswith(".")}
     elsewhere = {
         "KMS does not authenticate the wrapped key in this context",  # integrity, which is explained as a whole
         "KMS returned a data key that is not 32 bytes",
     }
-    assert explained - elsewhere - told == set()
+    assert explained - elsewhere - documented == set()
     assert len(explained) >= 12
 
 

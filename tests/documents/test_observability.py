@@ -23,16 +23,16 @@ def _codes(cell: str) -> set[str]:
 
 
 def test_the_table_names_exactly_the_metrics_with_type_and_labels() -> None:
-    told = {}
+    documented = {}
     for name, kind, named, meaning in _rows("| metric | type | labels | meaning, and when to worry |"):
-        told[name.strip("`")] = (kind, _codes(named))
+        documented[name.strip("`")] = (kind, _codes(named))
         assert meaning.endswith("."), name
     real = {}
     for metric in used_metrics().registry.collect():
         assert metric.samples, f"{metric.name} was never used, so its labels are not known"
         labels = {label for sample in metric.samples for label in sample.labels} - {"le"}
         real[metric.name + ("_total" if metric.type == "counter" else "")] = (metric.type, labels)
-    assert told == real
+    assert documented == real
 
 
 def test_the_providers_of_the_labels_are_named() -> None:
@@ -44,8 +44,8 @@ def test_the_table_names_exactly_the_fields_of_a_requests_line() -> None:
 
 
 def test_the_attributes_of_spans_are_named() -> None:
-    told = DOCUMENT.partition("attributes and no others:")[2].partition(". An error")[0]
-    assert _codes(told) == ALLOWED_ATTRIBUTES
+    documented = DOCUMENT.partition("attributes and no others:")[2].partition(". An error")[0]
+    assert _codes(documented) == ALLOWED_ATTRIBUTES
 
 
 def test_every_event_of_the_log_is_named() -> None:

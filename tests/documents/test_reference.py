@@ -124,8 +124,8 @@ def test_every_route_is_documented_with_its_scope(tmp_path: Path) -> None:
         for method, operation in methods.items()
         if path.startswith("/v1")
     }
-    told = {_code(row[0]): [_code(row[1])] for row in _table("api.md", "| route | scope | does |")}
-    assert told == served
+    documented = {_code(row[0]): [_code(row[1])] for row in _table("api.md", "| route | scope | does |")}
+    assert documented == served
 
 
 # --- the running service
@@ -173,14 +173,14 @@ def test_the_quick_start_does_what_it_says(service: Service) -> None:
 
 def test_the_example_log_line_has_the_fields_of_a_real_one(service: Service) -> None:
     [example] = re.findall(r"^```json\n(.*?)^```$", (DOCS / "operating.md").read_text(), re.DOTALL | re.MULTILINE)
-    told = json.loads(example)
-    token = f"/v1/users/{told['user_id']}/tokens/google"
+    documented = json.loads(example)
+    token = f"/v1/users/{documented['user_id']}/tokens/google"
     with service.client() as client, service.logged() as written:
         client.put(token, json={"access_token": "1234~a-token"})
         client.post(f"{token}/rotate", json={"access_token": "1234~a-token"})
     line = written[-1]
-    assert list(line) == list(told)
-    differing = {name for name in told if told[name] != line[name]}
+    assert list(line) == list(documented)
+    differing = {name for name in documented if documented[name] != line[name]}
     assert differing == {"provider", "service", "request_id", "duration_ms", "timestamp"}
 
 

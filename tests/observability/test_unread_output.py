@@ -101,7 +101,7 @@ def test_an_unread_log_blocks_no_worker_and_missing_lines_are_counted(tmp_path: 
             for _ in range(BATCHES):
                 for wire in wires:
                     wire.ask("POST", "/v1/tokens/batch-get", BATCH)
-                assert [wire.hear().status for wire in wires] == [200, 200]
+                assert [wire.receive().status for wire in wires] == [200, 200]
             assert [wire.call("GET", path).body["access_token"] for wire in wires] == ["kept", "kept"]
         logged, seen = 1 + 2 * (BATCHES * (1 + len(BATCH["tokens"])) + 1), 0
         while seen < logged:

@@ -48,7 +48,7 @@ def _all_at_once(contenders: list[Wire], method: str, path: str, secrets: list[s
     """Send every request before the first answer is read."""
     for wire, secret in zip(contenders, secrets, strict=True):
         wire.ask(method, path, {"access_token": secret}, **conditions)
-    return [wire.hear() for wire in contenders]
+    return [wire.receive() for wire in contenders]
 
 
 def test_exactly_one_of_two_rotations_of_a_version_wins(server: Server, one_wire_each: list[Wire]) -> None:
@@ -100,6 +100,6 @@ def test_every_worker_reveals_an_acknowledged_change_at_once(one_wire_each: list
         assert writer.call("PUT", path, {"access_token": f"secret {version}"}).etag == f'"{version}"'
         for reader in readers:
             reader.ask("GET", path)
-        revealed = [reader.hear() for reader in readers]
+        revealed = [reader.receive() for reader in readers]
         assert {answer.etag for answer in revealed} == {f'"{version}"'}
         assert {answer.body["access_token"] for answer in revealed} == {f"secret {version}"}

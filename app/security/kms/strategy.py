@@ -16,7 +16,7 @@ from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCa
 from app.security.kms.key_service import KeyService
 from app.security.kms.package_format import MAXIMUM_NAME_CHARACTERS, Package, complete, head
 from app.security.strategy import KeyNotCached, Sealed
-from app.single_flight import SingleFlight
+from app.single_flight import ThreadSingleFlight
 
 SEALING_SECONDS: Final = 2.5
 _FAMILY: Final = b"kms/1"
@@ -41,8 +41,8 @@ class KmsEnvelopeStrategy:
         self._key_service = key_service
         self._data_keys = data_keys
         self._monotonic = monotonic
-        self._generating: SingleFlight[None] = SingleFlight()
-        self._unwrapping: SingleFlight[tuple[CommittingAead, float | None]] = SingleFlight()
+        self._generating: ThreadSingleFlight[None] = ThreadSingleFlight()
+        self._unwrapping: ThreadSingleFlight[tuple[CommittingAead, float | None]] = ThreadSingleFlight()
 
     @property
     def scheme(self) -> str | None:

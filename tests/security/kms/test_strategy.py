@@ -481,7 +481,7 @@ def test_a_cached_data_key_of_the_old_key_encrypts_no_more(kms: Kms) -> None:
     writer = envelope(kms, key_id=kms.alias, previous_key_ids=[kms.key_arn])
     before = writer.seal()
     kms.move_alias(kms.alias, new)
-    assert members_of(writer.seal())["kid"] == kms.key_arn, "nothing has told it yet"
+    assert members_of(writer.seal())["kid"] == kms.key_arn, "KMS has not named the key yet"
     writer.seal(ELSEWHERE["user"])
     after = writer.seal()
     assert members_of(after)["kid"] == new

@@ -52,11 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.bodies.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
         refused = len(self.server.bodies) % 3 == 0
-        told = f"no such {KEY_HEADER}: {self.headers[KEY_HEADER]}".encode() if refused else b""
+        refusal = f"no such {KEY_HEADER}: {self.headers[KEY_HEADER]}".encode() if refused else b""
         self.send_response(401 if refused else 200)
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(refusal)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(refusal)
 
     def log_message(self, *_: object) -> None: ...
 

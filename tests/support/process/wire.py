@@ -35,7 +35,7 @@ class Wire:
         headers |= {name.replace("_", "-"): value for name, value in conditions.items()}
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
 
-    def hear(self) -> Answer:
+    def receive(self) -> Answer:
         """Return the answer to the last request."""
         response = self._connection.getresponse()
         content = response.read()
@@ -43,7 +43,7 @@ class Wire:
 
     def call(self, method: str, path: str, body: object = None, **conditions: str) -> Answer:
         self.ask(method, path, body, **conditions)
-        return self.hear()
+        return self.receive()
 
     @property
     def local_port(self) -> int:
