@@ -16,22 +16,27 @@ pytest_plugins = [
     "tests.support.process.fixtures",
 ]
 
-# Files that take longest, longest first: begun last they would run alone, while the other processes have nothing left.
+# The slowest files, slowest first: a slow file that starts last would run alone.
 _LONGEST = (
-    "tests/rewrap/test_kill.py",
     "tests/documents/test_key_rotation_runbook.py",
     "tests/api/test_kms.py",
-    "tests/rewrap/test_sweep.py",
-    "tests/system/test_canary.py",
     "tests/cli/test_rewrap.py",
+    "tests/rewrap/test_sweep.py",
+    "tests/rewrap/test_kill.py",
+    "tests/system/test_canary.py",
+    "tests/cli/test_encryption_status.py",
+    "tests/cli/test_doctor_kms.py",
+    "tests/api/test_limits.py",
+    "tests/cli/test_kms_setup.py",
+    "tests/api/test_rewrap.py",
     "tests/security/kms/test_failures.py",
-    "tests/system/test_openapi_fuzz.py",
-    "tests/system/test_races.py",
-    "tests/api/test_store_failures.py",
     "tests/failures/test_postgres.py",
-    "tests/api/test_histories.py",
-    "tests/audit/test_under_load.py",
-    "tests/api/test_abandonment.py",
+    "tests/cli/test_doctor.py",
+    "tests/observability/test_metrics.py",
+    "tests/failures/test_sqlite.py",
+    "tests/api/test_store_failures.py",
+    "tests/server/test_shutdown.py",
+    "tests/system/test_openapi_fuzz.py",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import json
 import logging
 import threading
 import tracemalloc
@@ -15,6 +16,7 @@ from typing import Final
 
 import pytest
 
+from app.rewrap.report import SweepReport
 from app.rewrap.sweep import CONCURRENT_PAGES, PAGE_ROWS, SweepPlan
 from tests.support.rewrap.stored_rows import (
     KEYS,
@@ -94,6 +96,25 @@ def _every(nth: int, when: Callable[[Request], bool]) -> Callable[[Request], boo
             return seen % nth == 0
 
     return chosen
+
+
+async def test_a_sweep_ends_under_the_new_key_of_an_alias_that_moves(kms: Kms, sqlite: SqliteRows) -> None:
+    new, count = kms.create_key(), 2 * PAGE_ROWS
+    alias = {"KMS_KEY_ID": kms.alias, "KMS_PREVIOUS_KEY_IDS": json.dumps([kms.key_arn])}
+    sqlite.insert(rows_under_first(count))
+    written_under_the_old_key: list[int] = []
+
+    def move_alias(report: SweepReport) -> None:
+        if report.rewrapped and not written_under_the_old_key:
+            written_under_the_old_key.append(report.rewrapped)
+            kms.move_alias(kms.alias, new)
+
+    async with opened(sqlite) as tokens:
+        service = encryption(kms_settings(kms, primary=True) | alias)
+        report = await sweep(tokens, service, observed=Observed(on_progress=move_alias)).run()
+    assert written_under_the_old_key
+    assert report.remaining == 0
+    assert sqlite.count(f"kms:{new}") == count
 
 
 async def test_counts_are_true_with_lost_answers_capped_pages_and_throttling(kms: Kms, supabase: SupabaseStack) -> None:

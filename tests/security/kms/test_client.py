@@ -1,4 +1,4 @@
-"""`KmsClient`: several keys of which some are denied, and its log lines."""
+"""`KmsClient` with several keys, some of them denied, and its log lines."""
 
 from __future__ import annotations
 
