@@ -18,7 +18,7 @@ T := tests
 
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run the tests; T=tests/security runs a part
 	@$(BIN)/python -m tests.support.stack.install
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(T)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(T)
 
 soak: $(VENV)/.dev ## run the tests at their exhaustive sizes; takes an hour or more
 	@$(BIN)/python -m tests.support.stack.install
