@@ -89,6 +89,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._metrics.opened()
         self._idle[self] = None
         if len(self.connections) > _most_connections(self.limits.connections):
+            # by age alone: if connections without a request went first, the next newcomer would replace this one
             longest_idle, _ = self._idle.popitem(last=False)  # this connection, if no other is idle
             longest_idle.abort("shed")  # the metric's label for: replaced by a newcomer
 

@@ -113,10 +113,13 @@ async def test_too_many_pipelined_requests_end_the_connection_after_its_answers(
         assert len(vault.seen) == begun
 
 
-@pytest.mark.parametrize("malformed", [b"no HTTP at all\r\n\r\n", ABSOLUTE_FORM, CONNECT])
-async def test_a_malformed_request_does_not_take_the_answer_of_the_one_before(malformed: bytes) -> None:
+@pytest.mark.parametrize(
+    "malformed", [b"no HTTP at all\r\n\r\n", ABSOLUTE_FORM, CONNECT], ids=["junk", "absolute form", "CONNECT"]
+)
+async def test_a_malformed_request_ends_the_connection_after_the_answer_before_it(malformed: bytes) -> None:
     async with echo_vault() as vault:
         assert len(echoes(await vault.answer_to(SMALL + malformed))) == 1
+        await until(lambda: not vault.protocols)
 
 
 @pytest.mark.parametrize("before", [b"", SMALL], ids=["first request", "kept alive"])
@@ -291,18 +294,6 @@ FILLED_WITH = {
     "answered before the body ends": HEAD + b"Content-Length: 9\r\n\r\nhi",
     "unread answers": b"GET /pieces HTTP/1.1\r\nHost: vault\r\n\r\n",
 }
-REFUSED_BEHIND_AN_ANSWER = {"absolute form": SMALL + ABSOLUTE_FORM, "CONNECT": SMALL + CONNECT}
-
-
-@pytest.mark.parametrize("sent", REFUSED_BEHIND_AN_ANSWER.values(), ids=REFUSED_BEHIND_AN_ANSWER)
-async def test_a_refused_connection_closes_after_the_answers_due(sent: bytes) -> None:
-    async with echo_vault() as vault:
-        reader, writer = await vault.connect()
-        writer.write(sent)
-        async with asyncio.timeout(HANG_SECONDS):
-            assert len(echoes(await reader.read())) == 1
-        writer.close()
-        await until(lambda: not vault.protocols)
 
 
 @pytest.mark.parametrize("sent", FILLED_WITH.values(), ids=FILLED_WITH)
@@ -329,6 +320,18 @@ async def test_the_connection_that_is_idle_for_longest_is_replaced() -> None:
             writer.write(SMALL)
             await read_answer(reader)
         close(others)
+
+
+async def test_newcomers_do_not_replace_each_other_before_idle_connections() -> None:
+    """They connect before any of them sends, so a stranger's answered connections do not outlast them."""
+    async with echo_vault(FEW) as vault:
+        others = [await _connect(vault, SMALL) for _ in range(FEW.connections)]
+        newcomers = [await _connect(vault, b"") for _ in range(FEW.connections)]
+        for reader, writer in newcomers:
+            writer.write(SMALL)
+            await read_answer(reader)
+        assert [await reader.read() for reader, _ in others] == [b""] * FEW.connections
+        close(others + newcomers)
 
 
 async def test_requests_in_progress_are_not_replaced() -> None:
