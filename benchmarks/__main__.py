@@ -50,7 +50,7 @@ _QUIET_LOAD = 1.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: about two minutes, and noisier")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: about two minutes, and noisier")
     parser.add_argument("--only", choices=_MEASUREMENTS, help="run one measurement")
     arguments = parser.parse_args()
     # raise exceptions, so that every started process is stopped

@@ -63,10 +63,10 @@ async def _reader(port: int, requests: Requests, users: Iterator[str]) -> None:
 
 
 async def _attack(port: int, key: str, users: list[str], workers: int) -> None:
-    requests, turns = Requests(key), itertools.cycle(users)
+    requests, user_cycle = Requests(key), itertools.cycle(users)
     await asyncio.gather(
         *(_giant(port, requests, users[number]) for number in range(_GIANTS * workers)),
-        *(_reader(port, requests, turns) for _ in range(_READERS * workers)),
+        *(_reader(port, requests, user_cycle) for _ in range(_READERS * workers)),
     )
 
 

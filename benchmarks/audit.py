@@ -9,7 +9,7 @@ from typing import Final
 from app.security.keyring import new_key_text
 from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
-from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
+from benchmarks.rounds import median_rate, median_ratio, percentile, run_rounds
 from benchmarks.table import Line, Target
 
 TOKENS: Final = 500
@@ -28,12 +28,12 @@ def measure(bench: Bench) -> list[Line]:
         f"audit {sync}": {**OBSERVED, **audited, "AUDIT_SYNC": sync} for sync in ("off", "interval", "always")
     }
     with ExitStack() as stack:
-        turns = []
+        reveals = []
         for name, settings in contestants.items():
             vault = stack.enter_context(bench.servers.vault(name.replace(" ", "-"), settings))
             bench.stored(vault, user_ids)
-            turns.append(bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids)))
-        loads = dict(zip(contestants, take_turns(turns, rounds=bench.rounds), strict=True))
+            reveals.append(bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids)))
+        loads = dict(zip(contestants, run_rounds(reveals, rounds=bench.rounds), strict=True))
     baseline = loads[_NONE]
     lines = [Line(f"reveal, {_NONE}", median_rate(baseline), "requests/s")]
     for name in list(contestants)[1:]:

@@ -41,7 +41,7 @@ class Bench:
         return 2 if self.quick else 5
 
     @property
-    def turn_seconds(self) -> float:
+    def load_seconds(self) -> float:
         return 0.8 if self.quick else 2.0
 
     def drive(self, plan: Plan) -> Load:
@@ -52,12 +52,12 @@ class Bench:
     def over_and_over(
         self, server: Server, requests: tuple[bytes, ...], *, connections: int = CONNECTIONS
     ) -> Contestant:
-        """Return a contestant that repeats these requests for a turn."""
+        """Return a contestant that repeats these requests for `load_seconds`."""
         plan = Plan(
             port=server.port,
             requests=requests,
             connections=connections,
-            seconds=self.turn_seconds,
+            seconds=self.load_seconds,
             over_and_over=True,
         )
         return lambda: self.drive(plan)

@@ -70,10 +70,10 @@ def _derived(user_id: str) -> bytes:
     return hashlib.pbkdf2_hmac("sha256", b"." * 32, user_id.encode(), PBKDF2_ITERATIONS)
 
 
-def seconds(turns: int, *calls: Callable[[], object], in_a_row: int = 1) -> list[float]:
-    """Let the calls take turns, each some times in a row, and return the median duration of one call of each."""
+def seconds(rounds: int, *calls: Callable[[], object], in_a_row: int = 1) -> list[float]:
+    """Make each call `in_a_row` times in each round; return the median duration of one call of each."""
     durations: list[list[float]] = [[] for _ in calls]
-    for _ in range(turns):
+    for _ in range(rounds):
         for call, taken in zip(calls, durations, strict=True):
             start = time.perf_counter()
             for _ in range(in_a_row):

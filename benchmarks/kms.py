@@ -20,7 +20,7 @@ from app.security.kms.strategy import KmsEnvelopeStrategy
 from benchmarks.bench import Bench
 from benchmarks.encryption import seconds
 from benchmarks.requests import ACCESS_TOKEN, new_user_ids
-from benchmarks.rounds import median_rate, median_ratio, take_turns
+from benchmarks.rounds import median_rate, median_ratio, run_rounds
 from benchmarks.table import Line, Target
 from tests.support.stack.kms import REGION, Kms
 
@@ -227,7 +227,7 @@ def _over_http(bench: Bench, kms: Kms) -> list[Line]:
     ):
         bench.stored(sealed_by_kms, user_ids)
         bench.stored(sealed_locally, user_ids)
-        with_kms, locally = take_turns(
+        with_kms, locally = run_rounds(
             [bench.over_and_over(sealed_by_kms, requests), bench.over_and_over(sealed_locally, requests)],
             rounds=bench.rounds,
         )

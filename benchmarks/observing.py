@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
-from benchmarks.rounds import median_rate, median_ratio, take_turns
+from benchmarks.rounds import median_rate, median_ratio, run_rounds
 from benchmarks.table import Line, Target
 
 _TOKENS: Final = 500
@@ -31,8 +31,8 @@ def measure(bench: Bench) -> list[Line]:
         ]
         for vault in vaults:
             bench.stored(vault, user_ids)
-        turns = take_turns([bench.over_and_over(vault, reveals) for vault in vaults], rounds=bench.rounds)
-    baseline = turns[0]
+        loads_of_ways = run_rounds([bench.over_and_over(vault, reveals) for vault in vaults], rounds=bench.rounds)
+    baseline = loads_of_ways[0]
     return [
         Line(
             f"reveal, SQLite, {way}",
@@ -42,5 +42,5 @@ def measure(bench: Bench) -> list[Line]:
             "both off",
             Target(at_least=0.75, of_ratio=True) if settings == {} else None,
         )
-        for (way, settings), loads in zip(_WAYS.items(), turns, strict=True)
+        for (way, settings), loads in zip(_WAYS.items(), loads_of_ways, strict=True)
     ]

@@ -6,7 +6,7 @@ from benchmarks.bench import Bench
 from benchmarks.constant_app import PATH
 from benchmarks.load import Load
 from benchmarks.requests import new_user_ids
-from benchmarks.rounds import median_rate, median_ratio, percentile, take_turns
+from benchmarks.rounds import median_rate, median_ratio, percentile, run_rounds
 from benchmarks.table import Line, Target
 
 TOKENS = 500
@@ -19,7 +19,7 @@ def measure(bench: Bench) -> list[Line]:
         bench.servers.program("constant", "benchmarks.constant_app") as constant,
     ):
         bench.stored(vault, user_ids)
-        reveals, constants = take_turns(
+        reveals, constants = run_rounds(
             [
                 bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids)),
                 bench.over_and_over(constant, (bench.requests.get(PATH),)),
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Line]:
 
 
 def latency_lines(name: str, loads: list[Load], baseline: list[Load], baseline_name: str) -> list[Line]:
-    """Return the median and the 99th percentile over all turns."""
+    """Return the median and the 99th percentile over all rounds."""
     return [
         Line(
             f"{name}, p{percent} at 16 connections",

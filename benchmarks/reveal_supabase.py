@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.bench import Bench
 from benchmarks.requests import new_user_ids
 from benchmarks.reveal_sqlite import latency_lines
-from benchmarks.rounds import median_rate, median_ratio, take_turns
+from benchmarks.rounds import median_rate, median_ratio, run_rounds
 from benchmarks.servers import supabase_project
 from benchmarks.table import Line, Target
 
@@ -23,7 +23,7 @@ def measure(bench: Bench) -> list[Line]:
         bench.servers.program("untuned", "benchmarks.untuned_supabase", project) as untuned,
     ):
         bench.stored(vault, user_ids)
-        vaults, untuneds, vaults_many, untuneds_many = take_turns(
+        vaults, untuneds, vaults_many, untuneds_many = run_rounds(
             [
                 bench.over_and_over(server, reveals, connections=connections)
                 for connections in (16, MANY_CONNECTIONS)

@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that other load on the machine affects all of them."""
+"""Rounds: contestants run one after another in each, so other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.load import Load
 Contestant = Callable[[], Load]
 
 
-def take_turns(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:
-    """Run each contestant `rounds` times in turn, after one warm-up round; return their loads."""
+def run_rounds(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:
+    """Run the contestants for a warm-up round and then `rounds` rounds; return each one's loads."""
     for contestant in contestants:
         contestant()
-    turns = [[contestant() for contestant in contestants] for _ in range(rounds)]
-    return [list(one) for one in zip(*turns, strict=True)]
+    loads = [[contestant() for contestant in contestants] for _ in range(rounds)]
+    return [list(one) for one in zip(*loads, strict=True)]
 
 
 def median_rate(loads: Sequence[Load]) -> float:
@@ -23,10 +23,10 @@ def median_rate(loads: Sequence[Load]) -> float:
 
 
 def median_ratio(loads: Sequence[Load], baseline: Sequence[Load]) -> float:
-    """Return the median ratio of neighbouring turns."""
+    """Return the median ratio of the two loads of one round."""
     return median(load.rate / other.rate for load, other in zip(loads, baseline, strict=True))
 
 
 def percentile(loads: Sequence[Load], percent: int) -> float:
-    """Return the latency, in seconds, over all turns."""
+    """Return the latency, in seconds, over all rounds."""
     return quantiles([latency for load in loads for latency in load.latencies], n=100)[percent - 1]

@@ -11,9 +11,9 @@ from benchmarks.table import Line, Target
 def measure(bench: Bench) -> list[Line]:
     firsts: list[float] = []
     agains: list[float] = []
-    for turn in range(3 if bench.quick else 5):
+    for number in range(3 if bench.quick else 5):
         for times in (firsts, agains):
-            with bench.servers.vault(f"start-{turn}") as vault:
+            with bench.servers.vault(f"start-{number}") as vault:
                 times.append(vault.start_seconds)
     first, again = median(firsts), median(agains)
     return [

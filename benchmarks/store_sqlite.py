@@ -8,17 +8,17 @@ from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.load import Load, Plan
 from benchmarks.raw_store import store_raw
 from benchmarks.requests import new_user_ids
-from benchmarks.rounds import Contestant, median_rate, median_ratio, take_turns
+from benchmarks.rounds import Contestant, median_rate, median_ratio, run_rounds
 from benchmarks.servers import Server
 from benchmarks.table import Line, Target
 
-# more than a turn can store, so that the turn ends by its time
+# more than can be stored, so a load ends by its time
 _PER_SECOND = 8_000
 
 
 def measure(bench: Bench) -> list[Line]:
     with bench.servers.vault("store") as vault, bench.servers.vault("store-2", workers=2) as two_workers:
-        many, one, two, raw = take_turns(
+        many, one, two, raw = run_rounds(
             [
                 _stores(bench, vault, CONNECTIONS),
                 _stores(bench, vault, 1),
@@ -51,16 +51,16 @@ def measure(bench: Bench) -> list[Line]:
 
 
 def _stores(bench: Bench, server: Server, connections: int) -> Contestant:
-    def turn() -> Load:
-        user_ids = new_user_ids(int(_PER_SECOND * bench.turn_seconds))
+    def load() -> Load:
+        user_ids = new_user_ids(int(_PER_SECOND * bench.load_seconds))
         requests = tuple(bench.requests.store(user_id) for user_id in user_ids)
         return bench.drive(
-            Plan(port=server.port, requests=requests, connections=connections, seconds=bench.turn_seconds)
+            Plan(port=server.port, requests=requests, connections=connections, seconds=bench.load_seconds)
         )
 
-    return turn
+    return load
 
 
 def _raw(bench: Bench) -> Load:
     path = bench.folder / "raw.db"
-    return bench.client.submit(store_raw, path, writers=CONNECTIONS, seconds=bench.turn_seconds).result()
+    return bench.client.submit(store_raw, path, writers=CONNECTIONS, seconds=bench.load_seconds).result()

@@ -83,7 +83,7 @@ def test_calls_of_different_names_are_separate() -> None:
 
 
 class Calls:
-    """Starts flights whose calls end when the test says so."""
+    """Start shared calls that end when the test says so."""
 
     def __init__(self, *, cancelled_when_unawaited: bool = False) -> None:
         self.flights: AsyncSingleFlight[int] = AsyncSingleFlight()
@@ -163,8 +163,8 @@ async def test_a_call_that_is_being_cancelled_is_not_joined() -> None:
 
         return SharedCall(asyncio.create_task(call()), cancelled_when_unawaited=True)
 
-    flight = calls.flights.join("name", start_slowly_cancelled)
-    waiter = asyncio.create_task(flight.result())
+    shared = calls.flights.join("name", start_slowly_cancelled)
+    waiter = asyncio.create_task(shared.result())
     await asyncio.sleep(0)
     waiter.cancel()
     await asyncio.wait([waiter])

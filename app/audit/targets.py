@@ -125,7 +125,7 @@ class FileTarget:
                 os.close(descriptor)  # also releases the lock
 
     def _writable(self, size: int) -> int:
-        """Return the descriptor of a file with room for `size` bytes, opening the next file if necessary."""
+        """Return the descriptor of a file with space for `size` bytes, opening the next file if necessary."""
         if self._descriptor is not None and self._is_unchanged(self._descriptor):
             if self._size == 0 or self._size + size <= self._maximum_bytes:
                 return self._descriptor

@@ -21,7 +21,7 @@ _FINGERPRINT_DIGITS = 8
 
 @click.group("service-key", short_help="Create, list and revoke service keys.")
 def service_key() -> None:
-    """Create, list and revoke service keys, with which calling services authenticate.
+    """Create, list and revoke the keys that authenticate calling services.
 
     The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault notices a change of
     the file within a second.

@@ -25,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from app.errors import InternalError, VaultError
 from app.tokens.events import CANCELLED
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # OpenTelemetry is an extra
     from opentelemetry.sdk.trace import SpanProcessor
 
 

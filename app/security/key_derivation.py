@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -34,8 +34,8 @@ class KeyDerivationQueue:
 
     The pool has a thread for every usable processor but one, which is left to the event loop; on Linux its threads
     run at the lowest priority. No service has more derivations in the pool than there are threads. So a service with
-    one token to read waits for one round of each other service, however long their queues are, and for two if callers
-    of that service have just left, because a running derivation cannot be stopped.
+    one token to read waits for one round of each other service, however long their queues are. A running derivation
+    cannot be stopped: it keeps its slot until it ends, even if its caller has left.
 
     A derivation whose caller is cancelled before it starts is not made. A service with `maximum_of_a_service` of them
     is refused, and only after `refusal_seconds`: callers that are refused at once retry at once, which keeps the
@@ -66,15 +66,25 @@ class KeyDerivationQueue:
         share.count += 1
         try:
             async with share.slots:
-                return await self._submit(derive)
+                return await self._in_pool(derive)
         finally:
             share.count -= 1
             if not share.count:
                 del self._shares[service]
 
-    def _submit(self, derive: Callable[[], T]) -> asyncio.Future[T]:
+    async def _in_pool(self, derive: Callable[[], T]) -> T:
+        job = self._submit(derive)
         try:
-            return asyncio.get_running_loop().run_in_executor(self._pool, derive)
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if job.running():
+                with suppress(Exception):  # nobody is left to get the error
+                    await asyncio.wrap_future(job)
+            raise
+
+    def _submit(self, derive: Callable[[], T]) -> Future[T]:
+        try:
+            return self._pool.submit(derive)
         except RuntimeError:  # the system has no thread left
             raise KeyUnavailable(
                 "there is no thread to derive the key", retry_after_seconds=_RETRY_AFTER_SECONDS

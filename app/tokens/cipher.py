@@ -157,11 +157,11 @@ class TokenCipher:
         """Make the call in a thread, or wait for the call that fetches the same key and then make it here."""
         while True:
             key = _call_name(missing)
-            flight = self._shared_calls.get(key)
-            if flight is None:
+            shared = self._shared_calls.get(key)
+            if shared is None:
                 own: SharedCall[T] = self._shared_calls.join(key, partial(self._start, call, missing))
                 return await own.result()
-            error = await flight.error()
+            error = await shared.error()
             try:
                 return call(wait=False)
             except KeyNotCached as reason:

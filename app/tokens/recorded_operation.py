@@ -60,9 +60,9 @@ class RecordedOperation:
             elif isinstance(error, asyncio.CancelledError):
                 outcome = CANCELLED
         except TimeoutError:
-            late = too_slow()
-            outcome, detail, late.recorded = late.code, late.detail, True
-            raise late from None
+            timed_out = too_slow()
+            outcome, detail, timed_out.recorded = timed_out.code, timed_out.detail, True
+            raise timed_out from None
         finally:
             await self._record(outcome, detail)
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.callers.rate_limits import AdmittedRequest, RequestLimits
 from app.errors import Overloaded, RateLimited
-
-
-@dataclass(slots=True)
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.security.clock import Clock
 
 
 def _ask(limits: RequestLimits, tokens: int = 1, service: str = "jobs") -> None:
@@ -46,7 +37,7 @@ def test_a_burst_passes_and_then_exactly_the_rate() -> None:
     limits = RequestLimits(tokens_per_second=100, monotonic=clock)
     assert _passed(limits, 1000) == 200, "two seconds' worth"
     for _ in range(10):
-        clock.now += 1
+        clock.advance(1)
         assert _passed(limits, 1000) == 100
 
 
@@ -54,7 +45,7 @@ def test_a_refused_request_costs_nothing() -> None:
     clock = Clock()
     limits = RequestLimits(tokens_per_second=100, monotonic=clock)
     _passed(limits, 10_000)
-    clock.now += 2
+    clock.advance(2)
     assert _passed(limits, 1000) == 200
 
 
@@ -66,14 +57,14 @@ def test_a_caller_that_waits_retry_after_is_served(rate: float, asked: list[tupl
     clock = Clock()
     limits = RequestLimits(tokens_per_second=rate, monotonic=clock)
     for tokens, pause in asked:
-        clock.now += pause
+        clock.advance(pause)
         # a batch may be refused before its size is known; Retry-After is then the wait for one token
         for refusals in range(3):
             try:
                 _ask(limits, tokens)
             except RateLimited as refused:
                 assert refusals < (1 if tokens == 1 else 2)
-                clock.now += refused.retry_after_seconds
+                clock.advance(refused.retry_after_seconds)
             else:
                 break
 

@@ -11,7 +11,7 @@ from app.cli.kms import cost
 
 # $1 for the key and $3 for each million requests after the first 20,000; an age of 300 s fits 8,640 times in 30 days
 CALCULATED = [
-    # 1,000,000 - 20,000 = 980,000 -> $2.94; 1,000 users x 50 visits = 50,000, of which 30,000 cost $0.09
+    # 1,000,000 - 20,000 = 980,000 -> $2.94; 1,000 users x 50 visits = 50,000, and 30,000 of them cost $0.09
     ((1_000, 1_000, 20, 1, 300), ("1,000,000", "3.94"), ("50,000", "1.09"), ("1,000,000", "3.94")),
     # no more than the free requests
     ((100, 100, 20, 1, 300), ("10,000", "1.00"), ("500", "1.00"), ("10,000", "1.00")),

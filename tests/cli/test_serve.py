@@ -55,7 +55,7 @@ def _make_calls(server: Server) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class ServerOutput:
     """The output of a server from its start to its end, and the modes of its database files while it ran."""
 
     home: Home
@@ -65,7 +65,7 @@ class Printed:
 
 
 @pytest.fixture(scope="module", params=[("json", 2, 31), ("console", 1, 32)], ids=["json, two workers", "console"])
-def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Printed:
+def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> ServerOutput:
     log_format, workers, key_bytes = request.param
     key = new_master_key(key_bytes)
     home = new_home(
@@ -74,30 +74,30 @@ def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with serve(home, workers=workers) as server:
         _make_calls(server)
         files = {file.name: file.stat().st_mode & 0o777 for file in (home.folder / "data").iterdir()}
-        return Printed(home, server.stop().output, files, key_bytes)
+        return ServerOutput(home, server.stop().output, files, key_bytes)
 
 
-def test_every_operation_is_logged(printed: Printed) -> None:
+def test_every_operation_is_logged(printed: ServerOutput) -> None:
     found = re.findall(r"operation\W+(?:\x1b\S+)?(store|reveal|rotate|delete)\b", printed.output)
     assert found == ["store", "reveal", "rotate", "delete"]
 
 
-def test_no_secret_is_printed(printed: Printed) -> None:
+def test_no_secret_is_printed(printed: ServerOutput) -> None:
     settings = printed.home.settings
     for secret in (ACCESS, REFRESH, printed.home.service_key, settings["TOKEN_ENCRYPTION_KEY"]):
         assert secret not in printed.output
 
 
-def test_no_traceback_is_printed(printed: Printed) -> None:
+def test_no_traceback_is_printed(printed: ServerOutput) -> None:
     assert "Traceback" not in printed.output
 
 
-def test_a_caller_cannot_forge_its_address(printed: Printed) -> None:
+def test_a_caller_cannot_forge_its_address(printed: ServerOutput) -> None:
     """By default uvicorn accepts `X-Forwarded-For` from the loopback address."""
     assert FORWARDED not in printed.output
 
 
-def test_the_log_is_json_lines_or_text(printed: Printed) -> None:
+def test_the_log_is_json_lines_or_text(printed: ServerOutput) -> None:
     lines = printed.output.splitlines()
     if printed.home.settings["LOG_FORMAT"] == "json":
         assert all({"event", "level", "timestamp"} <= json.loads(line).keys() for line in lines)
@@ -105,13 +105,13 @@ def test_the_log_is_json_lines_or_text(printed: Printed) -> None:
         assert not [line for line in lines if line.startswith("{")]
 
 
-def test_a_weak_setting_is_warned_about(printed: Printed) -> None:
+def test_a_weak_setting_is_warned_about(printed: ServerOutput) -> None:
     assert "setting_is_weak" in printed.output
     assert "AUDIT_LOG is not set" in printed.output
     assert ("TOKEN_ENCRYPTION_KEY has less than 32 bytes" in printed.output) is (printed.key_bytes < 32)
 
 
-def test_only_the_owner_may_read_the_database(printed: Printed) -> None:
+def test_only_the_owner_may_read_the_database(printed: ServerOutput) -> None:
     assert printed.database_files == {"vault.db": 0o600, "vault.db-shm": 0o600, "vault.db-wal": 0o600}
 
 

@@ -57,7 +57,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("USE_KMS", "true"),
         ("TOKEN_ENCRYPTION_KEY", "CANARY"),
         ("TOKEN_ENCRYPTION_KEY", "CANARY-15-bytes"),
-        ("TOKEN_ENCRYPTION_KEY", "CANARY1!xxxxxxxxx"),  # 17 characters, of which 16 decode to 12 bytes
+        ("TOKEN_ENCRYPTION_KEY", "CANARY1!xxxxxxxxx"),  # 17 characters; 16 of them decode to 12 bytes
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", CANARY),
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", json.dumps([CANARY])),
         ("TOKEN_ENCRYPTION_PREVIOUS_KEYS", json.dumps({CANARY: OTHER_MASTER_KEY})),

@@ -1,4 +1,4 @@
-"""docs/observability.md says what the service tells."""
+"""docs/observability.md agrees with the metrics, log events and alerts of the service."""
 
 from __future__ import annotations
 

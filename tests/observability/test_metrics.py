@@ -338,12 +338,12 @@ def test_a_census_counts_rows_by_scheme_and_a_sweep_rewraps_them(tmp_path: Path)
         assert abs(counted.value("token_vault_census_timestamp_seconds") - time.time()) < 60
         assert "CANARY" not in counted.text
     with running_service(tmp_path, new | {"REWRAP_INTERVAL_SECONDS": "0.3"}) as vault, vault.client() as client:
-        moved = _until(
+        rewrapped = _until(
             client,
             lambda seen: seen.value("token_vault_rows", scheme="local:v2") == 4,
         )
-    assert moved.value("token_vault_sweep_rows_total", outcome="moved") == 4
-    assert moved.value("token_vault_rows_due") == moved.value("token_vault_rows", scheme="kms") == 0
+    assert rewrapped.value("token_vault_sweep_rows_total", outcome="moved") == 4
+    assert rewrapped.value("token_vault_rows_due") == rewrapped.value("token_vault_rows", scheme="kms") == 0
 
 
 def test_service_keys_and_build_are_shown(vault: Service) -> None:

@@ -109,6 +109,30 @@ async def test_a_place_is_freed_however_a_derivation_ends() -> None:
     assert not queue._shares, "a service without derivations is kept"  # noqa: SLF001  memory has no public name
 
 
+async def test_a_running_derivation_keeps_its_place_when_its_caller_leaves() -> None:
+    queue = KeyDerivationQueue(maximum_of_a_service=2, refusal_seconds=0, threads=1)
+    order: list[str] = []
+    running, released = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        running.set()
+        released.wait(_SECONDS)
+        raise ZeroDivisionError
+
+    leaving = asyncio.create_task(queue.run(hold, service="a"))
+    assert await asyncio.to_thread(running.wait, _SECONDS)
+    leaving.cancel()
+    await _run_up_to_their_waits()
+    second = asyncio.create_task(queue.run(lambda: order.append("a"), service="a"))
+    await _run_up_to_their_waits()
+    third = _run(queue, "a", "refused")
+    other = asyncio.create_task(queue.run(lambda: order.append("b"), service="b"))
+    await _run_up_to_their_waits()
+    released.set()
+    assert await _outcomes([leaving, second, third, other]) == ["CancelledError", None, "KeyUnavailable", None]
+    assert order == ["b", "a"]
+
+
 async def test_a_service_with_too_many_derivations_is_refused() -> None:
     queue = KeyDerivationQueue(maximum_of_a_service=10, refusal_seconds=0, threads=1)
     async with _held(queue):

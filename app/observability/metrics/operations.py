@@ -42,7 +42,7 @@ class SweepMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         rows = Counter(
             "token_vault_sweep_rows",
-            "Rows that this service's own sweeps rewrapped (`moved`), found changed by others, or could not read.",
+            "Rows that the service's sweeps rewrapped (label `moved`), found changed by others, or could not read.",
             ["outcome"],
             registry=registry,
         )

@@ -17,7 +17,7 @@ class ConnectionSettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class KmsConnection:
-    """Where KMS is, and with which credentials. boto3's own chain finds what is `None`.
+    """The KMS endpoint, region and credentials. boto3's default chain finds each value that is `None`.
 
     A session token counts only beside an access key.
     """

@@ -549,7 +549,7 @@ def test_a_data_key_of_another_size_is_refused(kms: Kms, here: Envelope, size: i
 
 
 def test_another_data_key_than_the_wrapped_one_is_rejected(kms: Kms, here: Envelope) -> None:
-    """KMS, or who answers in its place, gives another 32 bytes: the commitment tells."""
+    """KMS, or an impostor, returns another 32-byte key: the commitment reveals it."""
     ciphertext = here.seal()
     reader = envelope(kms)
     kms.faults.succeed_with({"KeyId": kms.key_arn, "Plaintext": base64.b64encode(bytes(32)).decode()})

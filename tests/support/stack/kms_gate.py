@@ -24,7 +24,7 @@ from werkzeug.test import run_wsgi_app
 
 from tests.support.stack.kms_faults import Cut, KmsFault, KmsFaults, KmsRequest, Policy, Reply
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the module exists only for type checkers
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
