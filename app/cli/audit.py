@@ -78,7 +78,9 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
 )
 @click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error code.")
 @click.option(
-    "--since", metavar="TIME", help="Only events since 2026-11-24, 2026-11-24T18:00:00Z, or 90m, 24h or 7d ago."
+    "--since",
+    metavar="TIME",
+    help="Only events since this date (2026-11-24), time (2026-11-24T18:00:00Z), both in UTC, or age (90m, 24h, 7d).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object.")
 def show(
@@ -91,7 +93,7 @@ def show(
     since: str | None,
     as_json: bool,
 ) -> None:
-    """Print the events of all chains in order of time.
+    """Print audit events, oldest first, merged from all files.
 
     Without FILE, read all files of AUDIT_LOG. If AUDIT_KEY is set, `!` marks lines that are not genuine (with --json:
     "genuine":false). Only `token-vault audit verify` finds missing lines.

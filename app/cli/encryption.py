@@ -37,9 +37,9 @@ def encryption() -> None:
 
 
 @encryption.command("status", short_help="Count the stored tokens by key.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /v1/encryption instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the members of GET /v1/encryption instead.")
 def status(as_json: bool) -> None:  # noqa: FBT001  click's way
-    """Count the stored tokens by key, which tokens stricter settings would refuse, and what to do next.
+    """Show how many stored tokens need each key, how many stricter settings would refuse, and what to do next.
 
     Exit codes: 0 counted, 1 counted, but the primary key does not work, 2 not counted, or a setting is wrong.
     """

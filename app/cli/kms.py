@@ -52,14 +52,14 @@ def kms() -> None:
 def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
     """Create the key, its alias, yearly rotation and a grant for the vault's role, each only if it is missing.
 
-    Prints each step, marked done, kept, would (dry run), or look (examine it yourself); then the IAM policy for the
-    role, and the settings for .env. Safe to run again.
+    Prints each step, marked done, kept (already there), would (dry run: it would be done) or look (you must change
+    something yourself); then the IAM policy for the role, and the settings for .env. Safe to run again.
 
     Needs an administrator's AWS credentials in a place where boto3 finds them. Credentials in .env belong to the vault
     and are ignored. AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
 
-    Exit codes: 0 every step is done, kept or, in a dry run, printed (examine those marked look), 1 KMS refused a step,
-    2 an option or a setting is wrong.
+    Exit codes: 0 no step failed; those marked look still need you, 1 KMS refused a step, 2 an option or a setting is
+    wrong.
     """
     from app.security.kms.boto_clients import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
     from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  imports boto3, which is slow

@@ -55,8 +55,9 @@ def rewrap(  # noqa: PLR0917  click passes each by its name
     Safe at any time: it may be stopped, killed, started again, and run several times at once. Progress goes to standard
     error; unreadable rows, which stay as they are, and the summary go to standard output.
 
-    Exit codes: 0 no row of this provider and shard is left under another key (with --dry-run: every due row can be
-    read), 1 some rows are unreadable, 2 it did not finish, or an option or a setting is wrong.
+    Exit codes: 0 no row is left under another key (of --provider and --shard, if given; with --dry-run: every due row
+    can be read), 1 some rows are unreadable, 2 it ended before the last row (also by --limit, --timeout or a signal),
+    or an option or a setting is wrong.
     """
     if provider is not None and not re.fullmatch(SLUG_PATTERN, provider):
         raise UsageError(f"--provider must match {SLUG_PATTERN}")

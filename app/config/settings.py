@@ -120,7 +120,7 @@ class Settings(ListeningSettings):
                     kind, 'must be a JSON object from key version to key, like {"1": "…"}, with each version once'
                 ) from None
             if isinstance(value, dict) and not all(_VERSION.fullmatch(version) for version in value):
-                raise PydanticCustomError(kind, "must have key versions, like 1 or 2, as its names")
+                raise PydanticCustomError(kind, 'must map key versions to keys, like {"1": "…"}; versions count from 1')
         return value
 
     @field_validator("kms_previous_key_ids", mode="before")

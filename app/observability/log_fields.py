@@ -56,9 +56,9 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def keep_plain_values(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace every value but strings, numbers and lists of them by the name of its type; a structlog processor.
+    """Replace each value that is not text, a number, a bool or `None` by the name of its type; a structlog processor.
 
-    A renderer may look into an object, past the `repr` that hides its contents.
+    So too in lists. Otherwise a renderer could print the fields of an object whose `repr` hides them.
     """
     for name, value in event.items():
         if type(value) not in _PLAIN:

@@ -44,7 +44,7 @@ def lock_memory() -> bool:
 
 
 def _may_lock_memory() -> bool:
-    """Whether the limit is large enough; under a smaller one, later allocations would fail."""
+    """Whether RLIMIT_MEMLOCK is large enough; under a smaller one, allocations after `mlockall` would fail."""
     if sys.platform != "linux":
         return False
     _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)

@@ -269,7 +269,7 @@ class TokenVault:
         return revealed
 
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
-        """Encrypt the new secrets, and an UNSET refresh token too if the scheme has changed: a row has one scheme."""
+        """Encrypt the new secrets; if the scheme has changed, also a refresh token that stays: a row has one scheme."""
         refresh, until = transitions.given_or(given.refresh_token, None), self._cipher.key_deadline()
         sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
         stays = current.refresh_ciphertext if given.refresh_token is UNSET else None

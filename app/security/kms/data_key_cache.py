@@ -38,7 +38,7 @@ class DataKey:
 
 @lru_cache(maxsize=REMEMBERED_NAMES)  # looked up for each message of a data key
 def fingerprint(wrapped: bytes, context: TokenContext) -> bytes:
-    """Return SHA-256 of wrapped key and encryption context: a cache hit cannot skip what KMS would check."""
+    """Return the cache key: SHA-256 of the wrapped key and of the encryption context, which KMS would check."""
     return hashlib.sha256(length_prefixed(wrapped) + context.encryption_context_bytes()).digest()
 
 

@@ -109,7 +109,7 @@ _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 def _name(members: Mapping[str, Any], key: str) -> str:
     name = members[key]
     if not isinstance(name, str) or not name or len(name) > MAXIMUM_NAME_CHARACTERS:
-        raise MalformedCiphertext(f"the KMS package's {key} is not a name")
+        raise MalformedCiphertext(f"the KMS package's {key} is not text of 1 to {MAXIMUM_NAME_CHARACTERS} characters")
     try:
         name.encode()
     except UnicodeEncodeError:
