@@ -85,6 +85,7 @@ def gauge_update(
     def update() -> None:
         metrics.requests.publish()
         metrics.wire.publish()
+        metrics.callers.publish()
         metrics.state.service_keys(len(service_keys.alive_services()))
         if encryption.data_keys is not None:
             metrics.state.data_keys(len(encryption.data_keys))

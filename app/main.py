@@ -154,7 +154,7 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         readiness = build_readiness(settings, encryption, service_keys, repository, audit, on_states=on_states)
         stack.push_async_callback(readiness.close)
         cipher = TokenCipher(encryption=encryption.service)
-        events = build_events(audit, *(() if metrics is None else (metrics.operations,)))
+        events = build_events(audit, metrics)
         stack.callback(asyncio.create_task(_drop_expired_keys(encryption)).cancel)
 
         states = await readiness.states()  # also derives or fetches the primary's key, so no caller waits for it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -70,9 +70,16 @@ class AuditTrail(Protocol):
 class TokenEvents:
     """Gives each event to the audit trail, which may refuse it, and to the observers."""
 
-    def __init__(self, *, audit: AuditTrail, observers: Sequence[TokenObserver] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        audit: AuditTrail,
+        observers: Sequence[TokenObserver] = (),
+        on_refusal: Callable[[TokenEvent], None] = lambda _: None,
+    ) -> None:
         self._audit = audit
         self._observers = observers
+        self._on_refusal = on_refusal
 
     def require_open(self) -> None:
         """Raise `AuditUnavailable` if the trail is known to refuse events; called before an operation begins."""
@@ -94,6 +101,7 @@ class TokenEvents:
 
     async def record_refusal(self, event: TokenEvent) -> None:
         """Append the event of an operation that was refused before it began; a failure changes nothing."""
+        self._on_refusal(event)
         with suppress(AuditUnavailable):
             self._audit.require_open()
             await self._audit.append(event)

@@ -61,6 +61,8 @@ def used_metrics() -> VaultMetrics:
     metrics.requests.ended("/v1/encryption", "GET", 200, 0.01)
     metrics.requests.publish()
     metrics.operations.record(_event("success"))
+    metrics.callers.record(_event("success"))
+    metrics.callers.publish()
     metrics.sweeps.progressed(SweepReport(due=1, rewrapped=1))
     metrics.encryption.kms_request("Decrypt", "success", 0.01)
     metrics.rows.show(Census.of([CensusRow("local:v1", (), 1)], primary_scheme="local:v1"))
