@@ -112,6 +112,7 @@ async def counting_rows(
 ) -> AsyncIterator[None]:
     """Count the rows every METRICS_CENSUS_SECONDS, unless that is 0."""
     rows.counted_every(settings.metrics_census_seconds)
+    rows.legacy_formats(allowed=settings.allow_legacy_formats)
     if settings.metrics_census_seconds == 0:
         yield
         return

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from app.errors import AuditUnavailable
 from app.security.context import SecretField
+from app.security.formats import Family
 from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
@@ -34,6 +35,7 @@ class TokenEvent:
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens
     - `revealed`: the secrets that leave the vault
+    - `opened`: the families of the ciphertexts that were decrypted for it, as the ciphertexts themselves show them
     - `scheme`, `encryption_method`: the token's, `None` until they are known
     - `detail`: the error's, which holds no secret
     """
@@ -42,6 +44,7 @@ class TokenEvent:
     user_id: str | None
     token_id: TokenId | None
     revealed: tuple[SecretField, ...] = ()
+    opened: tuple[Family, ...] = ()
     scheme: str | None
     encryption_method: str | None
     outcome: str

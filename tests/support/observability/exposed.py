@@ -67,6 +67,7 @@ def used_metrics() -> VaultMetrics:
     metrics.encryption.kms_request("Decrypt", "success", 0.01)
     metrics.rows.show(Census.of([CensusRow("local:v1", (), 1)], primary_scheme="local:v1"))
     metrics.rows.counted_every(900)
+    metrics.rows.legacy_formats(allowed=True)
     metrics.wire.opened()
     metrics.wire.publish()
     metrics.state.readiness({"store": "up"})
