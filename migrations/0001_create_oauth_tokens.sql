@@ -67,9 +67,16 @@ $function$;
 comment on function public.token_vault_sees_every_row() is
     'Whether row level security hides no row of oauth_tokens from the calling role.';
 
--- Also where a project has revoked the usual default: a role that may not ask
--- would look like a broken database instead of a wrong key.
-grant execute on function public.token_vault_sees_every_row() to public;
+-- PostgreSQL lets everybody execute a new function. 0004 decides for all of the
+-- vault's functions; service_role may ask as soon as this file has run.
+revoke execute on function public.token_vault_sees_every_row() from public;
+do $migration$
+begin
+    if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
+        grant execute on function public.token_vault_sees_every_row() to service_role;
+    end if;
+end
+$migration$;
 
 -- PostgREST answers from a cached schema; without this the function is unknown
 -- to it until it restarts.

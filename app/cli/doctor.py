@@ -54,7 +54,12 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
         from app.cli.doctor_kms import kms_findings  # noqa: PLC0415  imports boto3
 
         yield from kms_findings(settings)
-    yield _check_store(settings)
+    store = _check_store(settings)
+    yield store
+    if settings.token_store == "supabase" and store.severity is Severity.OK:  # noqa: S105  a store's name
+        from app.cli.doctor_supabase import access_findings  # noqa: PLC0415  imports supabase
+
+        yield from access_findings(settings)
     yield from _check_tls(settings)
     yield from _check_legacy_formats(settings)
     if settings.audit_log is not None:

@@ -41,9 +41,9 @@ def main() -> None:
 
 
 def _service_key(jwt_secret: str) -> str:
-    """Return a Supabase service key: a JWT with HS256 and the role that PostgREST switches to."""
+    """Return the vault's key for PostgREST: a JWT with HS256 and the role that PostgREST switches to."""
     now = int(time.time())
-    claims = {"iss": "supabase", "role": "service_role", "iat": now, "exp": now + _TEN_YEARS_SECONDS}
+    claims = {"iss": "supabase", "role": "token_vault", "iat": now, "exp": now + _TEN_YEARS_SECONDS}
     signed = f"{_encode({'alg': 'HS256', 'typ': 'JWT'})}.{_encode(claims)}"
     signature = hmac.digest(jwt_secret.encode(), signed.encode(), hashlib.sha256)
     return f"{signed}.{_base64url(signature)}"

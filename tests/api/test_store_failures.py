@@ -260,7 +260,7 @@ def test_a_missing_column_is_misconfigured_and_named_in_the_log(
 
 
 def test_a_statement_time_out_is_504(client: httpx.Client, project: SupabaseStack) -> None:
-    project.sql("alter role service_role set statement_timeout = '200ms'")
+    project.sql("alter role token_vault set statement_timeout = '200ms'")
     try:
         project.sql("notify pgrst, 'reload config'")
         time.sleep(0.5)  # PostgREST reads its configuration
@@ -268,7 +268,7 @@ def test_a_statement_time_out_is_504(client: httpx.Client, project: SupabaseStac
             project.sql("lock table public.oauth_tokens in access exclusive mode")
             problem(client.get(CANVAS), 504, "store_timeout")
     finally:
-        project.sql("alter role service_role reset statement_timeout")
+        project.sql("alter role token_vault reset statement_timeout")
         project.sql("notify pgrst, 'reload config'")
     eventually(lambda: client.get(CANVAS).status_code == 200)
 

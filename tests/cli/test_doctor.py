@@ -202,3 +202,55 @@ def test_a_supabase_project_is_checked(tmp_path: Path, supabase: SupabaseStack) 
         assert key not in done.stdout
     supabase.stop_postgrest()
     _require_failure(_doctor(home), "store", "store_unavailable")
+
+
+EXPOSED = """
+grant select, truncate on public.oauth_tokens to anon;
+create policy everybody on public.oauth_tokens using (true);
+create view public.theirs as select id from public.oauth_tokens;
+create function public.theirs() returns trigger language plpgsql as 'begin return new; end';
+create trigger theirs before update on public.oauth_tokens for each row execute function public.theirs();
+"""
+CLOSED = """
+revoke all on public.oauth_tokens from anon;
+drop policy everybody on public.oauth_tokens;
+drop view public.theirs;
+drop function public.theirs() cascade;
+"""
+
+
+@pytest.mark.parametrize("role", ["service_role", "token_vault"])
+def test_routes_past_the_vault_are_found(tmp_path: Path, supabase: SupabaseStack, role: str) -> None:
+    key = {"service_role": supabase.keys.service, "token_vault": supabase.keys.vault}[role]
+    home = new_home(tmp_path, TOKEN_STORE="supabase", SUPABASE_URL=supabase.url, SUPABASE_SERVICE_KEY=key)
+    assert _findings(_doctor(home))["store"][0] == "ok"
+    supabase.database.connection.execute(EXPOSED)
+    try:
+        done = _doctor(home)
+    finally:
+        supabase.database.connection.execute(CLOSED)
+    assert done.returncode == 1
+    found = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line[6:].startswith("store")]
+    for severity, words in (
+        ("FAIL", "anon may SELECT, TRUNCATE on oauth_tokens: run migrations/ again"),
+        ("FAIL", "the policy everybody: run migrations/ again"),
+        ("warn", "the view public.theirs reads oauth_tokens with the rights of its owner"),
+        ("warn", "the trigger theirs of oauth_tokens calls public.theirs()"),
+    ):
+        assert [line[0] for line in found if words in line[2]] == [severity], words
+
+
+def test_a_database_without_the_function_of_the_findings_is_told(tmp_path: Path, supabase: SupabaseStack) -> None:
+    home = new_home(
+        tmp_path, TOKEN_STORE="supabase", SUPABASE_URL=supabase.url, SUPABASE_SERVICE_KEY=supabase.service_key
+    )
+    supabase.sql("alter function public.token_vault_access_findings() rename to other")
+    try:
+        done = _doctor(home)
+    finally:
+        supabase.sql("alter function public.other() rename to token_vault_access_findings")
+    assert done.returncode == 0
+    severity, text = _findings(done)["store"]
+    assert severity == "warn"
+    assert "privileges were not checked" in text
+    assert "run migrations/" in text

@@ -279,9 +279,9 @@ def test_the_grace_period_covers_a_graceful_shutdown() -> None:
     assert int(SERVICES["vault"]["stop_grace_period"].removesuffix("s")) > GRACEFUL_SHUTDOWN_SECONDS
 
 
-def test_the_supabase_key_has_the_service_role(made: dict[str, str]) -> None:
+def test_the_supabase_key_has_the_role_of_the_vault(made: dict[str, str]) -> None:
     claims = jwt.decode(made["SUPABASE_SERVICE_KEY"], made["JWT_SECRET"], algorithms=["HS256"])
-    assert claims["role"] == "service_role"
+    assert claims["role"] == "token_vault"
     assert len(made["JWT_SECRET"]) >= 32, "PostgREST requires that many characters"
 
 
@@ -387,15 +387,17 @@ def test_the_first_start_runs_every_migration_in_order(first_start: tuple[Databa
     )
 
 
-def test_after_the_first_start_only_the_service_role_sees_the_table(
+def test_after_the_first_start_only_the_vaults_roles_see_the_table(
     first_start: tuple[Database, list[str]],
 ) -> None:
     database, _ = first_start
-    sees = "select token_vault_sees_every_row() as sees"
-    for role, expected in (("service_role", True), ("anon", False), ("authenticated", False)):
-        database.connection.execute(f"set role {role}".encode())
-        assert database.connection.execute(sees).fetchall() == [{"sees": expected}]
-        database.sql("reset role")
+    for role, sees in (("token_vault", True), ("service_role", True), ("anon", False), ("authenticated", False)):
+        assert database.sql(
+            "select has_table_privilege(%s, 'oauth_tokens', 'select') as sees,"
+            " pg_has_role('authenticator', %s, 'member') as known_to_postgrest",
+            (role, role),
+        ) == [{"sees": sees, "known_to_postgrest": True}]
+    assert database.sql("select token_vault_access_findings() as findings") == [{"findings": []}]
 
 
 def test_the_first_start_sets_the_password_of_the_authenticator(

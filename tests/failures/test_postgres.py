@@ -50,7 +50,7 @@ class Project:
         """
         setting = b"set transaction_read_only = on" if read_only else b"reset all"
         with self.stack.postgres.connect(self.stack.database.name) as database:
-            database.connection.execute(b"alter role service_role " + setting)
+            database.connection.execute(b"alter role token_vault " + setting)
             database.sql("notify pgrst, 'reload config'")
 
 

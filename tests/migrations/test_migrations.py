@@ -10,10 +10,11 @@ from psycopg import sql
 from psycopg.rows import DictRow
 
 from tests.support.stack.postgres import Database, Postgres
-from tests.support.stores.pulseplan_table import USER, VARIANTS, Variant, with_pulseplan_table
+from tests.support.stores.pulseplan_table import TRIGGER, USER, VARIANTS, Variant, with_pulseplan_table
 from tests.support.stores.table_inspection import (
     FILES,
     INSERT,
+    access_findings,
     assert_is_the_vaults_table,
     constraints,
     metadata,
@@ -74,18 +75,21 @@ def assert_rejects_invalid_rows(database: Database) -> None:
 def assert_only_the_service_sees_rows(database: Database) -> None:
     rows = len(database.sql("select id from public.oauth_tokens"))
     assert rows > 0
-    for role, visible, sees_every_row in [
-        ("anon", 0, False),
-        ("authenticated", 0, False),
-        ("service_role", rows, True),
-    ]:
+    for role in ("service_role", "token_vault"):
         with acting_as(database, role) as connection:
-            assert len(connection.execute("select id from public.oauth_tokens").fetchall()) == visible
+            assert len(connection.execute("select id from public.oauth_tokens").fetchall()) == rows
             assert connection.execute("select public.token_vault_sees_every_row() as answer").fetchall() == [
-                {"answer": sees_every_row}
+                {"answer": True}
             ]
-            changed = connection.execute("update public.oauth_tokens set version = version").rowcount
-            assert changed == visible
+            assert connection.execute("update public.oauth_tokens set version = version").rowcount == rows
+    for role in ("anon", "authenticated"):
+        for statement in (
+            b"select id from public.oauth_tokens",
+            b"select public.token_vault_sees_every_row()",
+            b"update public.oauth_tokens set version = version",
+        ):
+            with acting_as(database, role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
 
 
 @contextmanager
@@ -144,6 +148,7 @@ def test_pulseplans_table_becomes_the_vaults_and_keeps_its_rows(empty_database: 
     new = database.sql("select distinct version, encryption_scheme from public.oauth_tokens")
     assert new == [{"version": 1, "encryption_scheme": None}]
     assert_is_the_vaults_table(database)
+    assert [kind for kind, _ in access_findings(database)] == ["trigger"] * (TRIGGER in variant.sql)
     assert_accepts_valid_rows(database)
     assert_rejects_invalid_rows(database)
     assert_only_the_service_sees_rows(database)

@@ -1,15 +1,23 @@
-"""Supabase's public API shows the table to the service role only."""
+"""Supabase's public API shows the table to the vault's roles only."""
 
+import re
+import shlex
+import subprocess
+import sys
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from tests.support.stack.loopback import PLAIN_HTTP
+from tests.support.stack.postgres import MIGRATIONS
 from tests.support.stack.supabase import SupabaseStack
+from tests.support.waiting import eventually
 
 TABLE = "/rest/v1/oauth_tokens"
 SEES_EVERY_ROW = "/rest/v1/rpc/token_vault_sees_every_row"
+RUN = "/rest/v1/rpc/run_anything"
+INSUFFICIENT_PRIVILEGE = "42501"
 
 
 @pytest.fixture(params=["anon", "authenticated"])
@@ -23,9 +31,9 @@ def outsider(supabase: SupabaseStack, request: pytest.FixtureRequest) -> dict[st
     }
 
 
-@pytest.fixture
-def service(supabase: SupabaseStack) -> dict[str, str]:
-    key = supabase.service_key
+@pytest.fixture(params=["service_role", "token_vault"])
+def service(supabase: SupabaseStack, request: pytest.FixtureRequest) -> dict[str, str]:
+    key = {"service_role": supabase.keys.service, "token_vault": supabase.keys.vault}[request.param]
     return {"apikey": key, "Authorization": f"Bearer {key}", "Prefer": "return=representation"}
 
 
@@ -43,6 +51,11 @@ def all_rows(supabase: SupabaseStack) -> list[dict[str, object]]:
     return supabase.sql("select * from public.oauth_tokens")
 
 
+def require_refusal(answer: httpx.Response) -> None:
+    assert answer.status_code in {401, 403}
+    assert answer.json()["code"] == INSUFFICIENT_PRIVILEGE
+
+
 def test_the_service_sees_and_changes_the_row(
     supabase: SupabaseStack, service: dict[str, str], row: dict[str, object]
 ) -> None:
@@ -56,24 +69,15 @@ def test_the_service_sees_and_changes_the_row(
     assert all_rows(supabase) == []
 
 
-@pytest.mark.usefixtures("row")
-def test_outsiders_see_no_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
-    with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
-        answer = client.get(TABLE)
-        counted = client.head(TABLE, headers={"Prefer": "count=exact"})
-
-    assert (answer.status_code, answer.json()) == (200, [])
-    assert counted.headers["content-range"] == "*/0"
-
-
-def test_outsiders_change_no_row(supabase: SupabaseStack, outsider: dict[str, str], row: dict[str, object]) -> None:
+def test_outsiders_may_not_read_or_change_rows(
+    supabase: SupabaseStack, outsider: dict[str, str], row: dict[str, object]
+) -> None:
     unfiltered = {"id": "not.is.null"}
     with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
-        updated = client.patch(TABLE, params=unfiltered, json={"access_token": "theirs"})
-        deleted = client.delete(TABLE, params=unfiltered)
-
-    assert (updated.status_code, updated.json()) == (200, [])
-    assert (deleted.status_code, deleted.json()) == (200, [])
+        require_refusal(client.get(TABLE))
+        require_refusal(client.get(TABLE, params={"select": "id"}))
+        require_refusal(client.patch(TABLE, params=unfiltered, json={"access_token": "theirs"}))
+        require_refusal(client.delete(TABLE, params=unfiltered))
     assert all_rows(supabase) == [row]
 
 
@@ -85,16 +89,59 @@ def test_outsiders_add_no_row(
 
     answer = httpx.post(f"{supabase.url}{TABLE}", json=theirs, headers=outsider | {"Prefer": prefer}, verify=PLAIN_HTTP)
 
-    assert answer.status_code in {401, 403}
-    assert answer.json()["code"] == "42501"
+    require_refusal(answer)
     assert all_rows(supabase) == [row]
 
 
-def test_outsiders_learn_that_they_do_not_see_every_row(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
+def test_outsiders_cannot_truncate_through_a_function(
+    supabase: SupabaseStack, outsider: dict[str, str], row: dict[str, object]
+) -> None:
+    """A project may have a function that runs the SQL it is given, with the rights of its caller."""
+    supabase.sql(
+        "create function public.run_anything(statement text) returns void language plpgsql"
+        " as $$ begin execute statement; end $$"
+    )
+    try:
+        supabase.sql("notify pgrst, 'reload schema'")
+        with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
+            eventually(lambda: client.post(RUN, json={"statement": "select 1"}).is_success)
+            require_refusal(client.post(RUN, json={"statement": "truncate public.oauth_tokens"}))
+    finally:
+        supabase.sql("drop function public.run_anything")
+        supabase.sql("notify pgrst, 'reload schema'")
+    assert all_rows(supabase) == [row]
+
+
+def test_outsiders_may_not_call_the_vaults_functions(supabase: SupabaseStack, outsider: dict[str, str]) -> None:
+    arguments = {
+        "token_vault_sees_every_row": {},
+        "token_vault_schemes": {},
+        "token_vault_census": {},
+        "token_vault_access_findings": {},
+        "token_vault_material": {"ciphertext": ""},
+        "token_vault_replace_ciphertexts": {"changes": []},
+    }
     with httpx.Client(base_url=supabase.url, headers=outsider, verify=PLAIN_HTTP) as client:
-        assert client.get(SEES_EVERY_ROW).json() is False
-        assert client.post(SEES_EVERY_ROW).json() is False
+        for function, body in arguments.items():
+            require_refusal(client.post(f"/rest/v1/rpc/{function}", json=body))
 
 
 def test_the_table_has_no_policies(supabase: SupabaseStack) -> None:
     assert supabase.sql("select policyname from pg_policies where tablename = 'oauth_tokens'") == []
+
+
+def test_the_readmes_command_makes_a_key_that_works(supabase: SupabaseStack) -> None:
+    [command] = re.findall(r"^ *(python -c '.*')$", (MIGRATIONS / "README.md").read_text(), re.MULTILINE)
+    _, program = shlex.split(command)[1:]
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"JWT_SECRET": supabase.keys.jwt_secret},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    key = made.stdout.strip()
+    supabase.gateway.admit(key, authorization=f"Bearer {key}")
+    with httpx.Client(base_url=supabase.url, headers={"apikey": key}, verify=PLAIN_HTTP) as client:
+        assert client.get(SEES_EVERY_ROW).json() is True
+        assert client.get(TABLE).json() == []

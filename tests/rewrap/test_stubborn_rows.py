@@ -96,13 +96,13 @@ def test_a_table_of_refused_rows_ends_the_command_with_1(refusing: SupabaseStack
 async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(supabase: SupabaseStack) -> None:
     SupabaseRows(supabase).insert(rows_under_first(3))
     observed = Observed()
-    supabase.sql("revoke update on public.oauth_tokens from service_role")
+    supabase.sql("revoke update on public.oauth_tokens from token_vault")
     try:
         async with SupabaseStore(supabase).open() as tokens:
             with pytest.raises(StoreMisconfigured):
                 await sweep(tokens, local_encryption(2), observed=observed).run()
     finally:
-        supabase.sql("grant update on public.oauth_tokens to service_role")
+        supabase.sql("grant update on public.oauth_tokens to token_vault")
     assert observed.unreadable_ids == []
 
 

@@ -35,11 +35,11 @@ def _is_census(request: Request) -> bool:
 
 @pytest.fixture
 def short_statement_timeout(supabase: SupabaseStack) -> Iterator[SupabaseStack]:
-    """Limit every statement of the service role to 200 ms; the census sets its own limit."""
-    supabase.sql("alter role service_role set statement_timeout = '200ms'")
+    """Limit every statement of the vault's role to 200 ms; the census sets its own limit."""
+    supabase.sql("alter role token_vault set statement_timeout = '200ms'")
     supabase.sql("notify pgrst, 'reload config'")
     yield supabase
-    supabase.sql("alter role service_role reset statement_timeout")
+    supabase.sql("alter role token_vault reset statement_timeout")
     supabase.sql("notify pgrst, 'reload config'")
 
 

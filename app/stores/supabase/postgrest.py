@@ -22,7 +22,7 @@ from app.errors import InvalidRequest, StoreError, StoreMisconfigured, StoreTime
 NOT_ROWS: Final = "the token store answered with something that is not rows"
 _DOWN: Final = "the token store is down or cannot be reached"
 _SLOW: Final = "the token store did not answer in time"
-_KEY: Final = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong, expired or not the service role's"
+_KEY: Final = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong or expired, or its role may not use the table"
 _URL: Final = "SUPABASE_URL does not lead to a project's table API"
 _SCHEMA: Final = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
 _READ_ONLY: Final = "the token store is read-only at the moment"

@@ -15,6 +15,7 @@ from supabase import AsyncClient
 
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreMisconfigured, StoreUnavailable
+from app.stores.access import AccessFinding
 from app.stores.rows import (
     COLUMNS,
     changed_columns,
@@ -78,7 +79,7 @@ class SupabaseRepository:
         # row level security hides rows silently, so an empty answer proves nothing
         if await call_function(self._client.rpc("token_vault_sees_every_row", get=True)) is not True:
             raise StoreMisconfigured(
-                "SUPABASE_SERVICE_KEY sees no rows of oauth_tokens: it is not the service role's key"
+                "SUPABASE_SERVICE_KEY sees no rows of oauth_tokens: its role does not bypass row level security"
             )
 
     async def get(self, token_id: TokenId) -> StoredToken | None:
@@ -168,6 +169,14 @@ class SupabaseRepository:
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         changes = [_rewrap_columns(rewrap) for rewrap in rewraps]
         return set(await self._call("token_vault_replace_ciphertexts", {"changes": changes}))
+
+    async def access_findings(self) -> list[AccessFinding]:
+        """Return what in the database lets other roles than the vault's reach the rows; empty if nothing does."""
+        findings = await self._call("token_vault_access_findings", {})
+        try:
+            return [AccessFinding(str(finding["kind"]), str(finding["text"])) for finding in findings]
+        except (KeyError, TypeError):
+            raise StoreUnavailable(NOT_ROWS) from None
 
     async def close(self) -> None:
         await self._reads.close()

@@ -30,18 +30,20 @@ class ProjectKeys:
     jwt_secret: str
     anon: str
     service: str
+    # the role with the vault's privileges alone
+    vault: str
     # a signed-in user's token, sent in Authorization beside the anon key in `apikey`
     authenticated: str
     # well formed, but signed with another project's secret
     wrong: str
-    # this project's service key, expired for an hour
+    # the vault's key, expired for an hour
     expired: str
     # a new-style key `sb_secret_…`: not a token; only the gateway knows its role
     secret: str
 
     def service_for(self, lifetime_seconds: int) -> str:
-        """Return another service key that expires after this many seconds."""
-        return _role_key(self.jwt_secret, role="service_role", lifetime_seconds=lifetime_seconds)
+        """Return another key of the vault that expires after this many seconds."""
+        return _role_key(self.jwt_secret, role="token_vault", lifetime_seconds=lifetime_seconds)
 
 
 def new_project_keys() -> ProjectKeys:
@@ -51,9 +53,10 @@ def new_project_keys() -> ProjectKeys:
         jwt_secret=jwt_secret,
         anon=_role_key(jwt_secret, role="anon"),
         service=_role_key(jwt_secret, role="service_role"),
+        vault=_role_key(jwt_secret, role="token_vault"),
         authenticated=_role_key(jwt_secret, role="authenticated"),
         wrong=_role_key(secrets.token_urlsafe(48), role="service_role"),
-        expired=_role_key(jwt_secret, role="service_role", lifetime_seconds=-3600),
+        expired=_role_key(jwt_secret, role="token_vault", lifetime_seconds=-3600),
         secret=f"sb_secret_{secrets.token_urlsafe(24)}",
     )
 
@@ -75,8 +78,8 @@ class SupabaseStack:
 
     @property
     def service_key(self) -> str:
-        """The value of `SUPABASE_SERVICE_KEY`."""
-        return self.keys.service
+        """The value of `SUPABASE_SERVICE_KEY`: a key whose role has only the privileges that the vault needs."""
+        return self.keys.vault
 
     def new_service_key(self, *, lifetime_seconds: int = 3600) -> str:
         """Make another service key; a negative lifetime makes one that has expired so long ago."""
@@ -152,6 +155,7 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
             keys={
                 keys.anon: None,
                 keys.service: None,
+                keys.vault: None,
                 # the gateway compares keys; only PostgREST checks the expiry
                 keys.expired: None,
                 keys.secret: f"Bearer {keys.service}",

@@ -115,6 +115,12 @@ def triggers(database: Database) -> set[str]:
     return {str(one["tgname"]) for one in found}
 
 
+def access_findings(database: Database) -> list[tuple[str, str]]:
+    """Return kind and text of each route past the vault that the database itself reports."""
+    [row] = database.sql("select public.token_vault_access_findings() as found")
+    return [(each["kind"], each["text"]) for each in row["found"]]
+
+
 def definition(database: Database) -> dict[str, object]:
     """Return the table's whole definition, without its rows."""
     return {
