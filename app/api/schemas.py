@@ -14,13 +14,14 @@ from pydantic import (
     Field,
     JsonValue,
     SecretStr,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from app.api.conditional_requests import entity_tag
-from app.api.problems import Problem
+from app.api.problems import Problem, problem_of
 from app.errors import InvalidRequest
 from app.tokens.models import (
     DEFAULT_SERVICE_TYPE,
@@ -37,6 +38,7 @@ from app.tokens.models import (
     TokenInput,
     TokenPatch,
     TokenStatus,
+    UnreadableRow,
     parse_base_url,
 )
 
@@ -192,14 +194,23 @@ class TokenIdBody(_Request):
 
 
 class BatchGetRequest(_Request):
-    """Up to 100 tokens to reveal."""
+    """Up to 100 different tokens to reveal."""
 
-    tokens: Annotated[list[TokenIdBody], Field(min_length=1, max_length=100)]
+    tokens: Annotated[list[TokenIdBody], Field(min_length=1, max_length=100, json_schema_extra={"uniqueItems": True})]
     include: Literal["refresh_token"] | None = None
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"tokens": [{"user_id": EXAMPLE_USER_ID, "provider": "canvas"}]}]}
     )
+
+    @field_validator("tokens")
+    @classmethod
+    def _different(cls, tokens: list[TokenIdBody]) -> list[TokenIdBody]:
+        first: dict[TokenId, int] = {}
+        for index, token in enumerate(tokens):
+            if (earlier := first.setdefault(token.to_token_id(), index)) != index:
+                raise PydanticCustomError("vault_repeated", f"must not repeat a token: {index} is {earlier} again")
+        return tokens
 
 
 _EXAMPLE_TOKEN: dict[str, JsonValue] = {
@@ -291,8 +302,32 @@ def _fields_of(token: StoredToken) -> dict[str, Any]:
     }
 
 
+class UnreadableToken(BaseModel):
+    """A token whose row does not decode. It can be replaced and deleted."""
+
+    user_id: str
+    provider: str
+    service_type: str
+    version: int
+    problem: Problem
+
+    @classmethod
+    def of(cls, row: UnreadableRow, request_id: str) -> Self:
+        token_id = row.token_id
+        return cls(
+            user_id=token_id.user_id,
+            provider=token_id.provider,
+            service_type=token_id.service_type,
+            version=row.version,
+            problem=Problem(**problem_of(row.error(), request_id)),
+        )
+
+
 class TokenList(BaseModel):
+    """A user's tokens. `unreadable` is there only if there are any."""
+
     tokens: list[Token]
+    unreadable: list[UnreadableToken] = []
 
 
 class Erased(BaseModel):
@@ -307,7 +342,7 @@ class BatchItem(BaseModel):
 
 
 class BatchGetResponse(BaseModel):
-    """One result for each token of the request, in the same order."""
+    """One result for each token of the request, in the same order. The tokens take at most 1 MiB."""
 
     results: list[BatchItem]
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 from app.tokens.repository import TokenRepository
 
 T = TypeVar("T")
@@ -31,26 +31,26 @@ class InstrumentedRepository:
     async def check(self) -> None:
         await self._observe("check", self._tokens.check())
 
-    async def get(self, token_id: TokenId) -> StoredToken | None:
+    async def get(self, token_id: TokenId) -> TokenRow | None:
         return await self._observe("get", self._tokens.get(token_id))
 
-    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         return await self._observe("get_many", self._tokens.get_many(token_ids))
 
-    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+    async def list_for_user(self, user_id: str) -> list[TokenRow]:
         return await self._observe("list_for_user", self._tokens.list_for_user(user_id))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         return await self._observe("insert", self._tokens.insert(token))
 
-    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+    async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         return await self._observe("replace", self._tokens.replace(before, after))
 
-    async def delete(self, token: StoredToken) -> bool:
-        return await self._observe("delete", self._tokens.delete(token))
+    async def delete(self, row: TokenRow) -> bool:
+        return await self._observe("delete", self._tokens.delete(row))
 
-    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
-        return await self._observe("delete_many", self._tokens.delete_many(tokens))
+    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
+        return await self._observe("delete_many", self._tokens.delete_many(rows))
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
         return await self._observe("census", self._tokens.census(provider=provider))
@@ -60,7 +60,7 @@ class InstrumentedRepository:
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
-    ) -> list[StoredToken | UnreadableRow]:
+    ) -> list[TokenRow]:
         return await self._observe("page", self._tokens.page(scheme, after=after, limit=limit, provider=provider))
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:

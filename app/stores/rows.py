@@ -1,22 +1,32 @@
 """The mapping between a token and the columns of its row, shared by every store.
 
 A row is a mapping of column names to JSON values as PostgREST sends them: timestamps are RFC 3339 text, `scopes` is a
-list, `metadata` an object.
+list. `metadata` is written as an object and read as JSON text, so that each row's is parsed on its own.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn
 
 from app.errors import StoreMisconfigured
-from app.tokens.models import RESERVED_METADATA, StoredToken, TokenId, TokenStatus, UnreadableRow
+from app.tokens.models import (
+    LAST_VERSION,
+    RESERVED_METADATA,
+    StoredToken,
+    TokenId,
+    TokenRow,
+    TokenStatus,
+    UnreadableRow,
+)
 
-Row = TypeVar("Row")
-
+MAXIMUM_DEPTH: Final = 64  # of JSON in a column; requests have half of it, and answers can be written
 _YEAR_ABOVE_9999: Final = re.compile(r"[0-9]{5,6}-")
+_UNREADABLE: Final = "the row of this token does not decode: PUT replaces it, DELETE deletes it"
 COLUMNS: Final = (
     "id",
     "user_id",
@@ -60,14 +70,16 @@ def to_columns(token: StoredToken) -> dict[str, Any]:
     }
 
 
-def changed_columns(before: StoredToken, after: StoredToken) -> dict[str, Any]:
+def changed_columns(before: TokenRow, after: StoredToken) -> dict[str, Any]:
     """Return the columns in which two states of one row differ, with their new values.
+
+    If the row before is unreadable, every column but `id` differs.
 
     A write that changes no secret therefore leaves the secret columns alone, even if a program that does not raise
     `version` has changed them since `before` was read.
     """
-    old = to_columns(before)
-    return {name: value for name, value in to_columns(after).items() if value != old[name]}
+    old = to_columns(before) if isinstance(before, StoredToken) else {"id": before.id}
+    return {name: value for name, value in to_columns(after).items() if name not in old or value != old[name]}
 
 
 def encryption_metadata(token: StoredToken) -> dict[str, Any]:
@@ -80,13 +92,14 @@ def encryption_metadata(token: StoredToken) -> dict[str, Any]:
 
 
 def from_columns(row: Mapping[str, Any]) -> StoredToken:
-    """Decode a row that the vault or PulsePlan wrote; raise `StoreMisconfigured` if a column has the wrong type.
+    """Decode a row that the vault or PulsePlan wrote; raise `StoreMisconfigured` if a column does not decode.
 
     PulsePlan wrote an empty `refresh_token` for "none", may have set `is_active` to false without a status, and did
     not write the vault's keys of `metadata`.
     """
     try:
-        metadata = dict(row["metadata"]) if isinstance(row["metadata"], dict) else {}
+        metadata = parse_json(row["metadata"])
+        metadata = metadata if isinstance(metadata, dict) else {}
         vaults = {key: metadata.pop(key, None) for key in RESERVED_METADATA}
         return StoredToken(
             id=row["id"],
@@ -100,27 +113,50 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
             status=_status(vaults["status"], is_active=row["is_active"]),
             status_reason=_text_or_none(vaults["status_reason"]),
             expires_at=_to_time(row["expires_at"]),
-            scopes=tuple(row["scopes"] or ()),
+            scopes=_scopes(row["scopes"]),
             email=row["email"],
             base_url=_text_or_none(vaults["base_url"]) or row["provider_url"],
             metadata=metadata,
-            version=row["version"],
+            version=_version(row["version"]),
             created_at=_to_time(row["created_at"]),
             updated_at=_to_time(row["updated_at"]),
             last_refreshed=_to_time(row["last_refreshed"]),
         )
-    except (KeyError, TypeError, ValueError):
-        raise StoreMisconfigured(
-            "a row of oauth_tokens does not have the columns or types that the vault needs"
-        ) from None  # the original message quotes the row
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise StoreMisconfigured(_UNREADABLE) from None  # the original message quotes the row
 
 
-def decode_or_report(decode: Callable[[Row], StoredToken], row: Row, *, row_id: str) -> StoredToken | UnreadableRow:
-    """Decode one row of a page; a row that `decode` rejects is reported, so it does not fail the page."""
+def decode_or_report(row: Mapping[str, Any]) -> TokenRow:
+    """Decode a row; one that does not decode is reported, so that it does not fail a read of others."""
     try:
-        return decode(row)
-    except StoreMisconfigured as error:
-        return UnreadableRow(row_id, error.detail)
+        return from_columns(row)
+    except StoreMisconfigured:
+        return unreadable(row)
+
+
+def unreadable(row: Mapping[str, Any]) -> UnreadableRow:
+    """Return the report of a row that does not decode; raise `StoreMisconfigured` if columns are missing."""
+    try:
+        token_id = TokenId(row["user_id"], row["provider"], row["service_type"])
+        return UnreadableRow(row["id"], token_id, row["version"], _UNREADABLE)
+    except KeyError:
+        raise StoreMisconfigured("oauth_tokens lacks columns that the vault needs") from None
+
+
+def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
+    """Return the value of a JSON column, `None` if it has none.
+
+    Raises `ValueError` or `RecursionError` if it is not strict JSON, or if an answer could not repeat it because of
+    numbers beyond a double, lone surrogates, or more than 64 levels of nesting.
+    """
+    if text is None:
+        return None
+    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    if text.count("[") + text.count("{") > MAXIMUM_DEPTH:
+        _require_depth(value, levels=MAXIMUM_DEPTH)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # raises for a lone surrogate
+    return value
 
 
 def _to_metadata(token: StoredToken) -> dict[str, Any]:
@@ -148,6 +184,39 @@ def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _scopes(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(scope, str) for scope in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _version(value: int) -> int:
+    if not 0 <= value < LAST_VERSION:
+        raise ValueError
+    return value
+
+
+def _refuse_constant(_: str) -> NoReturn:
+    raise ValueError
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _require_depth(value: object, *, levels: int) -> None:
+    if isinstance(value, dict | list):
+        if levels == 0:
+            raise ValueError
+        for member in value.values() if isinstance(value, dict) else value:
+            _require_depth(member, levels=levels - 1)
+
+
 def _to_text(time: datetime | None) -> str | None:
     return None if time is None else time.astimezone(UTC).isoformat()
 
@@ -159,7 +228,7 @@ def _to_time(text: str | None) -> datetime | None:
     if text == "-infinity" or text.endswith("BC"):
         return datetime.min.replace(tzinfo=UTC)
     try:
-        return datetime.fromisoformat(text)
+        return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         if _YEAR_ABOVE_9999.match(text):
             return None

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from app.errors import InvalidRequest, VersionConflict
+from app.errors import InvalidRequest, StoreMisconfigured, VersionConflict
 
 SLUG_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 DEFAULT_SERVICE_TYPE = "default"
 MAXIMUM_TOKEN_CHARACTERS = 16_384
 MAXIMUM_URL_CHARACTERS = 2_048
+LAST_VERSION = 2**63 - 1  # the largest bigint, which has no successor
 
 _SLUG = re.compile(SLUG_PATTERN)
 HTTPS_URL = re.compile(r"https://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?")
@@ -104,10 +105,19 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableRow:
-    """A row whose columns are no token; `detail` quotes none of them."""
+    """A row that does not decode. It can be replaced and deleted like a token; `detail` quotes none of its columns."""
 
     id: str
+    token_id: TokenId
+    version: int
     detail: str
+
+    def error(self) -> StoreMisconfigured:
+        """Return the error of an operation that needs the row's columns."""
+        return StoreMisconfigured(self.detail)
+
+
+TokenRow = StoredToken | UnreadableRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +204,7 @@ class Precondition:
     must_exist: bool = False
     must_not_exist: bool = False
 
-    def check(self, current: StoredToken | None) -> None:
+    def check(self, current: TokenRow | None) -> None:
         """Raise `VersionConflict` if the condition does not hold."""
         if current is None:
             if self.must_exist or self.versions is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 
 
 class TokenRepository(Protocol):
@@ -15,19 +15,21 @@ class TokenRepository(Protocol):
     Every write is one conditional statement: no lock, no transaction across calls, no session state. `None` or
     `False` means that the condition did not hold and nothing was written; a write that has returned is durable. Every
     method raises a `StoreError` if the store fails, and never reports an unknown outcome as success.
+
+    A row that does not decode is returned as an `UnreadableRow`, so that it fails no read of others.
     """
 
     async def check(self) -> None:
         """Raise unless the table exists, has every column and shows its rows; the error names what is missing."""
         ...
 
-    async def get(self, token_id: TokenId) -> StoredToken | None: ...
+    async def get(self, token_id: TokenId) -> TokenRow | None: ...
 
-    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         """Return the tokens that exist among up to 100 ids."""
         ...
 
-    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+    async def list_for_user(self, user_id: str) -> list[TokenRow]:
         """Return all of a user's tokens, ordered by provider and service type."""
         ...
 
@@ -35,18 +37,19 @@ class TokenRepository(Protocol):
         """Write a new row and return it as stored; `None` if its token id is taken."""
         ...
 
-    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+    async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         """Write the columns that differ if the row still has the version and scheme of `before`.
 
         Returns the row as stored. The condition includes the scheme because a rewrap changes it but not the version.
+        Of an unreadable row every column is written, and the version alone is the condition.
         """
         ...
 
-    async def delete(self, token: StoredToken) -> bool:
+    async def delete(self, row: TokenRow) -> bool:
         """Delete the row if it still has this version."""
         ...
 
-    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
         """Delete the rows that still have these versions; return how many were deleted."""
         ...
 
@@ -60,7 +63,7 @@ class TokenRepository(Protocol):
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
-    ) -> list[StoredToken | UnreadableRow]:
+    ) -> list[TokenRow]:
         """Return rows with exactly this scheme whose id is above `after`, ordered by id.
 
         A page may hold fewer than `limit` rows, because stores cap their answers; only an empty page is the end.
@@ -68,7 +71,7 @@ class TokenRepository(Protocol):
         ...
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        """Return the rows that exist, by row id."""
+        """Return the rows that exist and decode, by row id."""
         ...
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:

@@ -11,16 +11,27 @@ from uuid import uuid4
 
 from app.errors import InvalidRequest
 from app.tokens.cipher import SealedSecrets
-from app.tokens.models import RESERVED_METADATA, UNSET, StoredToken, TokenId, TokenInput, TokenPatch, TokenStatus, Unset
+from app.tokens.models import (
+    LAST_VERSION,
+    RESERVED_METADATA,
+    UNSET,
+    StoredToken,
+    TokenId,
+    TokenInput,
+    TokenPatch,
+    TokenRow,
+    TokenStatus,
+    Unset,
+)
 
 T = TypeVar("T")
 MAXIMUM_METADATA_BYTES = 8 * 1024
 
 
 def stored(
-    current: StoredToken | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
+    current: TokenRow | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
 ) -> StoredToken:
-    """Return the row of a stored token. A token that it replaces passes on only its id and `created_at`."""
+    """Return the row of a stored token. A token that it replaces passes on its id, and `created_at` if it decodes."""
     return StoredToken(
         id=str(uuid4()) if current is None else current.id,
         token_id=token_id,
@@ -37,8 +48,8 @@ def stored(
         email=given_or(given.email, None),
         base_url=given_or(given.base_url, None),
         metadata=_checked(given_or(given.metadata, {})),
-        version=1 if current is None else current.version + 1,
-        created_at=now if current is None else current.created_at,
+        version=1 if current is None or not 0 <= current.version < LAST_VERSION else current.version + 1,
+        created_at=current.created_at if isinstance(current, StoredToken) else now,
         updated_at=now,
         last_refreshed=now,
     )

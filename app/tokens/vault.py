@@ -33,7 +33,9 @@ from app.tokens.models import (
     TokenId,
     TokenInput,
     TokenPatch,
+    TokenRow,
     TokenStatus,
+    UnreadableRow,
     parse_user_id,
 )
 from app.tokens.provider_rules import ProviderRule
@@ -92,7 +94,7 @@ class TokenVault:
             sealed = await self._cipher.seal(token_id, given.access_token, refresh)
             operation.note_sealed(sealed)
 
-            async def write(current: StoredToken | None) -> StoreResult | None:
+            async def write(current: TokenRow | None) -> StoreResult | None:
                 precondition.check(current)
                 after = transitions.stored(current, token_id, given, sealed, now=self._now())
                 if current is None:
@@ -110,15 +112,21 @@ class TokenVault:
             return await self._reveal(token, operation, include_refresh=include_refresh)
 
     async def reveal_many(
-        self, token_ids: Sequence[TokenId], *, caller: Caller, include_refresh: bool = False
+        self,
+        token_ids: Sequence[TokenId],
+        *,
+        caller: Caller,
+        include_refresh: bool = False,
+        accept: Callable[[RevealedToken], None] | None = None,
     ) -> list[RevealedToken | VaultError]:
         """Decrypt several tokens; return for each, in order, the token or its error.
 
         One deadline holds for all of them, and each leaves an audit event. All rows are read at once; if that fails,
-        the call raises the `StoreError`.
+        the call raises the `StoreError`. A `VaultError` that `accept` raises is the error of that token, whose secrets
+        are then not returned.
         """
         until = self._deadline()
-        found: Mapping[TokenId, StoredToken] | StoreError
+        found: Mapping[TokenId, TokenRow] | StoreError
         try:
             async with asyncio.timeout_at(until):
                 found = await self._tokens.get_many(token_ids)
@@ -132,8 +140,11 @@ class TokenVault:
                 async with self._recorded(Operation.REVEAL, caller, token_id, until=until) as operation:
                     if isinstance(found, StoreError):
                         raise found
-                    return await self._reveal(found.get(token_id), operation, include_refresh=include_refresh)
+                    row = found.get(token_id)
+                    return await self._reveal(row, operation, include_refresh=include_refresh, accept=accept)
             except VaultError as error:
+                # its traceback is in a cycle with the task, which would keep the row until the next garbage collection
+                error.__traceback__ = error.__context__ = None
                 return error
 
         results = await asyncio.gather(*map(reveal, token_ids))
@@ -141,8 +152,8 @@ class TokenVault:
             raise found
         return results
 
-    async def list_for_user(self, user_id: str, *, caller: Caller) -> list[StoredToken]:
-        """Return all of a user's tokens, with their secrets still encrypted."""
+    async def list_for_user(self, user_id: str, *, caller: Caller) -> list[TokenRow]:
+        """Return all of a user's tokens, with their secrets still encrypted, and the rows that do not decode."""
         user_id = parse_user_id(user_id)
         async with self._recorded_for_user(Operation.LIST, caller, user_id):
             return await self._tokens.list_for_user(user_id)
@@ -156,7 +167,7 @@ class TokenVault:
         """
         async with self._recorded(Operation.ROTATE, caller, token_id) as operation:
 
-            async def write(found: StoredToken | None) -> StoredToken | None:
+            async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
                 sealed = await self._seal_rotation(current, given)
                 operation.note_sealed(sealed)
@@ -170,7 +181,7 @@ class TokenVault:
         """Change the status or metadata. Raises `TokenNotFound` or `VersionConflict`."""
         async with self._recorded(Operation.PATCH, caller, token_id) as operation:
 
-            async def write(found: StoredToken | None) -> StoredToken | None:
+            async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
                 operation.note(current)
                 return await self._tokens.replace(current, transitions.patched(current, changes, now=self._now()))
@@ -186,11 +197,10 @@ class TokenVault:
         """
         async with self._recorded(Operation.REWRAP, caller, token_id) as operation:
 
-            async def write(found: StoredToken | None) -> StoredToken | None:
+            async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
                 operation.note(current)
-                rewrap = await prepare_rewrap(self._tokens, self._cipher, current)
-                operation.note_opened(current.access_ciphertext, current.refresh_ciphertext)
+                rewrap = await prepare_rewrap(self._cipher, current)
                 if rewrap is None:
                     return current
                 operation.note(rewrap.after)
@@ -199,12 +209,13 @@ class TokenVault:
             return await self._until_settled(token_id, write)
 
     async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete the token. Raises `TokenNotFound` or `VersionConflict`."""
+        """Delete the token, also if its row does not decode. Raises `TokenNotFound` or `VersionConflict`."""
         async with self._recorded(Operation.DELETE, caller, token_id) as operation:
 
-            async def write(found: StoredToken | None) -> bool | None:
-                current = _require_token(found, precondition)
-                operation.note(current)
+            async def write(found: TokenRow | None) -> bool | None:
+                current = _require_row(found, precondition)
+                if isinstance(current, StoredToken):
+                    operation.note(current)
                 return await self._tokens.delete(current) or None
 
             await self._until_settled(token_id, write)
@@ -234,14 +245,14 @@ class TokenVault:
             ) from None
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
 
-    async def _find(self, token_id: TokenId) -> StoredToken | None:
+    async def _find(self, token_id: TokenId) -> TokenRow | None:
         """Read the row, and check its token id, because a ciphertext opens for the id that the row names."""
         token = await self._tokens.get(token_id)
         if token is not None and token.token_id != token_id:
             raise StoreMisconfigured("the store returned another token than the requested one")
         return token
 
-    async def _until_settled(self, token_id: TokenId, write: Callable[[StoredToken | None], Awaitable[T | None]]) -> T:
+    async def _until_settled(self, token_id: TokenId, write: Callable[[TokenRow | None], Awaitable[T | None]]) -> T:
         """Read the row and write it conditionally, again on the newer row if somebody else wrote in between."""
         for round_ in range(_MAXIMUM_ROUNDS):
             written = await write(await self._find(token_id))
@@ -251,21 +262,28 @@ class TokenVault:
         raise StoreTimeout("other writers kept changing this token; nothing was written")
 
     async def _reveal(
-        self, token: StoredToken | None, operation: RecordedOperation, *, include_refresh: bool
+        self,
+        token: TokenRow | None,
+        operation: RecordedOperation,
+        *,
+        include_refresh: bool,
+        accept: Callable[[RevealedToken], None] | None = None,
     ) -> RevealedToken:
         if token is None:
             raise _not_found()
+        if isinstance(token, UnreadableRow):
+            raise token.error()
         operation.note(token)
         if token.status is not TokenStatus.OK:
             raise TokenInactive(f"the token's status is {token.status.value}")
         if include_refresh:
             secrets = await self._cipher.open(token)
-            operation.note_opened(token.access_ciphertext, token.refresh_ciphertext)
             revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
         else:
             access = await self._cipher.open_access(token)
-            operation.note_opened(token.access_ciphertext)
             revealed = RevealedToken(token=token, access_token=access, refresh_token=None)
+        if accept is not None:
+            accept(revealed)
         operation.revealed = _secrets_of(revealed)
         if self._on_reveal is not None:
             self._on_reveal(token)
@@ -294,11 +312,18 @@ class TokenVault:
         return asyncio.get_running_loop().time() + self._deadline_seconds
 
 
-def _require_token(found: StoredToken | None, precondition: Precondition) -> StoredToken:
+def _require_row(found: TokenRow | None, precondition: Precondition) -> TokenRow:
     if found is None:
         raise _not_found()
     precondition.check(found)
     return found
+
+
+def _require_token(found: TokenRow | None, precondition: Precondition) -> StoredToken:
+    row = _require_row(found, precondition)
+    if isinstance(row, UnreadableRow):
+        raise row.error()
+    return row
 
 
 def _secrets_of(revealed: RevealedToken) -> tuple[SecretField, ...]:

@@ -163,7 +163,7 @@ async def _history(store: Store, histories: list[list[tuple[str, int]]], timing:
             await client.reveal(vaults[NEW])
             row = await tokens.get(client.token_id)
             assert (row is None) is (client.held.access is None)
-            assert row is None or _is_whole(row)
+            assert row is None or (isinstance(row, StoredToken) and _is_whole(row))
 
 
 def _is_whole(row: StoredToken) -> bool:

@@ -35,12 +35,14 @@ from tests.support.rewrap.stored_rows import (
     key_settings,
     local_encryption,
     rows_under_first,
+    sealed_row,
 )
 from tests.support.rewrap.sweeps import Observed, all_rewrapped, bound_row, counts, kms_settings, sweep
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.pausing import pausing
-from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
+from tests.support.stores.stores import SqliteStore, Store, SupabaseStore, raw_row
+from tests.support.stores.unreadable import damage, damages_of
 from tests.support.waiting import eventually_async
 
 SECOND = key_settings(2, 1)
@@ -107,6 +109,23 @@ async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(su
 
 
 # --- unreadable rows
+
+
+async def test_rows_that_do_not_decode_stop_no_sweep(store: Store) -> None:
+    bad: set[str] = set()
+    observed = Observed()
+    async with store.open() as tokens:
+        for column, value in damages_of(store).values():
+            row = sealed_row(local_encryption(1))
+            store.insert_raw(**row)
+            damage(store, row["user_id"], "canvas", column, value)
+            bad.add(row["id"])
+        for row in rows_under_first(3):
+            store.insert_raw(**row)
+        report = await sweep(tokens, local_encryption(2), observed=observed).run()
+    left = {"due": 3 + len(bad), "unreadable": len(bad), "remaining": len(bad)}
+    assert counts(report) == {**all_rewrapped(3), **left}
+    assert set(observed.unreadable_ids) == bad
 
 
 @pytest.mark.parametrize("pages", [1, 2])

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.tokens.models import TokenId, TokenStatus
+from app.tokens.models import StoredToken, TokenId, TokenStatus
 from app.tokens.repository import TokenRepository
 from tests.support.stores.stores import NOW, Store, insert_all, raw_row, token
 
@@ -136,7 +136,7 @@ async def test_timestamps_beyond_pythons_range_hide_no_row(store: Store, tokens:
         token_id = TokenId(USER, "google", f"s{number}")
         store.insert_raw(**raw_row(user_id=USER, provider="google", service_type=f"s{number}", expires_at=text))
         row = await tokens.get(token_id)
-        assert row is not None
+        assert isinstance(row, StoredToken)
         assert row.expires_at == moment
     assert len(await tokens.list_for_user(USER)) == 4
     assert len(await tokens.get_many([TokenId(USER, "google", f"s{number}") for number in range(4)])) == 4
@@ -145,7 +145,7 @@ async def test_timestamps_beyond_pythons_range_hide_no_row(store: Store, tokens:
 async def test_metadata_that_is_not_an_object_hides_no_row(store: Store, tokens: TokenRepository) -> None:
     store.insert_raw(**raw_row(user_id=USER, metadata=[1]))
     row = await tokens.get(CANVAS)
-    assert row is not None
+    assert isinstance(row, StoredToken)
     assert row.metadata == {}
 
 
@@ -169,7 +169,7 @@ async def test_timestamps_keep_their_microseconds(tokens: TokenRepository) -> No
 async def test_a_row_written_by_pulseplan_is_read(store: Store, tokens: TokenRepository) -> None:
     store.insert_raw(**raw_row(user_id=USER, metadata={"course_count": 4}))
     row = await tokens.get(CANVAS)
-    assert row is not None
+    assert isinstance(row, StoredToken)
     assert (row.status, row.refresh_ciphertext, row.encryption_scheme) == (TokenStatus.OK, None, None)
     assert (row.base_url, row.metadata, row.scopes) == ("https://canvas.example.edu", {"course_count": 4}, ())
 
@@ -194,7 +194,7 @@ async def test_the_more_cautious_status_wins(
 ) -> None:
     store.insert_raw(**raw_row(user_id=USER, is_active=is_active, metadata=metadata))
     row = await tokens.get(CANVAS)
-    assert row is not None
+    assert isinstance(row, StoredToken)
     assert row.status is status
 
 

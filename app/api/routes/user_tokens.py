@@ -8,17 +8,25 @@ from starlette.responses import Response
 from app.api.authentication import Deleter, Reader
 from app.api.dependencies import UserIdPath, Vault
 from app.api.openapi import STORE_ERRORS, responses
-from app.api.schemas import Erased, Token, TokenList, json_response
+from app.api.schemas import Erased, Token, TokenList, UnreadableToken, json_response
+from app.tokens.models import StoredToken, UnreadableRow
 
 router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"])
 
 
 @router.get("", summary="List a user's tokens", response_model=TokenList, responses=responses(*STORE_ERRORS))
 async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) -> Response:
-    """List the user's tokens of the providers that the key may use, without secrets. Needs `tokens:read`."""
-    tokens = await vault.list_for_user(user_id, caller=authenticated.caller)
-    visible = [Token.of(token) for token in tokens if authenticated.key.may_use(token.token_id.provider)]
-    return json_response(TokenList(tokens=visible))
+    """List the user's tokens of the providers that the key may use, without secrets. Needs `tokens:read`.
+
+    Tokens whose rows do not decode are in `unreadable`, each with its problem.
+    """
+    rows = await vault.list_for_user(user_id, caller=authenticated.caller)
+    visible = [row for row in rows if authenticated.key.may_use(row.token_id.provider)]
+    answer = TokenList(tokens=[Token.of(row) for row in visible if isinstance(row, StoredToken)])
+    if len(answer.tokens) < len(visible):
+        request_id = authenticated.caller.request_id
+        answer.unreadable = [UnreadableToken.of(row, request_id) for row in visible if isinstance(row, UnreadableRow)]
+    return json_response(answer)
 
 
 @router.delete("", summary="Erase a user", response_model=Erased, responses=responses(*STORE_ERRORS))

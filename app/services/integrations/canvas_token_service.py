@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from app.errors import TokenInactive, TokenNotFound
-from app.tokens.models import Caller, TokenId, TokenInput, parse_base_url
+from app.tokens.models import Caller, StoredToken, TokenId, TokenInput, parse_base_url
 from app.tokens.provider_rules import CANVAS
 from app.tokens.vault import TokenVault
 
@@ -49,7 +49,7 @@ class CanvasTokenService:
                 return None
             except TokenInactive:
                 tokens = await vault.list_for_user(user_id, caller=self._caller)
-                token = next((one for one in tokens if one.token_id == token_id), None)
+                token = next((one for one in tokens if isinstance(one, StoredToken) and one.token_id == token_id), None)
                 if token is None:
                     return None
                 secret = None

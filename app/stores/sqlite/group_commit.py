@@ -16,6 +16,8 @@ from app.errors import StoreUnavailable
 
 MAXIMUM_BATCH: Final = 256
 MAXIMUM_WAITING: Final = 10_000
+# SQLError: a function refuses a value, such as JSON that SQLite does not parse. Python's: a value cannot be bound.
+_OWN_ERRORS: Final = (apsw.ConstraintError, apsw.SQLError, apsw.TooBigError, OverflowError, TypeError, ValueError)
 Rows = list[tuple[Any, ...]]
 
 
@@ -102,12 +104,12 @@ class GroupCommitWriter:
                 write.error = error
 
     def _run_statement(self, write: _Write) -> None:
-        """Run one statement; a violated constraint fails this statement alone, any other error the whole commit."""
+        """Run one statement; an error of its own values fails it alone, any other error the whole commit."""
         if write.future.done():  # cancelled: its caller counts on it not being written
             return
         try:
             write.rows = list(self._connection.execute(write.sql, write.parameters))
-        except apsw.ConstraintError as error:
+        except _OWN_ERRORS as error:
             write.error = error
 
 

@@ -18,8 +18,9 @@ from app.stores.rows import (
     changed_columns,
     decode_or_report,
     encryption_metadata,
-    from_columns,
+    parse_json,
     to_columns,
+    unreadable,
 )
 from app.stores.sqlite.database import (
     connect,
@@ -30,11 +31,14 @@ from app.stores.sqlite.database import (
 )
 from app.stores.sqlite.group_commit import GroupCommitWriter
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 
 _CHUNK_ROWS: Final = 500  # rows in one statement
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
+_INTEGERS: Final = frozenset({"version", "is_active"})
+_BYTES = ", ".join(name if name in _INTEGERS else f"CAST({name} AS BLOB)" for name in COLUMNS)
+_SELECT_BYTES = f"SELECT {_BYTES} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
     f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  constants only
     "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
@@ -49,11 +53,12 @@ WHERE id = ? AND version = ? AND encryption_scheme IS ?
 RETURNING id
 """
 _CENSUS = """
-SELECT encryption_scheme, NULL, NULL, count(*) FROM oauth_tokens
+SELECT CAST(encryption_scheme AS BLOB), NULL, NULL, count(*) FROM oauth_tokens
 WHERE encryption_scheme IS NOT NULL AND (:provider IS NULL OR provider = :provider)
 GROUP BY encryption_scheme
 UNION ALL
-SELECT NULL, material_of(access_token), material_of(nullif(refresh_token, '')), count(*) FROM oauth_tokens
+SELECT NULL, material_of(CAST(access_token AS BLOB)), material_of(CAST(nullif(refresh_token, '') AS BLOB)), count(*)
+FROM oauth_tokens
 WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
 GROUP BY 2, 3
 """
@@ -65,7 +70,7 @@ WITH RECURSIVE found(scheme) AS (
     SELECT (SELECT min(encryption_scheme) FROM oauth_tokens WHERE encryption_scheme > scheme)
     FROM found WHERE scheme IS NOT NULL
 )
-SELECT scheme FROM found WHERE scheme IS NOT NULL
+SELECT CAST(scheme AS BLOB) FROM found WHERE scheme IS NOT NULL
 UNION ALL
 SELECT NULL WHERE EXISTS (SELECT 1 FROM oauth_tokens WHERE encryption_scheme IS NULL)
 """
@@ -83,6 +88,7 @@ class SqliteRepository:
     def __init__(self, *, path: Path) -> None:
         """Open or create the file; raise a `StoreError` if that fails."""
         self._path = path
+        self._raw_schemes: dict[str | None, bytes] = {}
         with translating_sqlite_errors():
             create_private(path)
             self._inode = path.stat().st_ino
@@ -94,25 +100,24 @@ class SqliteRepository:
     async def check(self) -> None:
         with translating_sqlite_errors():
             missing = missing_columns(self._reader)
-            self._reader.execute(
-                "SELECT * FROM oauth_tokens LIMIT 1"
-            ).fetchall()  # reads the table; SELECT 1 reads only an index
+            # reads the table, where SELECT 1 reads only an index, and decodes no column
+            self._reader.execute("SELECT length(access_token) FROM oauth_tokens LIMIT 1").fetchall()
         require_columns(missing)
         self._require_same_file()
 
-    async def get(self, token_id: TokenId) -> StoredToken | None:
+    async def get(self, token_id: TokenId) -> TokenRow | None:
         rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
         return rows[0] if rows else None
 
-    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         if not token_ids:
             return {}
         values = ", ".join(["(?, ?, ?)"] * len(token_ids))
         parameters = [part for token_id in token_ids for part in _key(token_id)]
         rows = await self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
-        return {token.token_id: token for token in rows}
+        return {row.token_id: row for row in rows}
 
-    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+    async def list_for_user(self, user_id: str) -> list[TokenRow]:
         return await self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
@@ -120,26 +125,25 @@ class SqliteRepository:
         written = await self._write(_INSERT, [columns[name] for name in COLUMNS])
         return token if written else None
 
-    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+    async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = _encode(changed_columns(before, after))
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        written = await self._write(
-            f"UPDATE oauth_tokens SET {assignments} "  # noqa: S608  column names only
-            "WHERE id = ? AND version = ? AND encryption_scheme IS ? RETURNING version",
-            [*columns.values(), before.id, before.version, before.encryption_scheme],
-        )
-        return after if written else None
+        where, parameters = "id = ? AND version = ?", [*columns.values(), before.id, before.version]
+        if isinstance(before, StoredToken):
+            where, parameters = f"{where} AND encryption_scheme IS ?", [*parameters, before.encryption_scheme]
+        sql = f"UPDATE oauth_tokens SET {assignments} WHERE {where} RETURNING version"  # noqa: S608  column names only
+        return after if await self._write(sql, parameters) else None
 
-    async def delete(self, token: StoredToken) -> bool:
-        sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING id"
-        return bool(await self._write(sql, (token.id, token.version)))
+    async def delete(self, row: TokenRow) -> bool:
+        sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING version"
+        return bool(await self._write(sql, (row.id, row.version)))
 
-    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
         deleted = 0
-        for chunk in (tokens[at : at + _CHUNK_ROWS] for at in range(0, len(tokens), _CHUNK_ROWS)):
+        for chunk in (rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)):
             values = ", ".join(["(?, ?)"] * len(chunk))
-            parameters = [part for token in chunk for part in (token.id, token.version)]
-            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING id"  # noqa: S608  placeholders only
+            parameters = [part for row in chunk for part in (row.id, row.version)]
+            sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING version"  # noqa: S608  placeholders only
             deleted += len(await self._write(sql, parameters))
         return deleted
 
@@ -148,23 +152,25 @@ class SqliteRepository:
 
     async def schemes(self) -> list[str | None]:
         with translating_sqlite_errors():
-            return [scheme for (scheme,) in await asyncio.to_thread(self._read_on_new_connection, _SCHEMES, ())]
+            rows = await asyncio.to_thread(self._read_on_new_connection, _SCHEMES, ())
+        return [self._scheme(raw) for (raw,) in rows]
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
-    ) -> list[StoredToken | UnreadableRow]:
-        where, parameters = "encryption_scheme IS ?", [scheme]
+    ) -> list[TokenRow]:
+        where = "WHERE encryption_scheme IS CAST(? AS TEXT)"
+        parameters: list[Any] = [self._raw_schemes.get(scheme, scheme)]
         for condition, value in (("id > ?", after), ("provider = ?", provider)):
             if value is not None:
                 where, parameters = f"{where} AND {condition}", [*parameters, value]
-        sql = f"{_SELECT} WHERE {where} ORDER BY id LIMIT ?"
         with translating_sqlite_errors():
-            rows = await asyncio.to_thread(self._read_on_new_connection, sql, [*parameters, limit])
-        return [decode_or_report(_decode, row, row_id=row[0]) for row in rows]
+            return await asyncio.to_thread(
+                self._rows_on_new_connection, f"{where} ORDER BY id LIMIT ?", [*parameters, limit]
+            )
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
-        return {token.id: token for tokens in found for token in tokens}
+        return {row.id: row for rows in found for row in rows if isinstance(row, StoredToken)}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         # one statement per row, all in a few commits
@@ -180,14 +186,16 @@ class SqliteRepository:
         self._reader.close()
         await self._writer.close()
 
-    async def _read(self, where: str, parameters: Sequence[Any]) -> list[StoredToken]:
-        sql = f"{_SELECT} {where}"
+    async def _read(self, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
         with translating_sqlite_errors():
             try:
-                rows = self._reader.execute(sql, parameters).fetchall()
+                return _rows(self._reader, where, parameters)
             except apsw.BusyError:  # another process recovers the database after a crash; wait for it off the loop
-                rows = await asyncio.to_thread(self._read_on_new_connection, sql, parameters)
-        return [_decode(row) for row in rows]
+                return await asyncio.to_thread(self._rows_on_new_connection, where, parameters)
+
+    def _rows_on_new_connection(self, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
+        with self._new_connection() as connection:
+            return _rows(connection, where, parameters)
 
     def _read_on_new_connection(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._new_connection() as connection:
@@ -197,9 +205,16 @@ class SqliteRepository:
         with translating_sqlite_errors(), self._new_connection() as connection:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
-                CensusRow(scheme, tuple(sorted({name for name in materials if name})), count)
+                CensusRow(self._scheme(scheme), tuple(sorted({name for name in materials if name})), count)
                 for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
             ]
+
+    def _scheme(self, raw: bytes | None) -> str | None:
+        """Return a scheme as text. One that is not UTF-8 is remembered, so that `page` finds its rows."""
+        shown = None if raw is None else raw.decode(errors="backslashreplace")
+        if raw is not None and shown is not None and shown.encode() != raw:
+            self._raw_schemes[shown] = raw
+        return shown
 
     def _new_connection(self) -> closing[apsw.Connection]:
         """Open the file again, for a read that may take long, as a context manager that closes it."""
@@ -216,8 +231,11 @@ class SqliteRepository:
             raise StoreMisconfigured("the database file was moved or replaced while it was open; nothing was written")
 
     async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with translating_sqlite_errors():
-            return await self._writer.execute(sql, parameters)
+        try:
+            with translating_sqlite_errors():
+                return await self._writer.execute(sql, parameters)
+        except (OverflowError, TypeError, ValueError):  # raised while the values were bound
+            raise StoreMisconfigured("SQLite cannot hold a value of this row; nothing was written") from None
 
 
 def _key(token_id: TokenId) -> tuple[str, str, str]:
@@ -231,20 +249,32 @@ def _encode(columns: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decode(row: tuple[Any, ...]) -> StoredToken:
+def _rows(connection: apsw.Connection, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
+    try:
+        rows = connection.execute(f"{_SELECT} {where}", parameters).fetchall()
+    except UnicodeDecodeError:  # text that is not UTF-8: find out in which rows
+        rows = connection.execute(f"{_SELECT_BYTES} {where}", parameters).fetchall()
+    return [_decode(row) for row in rows]
+
+
+def _decode(row: tuple[Any, ...]) -> TokenRow:
     columns = dict(zip(COLUMNS, row, strict=True))
     try:
-        for name in _JSON_COLUMNS:
-            columns[name] = json.loads(columns[name]) if columns[name] is not None else None
-    except ValueError:
-        raise StoreMisconfigured("a row of oauth_tokens holds JSON that does not parse") from None
+        columns |= {name: value.decode() for name, value in columns.items() if isinstance(value, bytes)}
+        columns["scopes"] = parse_json(columns["scopes"])
+    except (ValueError, RecursionError):
+        return unreadable({name: _shown(value) for name, value in columns.items()})
     columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
-    return from_columns(columns)
+    return decode_or_report(columns)
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401  SQLite's values
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def _material_of(*arguments: Any) -> str | None:  # noqa: ANN401  SQLite's values
     [ciphertext] = arguments
-    return material_of(ciphertext) if ciphertext else None
+    return material_of(_shown(ciphertext)) if ciphertext else None
 
 
 def _rewrap_parameters(rewrap: Rewrap) -> list[Any]:

@@ -8,9 +8,9 @@ from typing import Final
 from app.errors import StoreError
 from app.stores.rows import changed_columns
 from app.stores.supabase.postgrest import UnknownOutcomeError
-from app.tokens.models import StoredToken
+from app.tokens.models import StoredToken, TokenRow
 
-ReadBack = Callable[[str], Awaitable[StoredToken | None]]
+ReadBack = Callable[[str], Awaitable[TokenRow | None]]
 
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -24,21 +24,21 @@ async def confirm_write(
     secret was written, every written column must match.
     """
     row = await _row(written.id, unknown, read_back)
-    if row is not None and row.version == written.version:
+    if isinstance(row, StoredToken) and row.version == written.version:
         differing = columns & changed_columns(row, written).keys()
         if not differing & (_SECRETS if columns & _SECRETS else columns):
             return row
     raise unknown.store_error from None
 
 
-async def confirm_delete(token: StoredToken, unknown: UnknownOutcomeError, *, read_back: ReadBack) -> bool:
+async def confirm_delete(token: TokenRow, unknown: UnknownOutcomeError, *, read_back: ReadBack) -> bool:
     """Return `True` if the row is gone; otherwise raise the `StoreError` of the lost answer."""
     if await _row(token.id, unknown, read_back) is None:
         return True
     raise unknown.store_error from None
 
 
-async def _row(row_id: str, unknown: UnknownOutcomeError, read_back: ReadBack) -> StoredToken | None:
+async def _row(row_id: str, unknown: UnknownOutcomeError, read_back: ReadBack) -> TokenRow | None:
     try:
         return await read_back(row_id)
     except StoreError:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from app.errors import InternalError, StoreTimeout, VaultError
-from app.tokens.models import StoredToken, TokenId
+from app.tokens.models import TokenId, TokenRow
 
 MAXIMUM_REQUESTS: Final = 4
 WAIT_SECONDS: Final = 3.0
 _CLOSED: Final = "the read was cancelled because the store was closed"
 
-_Waiter = tuple[TokenId, asyncio.Future[StoredToken | None]]
+_Waiter = tuple[TokenId, asyncio.Future[TokenRow | None]]
 
 
 class ReadBatcher:
@@ -25,7 +25,7 @@ class ReadBatcher:
     """
 
     def __init__(
-        self, *, fetch: Callable[[Sequence[TokenId]], Awaitable[Iterable[StoredToken]]], batch_tokens: int
+        self, *, fetch: Callable[[Sequence[TokenId]], Awaitable[Iterable[TokenRow]]], batch_tokens: int
     ) -> None:
         """`fetch` returns those of up to `batch_tokens` tokens that exist, in any order, or raises a `VaultError`."""
         self._fetch = fetch
@@ -33,9 +33,9 @@ class ReadBatcher:
         self._waiting: deque[_Waiter] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
-    async def get(self, token_id: TokenId) -> StoredToken | None:
+    async def get(self, token_id: TokenId) -> TokenRow | None:
         """Return the token or `None`; raises the error of `fetch`, and `StoreTimeout` after `WAIT_SECONDS`."""
-        future: asyncio.Future[StoredToken | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[TokenRow | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((token_id, future))
         self._dispatch()
         try:
@@ -67,10 +67,10 @@ class ReadBatcher:
         return batch
 
     async def _run(self, batch: list[_Waiter]) -> None:
-        found: dict[TokenId, StoredToken] | None = None
+        found: dict[TokenId, TokenRow] | None = None
         failure: VaultError = InternalError("an unexpected error; the log of the vault has more")
         try:
-            found = {token.token_id: token for token in await self._fetch([token_id for token_id, _ in batch])}
+            found = {row.token_id: row for row in await self._fetch([token_id for token_id, _ in batch])}
         except VaultError as error:
             failure = error
         except asyncio.CancelledError:
@@ -84,7 +84,7 @@ class ReadBatcher:
         self._dispatch()
 
 
-def _settle(batch: list[_Waiter], found: Mapping[TokenId, StoredToken] | None, failure: VaultError) -> None:
+def _settle(batch: list[_Waiter], found: Mapping[TokenId, TokenRow] | None, failure: VaultError) -> None:
     for token_id, future in batch:
         if future.done():
             continue

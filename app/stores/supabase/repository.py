@@ -35,7 +35,7 @@ from app.stores.supabase.postgrest import (
 )
 from app.stores.supabase.read_batching import ReadBatcher
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
+from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 
 Item = TypeVar("Item")
 _Filterable = TypeVar("_Filterable", bound=AsyncSelectRequestBuilder | AsyncFilterRequestBuilder)
@@ -44,7 +44,9 @@ _PAGE_ROWS: Final = 1_000
 _CHUNK_IDS: Final = 25  # keeps a URL below the 8 KiB that gateways accept
 _CENSUS_FUNCTION: Final = "token_vault_census"
 _CENSUS_SECONDS: Final = 310.0  # longer than the function's statement_timeout in migration 0003
-_COLUMNS: Final = ",".join(COLUMNS)
+# metadata as text: JSON that does not parse must not fail the whole answer
+_SELECTED: Final = {name: "metadata::text" if name == "metadata" else name for name in COLUMNS}
+_COLUMNS: Final = ",".join(_SELECTED.values())
 
 
 class SupabaseRepository:
@@ -82,19 +84,19 @@ class SupabaseRepository:
                 "SUPABASE_SERVICE_KEY sees no rows of oauth_tokens: its role does not bypass row level security"
             )
 
-    async def get(self, token_id: TokenId) -> StoredToken | None:
+    async def get(self, token_id: TokenId) -> TokenRow | None:
         return await self._reads.get(token_id)
 
-    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, StoredToken]:
+    async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         if not token_ids:
             return {}
         wanted = sorted(set(token_ids))
         found = await asyncio.gather(*(self._read_chunk(chunk) for chunk in _chunks(wanted)))
-        return {token.token_id: token for tokens in found for token in tokens}
+        return {row.token_id: row for rows in found for row in rows}
 
-    async def list_for_user(self, user_id: str) -> list[StoredToken]:
+    async def list_for_user(self, user_id: str) -> list[TokenRow]:
         rows = await self._read_pages({"user_id": [user_id]})
-        return sorted(map(from_columns, rows), key=lambda token: token.token_id)
+        return sorted(map(decode_or_report, rows), key=lambda row: row.token_id)
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         # an upsert that ignores duplicates is one conditional INSERT, and logs no error in the database
@@ -102,37 +104,39 @@ class SupabaseRepository:
             to_columns(token), on_conflict="user_id,provider,service_type", ignore_duplicates=True
         )
         try:
-            rows = await execute_write(query)
+            rows = await execute_write(query.select(_COLUMNS))
         except UnknownOutcomeError as unknown:
             return await confirm_write(token, set(COLUMNS), unknown, read_back=self._read_row)
         return from_columns(rows[0]) if rows else None
 
-    async def replace(self, before: StoredToken, after: StoredToken) -> StoredToken | None:
+    async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = changed_columns(before, after)
         query = self._table().update(columns).eq("id", before.id).eq("version", before.version)
-        query = _under_scheme(query, before.encryption_scheme)
+        if isinstance(before, StoredToken):
+            query = _under_scheme(query, before.encryption_scheme)
         try:
-            rows = await execute_write(query)
+            rows = await execute_write(query.select(_COLUMNS))
         except UnknownOutcomeError as unknown:
             return await confirm_write(after, set(columns), unknown, read_back=self._read_row)
         return from_columns(rows[0]) if rows else None
 
-    async def delete(self, token: StoredToken) -> bool:
-        query = self._table().delete().eq("id", token.id).eq("version", token.version)
+    async def delete(self, row: TokenRow) -> bool:
+        query = self._table().delete().eq("id", row.id).eq("version", row.version)
         try:
-            rows = await execute_write(query)
+            rows = await execute_write(query.select("id"))
         except UnknownOutcomeError as unknown:
-            return await confirm_delete(token, unknown, read_back=self._read_row)
+            return await confirm_delete(row, unknown, read_back=self._read_row)
         return bool(rows)
 
-    async def delete_many(self, tokens: Sequence[StoredToken]) -> int:
+    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
         deleted = 0
-        for chunk in _chunks(tokens):
+        for chunk in _chunks(rows):
             # raw filter text, made only of ids that the database assigned and of numbers
-            conditions = ",".join(f"and(id.eq.{UUID(token.id)},version.eq.{int(token.version)})" for token in chunk)
+            conditions = ",".join(f"and(id.eq.{UUID(row.id)},version.eq.{int(row.version)})" for row in chunk)
             # not read back: a lost answer also loses the count
-            rows, _ = await execute_read(self._table().delete().or_(conditions))
-            deleted += len(rows)
+            # PostgREST applies `or` to what is returned as well, so it must contain both columns
+            gone, _ = await execute_read(self._table().delete().or_(conditions).select("id,version"))
+            deleted += len(gone)
         return deleted
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
@@ -150,20 +154,20 @@ class SupabaseRepository:
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
-    ) -> list[StoredToken | UnreadableRow]:
+    ) -> list[TokenRow]:
         query = _under_scheme(self._select(), scheme)
         if after is not None:
             query = query.gt("id", after)
         if provider is not None:
             query = query.eq("provider", provider)
         rows, _ = await execute_read(query.order("id").limit(limit))
-        return [decode_or_report(from_columns, row, row_id=str(row.get("id"))) for row in rows]
+        return list(map(decode_or_report, rows))
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found: dict[str, StoredToken] = {}
         for chunk in _chunks(row_ids):
             rows, _ = await execute_read(self._select().in_("id", chunk))
-            found |= {row["id"]: from_columns(row) for row in rows}
+            found |= {row.id: row for row in map(decode_or_report, rows) if isinstance(row, StoredToken)}
         return found
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
@@ -195,7 +199,7 @@ class SupabaseRepository:
             raise StoreUnavailable(NOT_ROWS)
         return answer
 
-    async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[StoredToken]:
+    async def _read_chunk(self, wanted: Sequence[TokenId]) -> list[TokenRow]:
         """Read those of up to `_CHUNK_IDS` tokens that exist."""
         members = {
             "user_id": sorted({token_id.user_id for token_id in wanted}),
@@ -212,15 +216,14 @@ class SupabaseRepository:
         if any(row.get(column) not in values for row in rows for column, values in members.items()):
             raise StoreMisconfigured("the token store answered with rows that were not asked for")
         names = set(wanted)  # the three lists also match combinations that were not asked for
-        tokens = (row for row in rows if TokenId(row["user_id"], row["provider"], row["service_type"]) in names)
-        return [from_columns(row) for row in tokens]
+        return [row for row in map(decode_or_report, rows) if row.token_id in names]
 
     async def _naming_missing_columns(self, error: StoreMisconfigured) -> StoreMisconfigured:
         """Return an error that names the missing columns, or `error` if it has another cause."""
         missing = []
         for column in COLUMNS:
             try:
-                await execute_read(self._table().select(column).limit(1))
+                await execute_read(self._table().select(_SELECTED[column]).limit(1))
             except StoreMisconfigured:
                 missing.append(column)
         if 0 < len(missing) < len(COLUMNS):
@@ -247,9 +250,9 @@ class SupabaseRepository:
             if len(rows) == count:
                 return found
 
-    async def _read_row(self, row_id: str) -> StoredToken | None:
+    async def _read_row(self, row_id: str) -> TokenRow | None:
         rows, _ = await execute_read(self._select().eq("id", row_id))
-        return from_columns(rows[0]) if rows else None
+        return decode_or_report(rows[0]) if rows else None
 
 
 def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:
