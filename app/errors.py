@@ -62,6 +62,12 @@ class BodyTooLarge(VaultError):
     code = "body_too_large"
 
 
+class AnswerTooLarge(VaultError):
+    """The answer to a batch is full, so this token is not in it."""
+
+    code = "answer_too_large"
+
+
 class Unauthenticated(VaultError):
     """The service key is missing, unknown or expired."""
 

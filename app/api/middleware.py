@@ -25,8 +25,9 @@ _log = structlog.get_logger("app.requests")
 _NO_STORE = ((b"cache-control", b"no-store"),)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _INTERNAL_ERROR: Final = 500
-# these report an overload, so they answer during one
-_NEVER_SHED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+# The first three report an overload, so they answer during one. The last needs no key and is one object in memory:
+# callers that do not read it must not hold the places of others.
+_NEVER_SHED: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
 
 
 class RequestContext:
@@ -145,10 +146,11 @@ def _traceparent(headers: list[tuple[bytes, bytes]]) -> str | None:
 
 
 class Admission:
-    """Admit a request or answer 503 at once, and count it until it ends.
+    """Admit a request or answer 503 at once, and count it until its answer has left the process.
 
     Requests beyond the capacity would delay all others and miss their own deadline. The admitted request is left in
-    the state, where authentication charges it to the calling service.
+    the state, where authentication charges it to the calling service. `app.server.http_limits` lets no part of an
+    answer return from `send` before it has been taken by the network.
     """
 
     def __init__(self, app: ASGIApp, *, limits: RequestLimits) -> None:

@@ -24,6 +24,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.InvalidRequest: 422,
     errors.MalformedBody: 400,
     errors.BodyTooLarge: 413,
+    errors.AnswerTooLarge: 413,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.AuditUnavailable: 503,

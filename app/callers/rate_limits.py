@@ -20,7 +20,10 @@ _ROUNDING_SECONDS: Final = 1e-6  # a caller that waits exactly Retry-After must 
 
 @dataclass(slots=True)
 class _ServiceUse:
-    """Use by one service. `free_at` is the time at which its past requests are worked off at the permitted rate."""
+    """Use by one service. `free_at` is the time at which its past requests are worked off at the permitted rate.
+
+    `in_flight` counts a batch as its tokens.
+    """
 
     free_at: float = 0.0
     in_flight: int = 0
@@ -32,6 +35,8 @@ class RequestLimits:
 
     The rate limit is GCRA, the leaky bucket of ATM networks (ITU-T I.371): one number per service and no timer. The
     permitted burst is two seconds' worth, or one whole batch if that is more. A refused request costs nothing.
+
+    In the concurrency limits too a batch counts as its tokens; under a limit that is smaller it must be alone.
     """
 
     tokens_per_second: float = 0.0
@@ -54,9 +59,24 @@ class RequestLimits:
     def _enter(self, service: str) -> None:
         use = self._use(service)
         if self.concurrent_per_service and use.in_flight >= self.concurrent_per_service:
-            raise RateLimited(f"the service has {use.in_flight} requests in progress, which is its limit")
+            raise RateLimited(f"the service has {use.in_flight} tokens in progress, which is its limit")
         self._charge(service, 1)
         use.in_flight += 1
+
+    def _widen(self, service: str, tokens: int) -> int:
+        """Count a request as `tokens` instead of one, or raise; return the number of places that it takes."""
+        use = self._use(service)
+        limits = [limit for limit in (self.concurrent_per_service, self.concurrent) if limit]
+        places = min([tokens, *limits])
+        if self.concurrent_per_service and use.in_flight - 1 + places > self.concurrent_per_service:
+            raise RateLimited(
+                f"the service has {use.in_flight - 1} tokens in progress; with this batch it has too many"
+            )
+        if self.concurrent and self.in_flight - 1 + places > self.concurrent:
+            raise Overloaded("the vault has more requests than it can answer in time")
+        self.in_flight += places - 1
+        use.in_flight += places - 1
+        return places
 
     def _charge(self, service: str, tokens: int, *, charged: int = 0) -> None:
         """Charge `tokens` instead of the `charged` ones, or charge nothing and raise `RateLimited`."""
@@ -74,10 +94,10 @@ class RequestLimits:
             )
         use.free_at = free_at
 
-    def _leave(self, service: str | None) -> None:
-        self.in_flight -= 1
+    def _leave(self, service: str | None, places: int) -> None:
+        self.in_flight -= places
         if service is not None:
-            self._use(service).in_flight -= 1
+            self._use(service).in_flight -= places
 
     def _use(self, service: str) -> _ServiceUse:
         return self._uses.setdefault(service, _ServiceUse())  # bounded by the number of services with a key
@@ -86,11 +106,12 @@ class RequestLimits:
 class AdmittedRequest:
     """A request that counts until it is closed."""
 
-    __slots__ = ("_limits", "_service")
+    __slots__ = ("_limits", "_places", "_service")
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
         self._service: str | None = None
+        self._places = 1
 
     def enter_service(self, service: str) -> None:
         """Count the request as one of this service, or raise `RateLimited`."""
@@ -98,9 +119,15 @@ class AdmittedRequest:
         self._service = service
 
     def charge(self, tokens: int) -> None:
-        """Charge the request as `tokens` instead of one, or raise `RateLimited` with the seconds to wait."""
-        if self._service is not None:
-            self._limits._charge(self._service, tokens, charged=1)  # noqa: SLF001  the two classes are one implementation
+        """Count the request as `tokens` instead of one, or raise `RateLimited` or `Overloaded`."""
+        if self._service is None:
+            return
+        self._limits._charge(self._service, tokens, charged=1)  # noqa: SLF001  the two classes are one implementation
+        try:
+            self._places = self._limits._widen(self._service, tokens)  # noqa: SLF001  the same
+        except (RateLimited, Overloaded):
+            self._limits._charge(self._service, 0, charged=tokens)  # noqa: SLF001  the same
+            raise
 
     def close(self) -> None:
-        self._limits._leave(self._service)  # noqa: SLF001  the two classes are one implementation
+        self._limits._leave(self._service, self._places)  # noqa: SLF001  the two classes are one implementation

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # `serve` imports this module before it has set prometheus-cl
     from app.observability.metrics.requests import WireMetrics
 
 _SLICE_BYTES: Final = 4096
+_PIECE_BYTES: Final = 64 * 1024  # of an answer, written at once
+_WRITE_BUFFER_BYTES: Final = 16 * 1024  # of one connection, that may be unread without its place being held
 _RESERVED_DESCRIPTORS: Final = 200  # for the store, KMS, the audit trail, the key file and uvicorn itself
 _HEADERS: Final = b"".join(b"\r\n" + name + b": " + value for name, value in SECURITY_HEADERS)
 _END: Final = b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -65,12 +67,16 @@ class LimitedHttp(HttpToolsProtocol):
     a new one replaces the one that is idle for longest. Idle means that no complete head waits for its answer, or that
     the answer is not read; so slow heads and connections that never send are replaced too. Only if none is idle is the
     new connection closed.
+
+    The application's `send` returns when the network has taken what was sent, all but a few KiB, or the connection has
+    ended. So a request ends when its answer has left the process.
     """
 
     limits: ClassVar[HttpLimits] = HttpLimits()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  uvicorn's
         super().__init__(*arguments, **options)
+        self._application, self.app = self.app, self._send_until_taken
         self._idle = _idle_connections.setdefault(self.server_state, OrderedDict())
         self._metrics: WireMetrics | None = self.app_state.get("wire")
         self._timer: asyncio.TimerHandle | None = None
@@ -84,6 +90,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES, low=0)
         self._timer = self.loop.call_later(self.limits.tick_seconds, self._tick)
         if self._metrics is not None:
             self._metrics.opened()
@@ -165,6 +172,27 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_response_complete()
         if self._is_refused and not self._is_serving:
             self.transport.close()
+
+    async def _send_until_taken(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  uvicorn's
+        """Run the application with a `send` that waits for the network.
+
+        The body goes in pieces, because over TLS only the second write waits for the first.
+        """
+
+        async def write(message: Any) -> None:  # noqa: ANN401  ASGI's
+            await send(message)
+            if self.flow.write_paused:
+                await self.flow.drain()
+
+        async def send_in_pieces(message: Any) -> None:  # noqa: ANN401  ASGI's
+            body = message.get("body", b"")
+            last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
+            for start in range(0, last, _PIECE_BYTES):
+                piece = body[start : start + _PIECE_BYTES]
+                await write({"type": message["type"], "body": piece, "more_body": True})
+            await write(message | {"body": body[last:]} if last else message)
+
+        await self._application(scope, receive, send_in_pieces)
 
     # --- Bounds.
 

@@ -210,6 +210,21 @@ def test_an_outage_refuses_writes_and_serves_cached_users(kms: Kms, plain: KmsSe
     eventually(lambda: client.get(_path(cold["user_id"])).status_code == 200, within_seconds=RECOVERY_SECONDS)
 
 
+def test_a_batch_is_503_if_every_token_in_it_would_be(kms: Kms, plain: KmsService) -> None:
+    client = plain.client
+    cold = [{"user_id": plain.insert_cold(kms)["user_id"], "provider": "canvas"} for _ in range(3)]
+    missing = {"user_id": str(uuid4()), "provider": "canvas"}
+    kms.faults.down()
+    answer = client.post("/v1/tokens/batch-get", json={"tokens": cold})
+    problem(answer, 503, "key_unavailable")
+    assert 1 <= int(answer.headers["retry-after"]) <= 5
+    mixed = client.post("/v1/tokens/batch-get", json={"tokens": [*cold, missing]})
+    assert mixed.status_code == 200
+    codes = [one["problem"]["code"] for one in mixed.json()["results"]]
+    assert codes == [*["key_unavailable"] * 3, "token_not_found"]
+    kms.faults.clear()
+
+
 def test_the_fallback_writes_locally_and_marks_the_row(kms: Kms, fallback: KmsService) -> None:
     user, client = str(uuid4()), fallback.client
     kms.faults.down()

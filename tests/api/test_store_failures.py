@@ -35,7 +35,8 @@ CALLS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "reveal": lambda client: client.get(CANVAS),
     "list": lambda client: client.get(TOKENS),
     "batch": lambda client: client.post(
-        "/v1/tokens/batch-get", json={"tokens": [{"user_id": USER, "provider": "canvas"}] * 3}
+        "/v1/tokens/batch-get",
+        json={"tokens": [{"user_id": USER, "provider": provider} for provider in ("canvas", "google", "notion")]},
     ),
     "delete": lambda client: client.delete(CANVAS),
     "erase": lambda client: client.delete(TOKENS),

@@ -121,7 +121,48 @@ def test_zero_limits_nothing() -> None:
     assert limits.in_flight == len(held)
 
 
-def _entered(limits: RequestLimits) -> AdmittedRequest:
+def _entered(limits: RequestLimits, service: str = "jobs") -> AdmittedRequest:
     admitted = limits.admit()
-    admitted.enter_service("jobs")
+    admitted.enter_service(service)
     return admitted
+
+
+def test_a_batch_takes_the_places_of_its_tokens() -> None:
+    limits = RequestLimits(concurrent=250, concurrent_per_service=150)
+    batch = _entered(limits)
+    batch.charge(100)
+    assert (limits.in_flight, limits.in_flight_of("jobs")) == (100, 100)
+    with pytest.raises(RateLimited):
+        _ask(limits, 100)
+    other = _entered(limits, "another")
+    other.charge(100)
+    third = _entered(limits, "third")
+    with pytest.raises(Overloaded):
+        third.charge(100)
+    third.close()
+    assert limits.in_flight == 200, "a refused batch takes no place"
+    batch.close()
+    _ask(limits, 100)
+    other.close()
+    assert (limits.in_flight, limits.in_flight_of("jobs"), limits.in_flight_of("another")) == (0, 0, 0)
+
+
+def test_a_batch_larger_than_a_limit_passes_alone() -> None:
+    limits = RequestLimits(concurrent=50, concurrent_per_service=10)
+    single = _entered(limits)
+    with pytest.raises(RateLimited):
+        _ask(limits, 100)
+    single.close()
+    _ask(limits, 100)
+    assert limits.in_flight == 0
+
+
+def test_a_batch_refused_for_its_places_does_not_use_the_rate() -> None:
+    limits = RequestLimits(tokens_per_second=100, concurrent_per_service=100, monotonic=Clock())
+    held = _entered(limits)
+    for _ in range(50):
+        with pytest.raises(RateLimited, match="in progress"):
+            _ask(limits, 100)
+    held.close()
+    _ask(limits, 100)
+    _ask(limits, 99)

@@ -29,7 +29,7 @@ BOUND_SECONDS = 60  # shows a hang
 USER = str(uuid4())
 CANVAS = f"/v1/users/{USER}/tokens/canvas"
 # each item leaves a log line, because none of these tokens exists
-BATCH = {"tokens": [{"user_id": USER, "provider": "canvas"}] * 100}
+BATCH = {"tokens": [{"user_id": USER, "provider": "canvas", "service_type": f"s{number}"} for number in range(100)]}
 BATCHES = 120  # more lines than the writer of a worker keeps
 LINES_OF_REQUESTS = {"request", "token_operation"}
 

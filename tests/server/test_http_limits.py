@@ -246,6 +246,30 @@ async def test_an_unread_answer_is_dropped() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("sent", [b"GET /large HTTP/1.1\r\nHost: vault\r\n\r\n", b"GET /large HTTP/1.0\r\n\r\n"])
+async def test_a_request_lasts_until_its_answer_has_left_the_process(sent: bytes) -> None:
+    async with echo_vault() as vault:
+        reader, writer = await vault.connect()
+        writer.write(sent)
+        await until(lambda: len(vault.seen) == 1)
+        await asyncio.sleep(0.3)
+        assert len(vault.requests) == 1, "the answer is not read"
+        received = 0
+        while vault.requests:
+            received += len(await reader.read(65536))
+        assert received > 1_000_000, "most of it does not fit into the buffers of the network"
+        writer.close()
+
+
+async def test_an_unread_answer_that_is_dropped_ends_its_request() -> None:
+    async with echo_vault(replace(LIMITS, unread_seconds=0.3)) as vault:
+        _, writer = await vault.connect()
+        writer.write(b"GET /large HTTP/1.1\r\nHost: vault\r\n\r\n")
+        await until(lambda: vault.refused() == {"unread": 1})
+        await until(lambda: not vault.requests)
+        writer.close()
+
+
 async def test_reading_a_little_gives_no_more_time_for_an_answer() -> None:
     """The whole answer would take a thousand times `unread_seconds`."""
     async with echo_vault(replace(LIMITS, unread_seconds=0.3)) as vault:

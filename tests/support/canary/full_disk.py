@@ -26,7 +26,8 @@ def full_audit_disk(traffic: Traffic, audit: Path) -> None:
     user_id = str(uuid4())
     canvas = f"/v1/users/{user_id}/tokens/canvas"
     traffic.send_until(201, "PUT", canvas, json=traffic.body())
-    batch = {"tokens": [{"user_id": user_id, "provider": "canvas"}] * _ENTRIES}
+    token_ids = [{"user_id": user_id, "provider": "canvas", "service_type": f"s{number}"} for number in range(_ENTRIES)]
+    batch = {"tokens": token_ids}
     server = _server(traffic.service)
     with one_wire_to_each_worker(server) as wires:
         while min(_sizes(server, audit).values()) < traffic.service.log.stat().st_size + _SPARE_BYTES:

@@ -38,7 +38,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(slots=True)
 class EchoVault:
-    """Echoes each request as the application saw it.
+    """Echoes each request as the application saw it. `requests` are the tasks of those that have not ended.
 
     `/large` answers with 8 MB at once, `/pieces` with 100 MB in pieces. Answers wait until `may_answer` is set. With
     `reads=False` the application answers without reading the body.
@@ -46,6 +46,7 @@ class EchoVault:
 
     port: int
     protocols: set[Any]
+    requests: set[Any]
     metrics: VaultMetrics
     reads: bool
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +101,7 @@ async def echo_vault(limits: HttpLimits = LIMITS, *, reads: bool = True) -> Asyn
 
     Limited.limits = limits
     state, metrics = ServerState(), VaultMetrics()
-    vault = EchoVault(port=0, protocols=state.connections, metrics=metrics, reads=reads)
+    vault = EchoVault(port=0, protocols=state.connections, requests=state.tasks, metrics=metrics, reads=reads)
     vault.may_answer.set()
     config = uvicorn.Config(
         vault.application, log_config=None, http=Limited, ws="none", interface="asgi3", timeout_keep_alive=300
