@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -16,6 +17,8 @@ from app.security.keyring import new_key_text
 _DATABASE = Path("data/vault.db")
 _AUDIT = Path("data/audit/audit.jsonl")
 _SERVICE_KEYS = Path("data/service-keys.json")
+_SECRETS = ("TOKEN_ENCRYPTION_KEY", "AUDIT_KEY")  # written unless a file holds them
+_KEY_LIFETIME = timedelta(days=365)
 _EXAMPLE_USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
 _ENV = """\
@@ -57,7 +60,8 @@ def init() -> None:
 
 
 def _write_env() -> None:
-    if _DATABASE.exists() and "TOKEN_ENCRYPTION_KEY" not in os.environ:
+    from_files = {name for name in _SECRETS if f"{name}_FILE" in os.environ}
+    if _DATABASE.exists() and "TOKEN_ENCRYPTION_KEY" not in os.environ.keys() | from_files:
         raise UsageError(
             f"{_DATABASE} holds tokens, but {ENV_FILE} with their master key is missing. Restore it: a new key cannot "
             f"decrypt them. Without it, move {_DATABASE} away to start empty."
@@ -69,6 +73,7 @@ def _write_env() -> None:
         audit=_AUDIT,
         audit_key=new_key_text(),
     )
+    text = "".join(line for line in text.splitlines(keepends=True) if line.partition("=")[0] not in from_files)
     draft = ENV_FILE.with_name(f"{ENV_FILE.name}.{os.getpid()}.new")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -81,17 +86,22 @@ def _write_env() -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise UsageError(f"{ENV_FILE} cannot be written: {error.strerror}") from None
+    if "TOKEN_ENCRYPTION_KEY" in from_files:
+        click.echo(f"Created {ENV_FILE}; the master key is in the file that TOKEN_ENCRYPTION_KEY_FILE names.")
+        return
     click.echo(f"Created {ENV_FILE} with a new master key. Keep a copy: without that key no token can be decrypted.")
 
 
 def _write_service_keys(settings: Settings, path: Path) -> None:
     key = generate_key()
+    end = datetime.now(UTC).replace(microsecond=0) + _KEY_LIFETIME
+    entry = ServiceKey(service="development", sha256=hash_key(key), scopes=frozenset(Scope), expires_at=end)
     try:
-        add_key(path, ServiceKey(service="development", sha256=hash_key(key), scopes=frozenset(Scope)))
+        add_key(path, entry)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     url = f"http://{settings.host}:{settings.port}/v1/users/{_EXAMPLE_USER}/tokens/canvas"
-    click.echo(f"Created {path} with a service key for development. It is shown only once:\n")
+    click.echo(f"Created {path} with a service key for development until {end:%Y-%m-%d}. It is shown only once:\n")
     click.echo(f"    {key}\n")
     click.echo("With the vault running (`token-vault serve`), store a token, reveal it and rotate it:\n")
     click.echo(_CURL.format(url=url, key=key))

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic_settings import NoDecode
 
 from app.audit.signing_key import AuditKey, decode_audit_key
-from app.config.source import FROM_ENVIRONMENT
+from app.config.source import EnvironmentSettings
 
 
 def _decodes(key: SecretStr) -> SecretStr:
@@ -36,10 +36,8 @@ AuditKeyText = Annotated[SecretStr, AfterValidator(_decodes)]
 AuditKeyTexts = Annotated[tuple[AuditKeyText, ...], NoDecode, BeforeValidator(_list_of_keys)]
 
 
-class AuditReaderSettings(BaseSettings):
+class AuditReaderSettings(EnvironmentSettings):
     """The settings that verifying and reading the audit trail need; an auditor has no other secret of the vault."""
-
-    model_config = FROM_ENVIRONMENT
 
     audit_log: str | None = None
     audit_key: AuditKeyText | None = None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings
 
-from app.config.source import FROM_ENVIRONMENT, loaded
+from app.config.source import EnvironmentSettings, loaded
 
 
-class ListeningSettings(BaseSettings):
+class ListeningSettings(EnvironmentSettings):
     """The settings that a health probe needs; none is secret."""
-
-    model_config = FROM_ENVIRONMENT
 
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
@@ -47,6 +45,24 @@ def is_host(text: str) -> bool:
     except UnicodeError:
         return False
     return bool(encoded) and text.isprintable() and not any(map(str.isspace, text))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; a name other than `localhost` may be any address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def unencrypted_listener(host: str, *, tls: bool) -> str | None:
+    """Return a warning if other machines reach this host and the vault does not speak TLS on it."""
+    if tls or is_loopback(host):
+        return None
+    return (
+        f"the vault listens on {host} without TLS: tokens and service keys cross the network unencrypted unless only a "
+        "proxy that speaks TLS reaches the port; set TLS_CERT_FILE, or listen on the loopback address"
+    )
 
 
 def load_listening_settings() -> ListeningSettings:

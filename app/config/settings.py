@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic_settings import NoDecode
 
 from app.config.audit import AuditKeyText, AuditKeyTexts
-from app.config.listening import ListeningSettings
-from app.config.source import ENV_FILE, FROM_ENVIRONMENT, SettingsError, loaded
+from app.config.listening import ListeningSettings, is_loopback
+from app.config.setting_names import misspelt_variables, setting_names
+from app.config.source import ENV_FILE, EnvironmentSettings, SettingsError, loaded
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 from app.security.kms.connection import KmsConnection
 from app.strict_json import unique_members
@@ -74,6 +75,7 @@ class Settings(ListeningSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"
     metrics: bool = True
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     metrics_census_seconds: Annotated[float, Field(ge=0, le=31 * 86_400)] = 300
     otel_traces: bool = False
 
@@ -155,6 +157,8 @@ class Settings(ListeningSettings):
         yield from self._wrong_store()
         yield from self._wrong_kms()
         yield from self._wrong_master_keys()
+        if self.metrics_port == self.port:
+            yield "METRICS_PORT is PORT; the second listener needs a port of its own"
         if self.audit_log is not None and self.audit_key is None:
             yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 
@@ -220,8 +224,11 @@ class Settings(ListeningSettings):
             yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
         if self.aws_endpoint_url_kms is not None and _crosses_a_network(self.aws_endpoint_url_kms):
             yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
-        if self.supabase_url is not None and self.supabase_url.startswith("http://"):
+        if self.supabase_url is not None and _crosses_a_network(self.supabase_url):
             yield "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
+        if self.metrics_port is not None and not (self.metrics or self.api_docs):
+            yield "METRICS_PORT has no effect while METRICS and API_DOCS are false"
+        yield from misspelt_variables(os.environ, setting_names(Settings))
 
     def _audit_warnings(self) -> Iterator[str]:
         if self.audit_log is None:
@@ -232,7 +239,7 @@ class Settings(ListeningSettings):
 
 def load_settings() -> Settings:
     """Read the environment and `.env`, or raise `SettingsError`."""
-    return loaded(Settings)
+    return loaded(Settings, names_of=Settings)
 
 
 def metrics_folder() -> Path | None:
@@ -255,7 +262,7 @@ def _names_a_host(url: str) -> bool:
 
 
 def _crosses_a_network(url: str) -> bool:
-    return url.startswith("http://") and urlsplit(url).hostname not in {"127.0.0.1", "::1", "localhost"}
+    return url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
 
 
 def _require_length(key: SecretStr) -> None:
@@ -263,10 +270,8 @@ def _require_length(key: SecretStr) -> None:
         raise PydanticCustomError("key_length", f"has less than {MINIMUM_KEY_BYTES} bytes after decoding")
 
 
-class _KmsLocation(BaseSettings):
+class _KmsLocation(EnvironmentSettings):
     """The settings of `token-vault kms setup`, which runs before the others are complete."""
-
-    model_config = FROM_ENVIRONMENT
 
     aws_region: str | None = None
     aws_endpoint_url_kms: str | None = None
@@ -274,5 +279,5 @@ class _KmsLocation(BaseSettings):
 
 def load_admin_connection(*, region: str | None) -> KmsConnection:
     """Return the KMS that the service will use, without credentials; raises `SettingsError`."""
-    location = loaded(_KmsLocation)
+    location = loaded(_KmsLocation, names_of=Settings)
     return KmsConnection(region=region or location.aws_region, endpoint_url=location.aws_endpoint_url_kms)

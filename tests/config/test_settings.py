@@ -134,7 +134,7 @@ def test_previous_keys_are_read_by_version(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(f"TOKEN_ENCRYPTION_KEY={MASTER_KEY}\nPORT=9000\nHOST=0.0.0.0\nUNKNOWN=1\n")
+    (tmp_path / ".env").write_text(f"TOKEN_ENCRYPTION_KEY={MASTER_KEY}\nPORT=9000\nHOST=0.0.0.0\n")
     monkeypatch.setenv("PORT", "9001")
     settings = load_settings()
     assert (settings.port, settings.host) == (9001, "0.0.0.0")  # noqa: S104  a value, nothing listens

@@ -18,6 +18,7 @@ import pytest
 
 from app.api.problems import STATUS
 from app.callers.service_keys import Scope
+from app.config.secret_files import file_fields
 from app.config.settings import Settings
 from app.main import create_app
 from tests.support.api.service import COMMAND, Service, running_service
@@ -90,6 +91,11 @@ def test_env_example_holds_the_defaults_and_no_secret(monkeypatch: pytest.Monkey
 def test_every_setting_of_env_example_has_a_comment_or_follows_one_that_has() -> None:
     commented = re.findall(r"^# .+\n([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)
     assert set(SETTINGS) - set(commented) == {"PORT"}, "PORT shares HOST's comment"
+
+
+def test_every_secret_of_env_example_can_come_from_a_file() -> None:
+    secret = re.findall(r"^# Secret\.(?:.*\n#)*.*\n([A-Z_]+)=", ENV_EXAMPLE, re.MULTILINE)
+    assert sorted(name.lower() for name in secret) == sorted(file_fields(Settings))
 
 
 def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:

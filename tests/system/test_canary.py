@@ -18,12 +18,13 @@ from tests.support.stores.stores import SqliteStore, SupabaseStore
 
 @pytest.fixture(scope="module", params=["sqlite", "supabase"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kms_server: Kms) -> Iterator[Run]:
-    """Two workers on SQLite, which share metrics; one process on Supabase."""
+    """Two workers on SQLite, which share metrics and have their secrets from files; one process on Supabase."""
     folder = tmp_path_factory.mktemp("canary")
     kms_server.renew()
     if request.param == "sqlite":
         store, commands = SqliteStore(folder / DATABASE), (*OF_EACH_STORE, *OF_ANY_STORE)
-        yield canary_run(folder, store, kms_server, supabase_key=None, workers=2, commands=commands)
+        secrets = tmp_path_factory.mktemp("secrets")
+        yield canary_run(folder, store, kms_server, supabase_key=None, workers=2, commands=commands, secrets=secrets)
     else:
         stack = request.getfixturevalue("supabase_stack")
         stack.reset()
@@ -79,6 +80,7 @@ def test_no_log_or_file_contains_a_secret(run: Run) -> None:
 def test_no_command_prints_a_secret(run: Run) -> None:
     printed = {place.name: place.content for place in run.commands}
     assert {"doctor: 0", "rewrap: 1", f"{SCRIPT}: 1"} <= printed.keys(), "unreadable rows remain"
+    assert {name for name in printed if name.startswith("wrong file")} <= {"wrong file, doctor: 2"}
     assert "health: 1" in printed, "the vault has stopped"
     if "doctor: 2" not in printed:
         assert b"Intact: " in printed["audit verify: 0"]

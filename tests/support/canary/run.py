@@ -18,6 +18,7 @@ from tests.support.canary.faults import failing_kms, failing_store
 from tests.support.canary.full_disk import full_audit_disk
 from tests.support.canary.rows import corrupt_rows, legacy_rows
 from tests.support.canary.search import Place, Secret
+from tests.support.canary.secret_files import in_files, with_wrong_files
 from tests.support.canary.secrets import Marked, data_keys
 from tests.support.canary.traffic import BOUND_SECONDS, Traffic
 from tests.support.paths import ROOT
@@ -27,7 +28,8 @@ from tests.support.stores.stores import Store
 
 # commands that depend on the store, and commands that do not; GET /v1/encryption covers `encryption status`
 SCRIPT: Final = "migrate_to_kms.py"
-OF_EACH_STORE: Final = (("doctor",), ("rewrap",), (SCRIPT,), ("health",))
+DOCTOR: Final = ("doctor",)
+OF_EACH_STORE: Final = (DOCTOR, ("rewrap",), (SCRIPT,), ("health",))
 OF_ANY_STORE: Final = (
     ("keys", "retire", "1"),
     ("service-key", "list"),
@@ -61,9 +63,19 @@ class Run:
 
 
 def canary_run(
-    folder: Path, store: Store, kms: Kms, *, supabase_key: str | None, workers: int, commands: Sequence[Command]
+    folder: Path,
+    store: Store,
+    kms: Kms,
+    *,
+    supabase_key: str | None,
+    workers: int,
+    commands: Sequence[Command],
+    secrets: Path | None = None,
 ) -> Run:
-    """Serve in this folder from the start to SIGTERM, and run the commands afterwards."""
+    """Serve in this folder from the start to SIGTERM, and run the commands afterwards.
+
+    With a folder for them, the settings that are secret come from files.
+    """
     marked = Marked()
     audit = folder / "audit"
     temporary = folder / "tmp"
@@ -75,6 +87,8 @@ def canary_run(
         "AUDIT_LOG": str(audit / "audit.jsonl"),
         "TMPDIR": str(temporary),
     }
+    if secrets is not None:
+        settings = in_files(settings, secrets)
     with collecting() as collector:
         settings |= collector.environment(marked.collector_key)
         with running_service(folder, settings, "--workers", str(workers)) as service, service.client() as client:
@@ -100,6 +114,9 @@ def canary_run(
             broken = {"SUPABASE_SERVICE_KEY": "x", "TOKEN_ENCRYPTION_PREVIOUS_KEYS": "{}"}
             broken["AUDIT_PREVIOUS_KEYS"] = marked.audit_key
             printed += _printed(folder, settings | broken, OF_EACH_STORE[:1])
+        if secrets is not None:
+            for wrong in with_wrong_files(settings, secrets):
+                printed += [Place(f"wrong file, {one.name}", one.content) for one in _printed(folder, wrong, [DOCTOR])]
     trail = files(audit)
     return Run(
         traffic=traffic,
