@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 import structlog
 from fastapi import FastAPI
 
+from app.api.metrics_listener import MetricsListener
 from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
-from app.api.routes import routers
+from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
@@ -110,10 +111,15 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
     app.add_middleware(
         RequestContext, metrics=None if instrumentation.metrics is None else instrumentation.metrics.requests
     )
-    for router in routers(with_metrics=instrumentation.metrics is not None):
+    for router in routers():
         app.router.routes.extend(router.routes)  # include_router would match each path twice
+    keyless = metrics_routes() if instrumentation.metrics is not None else []
     if settings.api_docs:
-        app.router.routes.append(document_route(app))
+        keyless.append(document_route(app))
+    if settings.metrics_port is None:
+        app.router.routes.extend(keyless)
+    else:
+        app.router.routes.insert(0, MetricsListener(port=settings.metrics_port, routes=keyless))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -146,6 +152,8 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         )
         stack.callback(encryption.close)
         service_keys = build_service_key_directory(settings)
+        if endless := service_keys.endless_keys():
+            _log.warning("setting_is_weak", reason=endless)
         repository = instrumentation.instrument(await open_repository(settings))
         stack.push_async_callback(repository.close)
         audit = await open_audit(settings, counters=metrics and metrics.audit)

@@ -17,6 +17,7 @@ from app.errors import Unauthenticated
 _log = structlog.get_logger()
 RELOAD_SECONDS = 1.0
 MAXIMUM_FILE_BYTES = 1024 * 1024
+_NAMED = 5  # services in a warning
 _NOBODY = ServiceKey(service="nobody", sha256="0" * 64, scopes=frozenset(), expires_at=datetime.min.replace(tzinfo=UTC))
 
 
@@ -55,6 +56,16 @@ class ServiceKeyDirectory:
         """Return the service of every live key, so a service with two keys twice."""
         self._reload_if_due()
         return [key.service for key in self._keys.values() if key.is_alive()]
+
+    def endless_keys(self) -> str | None:
+        """Return a warning that names the services whose keys never expire, or `None`."""
+        self._reload_if_due()
+        services = sorted({key.service for key in self._keys.values() if key.expires_at is None})
+        if not services:
+            return None
+        more = f" and {len(services) - _NAMED} more" if len(services) > _NAMED else ""
+        names = ", ".join(services[:_NAMED]) + more
+        return f"a stolen service key works for ever if it never expires: replace those of {names} by keys with an end"
 
     def identify(self, presented: str) -> ServiceKey:
         """Return the key's entry, or raise `Unauthenticated`.

@@ -18,6 +18,7 @@ from app.cli.doctor_finding import DoctorFinding, Severity
 from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
 from app.config.audit import audit_key
+from app.config.listening import unencrypted_listener
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging
@@ -47,7 +48,7 @@ def doctor() -> None:
 
 def _findings(settings: Settings) -> Iterator[DoctorFinding]:
     yield from _check_settings(settings)
-    yield _check_service_keys(settings)
+    yield from _check_service_keys(settings)
     yield _check_encryption(settings)
     if settings.kms_key_id is not None:
         from app.cli.doctor_kms import kms_findings  # noqa: PLC0415  imports boto3
@@ -68,25 +69,31 @@ def _check_settings(settings: Settings) -> Iterator[DoctorFinding]:
     subject = "settings"
     primary = "KMS" if settings.use_kms else f"key version {settings.encryption_key_version}"
     yield DoctorFinding.ok(subject, f"TOKEN_STORE={settings.token_store}, new tokens are encrypted with {primary}")
-    for warning in settings.warnings():
+    unencrypted = unencrypted_listener(settings.host, tls=settings.tls_cert_file is not None)
+    for warning in (*settings.warnings(), *([] if unencrypted is None else [unencrypted])):
         yield DoctorFinding.warning(subject, warning)
     if ENV_FILE.exists() and ENV_FILE.stat().st_mode & 0o077:
         text = f"other users of this machine can read {ENV_FILE}: chmod 600 {ENV_FILE}"
         yield DoctorFinding.warning(subject, text)
 
 
-def _check_service_keys(settings: Settings) -> DoctorFinding:
+def _check_service_keys(settings: Settings) -> Iterator[DoctorFinding]:
     subject = "service keys"
     try:
         directory = build_service_key_directory(settings)
     except SettingsError as error:
-        return DoctorFinding.failure(subject, str(error))
+        yield DoctorFinding.failure(subject, str(error))
+        return
     if directory.problem is not None:
-        return DoctorFinding.failure(subject, f"{directory.problem}; until this is fixed none of its keys is valid")
+        yield DoctorFinding.failure(subject, f"{directory.problem}; until this is fixed none of its keys is valid")
+        return
     alive = directory.alive_services()
-    if not alive:
-        return DoctorFinding.warning(subject, "no key is valid; create one with `token-vault service-key create`")
-    return DoctorFinding.ok(subject, f"{len(alive)} valid: {', '.join(sorted(set(alive)))}")
+    if alive:
+        yield DoctorFinding.ok(subject, f"{len(alive)} valid: {', '.join(sorted(set(alive)))}")
+    else:
+        yield DoctorFinding.warning(subject, "no key is valid; create one with `token-vault service-key create`")
+    if endless := directory.endless_keys():
+        yield DoctorFinding.warning(subject, endless)
 
 
 def _check_encryption(settings: Settings) -> DoctorFinding:

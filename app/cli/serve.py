@@ -15,19 +15,19 @@ from typing import NoReturn
 
 import click
 import structlog
-import uvicorn
 
 from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
 from app.cli.errors import UsageError, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, require_tracing
 from app.config.certificate_authorities import client_ssl_context
-from app.config.listening import is_host
+from app.config.listening import is_host, unencrypted_listener
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
 from app.server.hardening import raise_open_file_limit, warn_about_root
 from app.server.http_limits import LimitedHttp
+from app.server.listeners import run_one_process
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 from app.server.workers import supervise
 from app.stores.sqlite.database import prepare_database
@@ -76,6 +76,10 @@ def serve(
     if host and not is_host(host):
         raise UsageError("--host is neither an address nor a host name")
     settings = settings_or_stop()
+    host = host or settings.host
+    port = settings.port if port is None else port
+    if port == settings.metrics_port:
+        raise UsageError("METRICS_PORT is the port of the API; the second listener needs a port of its own")
     tls = _tls(
         tls_cert or settings.tls_cert_file,
         tls_key or settings.tls_key_file,
@@ -87,19 +91,23 @@ def serve(
     _require_audit(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     _warn_about(expires_at)
+    unencrypted = unencrypted_listener(host, tls=tls is not None)
+    if unencrypted is not None:
+        _log.warning("setting_is_weak", reason=unencrypted)
     warn_about_root()
     raise_open_file_limit()
     signal.signal(signal.SIGTERM, _exit_successfully)  # uvicorn raises the signal again after its shutdown
     try:
         with _metrics_folder(shared=settings.metrics and workers > 1):
-            run = supervise if workers > 1 else uvicorn.run
+            run = supervise if workers > 1 else run_one_process
             run(
                 "app.main:create_hardened_app",
                 factory=True,
                 http="app.server.http_limits:LimitedHttp",
                 loop="uvloop",
-                host=host or settings.host,
-                port=settings.port if port is None else port,
+                host=host,
+                port=port,
+                metrics_port=settings.metrics_port,
                 workers=workers,
                 log_config=None,
                 access_log=False,  # it would print paths and query strings

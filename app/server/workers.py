@@ -15,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.config.settings import METRICS_FOLDER
 from app.server.hardening import protect_process
+from app.server.listeners import bind
 
 # read by the interpreter, the loader and the C library before there is a pipe; every other variable may be secret
 _OPEN: Final = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", METRICS_FOLDER})
@@ -33,13 +34,13 @@ class _WorkerConfig(uvicorn.Config):
         os.environ.update(self.hidden)
 
 
-def supervise(app: str, **options: Any) -> None:  # noqa: ANN401  uvicorn's
+def supervise(app: str, *, metrics_port: int | None, **options: Any) -> None:  # noqa: ANN401  uvicorn's
     """Run workers as `uvicorn.run` does; remove every variable that may be secret from this process's environment."""
     config = _WorkerConfig(app, **options)
     config.hidden = _hidden_variables()
     for name in config.hidden:
         del os.environ[name]
-    Multiprocess(config, sockets=[config.bind_socket()]).run()
+    Multiprocess(config, sockets=bind(config, metrics_port)).run()
 
 
 def _hidden_variables() -> dict[str, str]:

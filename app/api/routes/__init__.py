@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.routing import BaseRoute
 
 from app.api.routes import batch, encryption, health, tokens, user_tokens
 
 
-def routers(*, with_metrics: bool) -> list[APIRouter]:
-    """Return every router; that of `/metrics` only if metrics are on."""
-    always = [tokens.router, user_tokens.router, batch.router, encryption.router, health.router]
-    return [*always, health.metrics_router] if with_metrics else always
+def routers() -> list[APIRouter]:
+    """Return every router but that of `/metrics`, which may be off or on another port."""
+    return [tokens.router, user_tokens.router, batch.router, encryption.router, health.router]
+
+
+def metrics_routes() -> list[BaseRoute]:
+    """Return the routes of `/metrics`."""
+    return list(health.metrics_router.routes)

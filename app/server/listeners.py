@@ -1,0 +1,44 @@
+"""Listening sockets: that of the API and, if METRICS_PORT is set, one more on the same host with the same TLS.
+
+With several workers each of them accepts on both, so metrics are answered while any worker lives.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+import structlog
+import uvicorn
+
+_log = structlog.get_logger()
+
+
+def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket]:
+    """Bind the sockets and log their addresses; exits with uvicorn's code if a port is taken."""
+    sockets = [config.bind_socket()]
+    if metrics_port is not None:
+        second = uvicorn.Config(
+            config.app, host=config.host, port=metrics_port, log_config=None, ssl_certfile=config.ssl_certfile
+        )
+        try:
+            sockets.append(second.bind_socket())
+        except SystemExit:  # uvicorn's line has the reason alone
+            _log.critical("failed", reason="METRICS_PORT cannot be opened")
+            raise
+    return sockets
+
+
+def run_one_process(app: str, *, metrics_port: int | None, **options: Any) -> None:  # noqa: ANN401  uvicorn's
+    """Serve in this process, as `uvicorn.run` does, on both listeners."""
+    if metrics_port is None:
+        uvicorn.run(app, **options)
+        return
+    config = uvicorn.Config(app, **options)
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=bind(config, metrics_port))
+    if not server.started:
+        sys.exit(1)
