@@ -167,6 +167,19 @@ as $function$
         where rolname = 'token_vault' and (rolsuper or rolcreaterole or rolcreatedb or rolreplication)
 
         union all
+        select 'role', pg_catalog.format('the role token_vault may also use %s', classes.oid::regclass)
+        from tokens, pg_catalog.pg_class as classes, pg_catalog.pg_roles as roles
+        where roles.rolname = 'token_vault'
+          and classes.oid <> tokens.oid
+          and exists (
+              select
+              from pg_catalog.aclexplode(classes.relacl) as acl
+              where acl.grantee = roles.oid
+                 -- it bypasses the row level security that makes such a grant safe
+                 or acl.grantee = 0 and classes.relrowsecurity
+          )
+
+        union all
         select 'role', 'the role token_vault has no bypassrls, so row level security hides every row from it'
         from pg_catalog.pg_roles
         where rolname = 'token_vault' and not rolbypassrls and not rolsuper

@@ -275,6 +275,16 @@ FOUND: list[tuple[LiteralString, str, str]] = [
     ("drop trigger token_vault_mark_foreign_write on public.oauth_tokens", "marker", "is missing or disabled"),
     ("grant service_role to anon", "membership", "anon is a member of service_role"),
     ("alter role token_vault createrole", "role", "may create roles"),
+    (
+        "create table public.notes (); grant select on public.notes to token_vault",
+        "role",
+        "token_vault may also use public.notes",
+    ),
+    (
+        "create table public.notes (); alter table notes enable row level security; grant all on notes to public",
+        "role",
+        "token_vault may also use public.notes",
+    ),
     ("alter role token_vault nobypassrls", "role", "has no bypassrls"),
 ]
 
