@@ -41,13 +41,14 @@ from app.security.local_strategy import LocalStrategy
 from app.security.strategy import EncryptionReader, EncryptionStrategy
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.cipher import TokenCipher
-from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents, TokenObserver
+from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.models import StoredToken
 from app.tokens.provider_rules import PROVIDER_RULES
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:  # OpenTelemetry is an extra, and boto3 takes a while to import
+if TYPE_CHECKING:  # OpenTelemetry is an extra, and boto3 and prometheus-client take a while to import
+    from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
     from app.security.kms.client import KmsObserver
 
@@ -185,9 +186,15 @@ def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarg
     )
 
 
-def build_events(audit: AuditTrail, *observers: TokenObserver) -> TokenEvents:
-    """Connect the audit trail, the log and other observers to every operation on a token."""
-    return TokenEvents(audit=audit, observers=[OperationLog(), *observers])
+def build_events(audit: AuditTrail, metrics: VaultMetrics | None = None) -> TokenEvents:
+    """Connect the audit trail, the log and the metrics to every operation on a token."""
+    if metrics is None:
+        return TokenEvents(audit=audit, observers=[OperationLog()])
+    return TokenEvents(
+        audit=audit,
+        observers=[OperationLog(), metrics.operations, metrics.callers],
+        on_refusal=metrics.callers.refused,
+    )
 
 
 def build_vault(

@@ -85,6 +85,7 @@ def gauge_update(
     def update() -> None:
         metrics.requests.publish()
         metrics.wire.publish()
+        metrics.callers.publish()
         metrics.state.service_keys(len(service_keys.alive_services()))
         if encryption.data_keys is not None:
             metrics.state.data_keys(len(encryption.data_keys))
@@ -111,6 +112,7 @@ async def counting_rows(
 ) -> AsyncIterator[None]:
     """Count the rows every METRICS_CENSUS_SECONDS, unless that is 0."""
     rows.counted_every(settings.metrics_census_seconds)
+    rows.legacy_formats(allowed=settings.allow_legacy_formats)
     if settings.metrics_census_seconds == 0:
         yield
         return

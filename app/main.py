@@ -37,6 +37,7 @@ from app.observability.metrics.requests import WireMetrics
 from app.observability.readiness import Readiness
 from app.observability.unhandled import log_unhandled_in_loop
 from app.rewrap.background import BackgroundSweep
+from app.rewrap.legacy_window import warn_of_window
 from app.rewrap.on_read import RewrapOnRead
 from app.server.hardening import lock_memory_and_log, protect_process
 from app.tokens.cipher import TokenCipher
@@ -162,12 +163,14 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         readiness = build_readiness(settings, encryption, service_keys, repository, audit, on_states=on_states)
         stack.push_async_callback(readiness.close)
         cipher = TokenCipher(encryption=encryption.service)
-        events = build_events(audit, *(() if metrics is None else (metrics.operations,)))
+        events = build_events(audit, metrics)
         stack.callback(asyncio.create_task(_drop_expired_keys(encryption)).cancel)
 
         states = await readiness.states()  # also derives or fetches the primary's key, so no caller waits for it
         ready = "down" not in states.values()
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
+        if states["store"] != "down":
+            await warn_of_window(repository, allowed=settings.allow_legacy_formats)
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
         vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
         state = AppState(vault=vault, service_keys=service_keys, readiness=readiness, events=events)
@@ -189,12 +192,14 @@ async def _rewrapping(
     metrics: VaultMetrics | None,
 ) -> AsyncIterator[Callable[[StoredToken], None] | None]:
     """Rewrap tokens while the service runs; yields the function to call with each token that was read."""
-    on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=events)
+    legacy = settings.rewrap_legacy
+    on_read = RewrapOnRead(tokens=repository, cipher=cipher, events=events, rewrap_legacy=legacy)
     sweeps = BackgroundSweep(
         tokens=repository,
         cipher=cipher,
         events=events,
         interval_seconds=settings.rewrap_interval_seconds,
+        rewrap_legacy=legacy,
         observer=metrics and metrics.sweeps,
     )
     if settings.rewrap_interval_seconds > 0:

@@ -1,4 +1,8 @@
-"""Rewrap every token under AWS KMS: `token-vault rewrap`, refused unless KMS is the primary."""
+"""Rewrap every token under AWS KMS: `token-vault rewrap`, refused unless KMS is the primary.
+
+It rewraps rows in PulsePlan's formats too, and says before it begins that PulsePlan's own service cannot read them
+afterwards.
+"""
 
 from __future__ import annotations
 

@@ -121,6 +121,7 @@ def event_members(at: float, event: TokenEvent, omitted: int, *, retried: bool =
     caller, token_id = event.caller, event.token_id
     left_out = f',"omitted":{omitted}' if omitted else ""
     late = ',"late":true' if retried else ""
+    opened = f',"opened":[{",".join(quoted(one.value) for one in event.opened)}]' if event.opened else ""
     # formatted by hand because this runs for every operation, and json.dumps took three times as long
     return (
         f'"kind":"event","time":"{_timestamp(at)}","operation":"{event.operation.value}",'
@@ -128,7 +129,8 @@ def event_members(at: float, event: TokenEvent, omitted: int, *, retried: bool =
         f'"key":{_or_null(caller.key_fingerprint)},"request_id":{_or_null(caller.request_id or None)},'
         f'"user_id":{_or_null(event.user_id)},"provider":{_or_null(token_id.provider if token_id else None)},'
         f'"service_type":{_or_null(token_id.service_type if token_id else None)},'
-        f'"revealed":[{",".join(quoted(one.value) for one in event.revealed)}],"scheme":{_or_null(event.scheme)},'
+        f'"revealed":[{",".join(quoted(one.value) for one in event.revealed)}]{opened},'
+        f'"scheme":{_or_null(event.scheme)},'
         f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{left_out}{late}'
     )
 

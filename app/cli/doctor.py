@@ -22,6 +22,7 @@ from app.config.listening import unencrypted_listener
 from app.config.settings import ENV_FILE, Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging
+from app.rewrap.legacy_window import WINDOW_WITHOUT_NEED, window_problem
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 
 _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAILURE: "red"}
@@ -61,6 +62,7 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
 
         yield from access_findings(settings)
     yield from _check_tls(settings)
+    yield from _check_legacy_formats(settings)
     if settings.audit_log is not None:
         yield from audit_findings(settings, settings.audit_log)
 
@@ -129,6 +131,26 @@ async def _require_store(settings: Settings) -> None:
     tokens = await open_repository(settings)
     try:
         await tokens.check()
+    finally:
+        await tokens.close()
+
+
+def _check_legacy_formats(settings: Settings) -> Iterator[DoctorFinding]:
+    """Compare ALLOW_LEGACY_FORMATS with the rows, unless the store cannot be read, which is a finding of its own."""
+    try:
+        problem = asyncio.run(_legacy_window(settings))
+    except (VaultError, SettingsError):
+        return
+    if problem is not None:
+        yield DoctorFinding.warning("settings", problem)
+
+
+async def _legacy_window(settings: Settings) -> str | None:
+    if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
+        return WINDOW_WITHOUT_NEED if settings.allow_legacy_formats else None
+    tokens = await open_repository(settings)
+    try:
+        return await window_problem(tokens, allowed=settings.allow_legacy_formats)
     finally:
         await tokens.close()
 

@@ -131,6 +131,8 @@ def _advice(found: StatusReport) -> Iterator[str]:
         yield f"{unknown} of unknown format: `token-vault rewrap --dry-run` lists the unreadable rows."
     if census.due:
         yield "Run `token-vault rewrap`: it rewraps the rows that are due."
+        if census.legacy:
+            yield "PulsePlan's own service cannot read the rows in its formats once they are rewrapped."
     elif census.due == 0 and census.rows:
         yield "No row is due."
     for version in [] if census.unknown else unneeded_versions(settings, census):

@@ -52,6 +52,9 @@ def rewrap(  # noqa: PLR0917  click passes each by its name
 ) -> None:
     """Rewrap every token under the primary key, while the service runs.
 
+    Tokens in PulsePlan's formats are rewrapped too. PulsePlan's own service cannot read them afterwards; a notice says
+    so before the first one is rewrapped.
+
     Safe at any time: it may be stopped, killed, started again, and run several times at once. Progress goes to standard
     error; unreadable rows, which stay as they are, and the summary go to standard output.
 
@@ -68,6 +71,7 @@ def rewrap(  # noqa: PLR0917  click passes each by its name
         rows_per_second=rate,
         dry_run=dry_run,
         deadline_seconds=timeout_seconds,
+        rewrap_legacy=True,
     )
     settings = settings_or_stop()
     configure_command_logging()
@@ -90,7 +94,7 @@ def _parse_shard(text: str | None) -> Shard | None:
 
 async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepPlan) -> tuple[SweepReport, str | None]:
     """Run the sweep; return its report and the reason why it ended early, if it did."""
-    progress = SweepProgress(plan)
+    progress = SweepProgress(plan, legacy_opens=settings.allow_legacy_formats)
     signal_name = _first_signal()
     async with opened_store(settings) as tokens, _opened_audit(settings, plan) as audit:
         # without the log observer: failures are printed, and one line for each success would bury them

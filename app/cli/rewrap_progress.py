@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from app.cli.output import print_table
+from app.cli.output import counted_noun, print_table
 from app.errors import VaultError
 from app.rewrap.report import SweepReport
 from app.rewrap.sweep import SweepPlan
@@ -28,11 +28,12 @@ class SweepProgress:
     """`SweepObserver` on two streams: progress on standard error, unreadable rows on standard output.
 
     On a terminal progress is one line that is redrawn, otherwise a line every few seconds. An error that is retried is
-    shown once, and again only after the sweep has recovered.
+    shown once, and again only after the sweep has recovered. `legacy_opens`: PulsePlan's formats can be read.
     """
 
-    def __init__(self, plan: SweepPlan) -> None:
+    def __init__(self, plan: SweepPlan, *, legacy_opens: bool) -> None:
         self._plan = plan
+        self._legacy_opens = legacy_opens
         self._live = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._report: SweepReport | None = None
         self._done_lately: deque[tuple[float, int]] = deque()
@@ -46,8 +47,21 @@ class SweepProgress:
         return self._report
 
     def progressed(self, report: SweepReport) -> None:
+        counted = self._report is None
         self._report = report
+        if counted and report.stopped is None and self._legacy_opens:
+            self._say_what_is_lost(report)
         self.tick()
+
+    def _say_what_is_lost(self, report: SweepReport) -> None:
+        """Say, before the first row is rewrapped, that PulsePlan's own service will not read legacy rows any more."""
+        if report.legacy is None:
+            which = "if rows are in PulsePlan's formats"
+        elif report.legacy:
+            which = f"{counted_noun(report.legacy, 'row')} in PulsePlan's formats"
+        else:
+            return
+        self._say(f"{click.style('notice', fg='yellow')}  {which}: its own service cannot read them once rewrapped")
 
     def unreadable(self, row_id: str, error: VaultError) -> None:
         self._clear()

@@ -56,6 +56,7 @@ class Settings(ListeningSettings):
     kms_fallback_to_local: bool = False
 
     rewrap_on_read: bool = True
+    rewrap_legacy: bool = False
     rewrap_interval_seconds: Annotated[float, Field(ge=0, le=31 * 86_400)] = 0
 
     service_keys_file: Path | None = None
@@ -218,6 +219,8 @@ class Settings(ListeningSettings):
         if self.service_keys_file is None and self.service_keys is None:
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
         yield from self._audit_warnings()
+        if self.rewrap_legacy and not self.allow_legacy_formats:
+            yield "REWRAP_LEGACY has no effect while ALLOW_LEGACY_FORMATS is false"
         if self.kms_fallback_to_local and not self.use_kms:
             yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
         if self.kms_previous_key_ids and self.kms_key_id is None:

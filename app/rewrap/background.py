@@ -36,12 +36,16 @@ class BackgroundSweep:
         cipher: TokenCipher,
         events: TokenEvents,
         interval_seconds: float,
+        rewrap_legacy: bool = False,
         observer: SweepObserver | None = None,
     ) -> None:
         self._tokens = tokens
         self._cipher = cipher
         self._events = events
         self._interval_seconds = interval_seconds
+        self._plan = SweepPlan(
+            rows_per_second=ROWS_PER_SECOND, retry_seconds=RETRY_SECONDS, scattered=True, rewrap_legacy=rewrap_legacy
+        )
         self._observer = observer or SilentObserver()
         self._audited = ReportedRows()
         self._sweep: Sweep | None = None
@@ -71,7 +75,7 @@ class BackgroundSweep:
                 cipher=self._cipher,
                 events=self._events,
                 observer=self._observer,
-                plan=SweepPlan(rows_per_second=ROWS_PER_SECOND, retry_seconds=RETRY_SECONDS, scattered=True),
+                plan=self._plan,
                 audited=self._audited,
             )
             try:

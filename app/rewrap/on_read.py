@@ -11,6 +11,7 @@ from typing import Final
 from app.errors import AuditUnavailable, StoreTimeout, VaultError
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import SUCCESS, TokenEvents
+from app.tokens.legacy_rows import is_legacy
 from app.tokens.models import NO_SERVICE, Caller, StoredToken, current_service
 from app.tokens.repository import TokenRepository
 from app.tokens.row_rewrap import prepare_rewrap, rewrap_event, write_rewrap
@@ -29,6 +30,9 @@ class RewrapOnRead:
 
     A reader never waits: `offer` only fills a queue, and drops the token if the queue is full, because the next read
     or a sweep takes it. The write holds only for the row that was read, so a concurrent write wins.
+
+    A token in PulsePlan's formats stays as it is without `rewrap_legacy`: a read is no reason to make it unreadable to
+    PulsePlan's own service.
     """
 
     def __init__(
@@ -37,8 +41,10 @@ class RewrapOnRead:
         tokens: TokenRepository,
         cipher: TokenCipher,
         events: TokenEvents,
+        rewrap_legacy: bool = False,
         delay_seconds: float = DELAY_SECONDS,
     ) -> None:
+        self._rewrap_legacy = rewrap_legacy
         self._delay_seconds = delay_seconds
         self._tokens = tokens
         self._cipher = cipher
@@ -50,8 +56,10 @@ class RewrapOnRead:
     def offer(self, token: StoredToken) -> None:
         """Queue a token that was just read; returns at once and raises nothing."""
         primary = self._cipher.primary_scheme
-        if primary is None or token.encryption_scheme == primary or not self._accept(token.id):
+        if primary is None or token.encryption_scheme == primary:
             return  # while the primary's scheme is unknown the token may be under it
+        if (is_legacy(token) and not self._rewrap_legacy) or not self._accept(token.id):
+            return
         self._waiting.append(token)
         if len(self._workers) < WORKERS:
             worker = asyncio.create_task(self._work())
@@ -83,17 +91,17 @@ class RewrapOnRead:
 
     async def _rewrap(self, token: StoredToken) -> None:
         outcome, detail = SUCCESS, None
-        after = token
+        before, after = None, token
         try:
             self._events.require_open()
             async with asyncio.timeout(_ROW_SECONDS):
-                rewrap = await prepare_rewrap(self._cipher, token)
+                rewrap = await prepare_rewrap(self._tokens, self._cipher, token)
                 if rewrap is None or not await write_rewrap(self._tokens, rewrap):
                     return  # already under the primary, or overtaken
-                after = rewrap.after
+                before, after = rewrap.before, rewrap.after
         except VaultError as error:
             outcome, detail = error.code, error.detail
         except TimeoutError:
             outcome, detail = StoreTimeout.code, "the rewrap took too long; it may or may not have happened"
         with suppress(AuditUnavailable):  # the audit trail logs its own failure, and no caller waits
-            await self._events.record(rewrap_event(after, outcome, detail, caller=ON_READ_CALLER))
+            await self._events.record(rewrap_event(after, outcome, detail, caller=ON_READ_CALLER, before=before))

@@ -78,7 +78,7 @@ class OutcomeRecorder:
     def rewrapped(self, rewrap: Rewrap) -> None:
         self._audited.forget(rewrap.before.id)
         self._report.rewrapped += 1
-        self._keep(rewrap.after, SUCCESS, None)
+        self._keep(rewrap.after, SUCCESS, None, before=rewrap.before)
 
     def readable(self) -> None:
         """Count a row that a dry run could read."""
@@ -105,6 +105,6 @@ class OutcomeRecorder:
         events, self._unwritten = self._unwritten, []
         await all_of(map(self._events.record, events))
 
-    def _keep(self, row: StoredToken, outcome: str, detail: str | None) -> None:
+    def _keep(self, row: StoredToken, outcome: str, detail: str | None, *, before: StoredToken | None = None) -> None:
         if self._keeps_events:
-            self._unwritten.append(rewrap_event(row, outcome, detail, caller=SWEEP_CALLER))
+            self._unwritten.append(rewrap_event(row, outcome, detail, caller=SWEEP_CALLER, before=before))

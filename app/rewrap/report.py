@@ -14,6 +14,7 @@ class SweepReport:
     """Counts of a sweep so far. The sweep changes them while it runs.
 
     - `due`: rows that were not under the primary at the beginning; `None` until counted, or if it cannot be counted
+    - `legacy`: those among `due` in PulsePlan's formats, as far as rows without a scheme show; `None` like `due`
     - `rewrapped`: rows that this sweep wrote; in a dry run, rows that it could read
     - `overtaken`: rows that somebody else changed or deleted after the sweep had read them
     - `unreadable`: rows that stay as they are, by error code
@@ -21,10 +22,11 @@ class SweepReport:
     - `remaining`: rows not under the primary at the end, counted in the store; `None` if that failed
     - `stopped`: why the sweep ended early; `None` if it ended by itself
 
-    `due` and `remaining` count the rows of every shard.
+    `due`, `legacy` and `remaining` count the rows of every shard, without rows that the plan leaves alone.
     """
 
     due: int | None = None
+    legacy: int | None = None
     rewrapped: int = 0
     overtaken: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)

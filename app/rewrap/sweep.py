@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from app.concurrency import all_of
@@ -35,6 +36,7 @@ from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.cipher import SealedSecrets, TokenCipher
 from app.tokens.events import TokenEvents
+from app.tokens.legacy_rows import find_copies, is_legacy
 from app.tokens.models import Rewrap, StoredToken, UnreadableRow
 from app.tokens.repository import TokenRepository
 
@@ -65,6 +67,7 @@ class SweepPlan:
     - `limit`: stop after so many rows; unreadable ones do not count
     - `rows_per_second`: bounds the load on KMS, which gets one or two requests for each row
     - `dry_run`: decrypt every due row and write none
+    - `rewrap_legacy`: also rows in PulsePlan's formats; without it they are neither counted nor read
     - `scattered`: begin at a random row, because sweeps that begin at the same row do the same work twice
     - `retry_seconds`: how long one call to KMS or the store is retried while it is unavailable
     """
@@ -74,6 +77,7 @@ class SweepPlan:
     limit: int | None = None
     rows_per_second: float | None = None
     dry_run: bool = False
+    rewrap_legacy: bool = False
     scattered: bool = False
     deadline_seconds: float | None = None
     retry_seconds: float = RETRY_SECONDS
@@ -164,7 +168,8 @@ class Sweep:
         await self._retry.call(self._cipher.prove_primary)  # the scheme of an alias is not known before
         self._primary_proven = True
         census = await self._retry.call(self._count)
-        report.due = None if census is None else census.due
+        if census is not None:
+            report.due, report.legacy = census.due, census.legacy
         self._counted = True
         self._observer.progressed(report)
         for _ in range(_MAXIMUM_PASSES):
@@ -204,7 +209,8 @@ class Sweep:
 
     async def _census(self) -> Census:
         lines = await self._tokens.census(provider=self._plan.provider)
-        return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
+        census = Census.of(lines, primary_scheme=self._cipher.primary_scheme)
+        return census if self._plan.rewrap_legacy else census.without_legacy()
 
     async def _due_schemes(self, census: Census | None) -> list[str | None]:
         if census is not None:
@@ -256,6 +262,7 @@ class Sweep:
     async def _rewrap_page(self, page: Page) -> None:
         try:
             await self._retry.call(self._require_audit)
+            page = await self._without_copies([row for row in page if self._takes(row)])
             rewraps = [rewrap for rewrap in await all_of(map(self._prepare, page)) if rewrap is not None]
             refused = await self._writer.write(rewraps)
             if refused and len(refused) == len(rewraps):  # perhaps the store refuses every row
@@ -265,6 +272,20 @@ class Sweep:
         finally:
             await self._outcomes.write_events()
         self._observer.progressed(self._report)
+
+    def _takes(self, row: StoredToken | UnreadableRow) -> bool:
+        """Return whether the plan includes the row; one that names a scheme is taken, whatever its ciphertexts are."""
+        if self._plan.rewrap_legacy or isinstance(row, UnreadableRow):
+            return True
+        return row.encryption_scheme is not None or not is_legacy(row)
+
+    async def _without_copies(self, page: Page) -> Page:
+        """Report the legacy rows whose ciphertext stands in another row too, and return the others."""
+        tokens = [row for row in page if isinstance(row, StoredToken)]
+        copies = await find_copies(tokens, partial(self._retry.call, self._tokens.list_for_user))
+        for row, error in copies.values():
+            self._outcomes.unreadable(row.id, error, row)
+        return [row for row in page if row.id not in copies]
 
     async def _prove_store(self) -> None:
         """Check that the store accepts an empty rewrap; raises its `StoreError` otherwise."""

@@ -48,6 +48,16 @@ def material_of(ciphertext: str) -> str:
     return "unknown"
 
 
+def legacy_spelling(ciphertext: str) -> str | None:
+    """Return a ciphertext of PulsePlan's formats without its key version; `None` for any other text.
+
+    For comparing: `v1:{iv}:{tag}:{ciphertext}` and `{iv}:{tag}:{ciphertext}` are the same ciphertext.
+    """
+    if not _PULSEPLAN_LOCAL.fullmatch(ciphertext):
+        return None
+    return ciphertext.partition(":")[2] if ciphertext.startswith("v") else ciphertext
+
+
 def family_of(ciphertext: str) -> Family:
     """Return the family, or raise `MalformedCiphertext`."""
     if len(ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
@@ -61,6 +71,11 @@ def family_of(ciphertext: str) -> Family:
     if ciphertext.startswith(_KMS_PREFIX) and _is_kms_package(ciphertext.removeprefix(_KMS_PREFIX)):
         return Family.KMS
     raise MalformedCiphertext("the text is of no known ciphertext format")
+
+
+def families_of(*ciphertexts: str | None) -> tuple[Family, ...]:
+    """Return the families of ciphertexts that have opened, each once."""
+    return tuple(dict.fromkeys(family_of(ciphertext) for ciphertext in ciphertexts if ciphertext is not None))
 
 
 def _is_kms_package(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
 _KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+", re.DOTALL)
@@ -54,6 +54,10 @@ class Census:
     def due_schemes(self) -> list[str | None]:
         return list(dict.fromkeys(line.scheme for line in self.lines if line.scheme != self.primary_scheme))
 
+    def without_legacy(self) -> Census:
+        """Return the census of the rows that are in no format of PulsePlan's."""
+        return replace(self, lines=tuple(line for line in self.lines if not any(map(_is_legacy, line.needs))))
+
     def needing_version(self, version: int) -> int:
         """Count the rows that need this version of the master key."""
         return self._count(lambda need: _version(need) == version)
@@ -71,7 +75,7 @@ class Census:
     @property
     def legacy(self) -> int:
         """Rows that `ALLOW_LEGACY_FORMATS=false` would refuse."""
-        return self._count(lambda need: need.startswith(_PULSEPLAN_LOCAL))
+        return self._count(_is_legacy)
 
     @property
     def unknown(self) -> int:
@@ -80,6 +84,10 @@ class Census:
 
     def _count(self, applies: Callable[[str], bool]) -> int:
         return sum(line.rows for line in self.lines if any(map(applies, line.needs)))
+
+
+def _is_legacy(need: str) -> bool:
+    return need.startswith(_PULSEPLAN_LOCAL)
 
 
 def _version(need: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from app.errors import AuditUnavailable
 from app.security.context import SecretField
+from app.security.formats import Family
 from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
@@ -34,6 +35,7 @@ class TokenEvent:
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens
     - `revealed`: the secrets that leave the vault
+    - `opened`: the families of the ciphertexts that were decrypted for it, as the ciphertexts themselves show them
     - `scheme`, `encryption_method`: the token's, `None` until they are known
     - `detail`: the error's, which holds no secret
     """
@@ -42,6 +44,7 @@ class TokenEvent:
     user_id: str | None
     token_id: TokenId | None
     revealed: tuple[SecretField, ...] = ()
+    opened: tuple[Family, ...] = ()
     scheme: str | None
     encryption_method: str | None
     outcome: str
@@ -70,9 +73,16 @@ class AuditTrail(Protocol):
 class TokenEvents:
     """Gives each event to the audit trail, which may refuse it, and to the observers."""
 
-    def __init__(self, *, audit: AuditTrail, observers: Sequence[TokenObserver] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        audit: AuditTrail,
+        observers: Sequence[TokenObserver] = (),
+        on_refusal: Callable[[TokenEvent], None] = lambda _: None,
+    ) -> None:
         self._audit = audit
         self._observers = observers
+        self._on_refusal = on_refusal
 
     def require_open(self) -> None:
         """Raise `AuditUnavailable` if the trail is known to refuse events; called before an operation begins."""
@@ -94,6 +104,7 @@ class TokenEvents:
 
     async def record_refusal(self, event: TokenEvent) -> None:
         """Append the event of an operation that was refused before it began; a failure changes nothing."""
+        self._on_refusal(event)
         with suppress(AuditUnavailable):
             self._audit.require_open()
             await self._audit.append(event)

@@ -10,6 +10,7 @@ from typing import Self
 
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
 from app.security.context import SecretField
+from app.security.formats import Family, families_of
 from app.tokens.cipher import SealedSecrets
 from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenId, current_service
@@ -32,6 +33,7 @@ class RecordedOperation:
     scheme: str | None = None
     method: str | None = None
     revealed: tuple[SecretField, ...] = ()
+    opened: tuple[Family, ...] = ()
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -41,6 +43,10 @@ class RecordedOperation:
     def note_sealed(self, sealed: SealedSecrets) -> None:
         """Note how the new secrets are encrypted."""
         self.scheme, self.method = sealed.access.scheme, sealed.access.method
+
+    def note_opened(self, *ciphertexts: str | None) -> None:
+        """Note the families of ciphertexts that were decrypted; a row's scheme may claim another one."""
+        self.opened = families_of(*ciphertexts)
 
     async def __aenter__(self) -> Self:
         self.events.require_open()
@@ -72,6 +78,7 @@ class RecordedOperation:
             user_id=self.user_id,
             token_id=self.token_id,
             revealed=self.revealed if outcome == SUCCESS else (),
+            opened=self.opened,
             scheme=self.scheme,
             encryption_method=self.method,
             outcome=outcome,

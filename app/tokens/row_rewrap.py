@@ -5,9 +5,11 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from app.errors import StoreError
+from app.security.formats import families_of
 from app.tokens import transitions
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import Operation, TokenEvent
+from app.tokens.legacy_rows import require_own_secrets
 from app.tokens.models import Caller, Rewrap, StoredToken
 from app.tokens.repository import TokenRepository
 
@@ -20,8 +22,12 @@ class WriteOutcome(Enum):
     OVERTAKEN = auto()
 
 
-async def prepare_rewrap(cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
-    """Decrypt a token and encrypt it under the primary; `None` if it is already. Raises an `EncryptionError`."""
+async def prepare_rewrap(tokens: TokenRepository, cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
+    """Decrypt a token and encrypt it under the primary; `None` if it is already.
+
+    Raises an `EncryptionError`, also for a legacy row whose ciphertext stands in another row too.
+    """
+    await require_own_secrets(tokens, token)
     sealed = await cipher.seal_as_primary(token.token_id, await cipher.open(token))
     if sealed.access.scheme == token.encryption_scheme:
         return None
@@ -52,12 +58,15 @@ def write_outcome_of(rewrap: Rewrap, row: StoredToken | None) -> WriteOutcome:
     return WriteOutcome.UNCHANGED if row is not None and _is_same(row, rewrap.before) else WriteOutcome.OVERTAKEN
 
 
-def rewrap_event(row: StoredToken, outcome: str, detail: str | None, *, caller: Caller) -> TokenEvent:
-    """Return the audit event of one row's rewrap; `row` is as it stands afterwards."""
+def rewrap_event(
+    row: StoredToken, outcome: str, detail: str | None, *, caller: Caller, before: StoredToken | None = None
+) -> TokenEvent:
+    """Return the audit event of one row's rewrap; `row` is as it stands afterwards, `before` if it was decrypted."""
     return TokenEvent(
         operation=Operation.REWRAP,
         user_id=row.token_id.user_id,
         token_id=row.token_id,
+        opened=() if before is None else families_of(before.access_ciphertext, before.refresh_ciphertext),
         scheme=row.encryption_scheme,
         encryption_method=row.encryption_method,
         outcome=outcome,

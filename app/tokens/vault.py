@@ -200,7 +200,8 @@ class TokenVault:
             async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
                 operation.note(current)
-                rewrap = await prepare_rewrap(self._cipher, current)
+                rewrap = await prepare_rewrap(self._tokens, self._cipher, current)
+                operation.note_opened(current.access_ciphertext, current.refresh_ciphertext)
                 if rewrap is None:
                     return current
                 operation.note(rewrap.after)
@@ -278,9 +279,11 @@ class TokenVault:
             raise TokenInactive(f"the token's status is {token.status.value}")
         if include_refresh:
             secrets = await self._cipher.open(token)
+            operation.note_opened(token.access_ciphertext, token.refresh_ciphertext)
             revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
         else:
             access = await self._cipher.open_access(token)
+            operation.note_opened(token.access_ciphertext)
             revealed = RevealedToken(token=token, access_token=access, refresh_token=None)
         if accept is not None:
             accept(revealed)

@@ -19,8 +19,12 @@ from app.config.settings import Settings
 from app.main import create_app
 from tests.support.api.service import Service, running_service
 from tests.support.audit.trails import KEY_TEXT, files, members, verified
+from tests.support.rewrap.stored_rows import local_encryption, sealed_row
 from tests.support.security.keys import MASTER_KEY
+from tests.support.security.legacy_tokens import legacy_ciphertext
 from tests.support.stack.loopback import PLAIN_HTTP
+from tests.support.stores.stores import SqliteStore, raw_row
+from tests.support.waiting import eventually
 
 SECRET = "canary-5a1f~access/token+with=signs"
 REFRESH = "canary-77c2~refresh/token+with=signs"
@@ -29,9 +33,10 @@ REFRESH = "canary-77c2~refresh/token+with=signs"
 class Audited:
     """A running service and its audit trail."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
+    def __init__(self, service: Service, folder: Path, database: Path) -> None:
         self.service = service
         self.folder = folder
+        self.database = database
 
     @contextmanager
     def recorded(self) -> Iterator[list[dict[str, Any]]]:
@@ -48,9 +53,15 @@ class Audited:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
     folder = tmp_path_factory.mktemp("audited")
-    settings = {"AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": KEY_TEXT, "AUDIT_SYNC": "always"}
+    settings = {
+        "AUDIT_LOG": "audit/audit.jsonl",
+        "AUDIT_KEY": KEY_TEXT,
+        "AUDIT_SYNC": "always",
+        "SQLITE_PATH": "vault.db",
+        "REWRAP_ON_READ": "false",
+    }
     with running_service(folder, settings) as service:
-        yield Audited(service, folder / "audit")
+        yield Audited(service, folder / "audit", folder / "vault.db")
     report = verified(files(folder / "audit"))
     assert report.is_intact
     assert report.notes == []  # SIGTERM wrote the end line
@@ -103,6 +114,36 @@ def test_every_operation_leaves_one_event(audited: Audited) -> None:
         ("full", fingerprint, user_id, "127.0.0.1", None)
     }
     assert [event["request_id"] for event in events] == [answer.headers["x-request-id"] for answer in answers]
+
+
+def test_a_reveal_names_the_family_that_was_opened(audited: Audited) -> None:
+    """The row claims KMS in its metadata, or names no scheme; the event names what the ciphertexts are.
+
+    A busy machine derives the key of a legacy ciphertext late: then the call is repeated.
+    """
+    store = SqliteStore(audited.database)
+    bound = sealed_row(local_encryption(1))
+    legacy = raw_row(metadata={"status": "ok", "encryption_method": "kms", "kms_key_id": "canvas_kms_0"})
+    legacy["access_token"] = legacy_ciphertext("old", legacy["user_id"])
+    both = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
+    both["refresh_token"] = legacy_ciphertext("old", both["user_id"])
+    for row in (bound, legacy, both):
+        store.insert_raw(**row)
+    with audited.recorded() as events, audited.service.client() as client:
+        for row in (bound, legacy, both):
+            eventually(lambda: client.get(_path(row["user_id"])).status_code == 200)  # noqa: B023  called at once
+        eventually(lambda: client.get(f"{_path(both['user_id'])}?include=refresh_token").status_code == 200)
+        assert client.get(_path(uuid4())).status_code == 404
+        assert client.post(f"{_path(legacy['user_id'])}/rewrap").status_code == 200
+    opened = [(one["operation"], one.get("opened")) for one in events if one["outcome"] != "key_unavailable"]
+    assert opened == [
+        ("reveal", ["local"]),
+        ("reveal", ["pulseplan-local"]),
+        ("reveal", ["local"]),
+        ("reveal", ["local", "pulseplan-local"]),
+        ("reveal", None),
+        ("rewrap", ["pulseplan-local"]),
+    ]
 
 
 def test_the_purpose_of_a_call_is_recorded(audited: Audited) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.support.process.home import Home, files_of, initialised_home, new_home, new_master_key, token_vault
 from tests.support.process.key_commands import home_with_key_file, write_key_file
 from tests.support.process.server import Serve
-from tests.support.rewrap.stored_rows import SqliteRows, local_encryption, sealed_row
+from tests.support.rewrap.stored_rows import SqliteRows, SupabaseRows, local_encryption, pulseplan_rows, sealed_row
 from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SqliteStore
@@ -122,6 +122,39 @@ def test_a_table_without_the_vaults_columns_is_found(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
         database.execute("CREATE TABLE oauth_tokens (id TEXT, user_id TEXT, encryption_scheme TEXT)")
     _require_failure(_doctor(home), "store", "columns")
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed", "warned"),
+    [
+        ("missing", "true", "set it to false"),
+        ("bound", "true", "set it to false"),
+        ("legacy", "true", None),
+        ("legacy", "false", "cannot be read"),
+        ("bound", "false", None),
+        ("missing", "false", None),
+    ],
+)
+def test_a_legacy_window_that_does_not_suit_the_rows_is_found(
+    tmp_path: Path, kind: str, allowed: str, warned: str | None
+) -> None:
+    if kind != "missing":
+        row = sealed_row(local_encryption(1)) if kind == "bound" else pulseplan_rows()[0][0]
+        SqliteRows(tmp_path / DATABASE).insert([row])
+    done = _doctor(new_home(tmp_path, ALLOW_LEGACY_FORMATS=allowed))
+    found = [line for line in done.stdout.splitlines() if "PulsePlan" in line]
+    assert [line[:4] for line in found] == ([] if warned is None else ["warn"])
+    assert [line for line in found if warned is not None and warned not in line] == []
+
+
+@pytest.mark.parametrize("kind", ["bound", "legacy"])
+def test_the_legacy_window_is_compared_with_rows_on_supabase(
+    supabase: SupabaseStack, tmp_path: Path, kind: str
+) -> None:
+    rows = SupabaseRows(supabase)
+    rows.insert([sealed_row(local_encryption(1)) if kind == "bound" else pulseplan_rows()[0][0]])
+    done = _doctor(new_home(tmp_path, **rows.settings()))
+    assert ("no row is in PulsePlan's formats" in done.stdout) is (kind == "bound")
 
 
 @pytest.mark.parametrize("name", ["PORT", "TOKEN_STORE", "TOKEN_ENCRYPTION_KEY", "SUPABASE_URL"])

@@ -42,6 +42,11 @@ def test_an_empty_folder_gets_a_private_env_with_a_32_byte_key(tmp_path: Path) -
     assert len(base64.b64decode(_setting(tmp_path, "TOKEN_ENCRYPTION_KEY"), validate=True)) == 32
 
 
+def test_a_new_store_reads_no_pulseplan_format(tmp_path: Path) -> None:
+    initialised_home(tmp_path)
+    assert _setting(tmp_path, "ALLOW_LEGACY_FORMATS") == "false"
+
+
 def test_every_folder_gets_different_keys(tmp_path: Path) -> None:
     made = []
     for name in ("one", "two"):

@@ -11,8 +11,10 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from app.rewrap.sweep import PAGE_ROWS
@@ -403,6 +405,40 @@ def test_a_wrong_setting_is_one_line_without_its_value(tmp_path: Path) -> None:
     assert settings["TOKEN_ENCRYPTION_PREVIOUS_KEYS"] not in done.stderr
 
 
+# --- PulsePlan's formats
+
+
+def _old_rows() -> list[Row]:
+    return [row for row, _ in pulseplan_rows()]
+
+
+def test_a_notice_about_legacy_rows_precedes_the_first_rewrap(sqlite: SqliteRows, tmp_path: Path) -> None:
+    old = _old_rows()
+    sqlite.insert([*old, *rows_under_first(2)])
+    before = sqlite.rows()
+    with closing(apsw.Connection(str(sqlite.path))) as connection:
+        connection.set_busy_timeout(10_000)
+        connection.execute("BEGIN IMMEDIATE")  # nobody else can write
+        process = started(folder=tmp_path, settings=sqlite.settings() | SECOND)
+        assert process.stderr is not None
+        notice = next(line for line in process.stderr if line.startswith("notice"))
+        assert notice.startswith(f"notice  {len(old)} rows in PulsePlan's formats: its own service cannot read them")
+        assert sqlite.rows() == before
+        connection.execute("ROLLBACK")
+    done = ended(process)
+    assert (done.exit_code, done.counts["rewrapped"]) == (0, len(old) + 2)
+
+
+@pytest.mark.parametrize(("old", "allowed"), [(False, "true"), (True, "false")])
+def test_there_is_no_notice_without_legacy_rows_to_rewrap(
+    sqlite: SqliteRows, tmp_path: Path, old: bool, allowed: str
+) -> None:
+    sqlite.insert([*(_old_rows() if old else []), *rows_under_first(2)])
+    done = rewrap(folder=tmp_path, settings=sqlite.settings() | SECOND | {"ALLOW_LEGACY_FORMATS": allowed})
+    assert "PulsePlan" not in done.stderr
+    assert (done.exit_code, done.counts["rewrapped"]) == (int(old), 2)
+
+
 # --- scripts/migrate_to_kms.py
 
 
@@ -421,11 +457,13 @@ def test_migrate_to_kms_requires_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Pat
 
 def test_migrate_to_kms_rewraps_everything_under_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | key_settings(1) | kms.environment()
-    sqlite.insert(rows_under_first(20))
+    old = _old_rows()
+    sqlite.insert([*rows_under_first(20), *old])
     done = _migrate("--limit", "5", folder=tmp_path, settings=settings)
     assert (done.exit_code, done.counts["rewrapped"]) == (2, 5)
+    assert f"notice  {len(old)} rows in PulsePlan's formats" in done.stderr
     done = _migrate(folder=tmp_path, settings=settings)
-    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 15, 0)
+    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 15 + len(old), 0)
     assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {f"kms:{kms.key_arn}"}
 
 

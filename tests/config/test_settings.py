@@ -31,7 +31,7 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
     assert settings.token_store == "sqlite"
     assert settings.sqlite_path == Path("data/vault.db")
     assert (settings.encryption_key_version, settings.min_key_version) == (1, 1)
-    assert (settings.allow_legacy_formats, settings.use_kms) == (True, False)
+    assert (settings.allow_legacy_formats, settings.rewrap_legacy, settings.use_kms) == (True, False, False)
     assert (settings.host, settings.port, settings.log_level, settings.log_format) == (
         "127.0.0.1",
         8080,
@@ -119,6 +119,13 @@ def test_a_master_key_is_long_enough_after_decoding(monkeypatch: pytest.MonkeyPa
     warned = [line for line in settings.warnings() if "TOKEN_ENCRYPTION_KEY" in line]
     assert bool(warned) is (length < 32)
     assert key not in "".join(warned)
+
+
+@pytest.mark.parametrize("allowed", ["true", "false"])
+def test_rewrap_legacy_without_legacy_formats_is_warned_about(monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+    settings = _load(monkeypatch, REWRAP_LEGACY="true", ALLOW_LEGACY_FORMATS=allowed)
+    warned = [line for line in settings.warnings() if line.startswith("REWRAP_LEGACY")]
+    assert bool(warned) is (allowed == "false")
 
 
 def test_previous_keys_are_read_by_version(monkeypatch: pytest.MonkeyPatch) -> None:

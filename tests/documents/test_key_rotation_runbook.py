@@ -133,7 +133,7 @@ class Operator:
         assert program == "token-vault"
         done = token_vault(*arguments, folder=self._home.folder)
         assert done.returncode == 0, done
-        return done.stdout + done.stderr
+        return done.stderr + done.stdout
 
     def _restart(self) -> None:
         self._stack.close()

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 RULES = ROOT / "deploy" / "prometheus" / "token-vault.rules.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "token-vault.json"
 DOCUMENT = ROOT / "docs" / "observability.md"
-_FUNCTIONS = {"absent", "rate", "increase", "sum", "max", "min", "histogram_quantile", "time"}
+_FUNCTIONS = {"absent", "max_over_time", "rate", "increase", "sum", "max", "min", "histogram_quantile", "time"}
 _WORDS = {"by"}
 _OF_EVERY_TARGET = {"job", "instance"}
 
@@ -100,6 +100,8 @@ def test_each_alert_has_a_severity_a_summary_and_a_section_in_the_docs() -> None
         "requests_total",
         "refused_total",
         "store_errors_total",
+        "users_revealed",
+        "denials_total",
     ],
 )
 def test_each_important_metric_has_an_alert(metric: str) -> None:

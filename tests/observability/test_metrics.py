@@ -27,6 +27,7 @@ from app.tokens.models import Caller, TokenId
 from tests.support.api.service import Service, running_service
 from tests.support.observability.application import running_application
 from tests.support.observability.exposed import Exposed, read, scraped
+from tests.support.rewrap.stored_rows import SqliteRows, local_encryption, pulseplan_rows, sealed_row
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
 from tests.support.stack.loopback import PLAIN_HTTP
@@ -344,6 +345,19 @@ def test_a_census_counts_rows_by_scheme_and_a_sweep_rewraps_them(tmp_path: Path)
         )
     assert rewrapped.value("token_vault_sweep_rows_total", outcome="moved") == 4
     assert rewrapped.value("token_vault_rows_due") == rewrapped.value("token_vault_rows", scheme="kms") == 0
+
+
+def test_rows_in_pulseplans_formats_and_the_open_window_are_shown(tmp_path: Path) -> None:
+    store = SqliteStore(SqliteRows(tmp_path / "vault.db").path)
+    old = [row for row, _ in pulseplan_rows()]
+    for row in [*old, sealed_row(local_encryption(1))]:
+        store.insert_raw(**row)
+    settings = {"METRICS_CENSUS_SECONDS": "0.5", "REWRAP_INTERVAL_SECONDS": "0.1", **store.environment()}
+    for allowed in ("true", "false"):
+        with running_service(tmp_path, settings | {"ALLOW_LEGACY_FORMATS": allowed}) as vault, vault.client() as client:
+            counted = _until(client, lambda seen: seen.value("token_vault_census_timestamp_seconds") > 0)
+            assert counted.value("token_vault_rows_legacy") == len(old)
+            assert counted.value("token_vault_legacy_formats_allowed") == (allowed == "true")
 
 
 def test_service_keys_and_build_are_shown(vault: Service) -> None:

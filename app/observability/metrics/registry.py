@@ -8,6 +8,7 @@ from typing import Final, final
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
+from app.observability.metrics.callers import CallerMetrics
 from app.observability.metrics.encryption import EncryptionMetrics
 from app.observability.metrics.operations import OperationMetrics, SweepMetrics
 from app.observability.metrics.process import AuditMetrics, StateMetrics
@@ -29,6 +30,7 @@ class VaultMetrics:
         self.requests = RequestMetrics(registry, refusals=self.refusals)
         self.wire = WireMetrics(registry, refusals=self.refusals)
         self.operations = OperationMetrics(registry)
+        self.callers = CallerMetrics(registry)
         self.sweeps = SweepMetrics(registry)
         self.encryption = EncryptionMetrics(registry)
         self.store = StoreMetrics(registry)

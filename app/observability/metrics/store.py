@@ -73,6 +73,18 @@ class RowMetrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self._legacy = Gauge(
+            "token_vault_rows_legacy",
+            "Rows in PulsePlan's formats, at the last census.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._legacy_allowed = Gauge(
+            "token_vault_legacy_formats_allowed",
+            "1 if PulsePlan's formats are read.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._taken = Gauge(
             "token_vault_census_timestamp_seconds",
             "When the rows were last counted.",
@@ -96,10 +108,14 @@ class RowMetrics:
             self._rows.labels(label).set(counts[label])
         if census.due is not None:
             self._due.set(census.due)
+        self._legacy.set(census.legacy)
         self._taken.set(time.time())
 
     def counted_every(self, seconds: float) -> None:
         self._interval.set(seconds)
+
+    def legacy_formats(self, *, allowed: bool) -> None:
+        self._legacy_allowed.set(allowed)
 
     def _label(self, scheme: str | None) -> str:
         if scheme is None:

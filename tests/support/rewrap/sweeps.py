@@ -67,7 +67,7 @@ def sweep(
         cipher=TokenCipher(encryption=service),
         events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
         observer=observed,
-        plan=plan or SweepPlan(),
+        plan=plan or SweepPlan(rewrap_legacy=True),
     )
 
 

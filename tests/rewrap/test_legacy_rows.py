@@ -1,0 +1,211 @@
+"""Rows in PulsePlan's formats: left to PulsePlan's service, and never bound to a place where a copy may stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import pytest
+
+from app.errors import IntegrityError
+from app.rewrap.background import BackgroundSweep
+from app.rewrap.on_read import RewrapOnRead
+from app.rewrap.report import SweepReport
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import NoAuditTrail, TokenEvents
+from app.tokens.models import Caller, TokenId
+from app.tokens.repository import TokenRepository
+from app.tokens.vault import TokenVault
+from tests.support.process.home import new_home
+from tests.support.process.server import Serve
+from tests.support.process.wire import token_path, wires
+from tests.support.rewrap.command import rewrap
+from tests.support.rewrap.stored_rows import (
+    Row,
+    Rows,
+    SqliteRows,
+    access_of,
+    key_settings,
+    local_encryption,
+    sealed_row,
+    what_a_row_holds,
+)
+from tests.support.rewrap.sweeps import Observed, opened
+from tests.support.security.legacy_tokens import legacy_ciphertext
+from tests.support.stores.stores import raw_row
+from tests.support.waiting import eventually, eventually_async
+
+CALLER: Final = Caller("tests")
+SECOND: Final = key_settings(2, 1)
+
+
+def _legacy_row(user_id: str, provider: str, secret: str | None = None, **columns: str) -> Row:
+    """Return a row as PulsePlan wrote it."""
+    row = raw_row(user_id=user_id, provider=provider, encryption_scheme=None)
+    return row | {"access_token": legacy_ciphertext(secret or access_of(row["id"]), user_id)} | columns
+
+
+def _bound_rows() -> list[Row]:
+    """Return rows that are due and bound: under the first key, and the same without its scheme."""
+    return [sealed_row(local_encryption(1)), sealed_row(local_encryption(1)) | {"encryption_scheme": None}]
+
+
+def _token_id(row: Row) -> TokenId:
+    return TokenId(row["user_id"], row["provider"], row["service_type"])
+
+
+def _derive_keys(*rows: Row) -> None:
+    """Derive every key now, so that no deadline of an operation passes meanwhile on a busy machine."""
+    local_encryption(2).self_test()
+    for row in rows:
+        what_a_row_holds(local_encryption(2), row)
+
+
+def _vault(tokens: TokenRepository, observed: Observed, on_read: RewrapOnRead | None = None) -> TokenVault:
+    return TokenVault(
+        tokens=tokens,
+        cipher=TokenCipher(encryption=local_encryption(2)),
+        events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
+        on_reveal=None if on_read is None else on_read.offer,
+    )
+
+
+def _on_read(tokens: TokenRepository, observed: Observed, *, rewrap_legacy: bool = False) -> RewrapOnRead:
+    return RewrapOnRead(
+        tokens=tokens,
+        cipher=TokenCipher(encryption=local_encryption(2)),
+        events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
+        delay_seconds=0,
+        **({"rewrap_legacy": True} if rewrap_legacy else {}),
+    )
+
+
+# --- reads and background sweeps
+
+
+async def test_a_read_leaves_a_legacy_row_to_the_old_service(rows: Rows) -> None:
+    legacy, observed = _legacy_row(str(uuid4()), "canvas"), Observed()
+    half = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
+    half["refresh_token"] = legacy_ciphertext("old", half["user_id"])
+    bound = sealed_row(local_encryption(1))
+    rows.insert([legacy, half, bound])
+    _derive_keys(legacy, half, bound)
+    before = rows.rows()
+    async with opened(rows) as tokens:
+        on_read = _on_read(tokens, observed)
+        vault = _vault(tokens, Observed(), on_read)
+        for row in (legacy, half, bound):
+            revealed = await vault.reveal(_token_id(row), caller=CALLER)
+            assert revealed.access_token.get_secret_value() == access_of(row["id"])
+        await eventually_async(lambda: rows.count("local:v2") > 0)  # the queue keeps its order
+        await on_read.close()
+    after = rows.rows()
+    assert after[bound["id"]]["encryption_scheme"] == "local:v2"
+    assert [after[row["id"]] for row in (legacy, half)] == [before[row["id"]] for row in (legacy, half)]
+    assert [event.token_id for event in observed.events] == [_token_id(bound)]
+
+
+async def test_a_background_sweep_leaves_legacy_rows_and_ends(rows: Rows) -> None:
+    legacy, bound = [_legacy_row(str(uuid4()), "canvas") for _ in range(3)], _bound_rows()
+    rows.insert([*legacy, *bound])
+    before = rows.rows()
+    ended: list[tuple[int | None, int | None]] = []
+
+    def note(report: SweepReport) -> None:
+        if report.seconds:
+            ended.append((report.due, report.remaining))
+
+    async with opened(rows) as tokens:
+        sweeps = BackgroundSweep(
+            tokens=tokens,
+            cipher=TokenCipher(encryption=local_encryption(2)),
+            events=TokenEvents(audit=NoAuditTrail()),
+            interval_seconds=0.01,
+            observer=Observed(on_progress=note),
+        )
+        sweeps.start()
+        await eventually_async(lambda: len(ended) >= 2)
+        await sweeps.close()
+    assert ended[:2] == [(2, 0), (0, 0)], "rows that it leaves are not due for it"
+    after = rows.rows()
+    assert {after[row["id"]]["encryption_scheme"] for row in bound} == {"local:v2"}
+    assert [after[row["id"]] for row in legacy] == [before[row["id"]] for row in legacy]
+
+
+@pytest.mark.parametrize("setting", ["REWRAP_ON_READ", "REWRAP_INTERVAL_SECONDS"])
+def test_rewrap_legacy_lets_a_service_rewrap_them(
+    sqlite: SqliteRows, tmp_path: Path, serve: Serve, setting: str
+) -> None:
+    legacy = _legacy_row(str(uuid4()), "canvas")
+    sqlite.insert([legacy])
+    settings = sqlite.settings() | SECOND | {"REWRAP_ON_READ": "false", "REWRAP_LEGACY": "true"}
+    settings |= {"REWRAP_ON_READ": "true"} if setting == "REWRAP_ON_READ" else {"REWRAP_INTERVAL_SECONDS": "0.2"}
+    with serve(new_home(tmp_path, **settings)) as server, wires(server, 1) as [wire]:
+        if setting == "REWRAP_ON_READ":
+            path = token_path(legacy["user_id"])
+            eventually(lambda: wire.call("GET", path).status == 200)  # 503 while a busy machine derives the key
+        eventually(lambda: sqlite.count("local:v2") == 1, within_seconds=60)
+    after = sqlite.rows()[legacy["id"]]
+    assert what_a_row_holds(local_encryption(2), after) == (access_of(legacy["id"]), "")
+
+
+# --- copies
+
+
+def _copies() -> tuple[list[Row], list[Row]]:
+    """Return rows that hold each other's ciphertext or one that opens for no user of theirs, and rows that do not.
+
+    The user of the last row used one Canvas token as access and as refresh token, as PulsePlan stored it.
+    """
+    one, two, three, four = (str(uuid4()) for _ in range(4))
+    canvas = _legacy_row(one, "canvas")
+    respelt = _legacy_row(one, "google", access_token=canvas["access_token"].removeprefix("v1:"))
+    google = _legacy_row(two, "google")
+    google["refresh_token"] = legacy_ciphertext("google's refresh token", two)
+    other_column = _legacy_row(two, "notion", access_token=google["refresh_token"])
+    under_another_scheme = _legacy_row(three, "canvas")
+    bound = sealed_row(local_encryption(2)) | {"user_id": three, "provider": "google"}
+    bound |= {"access_token": under_another_scheme["access_token"], "refresh_token": ""}
+    other_user = _legacy_row(four, "canvas", access_token=canvas["access_token"])
+    manual = _legacy_row(four, "google")
+    manual["refresh_token"] = manual["access_token"]
+    left = [canvas, respelt, google, other_column, under_another_scheme, other_user]
+    return [*left, bound], [_legacy_row(one, "notion"), _legacy_row(two, "canvas"), manual]
+
+
+def test_copies_of_a_legacy_ciphertext_are_reported_and_left(rows: Rows, tmp_path: Path) -> None:
+    left, whole = _copies()
+    rows.insert([*left, *whole])
+    before = rows.rows()
+    reported = {row["id"]: "integrity" for row in left if row["encryption_scheme"] is None}
+    for arguments in (["--dry-run"], [], []):
+        done = rewrap(*arguments, folder=tmp_path, settings=rows.settings() | SECOND)
+        assert (done.exit_code, done.unreadable) == (1, reported), done
+        assert done.stdout.count("another row of this user holds the same PulsePlan ciphertext") == 5
+    after = rows.rows()
+    assert [after[row["id"]] for row in left] == [before[row["id"]] for row in left]
+    assert {after[row["id"]]["encryption_scheme"] for row in whole} == {"local:v2"}
+    assert [what_a_row_holds(local_encryption(2), after[row["id"]])[0] for row in whole] == [
+        access_of(row["id"]) for row in whole
+    ]
+
+
+async def test_a_copy_is_not_rewrapped_on_request_or_read(rows: Rows) -> None:
+    user, observed = str(uuid4()), Observed()
+    canvas = _legacy_row(user, "canvas")
+    copy = _legacy_row(user, "google", access_token=canvas["access_token"])
+    rows.insert([canvas, copy])
+    _derive_keys(canvas, copy)
+    before = rows.rows()
+    async with opened(rows) as tokens:
+        on_read = _on_read(tokens, observed, rewrap_legacy=True)
+        vault = _vault(tokens, Observed(), on_read)
+        for row in (canvas, copy):
+            with pytest.raises(IntegrityError, match="another row of this user"):
+                await vault.rewrap(_token_id(row), caller=CALLER)
+            await vault.reveal(_token_id(row), caller=CALLER)
+        await eventually_async(lambda: len(observed.events) == 2)
+        await on_read.close()
+    assert [event.outcome for event in observed.events] == ["integrity", "integrity"]
+    assert rows.rows() == before
