@@ -70,14 +70,16 @@ def create_private(path: Path) -> None:
 def connect(path: Path) -> apsw.Connection:
     """Open the file and create its table if it is missing.
 
-    WAL with `synchronous=FULL`: a commit survives power loss. Never creates the file, because SQLite would delete the
-    write-ahead log of a file that was moved away.
+    WAL with `synchronous=FULL`: a commit survives power loss. `secure_delete`: what a statement deletes or replaces is
+    overwritten with zeros in its page; the group commit empties the write-ahead log after an erasure. Never creates the
+    file, because SQLite would delete the write-ahead log of a file that was moved away.
     """
     # an absolute path is never one of SQLite's special names, such as :memory:
     connection = apsw.Connection(str(path.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")
     connection.execute(_TABLE)
     require_columns(missing_columns(connection))
     connection.execute(_INDEX)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,20 +14,24 @@ from typing import Any, Final
 import apsw
 
 from app.errors import StoreUnavailable
+from app.stores.sqlite.database import BUSY_TIMEOUT_MILLISECONDS
 
 MAXIMUM_BATCH: Final = 256
 MAXIMUM_WAITING: Final = 10_000
 # SQLError: a function refuses a value, such as JSON that SQLite does not parse. Python's: a value cannot be bound.
 _OWN_ERRORS: Final = (apsw.ConstraintError, apsw.SQLError, apsw.TooBigError, OverflowError, TypeError, ValueError)
+CHECKPOINT_RETRY_SECONDS: Final = 1.0
+CHECKPOINT_TIMEOUT_MILLISECONDS: Final = 50  # waiting statements must not wait for a long read of another process
 Rows = list[tuple[Any, ...]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Write:
     sql: str
     parameters: Sequence[Any]
     future: asyncio.Future[Rows]
     loop: asyncio.AbstractEventLoop
+    erases: bool
     rows: Rows | None = None
     error: BaseException | None = None
 
@@ -36,6 +41,11 @@ class GroupCommitWriter:
 
     Statements that arrive during a commit share the next one. A statement's rows are returned after its commit; if
     the commit fails, all its statements fail. The errors are apsw's.
+
+    A statement that erased rows is followed by a checkpoint that empties the write-ahead log, which otherwise keeps
+    the erased pages, and its rows are returned after that. If another process's transaction prevents the checkpoint,
+    they are returned without it, and it is repeated every `CHECKPOINT_RETRY_SECONDS`. The first checkpoint is at the
+    start, because a kill may have separated an erasure from its own.
     """
 
     def __init__(self, *, connect: Callable[[], apsw.Connection], guard: Callable[[], None]) -> None:
@@ -44,10 +54,11 @@ class GroupCommitWriter:
         self._guard = guard
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
+        self._checkpoint_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
-    async def execute(self, sql: str, parameters: Sequence[Any]) -> Rows:
+    async def execute(self, sql: str, parameters: Sequence[Any], *, erases: bool = False) -> Rows:
         """Run one statement and return its rows once it is durable.
 
         Cancelling the call before its statement has started skips the statement; later it may still be committed.
@@ -57,7 +68,7 @@ class GroupCommitWriter:
         if self._queue.qsize() >= MAXIMUM_WAITING:
             raise StoreUnavailable("too many writes are waiting; this one was not written")
         loop = asyncio.get_running_loop()
-        write = _Write(sql, parameters, loop.create_future(), loop)
+        write = _Write(sql, parameters, loop.create_future(), loop, erases)
         self._queue.put(write)
         return await write.future
 
@@ -69,13 +80,37 @@ class GroupCommitWriter:
             await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
+        self._checkpoint()
+        last = False
+        while not last:
+            try:
+                first = self._queue.get(timeout=self._seconds_until_checkpoint())
+            except queue.Empty:
+                self._checkpoint()
+                continue
+            if first is None:
+                break
             batch, last = self._fill(first)
             self._commit(batch)
-            _settle(batch)
-            if last:
-                break
+            erased = [write for write in batch if write.erases and write.rows]
+            _settle([write for write in batch if write not in erased])
+            if erased or self._seconds_until_checkpoint() == 0:
+                self._checkpoint()
+            _settle(erased)
         self._connection.close()
+
+    def _seconds_until_checkpoint(self) -> float | None:
+        return None if self._checkpoint_at is None else max(0.0, self._checkpoint_at - time.monotonic())
+
+    def _checkpoint(self) -> None:
+        """Move the write-ahead log into the database and empty it, or plan another try."""
+        self._connection.set_busy_timeout(CHECKPOINT_TIMEOUT_MILLISECONDS)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._checkpoint_at = None
+        except apsw.Error:
+            self._checkpoint_at = time.monotonic() + CHECKPOINT_RETRY_SECONDS
+        self._connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
 
     def _fill(self, first: _Write) -> tuple[list[_Write], bool]:
         batch = [first]

@@ -136,7 +136,7 @@ class SqliteRepository:
 
     async def delete(self, row: TokenRow) -> bool:
         sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING version"
-        return bool(await self._write(sql, (row.id, row.version)))
+        return bool(await self._write(sql, (row.id, row.version), erases=True))
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> int:
         deleted = 0
@@ -144,7 +144,7 @@ class SqliteRepository:
             values = ", ".join(["(?, ?)"] * len(chunk))
             parameters = [part for row in chunk for part in (row.id, row.version)]
             sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING version"  # noqa: S608  placeholders only
-            deleted += len(await self._write(sql, parameters))
+            deleted += len(await self._write(sql, parameters, erases=True))
         return deleted
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
@@ -230,10 +230,10 @@ class SqliteRepository:
         if inode != self._inode:
             raise StoreMisconfigured("the database file was moved or replaced while it was open; nothing was written")
 
-    async def _write(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    async def _write(self, sql: str, parameters: Sequence[Any], *, erases: bool = False) -> list[tuple[Any, ...]]:
         try:
             with translating_sqlite_errors():
-                return await self._writer.execute(sql, parameters)
+                return await self._writer.execute(sql, parameters, erases=erases)
         except (OverflowError, TypeError, ValueError):  # raised while the values were bound
             raise StoreMisconfigured("SQLite cannot hold a value of this row; nothing was written") from None
 
