@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import structlog
 
+from app.callers.service_key_file import read_private
 from app.callers.service_keys import KeyListError, ServiceKey, hash_key, is_well_formed, parse_key_list
 from app.errors import Unauthenticated
 
 _log = structlog.get_logger()
 RELOAD_SECONDS = 1.0
-MAXIMUM_FILE_BYTES = 1024 * 1024
 _NAMED = 5  # services in a warning
 _NOBODY = ServiceKey(service="nobody", sha256="0" * 64, scopes=frozenset(), expires_at=datetime.min.replace(tzinfo=UTC))
 
@@ -95,7 +94,7 @@ class ServiceKeyDirectory:
             if status == self._file_status:
                 return
             self._file_status = None
-            keys = parse_key_list(_read(self._file))
+            keys = parse_key_list(read_private(self._file))
         except OSError:
             self._refuse("the service keys file cannot be read")
         except KeyListError as error:
@@ -109,10 +108,3 @@ class ServiceKeyDirectory:
         if problem != self._problem:
             _log.error("service_keys_refused", reason=problem)
         self._keys, self._problem = self._fixed, problem
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > MAXIMUM_FILE_BYTES:
-            raise KeyListError("the file is over 1 MiB")
-        return file.read()

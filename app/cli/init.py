@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from app.callers.service_key_file import add_key
-from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import KeyListError, Scope, ServiceKey, generate_key, hash_key
 from app.cli.errors import UsageError, settings_or_stop
 from app.config.settings import ENV_FILE, Settings
 from app.security.keyring import new_key_text
@@ -99,8 +99,9 @@ def _write_service_keys(settings: Settings, path: Path) -> None:
     entry = ServiceKey(service="development", sha256=hash_key(key), scopes=frozenset(Scope), expires_at=end)
     try:
         add_key(path, entry)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    except (KeyListError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{path} cannot be written: {reason}") from None
     url = f"http://{settings.host}:{settings.port}/v1/users/{_EXAMPLE_USER}/tokens/canvas"
     click.echo(f"Created {path} with a service key for development until {end:%Y-%m-%d}. It is shown only once:\n")
     click.echo(f"    {key}\n")

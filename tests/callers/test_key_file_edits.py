@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from app.callers.service_key_directory import ServiceKeyDirectory
+from app.callers.service_key_file import add_key, read_key_file
+from app.callers.service_keys import KeyListError, Scope, ServiceKey
+from app.errors import Unauthenticated
 from tests.support.process.home import Home, files_of, require_refusal
 from tests.support.process.key_commands import (
     KEY_FILE,
@@ -60,6 +66,64 @@ def test_a_file_that_is_a_directory_is_reported(home: Home) -> None:
     (home.folder / KEY_FILE).mkdir(parents=True)
     require_refusal(service_key(home, "create", "--service", "api", "--scope", "tokens:read"), 2, KEY_FILE)
     require_refusal(service_key(home, "list"), 2, KEY_FILE)
+
+
+CREATE = ("create", "--service", "api", "--scope", "tokens:read")
+
+
+def test_an_edit_writes_through_no_link_that_was_planted(home: Home) -> None:
+    create_key(home)
+    victim = home.folder / "victim"
+    victim.write_text("precious")
+    (home.folder / f"{KEY_FILE}.lock").unlink()
+    (home.folder / f"{KEY_FILE}.lock").symlink_to(victim)
+    require_refusal(service_key(home, *CREATE), 2, KEY_FILE)
+    assert victim.read_text() == "precious"
+    assert len(entries_of(home)) == 1
+
+
+def test_no_draft_has_a_name_that_can_be_foretold(tmp_path: Path) -> None:
+    """A draft whose name is its process's number could be replaced by a link before."""
+    path, victim = tmp_path / "service-keys.json", tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f"{path.name}.{os.getpid()}.new").symlink_to(victim)
+    add_key(path, ServiceKey(service="api", sha256="0" * 64, scopes=frozenset({Scope.READ})))
+    assert victim.read_text() == "precious"
+    assert [key.service for key in read_key_file(path)] == ["api"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_write_is_refused(home: Home, mode: int) -> None:
+    key = create_key(home)
+    path = home.folder / KEY_FILE
+    directory = ServiceKeyDirectory(file=path, reload_seconds=0)
+    assert directory.identify(key).service == "api"
+    path.chmod(mode)
+    assert "chmod go-w" in (directory.problem or "")
+    with pytest.raises(Unauthenticated):
+        directory.identify(key)
+    for command in (CREATE, ("list",), ("revoke", hash_of(key)[:12])):
+        require_refusal(service_key(home, *command), 2, KEY_FILE, "chmod go-w")
+    path.chmod(0o644)
+    assert directory.identify(key).service == "api"
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o770, True), (0o1777, False), (0o755, False)])
+def test_a_file_in_a_folder_that_others_can_write_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
+    folder = tmp_path / "keys"
+    key = ServiceKey(service="api", sha256="0" * 64, scopes=frozenset({Scope.READ}))
+    add_key(folder / "service-keys.json", key)
+    (tmp_path / "link.json").symlink_to(folder / "service-keys.json")
+    folder.chmod(mode)
+    for path in (folder / "service-keys.json", tmp_path / "link.json"):
+        assert (ServiceKeyDirectory(file=path).problem is not None) == refused
+        with pytest.raises(KeyListError, match="folder") if refused else nullcontext():
+            read_key_file(path)
+
+
+def test_a_fifo_as_key_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "service-keys.json", 0o600)
+    assert "regular file" in (ServiceKeyDirectory(file=tmp_path / "service-keys.json").problem or "")
 
 
 def test_every_worker_follows_the_file(home: Home, serve: Serve) -> None:
