@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,10 +35,13 @@ class LogFiles:
         return self.path.with_name(f"{self.path.stem}.{chain}.{number:06d}{self.path.suffix}")
 
     def chains(self) -> dict[str, list[Path]]:
-        """Return the existing files of each chain, in order; raises `OSError`."""
+        """Return the existing files of each chain, in order; raises `OSError`.
+
+        Skips anything else that has such a name, because opening a FIFO waits for a writer.
+        """
         found: dict[str, list[Path]] = {}
         with os.scandir(self.directory) as entries:
-            names = sorted(entry.name for entry in entries)
+            names = sorted(entry.name for entry in entries if entry.is_file())
         for name in names:
             parts = _NAME.fullmatch(name)
             if parts and (parts[1], parts[4] or "") == (self.path.stem, self.path.suffix):
@@ -70,7 +75,7 @@ def chain_of_file(path: Path) -> str | None:
 def is_being_written(path: Path) -> bool:
     """Whether a process holds the lock that it keeps on its chain's newest file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open_regular(path)
     except FileNotFoundError:
         return False
     try:
@@ -84,14 +89,26 @@ def is_being_written(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading. Every `OSError` names it; Python names it only if opening fails."""
+    """Open a file for reading. Every `OSError` names it; Python names it only if opening fails.
+
+    A file with the name of a chain's must be a regular one. Any other may be a pipe that the caller reads on purpose.
+    """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if chain_of_file(path) is None else os.fdopen(_open_regular(path), "rb") as file:
             yield file
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def _open_regular(path: Path) -> int:
+    """Open a regular file for reading; raise `OSError` for any other, without waiting for a FIFO's writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def lines_from_the_end(path: Path) -> Iterator[bytes]:

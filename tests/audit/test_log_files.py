@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from app.audit.chained_lines import Chain
 from app.audit.log_files import LogFiles
 from app.audit.targets import FileTarget, WriteError
-from tests.support.audit.trails import KEY, files, keep, members, mode, verified
+from tests.support.audit.trails import KEY, files, keep, log_files, members, mode, verified
 from tests.support.sizes import size
 
 PROCESSES = size(2, 4)
@@ -40,9 +42,9 @@ def test_files_and_their_directory_belong_to_their_owner_alone(tmp_path: Path) -
 
 def test_a_taken_name_leaves_no_draft_and_no_link_is_followed(tmp_path: Path) -> None:
     chain = Chain(key=KEY).id
-    log_files = LogFiles(tmp_path / "audit.jsonl")
-    target = FileTarget(log_files=log_files, chain=chain, maximum_bytes=4096, flushing=True)
-    taken = log_files.file(chain, 1)
+    audit_files = LogFiles(tmp_path / "audit.jsonl")
+    target = FileTarget(log_files=audit_files, chain=chain, maximum_bytes=4096, flushing=True)
+    taken = audit_files.file(chain, 1)
     taken.mkdir()
     with pytest.raises(WriteError, match="EISDIR"):
         target.append([b"a line"], durably=False)
@@ -53,6 +55,22 @@ def test_a_taken_name_leaves_no_draft_and_no_link_is_followed(tmp_path: Path) ->
     target.append([b"a line"], durably=False)
     target.close()
     assert (taken.is_symlink(), taken.read_bytes(), elsewhere.exists()) == (False, b"a line\n", False)
+
+
+def test_a_fifo_named_like_a_chain_does_not_hang_the_start(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    fifo = log_files(tmp_path).file(Chain(key=KEY).id, 1)
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(keep, tmp_path, 1)
+        try:
+            assert len(started.result(timeout=20)) == 1
+        finally:
+            os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))  # frees a thread that hangs
+    report = verified(files(tmp_path))
+    assert (report.findings, report.chains) == ([], 2)
+    with pytest.raises(OSError, match="not a regular file"):
+        verified([fifo])
 
 
 def test_chains_of_several_processes_verify_across_their_files(tmp_path: Path) -> None:
