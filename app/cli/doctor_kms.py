@@ -14,19 +14,14 @@ from app.errors import KeyDenied
 from app.security.kms.boto_clients import open_kms_client, open_sts_client
 from app.security.kms.connection import ConnectionSettingsError, KmsConnection
 from app.security.kms.errors import AWS_ERRORS, EXPIRED_AT_ONCE, NOT_AWS, error_name
-from app.security.kms.setup import (
-    ENCRYPTION_CONTEXT_SERVICE,
-    remedy_for,
-    state_in_words,
-    wraps_data_keys,
-)
+from app.security.kms.key_access import ENCRYPTION_CONTEXT_SERVICE
+from app.security.kms.setup import remedy_for, state_in_words, wraps_data_keys
 
 Answer: TypeAlias = "dict[str, Any] | str"
 """The answer of KMS, or the name of the error."""
 
 _CONTEXT: Final = {"user_id": "doctor", "service": ENCRYPTION_CONTEXT_SERVICE, "data_type": "auth_token"}
 _WRONG_CONTEXT: Final = {**_CONTEXT, "service": "doctor-asks-with-a-wrong-service"}
-_PLAINTEXT: Final = b"doctor"
 _POLICY: Final = "`token-vault kms setup` prints the policy"
 _DENIED: Final = "AccessDeniedException"
 _STATES: Final = {"DisabledException": "Disabled", "KMSInvalidStateException": "PendingDeletion"}
@@ -53,7 +48,7 @@ _failure = partial(DoctorFinding.failure, "kms")
 def kms_findings(settings: Settings) -> Iterator[DoctorFinding]:
     """Check identity, key state, permissions, the condition on the encryption context, and rotation.
 
-    Sends at most eleven requests, and two more for each previous key. Those with a wrong context should be denied.
+    Sends at most nine requests, and two more for each previous key. Those with a wrong context should be denied.
     """
     connection = settings.kms_connection()
     try:
@@ -102,22 +97,18 @@ class _KeyChecks:
             yield self._previous(key_id, generated)
 
     def _permissions(self, generated: Answer) -> Iterator[DoctorFinding]:
-        encrypted = self._encrypt(_CONTEXT)
-        blob = _blob(generated) or _blob(encrypted)
+        blob = _blob(generated)
         decrypted = None if blob is None else self._decrypt(self._key_id, blob, _CONTEXT)
         yield _permission("GenerateDataKey", generated, needed=self._writes)
         if decrypted is None:
-            yield _warning("Decrypt was not checked, because neither GenerateDataKey nor Encrypt gave a ciphertext")
+            yield _warning("Decrypt was not checked, because GenerateDataKey gave no ciphertext")
         else:
             yield _permission("Decrypt", decrypted)
-        yield _permission("Encrypt", encrypted, needed=False)
         with_wrong_context: dict[str, Answer] = {}
         if isinstance(generated, dict):
             with_wrong_context["GenerateDataKey"] = self._generate(_WRONG_CONTEXT)
         if blob is not None and isinstance(decrypted, dict):
             with_wrong_context["Decrypt"] = self._decrypt(self._key_id, blob, _WRONG_CONTEXT)
-        if isinstance(encrypted, dict):
-            with_wrong_context["Encrypt"] = self._encrypt(_WRONG_CONTEXT)
         if with_wrong_context:
             yield _condition(with_wrong_context)
 
@@ -161,10 +152,6 @@ class _KeyChecks:
         request = {"KeyId": self._key_id, "KeySpec": "AES_256", "EncryptionContext": context}
         return _ask(lambda: self._client.generate_data_key(**request), "CiphertextBlob")
 
-    def _encrypt(self, context: dict[str, str]) -> Answer:
-        request = {"KeyId": self._key_id, "Plaintext": _PLAINTEXT, "EncryptionContext": context}
-        return _ask(lambda: self._client.encrypt(**request), "CiphertextBlob")
-
     def _decrypt(self, key_id: str | None, blob: bytes, context: dict[str, str]) -> Answer:
         request = {"KeyId": key_id, "CiphertextBlob": blob, "EncryptionContext": context}
         return _ask(lambda: self._client.decrypt(**request), "Plaintext")
@@ -204,7 +191,7 @@ def _permission(operation: str, answer: Answer, *, needed: bool = True) -> Docto
     if isinstance(answer, dict):
         return _ok(f"{operation} is allowed")
     finding = _failure if needed else _warning
-    unneeded = "" if needed else "; the vault does not need it" if operation == "Encrypt" else "; only writes need it"
+    unneeded = "" if needed else "; only writes need it"
     if answer == _DENIED:
         condition = f"with the condition service = {ENCRYPTION_CONTEXT_SERVICE}"
         remedy = f"allow kms:{operation} on the key for this caller, {condition}; {_POLICY}"

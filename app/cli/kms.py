@@ -22,9 +22,11 @@ from app.security.kms.cost import (
     price_of,
     requests_of_checks,
 )
+from app.security.kms.key_access import least_privilege_policy, restrictive_key_policy
 from app.security.kms.setup import Step
 
 _ALIAS = re.compile(r"alias/(?!aws/)[A-Za-z0-9/_-]{1,250}")
+_DEFAULT_ALIAS = "alias/pulseplan-token-vault"
 _PRINCIPAL = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=,.@_/-]{1,576}")
 _ASSUMED = """\
 Prices: ${key} for the key, ${request} per 10,000 requests after {free:,} free ones in the account (US East,
@@ -44,45 +46,68 @@ def kms() -> None:
 
 @kms.command(short_help="Create the KMS key and whatever else is missing.")
 @click.option(
-    "--alias", metavar="ALIAS", default="alias/pulseplan-token-vault", show_default=True, help="Alias of the key."
+    "--alias",
+    metavar="ALIAS",
+    help=f"Alias of the key.  [default: the key that KMS_KEY_ID names, else {_DEFAULT_ALIAS}]",
 )
 @click.option("--role-arn", metavar="ARN", help="IAM role of the vault. Without it no grant is created.")
 @click.option("--region", metavar="REGION", help="AWS Region.  [default: AWS_REGION, or the profile's]")
 @click.option("--dry-run", is_flag=True, help="Print the steps and change nothing.")
-def setup(alias: str, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
+def setup(alias: str | None, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
     """Create the key, its alias, yearly rotation and a grant for the vault's role, each only if it is missing.
 
+    An existing key is used only if it is enabled and symmetric, KMS made its material, and its policy lets no other
+    account use it.
+
     Prints each step, marked done, kept (already there), would (dry run: it would be done) or look (you must change
-    something yourself); then the IAM policy for the role, and the settings for .env. Safe to run again.
+    something yourself); then the IAM policy for the role, a key policy that lets the role alone use the key, and the
+    settings for .env. Safe to run again.
 
     Needs an administrator's AWS credentials in a place where boto3 finds them. Credentials in .env belong to the vault
-    and are ignored. AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
+    and are ignored. KMS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL_KMS are read from the environment or .env.
 
     Exit codes: 0 no step failed; those marked look still need you, 1 KMS refused a step, 2 an option or a setting is
     wrong.
     """
     from app.security.kms.boto_clients import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
-    from app.security.kms.setup import KmsSetup, least_privilege_policy  # noqa: PLC0415  imports boto3, which is slow
+    from app.security.kms.setup import KmsSetup  # noqa: PLC0415  imports boto3, which is slow
 
     _require_names(alias, role_arn)
     try:
-        client = open_kms_admin_client(load_admin_connection(region=region))
+        connection = load_admin_connection(region=region)
+        client = open_kms_admin_client(connection)
     except (SettingsError, ConnectionSettingsError) as error:
         raise UsageError(str(error)) from None
-    work = KmsSetup(client=client, alias=alias, role_arn=role_arn, dry_run=dry_run)
+    key_id = connection.key_id if alias is None else None
+    if key_id is not None and key_id.startswith("alias/"):
+        alias, key_id = key_id, None
+    work = KmsSetup(client=client, alias=alias or _DEFAULT_ALIAS, key_id=key_id, role_arn=role_arn, dry_run=dry_run)
     try:
         for step in work.steps():
             _print_step(step, dry_run=dry_run)
     except KeyDenied as error:
         raise click.ClickException(error.detail) from None
     key_arn = work.key_arn or f"arn:aws:kms:{client.meta.region_name}:ACCOUNT:key/ID"
-    click.echo("\nThe complete IAM policy for the vault's role:\n")
-    click.echo(json.dumps(least_privilege_policy(key_arn), indent=2))
+    _print_policies(key_arn, role_arn)
     click.echo(f"\nFor .env:\n\nUSE_KMS=true\nKMS_KEY_ID={key_arn}\nAWS_REGION={client.meta.region_name}")
 
 
-def _require_names(alias: str, role_arn: str | None) -> None:
-    if not _ALIAS.fullmatch(alias):
+def _print_policies(key_arn: str, role_arn: str | None) -> None:
+    _, partition, _, _, account, _ = key_arn.split(":")
+    role_arn = role_arn or f"arn:{partition}:iam::{account}:role/ROLE"
+    click.echo("\nThe complete IAM policy for the vault's role:\n")
+    click.echo(json.dumps(least_privilege_policy(key_arn), indent=2))
+    click.echo(
+        "\nA key policy that lets this role alone use the key. The default one lets every principal use it to whom an\n"
+        "IAM policy of the account allows that. Save it as key-policy.json, and set it with\n"
+        f"aws kms put-key-policy --key-id {key_arn} --policy-name default --policy file://key-policy.json\n"
+    )
+    key_policy = restrictive_key_policy(account=account, partition=partition, role_arn=role_arn)
+    click.echo(json.dumps(key_policy, indent=2))
+
+
+def _require_names(alias: str | None, role_arn: str | None) -> None:
+    if alias is not None and not _ALIAS.fullmatch(alias):
         raise UsageError(
             "--alias must be alias/ and a name of letters, digits, /, _ and -, and not start with alias/aws/"
         )

@@ -276,11 +276,16 @@ def _require_length(key: SecretStr) -> None:
 class _KmsLocation(EnvironmentSettings):
     """The settings of `token-vault kms setup`, which runs before the others are complete."""
 
+    kms_key_id: str | None = None
     aws_region: str | None = None
     aws_endpoint_url_kms: str | None = None
 
 
 def load_admin_connection(*, region: str | None) -> KmsConnection:
-    """Return the KMS that the service will use, without credentials; raises `SettingsError`."""
+    """Return the KMS and the key that the service will use, without credentials; raises `SettingsError`."""
     location = loaded(_KmsLocation, names_of=Settings)
-    return KmsConnection(region=region or location.aws_region, endpoint_url=location.aws_endpoint_url_kms)
+    return KmsConnection(
+        key_id=location.kms_key_id,
+        region=region or location.aws_region,
+        endpoint_url=location.aws_endpoint_url_kms,
+    )

@@ -38,7 +38,7 @@ from tests.support.stores.stores import SqliteStore, Store
 from tests.support.waiting import eventually
 
 BODY = {"access_token": "access", "refresh_token": "refresh"}
-POLICY = Policy(frozenset({"kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"}), {"service": "pulseplan"})
+POLICY = Policy(frozenset({"kms:Decrypt", "kms:GenerateDataKey"}), {"service": "pulseplan"})
 CALLER = Caller("tests", "request")
 OUTAGE_SECONDS = 600.0
 RECOVERY_SECONDS = 60.0

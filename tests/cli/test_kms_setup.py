@@ -19,8 +19,10 @@ from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.waiting import eventually
 
 ROLE = "arn:aws:iam::123456789012:role/token-vault"
-OPERATIONS = ["Encrypt", "Decrypt", "GenerateDataKey"]
+OPERATIONS = ["Decrypt", "GenerateDataKey"]
 CHANGES = {"CreateKey", "CreateAlias", "EnableKeyRotation", "CreateGrant"}
+ACCOUNT = "arn:aws:iam::123456789012:root"
+STRANGER = "arn:aws:iam::210987654321:root"
 
 
 class Account:
@@ -44,6 +46,15 @@ class Account:
             aws_access_key_id=ADMINISTRATOR,
             aws_secret_access_key="none",
         )
+
+    def new_key(self, **parameters: Any) -> dict[str, Any]:
+        key: dict[str, Any] = self.client.create_key(**parameters)["KeyMetadata"]
+        return key
+
+    def key_with_alias(self, **parameters: Any) -> dict[str, Any]:
+        key = self.new_key(**parameters)
+        self.client.create_alias(AliasName=self.alias, TargetKeyId=key["KeyId"])
+        return key
 
     def run(self, *more: str, **settings: str) -> subprocess.CompletedProcess[str]:
         done = token_vault(*self.arguments, *more, folder=self.folder, settings={**self.settings, **settings})
@@ -105,7 +116,7 @@ def test_the_policy_and_the_settings_are_printed_with_the_key_arn(account: Accou
             {
                 "Sid": "TokenVault",
                 "Effect": "Allow",
-                "Action": ["kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey"],
+                "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
                 "Resource": arn,
                 "Condition": {"StringEquals": {"kms:EncryptionContext:service": "pulseplan"}},
             }
@@ -208,6 +219,142 @@ def test_an_alias_of_an_asymmetric_key_is_refused(account: Account) -> None:
     key = account.client.create_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")["KeyMetadata"]
     account.client.create_alias(AliasName=account.alias, TargetKeyId=key["KeyId"])
     require_refusal(account.run(), 1, account.alias, "symmetric")
+
+
+def _policy(*statements: dict[str, Any]) -> str:
+    root = {"Effect": "Allow", "Principal": {"AWS": ACCOUNT}, "Action": "kms:*", "Resource": "*"}
+    return json.dumps({"Version": "2012-10-17", "Statement": [root, *statements]})
+
+
+def _allow(principal: Any, action: Any = "kms:Decrypt") -> dict[str, Any]:
+    return {"Effect": "Allow", "Principal": principal, "Action": action, "Resource": "*"}
+
+
+FOREIGN_STATEMENTS = {
+    "everybody": _allow("*"),
+    "everybody, as a map": _allow({"AWS": "*"}),
+    "another account": _allow({"AWS": [ROLE, STRANGER]}, ["kms:CreateGrant"]),
+    "another account's number": _allow({"AWS": "210987654321"}, "kms:GenerateData*"),
+    "a service": _allow({"Service": "logs.amazonaws.com"}),
+    "all but one": {"Effect": "Allow", "NotPrincipal": {"AWS": ROLE}, "Action": "kms:Decrypt", "Resource": "*"},
+    "all but looking": {"Effect": "Allow", "Principal": {"AWS": STRANGER}, "NotAction": "kms:Get*", "Resource": "*"},
+}
+
+
+@pytest.mark.parametrize("name", ["alias", "KMS_KEY_ID"])
+@pytest.mark.parametrize("statement", FOREIGN_STATEMENTS.values(), ids=FOREIGN_STATEMENTS)
+def test_a_key_whose_policy_lets_strangers_in_is_refused(
+    account: Account, statement: dict[str, Any], name: str
+) -> None:
+    key = account.key_with_alias(Policy=_policy(statement))
+    settings = {}
+    if name == "KMS_KEY_ID":
+        account.arguments = ("kms", "setup", "--role-arn", ROLE)
+        settings = {"KMS_KEY_ID": key["Arn"]}
+    require_refusal(account.run(**settings), 1, key["Arn"], "open to others", "Nothing was changed")
+    assert CHANGES.isdisjoint(account.kms.operations())
+
+
+def test_harmless_statements_are_no_reason_to_refuse(account: Account) -> None:
+    look = _allow({"AWS": STRANGER}, ["kms:DescribeKey", "kms:Get*"])
+    deny = {"Effect": "Deny", "Principal": "*", "Action": "kms:ReplicateKey", "Resource": "*"}
+    account.key_with_alias(Policy=_policy(look, deny, _allow({"AWS": ROLE})))
+    assert _states(account.run()) == ["kept", "done", "done"]
+
+
+def test_others_of_the_account_are_pointed_out(account: Account) -> None:
+    other = "arn:aws:iam::123456789012:role/backup"
+    key = account.key_with_alias(Policy=_policy(_allow({"AWS": other})))
+    account.client.create_grant(KeyId=key["KeyId"], GranteePrincipal=other + "-2", Operations=["Decrypt"])
+    done = account.run()
+    assert (done.returncode, _states(done)) == (0, ["kept", "look", "look", "done", "done"])
+    assert f"policy lets others use it: {other}\n" in done.stdout
+    assert f"grants let others use it: {other}-2\n" in done.stdout
+
+
+def test_imported_key_material_is_refused(account: Account) -> None:
+    account.key_with_alias(Origin="EXTERNAL")
+    require_refusal(account.run(), 1, account.alias, "EXTERNAL")
+    assert CHANGES.isdisjoint(account.kms.operations())
+
+
+def test_a_policy_that_cannot_be_read_is_a_refusal(account: Account) -> None:
+    account.key_with_alias()
+    account.kms.faults.error("AccessDeniedException", operation="GetKeyPolicy")
+    require_refusal(account.run(), 1, "GetKeyPolicy")
+    assert CHANGES.isdisjoint(account.kms.operations())
+
+
+@pytest.mark.parametrize("how", ["policy", "grant", "origin"])
+def test_a_planted_key_with_the_tag_is_not_adopted(account: Account, how: str) -> None:
+    other = "arn:aws:iam::123456789012:role/attacker"
+    tags = [{"TagKey": "token-vault-alias", "TagValue": account.alias}]
+    policy = _policy(_allow({"AWS": other})) if how == "policy" else _policy()
+    planted = account.new_key(Tags=tags, Policy=policy, **({"Origin": "EXTERNAL"} if how == "origin" else {}))
+    if how == "grant":
+        account.client.create_grant(KeyId=planted["KeyId"], GranteePrincipal=other, Operations=["Decrypt"])
+    done = account.run()
+    assert (done.returncode, _states(done)) == (0, ["look", "done", "done", "done", "done"])
+    assert planted["Arn"] in done.stdout
+    assert account.key()["Arn"] != planted["Arn"]
+    account.require_complete()
+
+
+def test_the_key_of_kms_key_id_is_set_up_and_no_other_made(account: Account) -> None:
+    key = account.new_key()
+    before = account.keys()
+    account.arguments = ("kms", "setup", "--role-arn", ROLE)
+    done = account.run(KMS_KEY_ID=key["Arn"])
+    assert (done.returncode, done.stderr, _states(done)) == (0, "", ["kept", "done", "done"])
+    assert f"KMS_KEY_ID names the key {key['Arn']}" in done.stdout
+    assert account.keys() == before
+    assert account.client.get_key_rotation_status(KeyId=key["KeyId"])["KeyRotationEnabled"] is True
+    assert f"KMS_KEY_ID={key['Arn']}" in done.stdout.splitlines()
+
+
+def test_kms_key_id_may_name_a_new_alias_and_alias_wins(account: Account) -> None:
+    key = account.new_key()
+    assert account.run(KMS_KEY_ID=key["Arn"]).returncode == 0
+    assert account.key()["Arn"] != key["Arn"], "--alias names another key"
+    alias = f"alias/{uuid.uuid4()}"
+    account.arguments = ("kms", "setup")
+    assert account.run(KMS_KEY_ID=alias).returncode == 0
+    assert account.client.describe_key(KeyId=alias)["KeyMetadata"]["KeyState"] == "Enabled"
+
+
+def test_a_kms_key_id_of_no_key_is_refused(account: Account) -> None:
+    account.arguments = ("kms", "setup")
+    missing = f"arn:aws:kms:{REGION}:123456789012:key/{uuid.uuid4()}"
+    require_refusal(account.run(KMS_KEY_ID=missing), 1, "KMS_KEY_ID names no key")
+    assert CHANGES.isdisjoint(account.kms.operations())
+
+
+def test_the_printed_key_policy_lets_the_role_alone_use_it(account: Account) -> None:
+    printed = account.run().stdout
+    arn = account.key()["Arn"]
+    assert f"aws kms put-key-policy --key-id {arn} --policy-name default --policy file://key-policy.json" in printed
+    beginning = printed.index("{", printed.index("put-key-policy"))
+    policy, _ = json.JSONDecoder().raw_decode(printed[beginning:])
+    administration, use = policy["Statement"]
+    assert administration["Principal"] == {"AWS": ACCOUNT}
+    assert "kms:PutKeyPolicy" in administration["Action"], "without it nobody could change the policy again"
+    forbidden = ("Decrypt", "Encrypt", "GenerateDataKey", "ReEncrypt", "CreateGrant", "Replicate", "*")
+    assert [action for action in administration["Action"] if any(one in action for one in forbidden)] == []
+    assert (use["Principal"], use["Action"]) == ({"AWS": ROLE}, ["kms:Decrypt", "kms:GenerateDataKey"])
+    assert use["Condition"] == {"StringEquals": {"kms:EncryptionContext:service": "pulseplan"}}
+    account.client.put_key_policy(KeyId=arn, PolicyName="default", Policy=json.dumps(policy))
+    assert _states(account.run()) == ["kept"] * 3
+
+
+def test_a_grant_of_encrypt_is_pointed_out(account: Account) -> None:
+    account.run()
+    account.client.create_grant(
+        KeyId=account.key()["KeyId"],
+        GranteePrincipal=ROLE,
+        Operations=["Encrypt", *OPERATIONS],
+        Constraints={"EncryptionContextSubset": {"service": "pulseplan"}},
+    )
+    assert _states(account.run()) == ["kept", "kept", "kept", "look"]
 
 
 def test_a_grant_without_the_condition_is_not_enough(account: Account) -> None:

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from app.config.settings import Settings
 from app.security.kms import client as kms_client
 from app.security.kms import errors as kms_errors
-from app.security.kms import setup as kms_setup
+from app.security.kms.key_access import least_privilege_policy
 from tests.support.paths import ROOT
 from tests.support.process.home import run
 from tests.support.stack.kms import Kms
@@ -72,7 +72,7 @@ def test_every_error_is_explained() -> None:
 def test_the_policy_is_the_one_that_setup_prints() -> None:
     [policy] = _blocks(KMS, "json")
     read = json.loads(policy)
-    assert read == kms_setup.least_privilege_policy(read["Statement"][0]["Resource"])
+    assert read == least_privilege_policy(read["Statement"][0]["Resource"])
 
 
 def test_the_verify_snippet_prints_a_kms_ciphertext(kms: Kms, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def open_kms_admin_client(connection: KmsConnection) -> Any:  # noqa: ANN401  bo
     should not suffice. Retries are off: a repeated CreateKey makes a second key.
     """
     try:
-        region = connection.region or boto3.Session().region_name
+        region = connection.region or boto3.Session().region_name or connection.region_of_key
         if region is None:
             raise ConnectionSettingsError("no Region: give --region, or set AWS_REGION")
         return boto3.Session(region_name=region).client(

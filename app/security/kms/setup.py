@@ -1,4 +1,4 @@
-"""Setup of AWS KMS: the key, its alias, rotation, the role's grant, and the least-privilege policy.
+"""Setup of AWS KMS: the key, its alias, rotation and the role's grant.
 
 For `token-vault kms setup`, with an administrator's credentials. The service calls none of it.
 """
@@ -14,14 +14,20 @@ from typing import Any, Final
 
 from app.errors import KeyDenied
 from app.security.kms.errors import AWS_ERRORS, error_name
+from app.security.kms.key_access import (
+    ENCRYPTION_CONTEXT_SERVICE,
+    OPERATIONS,
+    VAULT_CONTEXT,
+    KeyAccess,
+    access_by_policy,
+    grantees,
+)
 
-ENCRYPTION_CONTEXT_SERVICE: Final = "pulseplan"
 GRANT_NAME: Final = "pulseplan-token-vault"
-OPERATIONS: Final = ("Encrypt", "Decrypt", "GenerateDataKey")
 ROTATION_DAYS: Final = 365
 # the alias that a key is meant for; set by CreateKey, so a key is found again if the run ends before CreateAlias
 ALIAS_TAG: Final = "token-vault-alias"
-_CONSTRAINTS: Final = {"EncryptionContextSubset": {"service": ENCRYPTION_CONTEXT_SERVICE}}
+_CONSTRAINTS: Final = {"EncryptionContextSubset": VAULT_CONTEXT}
 _TAG_ATTEMPTS: Final = 6
 _TAG_PAUSE_SECONDS: Final = 0.25
 _WHY: Final = {
@@ -29,7 +35,7 @@ _WHY: Final = {
     "ConnectTimeoutError": "KMS cannot be reached",
     "EndpointConnectionError": "KMS cannot be reached",
     "ExpiredTokenException": "these credentials have expired",
-    "InvalidArnException": "KMS finds no such role or user; check --role-arn",
+    "InvalidArnException": "KMS finds nothing of that name; check --role-arn and KMS_KEY_ID",
     "NoCredentialsError": "no AWS credentials were found in the usual places",
     "UnrecognizedClientException": "AWS does not know these credentials",
 }
@@ -54,6 +60,8 @@ class Step:
 class KmsSetup:
     """Creates the key, its alias, its rotation and the application role's grant, each only if it is missing.
 
+    Without `key_id` the key is the one that `alias` names, or a new one. An existing key is adopted only if it is
+    enabled, symmetric, managed by the customer, made of KMS's own material, and its policy lets no stranger use it.
     `client` is boto3's KMS client with an administrator's credentials and without retries, because a repeated CreateKey
     makes a second key. The next run continues one that was interrupted. `dry_run` changes nothing. Methods raise
     `KeyDenied` with the name of the call and of the AWS error.
@@ -64,11 +72,13 @@ class KmsSetup:
         *,
         client: Any,  # noqa: ANN401  boto3's clients have no static type
         alias: str,
+        key_id: str | None = None,
         role_arn: str | None = None,
         dry_run: bool = False,
     ) -> None:
         self._client = client
         self._alias = alias
+        self._key_id = key_id
         self._role_arn = role_arn
         self._dry_run = dry_run
         self.key_arn: str | None = None  # known after the first step, unless a dry run found none
@@ -81,12 +91,22 @@ class KmsSetup:
             yield from self._grant(self._role_arn)
 
     def _key(self) -> Iterator[Step]:
-        key = self._named_by_alias()
+        key = self._named()
         if key is not None:
             self.key_arn = key["Arn"]
-            yield Step(StepState.KEPT, f"{self._alias} names the key {key['Arn']}")
+            name = self._alias if self._key_id is None else "KMS_KEY_ID"
+            yield Step(StepState.KEPT, f"{name} names the key {key['Arn']}")
+            yield from self._others_with_access(key)
             return
-        key = self._left_behind()
+        for candidate in self._left_behind():
+            if self._is_untouched(candidate):
+                key = candidate
+                break
+            yield Step(
+                StepState.LOOK,
+                f"the key {candidate['Arn']} has the tag of this alias, but others may use it or its material is "
+                "imported: it is not taken. Delete it if it is yours",
+            )
         if key is not None:
             yield Step(StepState.KEPT, f"the key {key['Arn']}, which an earlier run left without its alias")
         elif self._dry_run:
@@ -108,26 +128,59 @@ class KmsSetup:
                 self._client.create_alias(AliasName=self._alias, TargetKeyId=key["KeyId"])
         yield Step(StepState.DONE, f"give it the alias {self._alias}")
 
-    def _named_by_alias(self) -> dict[str, Any] | None:
-        """Return the metadata of the alias's key, or `None` without such an alias."""
+    def _named(self) -> dict[str, Any] | None:
+        """Return the metadata of the key that has the name, or `None` if the alias does not exist yet."""
+        name = self._key_id or self._alias
         with _named("DescribeKey"):
             try:
-                key: dict[str, Any] = self._client.describe_key(KeyId=self._alias)["KeyMetadata"]
+                key: dict[str, Any] = self._client.describe_key(KeyId=name)["KeyMetadata"]
             except self._client.exceptions.NotFoundException:
-                return None
-        wrong, remedy = None, "Choose another alias"
+                if self._key_id is None:
+                    return None
+                raise KeyDenied(
+                    "KMS_KEY_ID names no key here; check it and the Region, or give --alias. Nothing was changed"
+                ) from None
+        wrong, remedy = None, "Choose another alias or KMS_KEY_ID"
         if key["KeyState"] != "Enabled":
-            wrong, remedy = state_in_words(key["KeyState"]), f"{remedy_for(key['KeyState'])}, or choose another alias"
+            wrong = state_in_words(key["KeyState"])
+            remedy = f"{remedy_for(key['KeyState'])}, or choose another alias or KMS_KEY_ID"
         elif not wraps_data_keys(key):
             wrong = "no symmetric encryption key of your own"
+        elif not _has_material_of_kms(key):
+            wrong = f"of the origin {key.get('Origin')}: its material exists outside AWS KMS"
+        elif strangers := self._access(key).foreign:
+            wrong = f"open to others: its policy lets {', '.join(strangers)} use it"
+            remedy = "Narrow its policy with aws kms put-key-policy, or choose another alias or KMS_KEY_ID"
         if wrong is not None:
-            raise KeyDenied(
-                f"{self._alias} names the key {key['Arn']}, which is {wrong}. {remedy}. Nothing was changed"
-            )
+            raise KeyDenied(f"{name} names the key {key['Arn']}, which is {wrong}. {remedy}. Nothing was changed")
         return key
 
-    def _left_behind(self) -> dict[str, Any] | None:
-        """Return the metadata of the key of a run that ended before CreateAlias."""
+    def _access(self, key: dict[str, Any]) -> KeyAccess:
+        with _named("GetKeyPolicy"):
+            policy = self._client.get_key_policy(KeyId=key["Arn"], PolicyName="default")["Policy"]
+        try:
+            return access_by_policy(policy, account=key["AWSAccountId"], role_arn=self._role_arn)
+        except (ValueError, TypeError, AttributeError):
+            raise KeyDenied(f"the policy of the key {key['Arn']} cannot be parsed. Nothing was changed") from None
+
+    def _grantees(self, key: dict[str, Any]) -> list[str]:
+        with _named("ListGrants"):
+            return grantees(self._listed("list_grants", "Grants", KeyId=key["Arn"]), role_arn=self._role_arn)
+
+    def _others_with_access(self, key: dict[str, Any]) -> Iterator[Step]:
+        for kind, names in (("policy lets", self._access(key).local), ("grants let", self._grantees(key))):
+            if names:
+                yield Step(StepState.LOOK, f"the key's {kind} others use it: {', '.join(names)}")
+        if key.get("MultiRegion"):
+            yield Step(StepState.LOOK, "the key has copies in other Regions, or may have: each has a policy of its own")
+
+    def _is_untouched(self, key: dict[str, Any]) -> bool:
+        """Whether nobody else may use the key, and its material is of KMS; a tag alone proves nothing."""
+        access = self._access(key)
+        return _has_material_of_kms(key) and not (access.foreign or access.local or self._grantees(key))
+
+    def _left_behind(self) -> Iterator[dict[str, Any]]:
+        """Yield the metadata of keys that a run may have left because it ended before CreateAlias."""
         with _named("ListAliases"):
             aliased = {alias.get("TargetKeyId") for alias in self._listed("list_aliases", "Aliases")}
         with _named("ListKeys"):
@@ -137,8 +190,7 @@ class KmsSetup:
                 with _named("DescribeKey"):
                     key: dict[str, Any] = self._client.describe_key(KeyId=key_id)["KeyMetadata"]
                 if key["KeyState"] == "Enabled" and wraps_data_keys(key):
-                    return key
-        return None
+                    yield key
 
     def _is_meant_for_alias(self, key_id: str) -> bool:
         for attempt in range(_TAG_ATTEMPTS):
@@ -170,7 +222,7 @@ class KmsSetup:
         return Step(StepState.DONE, f"switch rotation on, every {ROTATION_DAYS} days")
 
     def _grant(self, role_arn: str) -> Iterator[Step]:
-        """Grant the role the three operations, for the vault's encryption context only."""
+        """Grant the role the two operations, for the vault's encryption context only."""
         condition = f"where the encryption context has service = {ENCRYPTION_CONTEXT_SERVICE}"
         words = f"grant {', '.join(OPERATIONS)} to {role_arn}, {condition}"
         grants = [] if self.key_arn is None else self._grants_of(role_arn, self.key_arn)
@@ -191,7 +243,7 @@ class KmsSetup:
         for grant in grants:
             if not _is_limited(grant):
                 remedy = f"aws kms revoke-grant --key-id {self.key_arn} --grant-id {grant['GrantId']}"
-                yield Step(StepState.LOOK, f"the role has a grant without that condition too: {remedy}")
+                yield Step(StepState.LOOK, f"the role has a wider grant too: {remedy}")
 
     def _grants_of(self, role_arn: str, key_arn: str) -> list[dict[str, Any]]:
         with _named("ListGrants"):
@@ -203,26 +255,15 @@ class KmsSetup:
         return [item for page in pages for item in page[member]]
 
 
-def least_privilege_policy(key_arn: str) -> dict[str, Any]:
-    """Return the IAM policy that the service needs."""
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Sid": "TokenVault",
-                "Effect": "Allow",
-                "Action": [f"kms:{operation}" for operation in OPERATIONS],
-                "Resource": key_arn,
-                "Condition": {"StringEquals": {"kms:EncryptionContext:service": ENCRYPTION_CONTEXT_SERVICE}},
-            }
-        ],
-    }
-
-
 def wraps_data_keys(key: dict[str, Any]) -> bool:
     """Whether the metadata is that of a symmetric encryption key that the customer manages."""
     spec = key.get("KeySpec") or key.get("CustomerMasterKeySpec")
     return spec == "SYMMETRIC_DEFAULT" and key.get("KeyManager") == "CUSTOMER"
+
+
+def _has_material_of_kms(key: dict[str, Any]) -> bool:
+    """Whether KMS made the key's material; copies of imported material exist elsewhere."""
+    return key.get("Origin") == "AWS_KMS"
 
 
 def state_in_words(state: str) -> str:
@@ -248,7 +289,7 @@ def _is_exact(grant: dict[str, Any]) -> bool:
 
 def _is_limited(grant: dict[str, Any]) -> bool:
     pairs = [pair for pairs in grant.get("Constraints", {}).values() for pair in pairs.items()]
-    return ("service", ENCRYPTION_CONTEXT_SERVICE) in pairs
+    return ("service", ENCRYPTION_CONTEXT_SERVICE) in pairs and set(grant["Operations"]) <= set(OPERATIONS)
 
 
 @contextmanager
