@@ -1,13 +1,17 @@
-"""Worker processes that receive the environment over a pipe.
+"""Worker processes that protect themselves before they receive the environment.
 
 `/proc/PID/environ` shows the variables that a program was started with. On Linux every process of the same user can
-read it until the program forbids that, which it can do only after about a second of imports; Python's resource
-tracker, which is started beside the workers, never does. So variables that may be secret never start a program.
+read it, the memory and the pipes of a program until the program forbids that, which it can do only after about a second
+of imports; Python's resource tracker, which is started beside the workers, never does. So variables that may be secret
+never start a program: a worker asks for them over a socket once it has protected itself.
 """
 
 from __future__ import annotations
 
 import os
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from threading import Thread
 from typing import Any, Final
 
 import uvicorn
@@ -19,19 +23,37 @@ from app.server.listeners import bind
 
 # read by the interpreter, the loader and the C library before there is a pipe; every other variable may be secret
 _OPEN: Final = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", METRICS_FOLDER})
+_SECRETS: Final = "_secrets"
+_START_SECONDS: Final = 300.0  # a bound for a busy machine; a worker asks after about a second
 _OPEN_PREFIXES: Final = ("LC_", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "PYTHON")
 
 
 class _WorkerConfig(uvicorn.Config):
-    """uvicorn's configuration, pickled to each worker together with the variables that may be secret."""
+    """uvicorn's configuration, pickled to each worker without the variables that may be secret."""
 
     hidden: dict[str, str]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what one worker gets: everything but the secrets, and a socket to ask for them."""
+        ours, theirs = Pipe()  # a socket, which unlike a pipe cannot be opened through /proc
+        Thread(target=_answer, args=(ours, theirs, self.hidden), name="worker-secrets", daemon=True).start()
+        return {**self.__dict__, "hidden": {}, _SECRETS: theirs}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Protect the worker before it holds a secret: unpickling this is the first thing that it does."""
+        """Protect the worker, then ask for the secrets: unpickling this is the first thing that it does."""
         protect_process()
+        with state.pop(_SECRETS) as secrets:
+            secrets.send_bytes(b"protected")
+            os.environ.update(secrets.recv())
         self.__dict__.update(state)
-        os.environ.update(self.hidden)
+
+
+def _answer(ours: Connection, theirs: Connection, hidden: dict[str, str]) -> None:
+    """Send the secrets to a worker that says that it is protected, unless it dies before."""
+    with ours, theirs:
+        if ours.poll(_START_SECONDS):
+            ours.recv_bytes()
+            ours.send(hidden)
 
 
 def supervise(app: str, *, metrics_port: int | None, **options: Any) -> None:  # noqa: ANN401  uvicorn's

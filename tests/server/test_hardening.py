@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 
 from app.server.hardening import swap_is_in_use
 from tests.support.paths import ROOT
-from tests.support.process.home import COMMAND, environment, new_home
+from tests.support.process.home import AS_USERS_HAVE_IT, COMMAND, environment, new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.workers import workers_of
 from tests.support.waiting import eventually
@@ -126,6 +129,74 @@ def test_no_process_shows_its_user_a_secret_in_its_environment(unprivileged: Ser
 def _children(process: int) -> list[int]:
     tasks = Path(f"/proc/{process}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+# stops each worker at the first system call of its protection, so that its memory can be searched
+STOP_WORKERS = """
+import os, signal, sys
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    armed = [True]
+
+    def stop(event, arguments):
+        if event == "resource.setrlimit" and armed:
+            armed.clear()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(stop)
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can always read the memory of another process")
+def test_a_worker_is_protected_before_a_secret_is_in_its_memory(tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOP_WORKERS)
+    home = new_home(tmp_path, PYTHONPATH=f"{tmp_path}:{AS_USERS_HAVE_IT['PYTHONPATH']}")
+    needle = home.settings["TOKEN_ENCRYPTION_KEY"].encode()
+    stopped: dict[int, bool] = {}
+    up = threading.Event()
+
+    def search_stopped_workers() -> None:
+        while not up.wait(0.02):
+            for process in _workers_started_in(tmp_path):
+                with suppress(OSError):  # it ended meanwhile
+                    if _status(process, "State") == "T":
+                        stopped[process] = needle in _memory(process)
+                        os.kill(process, signal.SIGCONT)
+
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search_stopped_workers)
+        try:
+            with serve(home, workers=2) as server:
+                workers = workers_of(server)
+                assert all(needle in _memory(process) for process in workers), "the search finds a secret"
+        finally:
+            up.set()
+        searching.result()
+    assert stopped.keys() >= set(workers)
+    assert set(stopped.values()) == {False}
+
+
+def _workers_started_in(folder: Path) -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                command_line = (entry / "cmdline").read_bytes()
+                if b"--multiprocessing-fork" in command_line and (entry / "cwd").readlink() == folder:
+                    yield int(entry.name)
+
+
+def _memory(process: int) -> bytes:
+    """Return the memory of a process that it may write to."""
+    pieces = []
+    with Path(f"/proc/{process}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+            addresses, permissions, *_ = line.split()
+            if permissions.startswith("rw"):
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                with suppress(OSError, OverflowError):  # a page of a device
+                    memory.seek(start)
+                    pieces.append(memory.read(end - start))
+    return b"".join(pieces)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
