@@ -219,19 +219,22 @@ class Settings(ListeningSettings):
         if self.service_keys_file is None and self.service_keys is None:
             yield "neither SERVICE_KEYS_FILE nor SERVICE_KEYS is set: every /v1 call is answered with 401"
         yield from self._audit_warnings()
+        yield from self._without_effect()
+        if self.aws_endpoint_url_kms is not None and _crosses_a_network(self.aws_endpoint_url_kms):
+            yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
+        if self.supabase_url is not None and _crosses_a_network(self.supabase_url):
+            yield "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
+        yield from misspelt_variables(os.environ, setting_names(Settings))
+
+    def _without_effect(self) -> Iterator[str]:
         if self.rewrap_legacy and not self.allow_legacy_formats:
             yield "REWRAP_LEGACY has no effect while ALLOW_LEGACY_FORMATS is false"
         if self.kms_fallback_to_local and not self.use_kms:
             yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
         if self.kms_previous_key_ids and self.kms_key_id is None:
             yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
-        if self.aws_endpoint_url_kms is not None and _crosses_a_network(self.aws_endpoint_url_kms):
-            yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
-        if self.supabase_url is not None and _crosses_a_network(self.supabase_url):
-            yield "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
         if self.metrics_port is not None and not (self.metrics or self.api_docs):
             yield "METRICS_PORT has no effect while METRICS and API_DOCS are false"
-        yield from misspelt_variables(os.environ, setting_names(Settings))
 
     def _audit_warnings(self) -> Iterator[str]:
         if self.audit_log is None:
