@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,16 @@ from app.audit.log_files import LogFiles
 from app.audit.targets import AuditTarget, FileTarget, StreamTarget, is_stream
 from app.audit.trail import SignedAuditTrail
 from app.audit.writer import AuditCounters
+from app.callers.jwks import JwksKeys
 from app.callers.rate_limits import RequestLimits
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import KeyListError, parse_key_list
+from app.callers.user_jwt import SharedSecret, UserJwtCounters, UserJwtVerifier, VerificationKeys
 from app.config.audit import audit_key
+from app.config.certificate_authorities import client_ssl_context
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied, KeyUnavailable
-from app.observability.in_memory_counters import InMemoryAuditCounters, InMemoryCounters
+from app.observability.in_memory_counters import InMemoryAuditCounters, InMemoryCounters, InMemoryUserJwtCounters
 from app.observability.readiness import (
     TIMEOUT,
     Check,
@@ -217,6 +221,39 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
 
 
+@dataclass(frozen=True, slots=True)
+class UserJwts:
+    """The verifier of users' JWTs, and its keys if they are downloaded."""
+
+    verifier: UserJwtVerifier
+    key_set: JwksKeys | None = None
+
+
+def build_user_jwts(settings: Settings, *, counters: UserJwtCounters | None = None) -> UserJwts | None:
+    """Build the verifier; `None` without USER_JWT_ISSUER. Downloads nothing yet. Raises `SettingsError`."""
+    if settings.user_jwt_issuer is None:
+        return None
+    counters = counters or InMemoryUserJwtCounters()
+    key_set = None
+    keys: VerificationKeys
+    if settings.user_jwt_secret is not None:
+        keys = SharedSecret(settings.user_jwt_secret.get_secret_value().encode())
+    elif settings.user_jwt_jwks_url is not None:
+        keys = key_set = JwksKeys(download=_key_set_download(settings.user_jwt_jwks_url), counters=counters)
+    else:
+        raise SettingsError("USER_JWT_JWKS_URL or USER_JWT_SECRET is needed because USER_JWT_ISSUER is set")
+    verifier = UserJwtVerifier(
+        issuer=settings.user_jwt_issuer, audience=settings.user_jwt_audience, keys=keys, counters=counters
+    )
+    return UserJwts(verifier, key_set)
+
+
+def _key_set_download(url: str) -> Callable[[], Awaitable[bytes]]:
+    from app.callers.jwks_download import download_key_set  # noqa: PLC0415  imports httpx
+
+    return partial(download_key_set, url, client_ssl_context())
+
+
 def build_limits(settings: Settings) -> RequestLimits:
     """Build the limits on the callers of one process."""
     return RequestLimits(
@@ -233,6 +270,7 @@ def build_readiness(
     repository: TokenRepository,
     audit: SignedAuditTrail | NoAuditTrail,
     *,
+    user_jwts: UserJwts | None = None,
     on_states: Callable[[Mapping[str, CheckState]], None] | None,
 ) -> Readiness:
     """Choose the checks of this configuration, and the failures of KMS that the replica tolerates."""
@@ -244,6 +282,9 @@ def build_readiness(
     if isinstance(audit, SignedAuditTrail):
         checks["audit"] = audit.check
     tolerated: dict[str, frozenset[str]] = {}
+    if user_jwts is not None and user_jwts.key_set is not None:
+        checks["user_jwt_keys"] = user_jwts.key_set.check
+        tolerated["user_jwt_keys"] = frozenset({KeyUnavailable.code})  # other calls need no user's JWT
     if encryption.kms is not None:
         checks["kms"] = kms_check(encryption.kms)
         # only a KMS primary needs KMS to write; a fallback bridges an outage, but not a denial

@@ -75,9 +75,21 @@ class Unauthenticated(VaultError):
 
 
 class Forbidden(VaultError):
-    """The service key lacks the scope or the provider that the call needs."""
+    """The service key lacks the scope, the provider or the user that the call needs."""
 
     code = "forbidden"
+
+
+class UserJwtRefused(Forbidden):
+    """The user's JWT is missing or invalid, or is another user's. `reason` names the cause for the metrics.
+
+    `problems` holds the header and the detail, so that callers can tell it from a key that lacks a scope.
+    """
+
+    def __init__(self, detail: str, *, reason: str = "other") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.problems = (("x-on-behalf-of", detail),)
 
 
 class AuditUnavailable(VaultError):
@@ -146,7 +158,7 @@ class EncryptionError(VaultError):
 
 
 class KeyUnavailable(EncryptionError):
-    """The key service throttles, times out or is down; or a key was not derived in time."""
+    """The key service throttles, times out or is down; a key was not derived in time; or JWTs cannot be verified."""
 
     code = "key_unavailable"
     retryable = True

@@ -18,6 +18,7 @@ from app.api.openapi import document, document_route
 from app.api.problems import install_problem_handlers
 from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
+from app.callers.user_jwt import UserJwtVerifier
 from app.composition import (
     Encryption,
     build_encryption,
@@ -25,6 +26,7 @@ from app.composition import (
     build_limits,
     build_readiness,
     build_service_key_directory,
+    build_user_jwts,
     build_vault,
     open_audit,
     open_repository,
@@ -65,6 +67,7 @@ class AppState(TypedDict):
 
     vault: TokenVault
     service_keys: ServiceKeyDirectory
+    user_jwts: UserJwtVerifier | None
     readiness: Readiness
     events: TokenEvents
     exposition: NotRequired[Exposition]
@@ -155,12 +158,17 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         service_keys = build_service_key_directory(settings)
         if endless := service_keys.endless_keys():
             _log.warning("setting_is_weak", reason=endless)
+        user_jwts = build_user_jwts(settings, counters=metrics and metrics.user_jwts)
+        if user_jwts is not None and user_jwts.key_set is not None:
+            stack.callback(asyncio.create_task(user_jwts.key_set.run()).cancel)
         repository = instrumentation.instrument(await open_repository(settings))
         stack.push_async_callback(repository.close)
         audit = await open_audit(settings, counters=metrics and metrics.audit)
         stack.push_async_callback(audit.close)
         on_states = None if metrics is None else metrics.state.readiness
-        readiness = build_readiness(settings, encryption, service_keys, repository, audit, on_states=on_states)
+        readiness = build_readiness(
+            settings, encryption, service_keys, repository, audit, user_jwts=user_jwts, on_states=on_states
+        )
         stack.push_async_callback(readiness.close)
         cipher = TokenCipher(encryption=encryption.service)
         events = build_events(audit, metrics)
@@ -173,7 +181,13 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
             await warn_of_window(repository, allowed=settings.allow_legacy_formats)
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
         vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-        state = AppState(vault=vault, service_keys=service_keys, readiness=readiness, events=events)
+        state = AppState(
+            vault=vault,
+            service_keys=service_keys,
+            user_jwts=None if user_jwts is None else user_jwts.verifier,
+            readiness=readiness,
+            events=events,
+        )
         if metrics is not None:
             update = gauge_update(metrics, encryption, service_keys)
             await stack.enter_async_context(updating_gauges(update))

@@ -19,6 +19,7 @@ from benchmarks import (
     kms,
     memory,
     observing,
+    on_behalf_of,
     reveal_sqlite,
     reveal_supabase,
     rewrap,
@@ -33,6 +34,7 @@ from benchmarks.table import Line, render
 _MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "reveal-sqlite": reveal_sqlite.measure,
     "observing": observing.measure,
+    "on-behalf-of": on_behalf_of.measure,
     "store-sqlite": store_sqlite.measure,
     "audit": audit.measure,
     "reveal-supabase": reveal_supabase.measure,

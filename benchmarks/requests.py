@@ -32,6 +32,10 @@ class Requests:
     def reveal(self, user_id: str) -> bytes:
         return self._request("GET", _token(user_id))
 
+    def reveal_for(self, user_id: str, jwt: str) -> bytes:
+        """Reveal on behalf of this user."""
+        return self._request("GET", _token(user_id), f"X-On-Behalf-Of: {jwt}\r\n")
+
     def get(self, path: str) -> bytes:
         return self._request("GET", path)
 

@@ -6,19 +6,21 @@ Both are dependencies of the routes: a middleware that matches paths can be bypa
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app.callers.service_keys import Scope, ServiceKey
+from app.callers.user_jwt import JwtRefusal, UserJwtVerifier, refusal
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
 
 PURPOSE_HEADER = "X-Purpose"
 PURPOSE_PATTERN = r"^[a-z][a-z0-9_.-]{0,63}$"
 _PURPOSE = re.compile(PURPOSE_PATTERN)
+ON_BEHALF_OF_HEADER = "X-On-Behalf-Of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +42,38 @@ class AuthenticatedCaller:
         if self.key.providers is not None:
             raise Forbidden("the service key is limited to some providers, but this call concerns all of them")
 
+    def require_user(self, user_id: str) -> None:
+        """Require that a call on behalf of a user concerns only this user."""
+        if self.caller.on_behalf_of is not None and self.caller.on_behalf_of != user_id.lower():
+            raise refusal(JwtRefusal.OTHER_USER)
+
 
 class CallerWith(HTTPBearer):
     """Dependency that requires a live service key with `scope`.
 
+    A call on behalf of a user must concern that user: the one in the path, and a route without a user in its path is
+    refused. With `users_in_body`, the route itself calls `require_user` for each user in the body.
+
     As a FastAPI security scheme it appears in the OpenAPI document on every route that depends on it.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, users_in_body: bool = False) -> None:
         super().__init__(
             scheme_name="serviceKey",
             bearerFormat="ptv_ and 43 base64url characters",
             description="A service key. Its scopes and providers decide which calls it permits.",
         )
         self._scope = scope
+        self._users_in_body = users_in_body
 
     async def __call__(self, request: Request) -> AuthenticatedCaller:  # type: ignore[override]  # not HTTPBearer's result
-        return self.authenticate(request)
+        return await self.authenticate(request)
 
-    def authenticate(self, request: Request) -> AuthenticatedCaller:
-        """Return the caller; raises `Unauthenticated`, `RateLimited`, `InvalidRequest` or `Forbidden`.
+    async def authenticate(self, request: Request) -> AuthenticatedCaller:
+        """Return the caller.
+
+        Raises `Unauthenticated`, `RateLimited`, `InvalidRequest`, `Forbidden`, or `KeyUnavailable` while no key can
+        verify users' JWTs.
 
         Leaves `service` and `caller` in the request's state, for the log, the trace and the audit event of a refusal.
         """
@@ -80,7 +94,31 @@ class CallerWith(HTTPBearer):
             raise InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
         authenticated = AuthenticatedCaller(key, caller)
         authenticated.require_scope(self._scope)
+        if key.on_behalf_of is None and ON_BEHALF_OF_HEADER not in request.headers:
+            return authenticated
+        return await self._on_behalf_of_user(request, authenticated)
+
+    async def _on_behalf_of_user(self, request: Request, authenticated: AuthenticatedCaller) -> AuthenticatedCaller:
+        """Return the caller with the user of its JWT; a JWT is verified even if the service key needs none."""
+        user_id = request.path_params.get("user_id")
+        if user_id is None and not self._users_in_body:
+            raise Forbidden("the call is on behalf of a user, but the route concerns all users")
+        caller = replace(authenticated.caller, on_behalf_of=await _verified_user(request))
+        request.state.caller = caller
+        authenticated = AuthenticatedCaller(authenticated.key, caller)
+        if user_id is not None:
+            authenticated.require_user(user_id)
         return authenticated
+
+
+async def _verified_user(request: Request) -> str:
+    verifier: UserJwtVerifier | None = request.state.user_jwts
+    presented = request.headers.getlist(ON_BEHALF_OF_HEADER)
+    if verifier is None:
+        raise refusal(JwtRefusal.NOT_CONFIGURED)
+    if len(presented) != 1:
+        raise refusal(JwtRefusal.REPEATED if presented else JwtRefusal.MISSING)
+    return await verifier.user_of(presented[0])
 
 
 def client_address(request: Request) -> str | None:
@@ -88,6 +126,6 @@ def client_address(request: Request) -> str | None:
 
 
 Reader = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.READ))]
-Revealer = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.REVEAL))]
+Revealer = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.REVEAL, users_in_body=True))]
 Admin = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.ADMIN))]
 Deleter = Annotated[AuthenticatedCaller, Depends(CallerWith(Scope.DELETE))]

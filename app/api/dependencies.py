@@ -54,7 +54,7 @@ class TokenCallWith(CallerWith):
     """
 
     async def __call__(self, request: Request) -> TokenCall:  # type: ignore[override]  # not HTTPBearer's result
-        authenticated = self.authenticate(request)
+        authenticated = await self.authenticate(request)
         path = request.path_params
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app import errors
-from app.api.authentication import PURPOSE_HEADER, PURPOSE_PATTERN
+from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
 from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest, Token
@@ -38,6 +38,7 @@ _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.AuditUnavailable,
     errors.RateLimited,
     errors.Overloaded,
+    errors.KeyUnavailable,
     errors.InvalidRequest,
     errors.InternalError,
 )
@@ -88,6 +89,14 @@ PURPOSE = {
     "schema": {"type": "string", "pattern": PURPOSE_PATTERN, "examples": ["sync.courses"]},
     "description": "Purpose of the call, for the audit trail. Must not contain a secret.",
 }
+_USER_JWT = {
+    "type": "apiKey",
+    "in": "header",
+    "name": ON_BEHALF_OF_HEADER,
+    "description": "The JWT of the user that the call is on behalf of: Supabase Auth's access token. Service keys with "
+    '`"on_behalf_of": "required"` need it. With it, a call concerns only that user.',
+}
+_USERS_IN_BODY = frozenset({"/v1/tokens/batch-get"})
 _ETAG = {"ETag": {"description": "Version of the token, in quotes.", "schema": {"type": "string", "examples": ['"3"']}}}
 
 
@@ -124,6 +133,9 @@ def document(app: FastAPI) -> dict[str, Any]:
             if path.startswith("/v1/"):  # read by authentication, so on every authenticated route
                 for operation in methods.values():
                     operation.setdefault("parameters", []).append(PURPOSE)
+                    if "{user_id}" in path or path in _USERS_IN_BODY:
+                        operation["security"] += [{**scheme, "userJwt": []} for scheme in operation["security"]]
+        schema["components"]["securitySchemes"]["userJwt"] = _USER_JWT
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
         app.openapi_schema = schema

@@ -27,6 +27,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.AnswerTooLarge: 413,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
+    errors.UserJwtRefused: 403,
     errors.AuditUnavailable: 503,
     errors.RateLimited: 429,
     errors.Overloaded: 503,
@@ -52,6 +53,7 @@ _REFUSALS: Final = (
     errors.Unauthenticated,
     errors.Forbidden,
     errors.RateLimited,
+    errors.KeyUnavailable,  # of users' JWTs
 )
 
 
@@ -72,13 +74,16 @@ class Problem(BaseModel):
     code: str = Field(examples=["token_not_found"])
     retryable: bool = Field(examples=[False], description="Whether the same request may succeed later.")
     request_id: str = Field(examples=[EXAMPLE_REQUEST_ID])
-    errors: list[FieldProblem] | None = Field(default=None, description="For `invalid_request`: one entry per field.")
+    errors: list[FieldProblem] | None = Field(
+        default=None,
+        description="For `invalid_request`: one entry per field. For `forbidden`: the header, if it is the user's JWT.",
+    )
 
 
 def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
     """Return the problem document of an error."""
     problem = _document(error.code, STATUS[type(error)], error.detail, request_id, retryable=error.retryable)
-    if isinstance(error, errors.InvalidRequest) and error.problems:
+    if isinstance(error, errors.InvalidRequest | errors.UserJwtRefused) and error.problems:
         problem["errors"] = [{"field": field, "message": message} for field, message in error.problems]
     return problem
 
@@ -104,6 +109,8 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
+    if isinstance(error, errors.UserJwtRefused) and request.state.user_jwts is not None:
+        request.state.user_jwts.refused(error)
     if isinstance(error, _REFUSALS) and not error.recorded:
         await record_refused_request(request, error)
     return problem_response(error, request.state.request_id)

@@ -122,6 +122,7 @@ def event_members(at: float, event: TokenEvent, omitted: int, *, retried: bool =
     left_out = f',"omitted":{omitted}' if omitted else ""
     late = ',"late":true' if retried else ""
     opened = f',"opened":[{",".join(quoted(one.value) for one in event.opened)}]' if event.opened else ""
+    for_user = "" if caller.on_behalf_of is None else f',"on_behalf_of":{quoted(caller.on_behalf_of)}'
     # formatted by hand because this runs for every operation, and json.dumps took three times as long
     return (
         f'"kind":"event","time":"{_timestamp(at)}","operation":"{event.operation.value}",'
@@ -131,7 +132,7 @@ def event_members(at: float, event: TokenEvent, omitted: int, *, retried: bool =
         f'"service_type":{_or_null(token_id.service_type if token_id else None)},'
         f'"revealed":[{",".join(quoted(one.value) for one in event.revealed)}]{opened},'
         f'"scheme":{_or_null(event.scheme)},'
-        f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{left_out}{late}'
+        f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{for_user}{left_out}{late}'
     )
 
 

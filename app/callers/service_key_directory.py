@@ -53,8 +53,12 @@ class ServiceKeyDirectory:
 
     def alive_services(self) -> list[str]:
         """Return the service of every live key, so a service with two keys twice."""
+        return [key.service for key in self.alive_keys()]
+
+    def alive_keys(self) -> list[ServiceKey]:
+        """Return the live keys."""
         self._reload_if_due()
-        return [key.service for key in self._keys.values() if key.is_alive()]
+        return [key for key in self._keys.values() if key.is_alive()]
 
     def endless_keys(self) -> str | None:
         """Return a warning that names the services whose keys never expire, or `None`."""

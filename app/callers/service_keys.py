@@ -9,7 +9,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -35,13 +35,17 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceKey:
-    """One configured key. `sha256` is the lower-case hex hash of the key; `providers` is `None` for all providers."""
+    """One configured key. `sha256` is the lower-case hex hash of the key; `providers` is `None` for all providers.
+
+    With `on_behalf_of`, each call needs the JWT of the user whose tokens it concerns.
+    """
 
     service: str
     sha256: str
     scopes: frozenset[Scope]
     providers: frozenset[str] | None = None
     expires_at: datetime | None = None
+    on_behalf_of: Literal["required"] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -50,6 +54,10 @@ class ServiceKey:
 
     def is_alive(self, now: datetime | None = None) -> bool:
         return self.expires_at is None or (now or datetime.now(UTC)) < self.expires_at
+
+    def reveals_every_user(self) -> bool:
+        """Whether the key alone reveals the tokens of every user."""
+        return Scope.REVEAL in self.scopes and self.on_behalf_of is None
 
     def may_use(self, provider: str) -> bool:
         return self.providers is None or provider in self.providers
@@ -83,6 +91,7 @@ class KeyEntry(BaseModel):
     scopes: Annotated[frozenset[Scope], Field(min_length=1)]
     providers: Annotated[frozenset[Annotated[str, Field(pattern=SLUG_PATTERN)]], Field(min_length=1)] | None = None
     expires_at: AwareDatetime | None = None
+    on_behalf_of: Literal["required"] | None = None
 
 
 _LIST = TypeAdapter(list[KeyEntry])

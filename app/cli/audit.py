@@ -205,9 +205,10 @@ def _row(event: dict[str, Any]) -> tuple[str, ...]:
     revealed = event.get("revealed")
     omitted = f" (+{event['omitted']} omitted)" if "omitted" in event else ""
     late = " (late)" if event.get("late") else ""
+    for_user = " (for a user)" if event.get("on_behalf_of") else ""
     cells = (
         event.get("time"),
-        event.get("service"),
+        f"{event.get('service')}{for_user}" if for_user else event.get("service"),
         event.get("key"),
         event.get("operation"),
         f"{event.get('outcome')}{omitted}{late}",

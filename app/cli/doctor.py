@@ -15,6 +15,7 @@ import click
 from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
 from app.cli.doctor_finding import DoctorFinding, Severity
+from app.cli.doctor_on_behalf_of import on_behalf_of_findings
 from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
 from app.config.audit import audit_key
@@ -50,6 +51,7 @@ def doctor() -> None:
 def _findings(settings: Settings) -> Iterator[DoctorFinding]:
     yield from _check_settings(settings)
     yield from _check_service_keys(settings)
+    yield from on_behalf_of_findings(settings)
     yield _check_encryption(settings)
     if settings.kms_key_id is not None:
         from app.cli.doctor_kms import kms_findings  # noqa: PLC0415  imports boto3

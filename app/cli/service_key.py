@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -45,7 +46,19 @@ def service_key() -> None:
     metavar="TIME",
     help="When the key expires: days like 90d, or a time like 2027-03-01T00:00:00Z.  [default: never]",
 )
-def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], expires: str | None) -> None:
+@click.option(
+    "--on-behalf-of",
+    type=click.Choice(["required"]),
+    help="Each call must carry X-On-Behalf-Of with the JWT of the user that it concerns.  [default: calls may concern "
+    "every user]",
+)
+def create(
+    service: str,
+    scopes: tuple[str, ...],
+    providers: tuple[str, ...],
+    expires: str | None,
+    on_behalf_of: Literal["required"] | None,
+) -> None:
     """Create a key, add its hash to SERVICE_KEYS_FILE, and print the key once: the vault keeps only the hash.
 
     Only the key goes to standard output.
@@ -65,20 +78,26 @@ def create(service: str, scopes: tuple[str, ...], providers: tuple[str, ...], ex
         scopes=frozenset(Scope(scope) for scope in scopes),
         providers=frozenset(providers) or None,
         expires_at=None if expires is None else _expiry(expires),
+        on_behalf_of=on_behalf_of,
     )
     try:
         add_key(path, entry)
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
+    if entry.reveals_every_user():
+        click.echo(
+            "This key reveals the tokens of every user; --on-behalf-of required limits each call to one.", err=True
+        )
     click.echo(f"Added {entry.fingerprint} for {service} to {path}. The key is shown only once:", err=True)
     click.echo(key)
 
 
 @service_key.command("list", short_help="List the keys.")
 def list_keys() -> None:
-    """List the keys of SERVICE_KEYS_FILE and SERVICE_KEYS: fingerprint, service, state, expiry, providers and scopes.
+    """List the keys of SERVICE_KEYS_FILE and SERVICE_KEYS: fingerprint, service, state, expiry, and what they may use.
 
-    A fingerprint is the beginning of a key's hash; nobody can authenticate with it.
+    A fingerprint is the beginning of a key's hash; nobody can authenticate with it. USERS is "all", or "on behalf of"
+    if each call needs the JWT of the user that it concerns. The last line names the keys that reveal every user.
 
     Exit codes: 0 listed, 2 a setting is wrong, or the file cannot be used.
     """
@@ -92,8 +111,11 @@ def list_keys() -> None:
     if not keys:
         click.echo("There are no service keys: every call under /v1 gets 401.")
         return
-    rows = [("FINGERPRINT", "SERVICE", "STATE", "EXPIRES", "PROVIDERS", "SCOPES")]
+    rows = [("FINGERPRINT", "SERVICE", "STATE", "EXPIRES", "USERS", "PROVIDERS", "SCOPES")]
     print_table([*rows, *map(_row, keys)])
+    reveal_all = [key.fingerprint for key in keys if key.is_alive() and key.reveals_every_user()]
+    if reveal_all:
+        click.echo(f"Reveal the tokens of every user without a user's JWT: {', '.join(reveal_all)}.")
 
 
 @service_key.command(short_help="Revoke a key, or all keys of a service.")
@@ -146,12 +168,13 @@ def _unusable(path: Path, error: Exception) -> UsageError:
     return UsageError(f"{path} cannot be used: {reason}; nothing was changed")
 
 
-def _row(key: ServiceKey) -> tuple[str, str, str, str, str, str]:
+def _row(key: ServiceKey) -> tuple[str, ...]:
     return (
         key.fingerprint,
         key.service,
         "alive" if key.is_alive() else "expired",
         key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never",
+        "all" if key.on_behalf_of is None else "on behalf of",
         ", ".join(sorted(key.providers)) if key.providers else "all",
         ", ".join(sorted(key.scopes)),
     )

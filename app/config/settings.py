@@ -18,6 +18,7 @@ from app.config.audit import AuditKeyText, AuditKeyTexts
 from app.config.listening import ListeningSettings, is_loopback
 from app.config.setting_names import misspelt_variables, setting_names
 from app.config.source import ENV_FILE, EnvironmentSettings, SettingsError, loaded
+from app.config.user_jwt import JwtSecret, KeySetUrl
 from app.security.keyring import MINIMUM_KEY_BYTES, RECOMMENDED_KEY_BYTES, Keyring, decode_key_text
 from app.security.kms.connection import KmsConnection
 from app.strict_json import unique_members
@@ -61,6 +62,10 @@ class Settings(ListeningSettings):
 
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
+    user_jwt_issuer: str | None = None
+    user_jwt_audience: str = "authenticated"
+    user_jwt_jwks_url: KeySetUrl | None = None
+    user_jwt_secret: JwtSecret | None = None
 
     audit_log: str | None = None
     audit_key: AuditKeyText | None = None
@@ -160,6 +165,7 @@ class Settings(ListeningSettings):
         yield from self._wrong_master_keys()
         if self.metrics_port == self.port:
             yield "METRICS_PORT is PORT; the second listener needs a port of its own"
+        yield from self._wrong_user_jwt()
         if self.audit_log is not None and self.audit_key is None:
             yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 
@@ -189,6 +195,15 @@ class Settings(ListeningSettings):
             yield "TOKEN_ENCRYPTION_PREVIOUS_KEYS contains ENCRYPTION_KEY_VERSION, whose key is TOKEN_ENCRYPTION_KEY"
         if self.min_key_version > self.encryption_key_version:
             yield "MIN_KEY_VERSION is above ENCRYPTION_KEY_VERSION, so new tokens could not be read"
+
+    def _wrong_user_jwt(self) -> Iterator[str]:
+        keys = [self.user_jwt_jwks_url, self.user_jwt_secret]
+        if None not in keys:
+            yield "USER_JWT_JWKS_URL and USER_JWT_SECRET exclude each other: the one that is set decides the algorithms"
+        elif any(keys) and self.user_jwt_issuer is None:
+            yield "USER_JWT_ISSUER is needed because USER_JWT_JWKS_URL or USER_JWT_SECRET is set"
+        elif self.user_jwt_issuer is not None and not any(keys):
+            yield "USER_JWT_JWKS_URL or USER_JWT_SECRET is needed because USER_JWT_ISSUER is set"
 
     def keyring(self) -> Keyring | None:
         """Return the decoded master keys, or `None` if none is set."""

@@ -1,4 +1,4 @@
-"""In-memory counters of encryption and of the audit trail, used without Prometheus."""
+"""In-memory counters of encryption, the audit trail and users' JWTs, used without Prometheus."""
 
 from __future__ import annotations
 
@@ -57,3 +57,16 @@ class InMemoryAuditCounters:
     def audit_omitted(self) -> None:
         with self._lock:
             self.counts["omitted"] += 1
+
+
+@dataclass(slots=True)
+class InMemoryUserJwtCounters:
+    """`UserJwtCounters` in memory, for the tasks of one event loop. A key is a name and its labels, joined by dots."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def user_jwt(self, outcome: str) -> None:
+        self.counts[f"user_jwts.{outcome}"] += 1
+
+    def key_set_download(self, outcome: str) -> None:
+        self.counts[f"key_set_downloads.{outcome}"] += 1

@@ -186,7 +186,8 @@ class StoreResult:
 class Caller:
     """The calling service, as audit events name it. Scripts and sweeps have only a `service`.
 
-    `key_fingerprint` names the service key, `address` is the network address, `purpose` the reason the caller gave.
+    `key_fingerprint` names the service key, `address` is the network address, `purpose` the reason the caller gave,
+    `on_behalf_of` the user whose JWT came with the call.
     """
 
     service: str
@@ -194,6 +195,7 @@ class Caller:
     key_fingerprint: str | None = None
     address: str | None = None
     purpose: str | None = None
+    on_behalf_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ ROUTES = {
     ("get", "/readyz"): {200, 503},
     ("get", "/metrics"): {200},
 }
+OF_ONE_USER = {path for _, path in ROUTES if "{user_id}" in path} | {"/v1/tokens/batch-get"}
 
 
 @pytest.fixture
@@ -70,12 +71,16 @@ def test_every_problem_is_a_problem_document_with_examples(document: Any) -> Non
 
 
 def test_every_token_route_names_the_security_scheme(document: Any) -> None:
-    scheme = document["components"]["securitySchemes"]["serviceKey"]
-    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    schemes = document["components"]["securitySchemes"]
+    assert schemes.keys() == {"serviceKey", "userJwt"}
+    assert (schemes["serviceKey"]["type"], schemes["serviceKey"]["scheme"]) == ("http", "bearer")
+    user_jwt = schemes["userJwt"]
+    assert (user_jwt["type"], user_jwt["in"], user_jwt["name"]) == ("apiKey", "header", "X-On-Behalf-Of")
     for _, path, operation in _operations(document):
         assert ("security" in operation) is path.startswith("/v1/")
         if path.startswith("/v1/"):
-            assert operation["security"] == [{"serviceKey": []}]
+            alternatives: list[dict[str, list[str]]] = [{"serviceKey": []}, {"serviceKey": [], "userJwt": []}]
+            assert operation["security"] == alternatives[: 1 + (path in OF_ONE_USER)]
             assert any(scope.value in operation["description"] for scope in Scope)
 
 

@@ -20,12 +20,14 @@ from tests.support.api.fixtures import problem
 from tests.support.process.home import new_home
 from tests.support.process.server import Server, serving
 from tests.support.security.keys import MASTER_KEY
+from tests.support.security.user_jwts import ISSUER, SECRET, secret_jwt
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+OTHER_USER = "0b5c2f0e-9d7c-4d0c-8e8f-6f3d9a7b1c2e"
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"
 BODY = {"access_token": "x"}
 
@@ -71,14 +73,27 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
     ],
     ("GET", "/v1/encryption"): [Row(Scope.ADMIN, 200)],
 }
+OF_ALL_USERS = {"/v1/encryption"}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 EVERY = frozenset(Scope)
+OWN_JWT = {"on behalf of, with the user's JWT", "every scope, with the user's JWT"}
+JWTS: dict[str, str | None] = {
+    "on behalf of, with the user's JWT": secret_jwt(USER),
+    "on behalf of, with another user's JWT": secret_jwt(OTHER_USER),
+    "on behalf of, with an expired JWT": secret_jwt(USER, exp=1_700_000_000),
+    "on behalf of, with a JWT of another secret": secret_jwt(USER, SECRET[::-1]),
+    "on behalf of, without a JWT": None,
+    "every scope, with the user's JWT": secret_jwt(USER),
+    "every scope, with another user's JWT": secret_jwt(OTHER_USER),
+}
 KEYS: dict[str, dict[str, Any]] = {
     "every scope": {"scopes": EVERY},
     **{f"only {scope}": {"scopes": frozenset({scope})} for scope in Scope},
     **{f"all but {scope}": {"scopes": EVERY - {scope}} for scope in Scope},
     "every scope, of another provider": {"scopes": EVERY, "providers": frozenset({"google"})},
     "every scope, of this provider": {"scopes": EVERY, "providers": frozenset({"canvas"})},
+    **{kind: {"scopes": EVERY, "on_behalf_of": "required"} for kind in JWTS if kind.startswith("on behalf of")},
+    **{kind: {"scopes": EVERY} for kind in JWTS if not kind.startswith("on behalf of")},
     "expired": {"scopes": EVERY, "expires_at": datetime.now(UTC) - timedelta(seconds=1)},
     "revoked": {"scopes": EVERY},
 }
@@ -96,8 +111,11 @@ class Vault:
     client: httpx.Client
 
     def request(self, kind: str, method: str, url: str, body: object = None) -> httpx.Response:
-        key = (self.keys | STRANGERS)[kind]
-        return self.client.request(method, url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+        key, jwt = (self.keys | STRANGERS)[kind], JWTS.get(kind)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if jwt is not None:
+            headers["X-On-Behalf-Of"] = jwt
+        return self.client.request(method, url, json=body, headers=headers)
 
 
 def _write(file: Path, keys: dict[str, str]) -> None:
@@ -113,7 +131,14 @@ def vault(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Ite
     folder = tmp_path_factory.mktemp("matrix")
     file, keys = folder / "service-keys.json", {kind: generate_key() for kind in KEYS}
     _write(file, keys)
-    home = new_home(folder, SERVICE_KEYS="", SERVICE_KEYS_FILE=str(file), TOKEN_ENCRYPTION_KEY=MASTER_KEY)
+    home = new_home(
+        folder,
+        SERVICE_KEYS="",
+        SERVICE_KEYS_FILE=str(file),
+        TOKEN_ENCRYPTION_KEY=MASTER_KEY,
+        USER_JWT_ISSUER=ISSUER,
+        USER_JWT_SECRET=SECRET,
+    )
     with (
         serving(home, reaper=stack_reaper) as server,
         httpx.Client(base_url=server.url, trust_env=False, verify=PLAIN_HTTP) as client,
@@ -149,6 +174,8 @@ def _expected(row: Row, kind: str) -> tuple[int, str | None]:
         return 401, "unauthenticated"
     if not row.needs <= KEYS[kind]["scopes"]:
         return 403, "forbidden"
+    if kind in JWTS and kind not in OWN_JWT:
+        return 403, "forbidden"
     if kind == "every scope, of another provider" and row.limited == 403:
         return 403, "forbidden"
     return row.status, None
@@ -166,6 +193,8 @@ def test_every_kind_of_key_gets_exactly_its_answer(vault: Vault, method: str, pa
         answer = vault.request(kind, method, url, row.body)
         status, code = _expected(row, kind)
         if concerns_all and KEYS.get(kind, {}).get("providers"):
+            status, code = 403, "forbidden"
+        if path in OF_ALL_USERS and kind in JWTS:
             status, code = 403, "forbidden"
         assert answer.status_code == status, (kind, answer.text)
         if code is not None:

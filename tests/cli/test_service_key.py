@@ -104,12 +104,47 @@ def test_the_list_shows_each_keys_permissions_and_no_secret(home: Home) -> None:
     other = create_key(home, service="jobs")
     listed = service_key(home, "list")
     assert listed.returncode == 0
-    head, first, second = listed.stdout.splitlines()
-    assert head.split() == ["FINGERPRINT", "SERVICE", "STATE", "EXPIRES", "PROVIDERS", "SCOPES"]
-    assert first.split() == [hash_of(key)[:12], "api", "alive", "2099-03-01T00:00:00+00:00", "canvas", "tokens:read"]
-    assert second.split() == [hash_of(other)[:12], "jobs", "alive", "never", "all", "tokens:read"]
+    head, first, second = (line.split() for line in listed.stdout.splitlines())
+    assert head == ["FINGERPRINT", "SERVICE", "STATE", "EXPIRES", "USERS", "PROVIDERS", "SCOPES"]
+    assert first == [hash_of(key)[:12], "api", "alive", "2099-03-01T00:00:00+00:00", "all", "canvas", "tokens:read"]
+    assert second == [hash_of(other)[:12], "jobs", "alive", "never", "all", "all", "tokens:read"]
     for secret in (key, other, hash_of(key), hash_of(other), home.settings["TOKEN_ENCRYPTION_KEY"]):
         assert secret not in listed.stdout + listed.stderr
+
+
+def test_a_key_can_require_the_jwt_of_its_user(home: Home) -> None:
+    create_key(home, "--on-behalf-of", "required")
+    (entry,) = entries_of(home)
+    assert entry["on_behalf_of"] == "required"
+
+
+def test_the_list_names_the_keys_that_reveal_every_user(home: Home) -> None:
+    limited = create_key(home, "--scope", "tokens:reveal", "--on-behalf-of", "required")
+    reader = create_key(home)
+    every = create_key(home, "--scope", "tokens:reveal", service="jobs")
+    *lines, last = service_key(home, "list").stdout.splitlines()
+    assert "on behalf of" in next(line for line in lines if line.startswith(hash_of(limited)[:12]))
+    assert last.endswith(f": {hash_of(every)[:12]}.")
+    assert "every user" in last
+    assert hash_of(reader)[:12] not in last
+
+
+def test_creating_a_key_that_reveals_every_user_says_so(home: Home) -> None:
+    for options, warns in ((["--scope", "tokens:reveal"], True), (["--scope", "tokens:write"], False)):
+        done = service_key(home, "create", "--service", "jobs", *options)
+        assert FULL_KEY.fullmatch(done.stdout.removesuffix("\n"))
+        assert ("every user" in done.stderr) is warns
+
+
+@pytest.mark.parametrize("value", ["optional", "", True, None, ["required"]])
+def test_an_unknown_on_behalf_of_makes_the_file_invalid(home: Home, value: object) -> None:
+    entry = {"service": "api", "sha256": "0" * 64, "scopes": ["tokens:read"], "on_behalf_of": value}
+    write_key_file(home, json.dumps([entry]))
+    listed = service_key(home, "list")
+    if value is None:
+        assert listed.returncode == 0
+    else:
+        require_refusal(listed, 2, "entry 0.on_behalf_of")
 
 
 def test_the_list_marks_expired_keys(home: Home) -> None:

@@ -83,6 +83,12 @@ def test_defaults_are_the_documented_ones(monkeypatch: pytest.MonkeyPatch) -> No
         ("SUPABASE_URL", "https://"),
         ("SUPABASE_URL", f"https://example.com:{CANARY}"),
         ("SUPABASE_SERVICE_KEY", f"{CANARY}\n"),
+        ("USER_JWT_SECRET", f"{CANARY}-12345678901"),  # 31 bytes
+        ("USER_JWT_SECRET", CANARY * 3),  # without an issuer
+        ("USER_JWT_JWKS_URL", CANARY),
+        ("USER_JWT_JWKS_URL", f"https://{CANARY}:x/jwks.json"),
+        ("USER_JWT_JWKS_URL", "https://abcdefgh.supabase.co/jwks.json"),  # without an issuer
+        ("USER_JWT_ISSUER", CANARY),  # without a key
     ],
 )
 def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -106,6 +112,56 @@ def test_a_wrong_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, n
 def test_a_missing_value_is_named(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         _load(monkeypatch, **environment)
+
+
+_ISSUER = {"USER_JWT_ISSUER": "https://abcdefgh.supabase.co/auth/v1"}
+_KEY_SET = "https://abcdefgh.supabase.co/auth/v1/.well-known/jwks.json"
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        (_KEY_SET, True),
+        ("https://auth.example.edu:8443/keys?v=1", True),
+        ("http://127.0.0.1:9999/keys", True),
+        ("http://localhost/keys", True),
+        ("http://[::1]:9999/keys", True),
+        ("http://abcdefgh.supabase.co/keys", False),
+        ("http://127.0.0.1.example.edu/keys", False),
+        ("http://10.0.0.7/keys", False),
+        ("ftp://127.0.0.1/keys", False),
+        ("file:///etc/keys", False),
+        ("https:///keys", False),
+        ("https://user@auth.example.edu/keys", False),
+        ("https://:secret@auth.example.edu/keys", False),
+        ("https://auth.example.edu/keys#1", False),
+        ("https://auth.example.edu:0/keys", False),
+        ("https://auth.example.edu:99999/keys", False),
+        ("https://auth example.edu/keys", False),
+        ("https://auth.example.edu/keys\n", False),
+        ("https://auth..example.edu/keys", False),
+    ],
+)
+def test_the_key_set_comes_over_https_or_from_this_machine(
+    monkeypatch: pytest.MonkeyPatch, url: str, accepted: bool
+) -> None:
+    if accepted:
+        assert _load(monkeypatch, USER_JWT_JWKS_URL=url, **_ISSUER).user_jwt_jwks_url == url
+    else:
+        with pytest.raises(SettingsError, match="USER_JWT_JWKS_URL"):
+            _load(monkeypatch, USER_JWT_JWKS_URL=url, **_ISSUER)
+
+
+def test_key_set_and_secret_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="exclude each other") as caught:
+        _load(monkeypatch, USER_JWT_JWKS_URL=_KEY_SET, USER_JWT_SECRET=CANARY * 2, **_ISSUER)
+    assert "CANARY" not in str(caught.value)
+
+
+def test_the_issuers_secret_shows_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = _load(monkeypatch, USER_JWT_SECRET=CANARY * 2, **_ISSUER)
+    assert settings.user_jwt_audience == "authenticated"
+    assert "CANARY" not in repr(settings) + str(settings)
 
 
 @pytest.mark.parametrize(

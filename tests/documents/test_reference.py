@@ -150,6 +150,7 @@ def test_every_readiness_check_is_documented(service: Service) -> None:
         *checks,
         "kms",
         "audit",
+        "user_jwt_keys",
     }
 
 

@@ -47,6 +47,8 @@ async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: E
     if include_refresh:
         authenticated.require_scope(Scope.REVEAL_REFRESH)
     requested = [one.to_token_id() for one in body.tokens]
+    for token_id in requested:
+        authenticated.require_user(token_id.user_id)
     allowed = [token_id for token_id in requested if authenticated.key.may_use(token_id.provider)]
     answer = _Answer(authenticated.caller.request_id, include_refresh=include_refresh)
     revealed = await vault.reveal_many(

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter
 from app.errors import VaultError
 from app.observability.metrics.labels import NONE, OTHER, OUTCOMES, PROVIDER_OUTCOMES, PROVIDERS
 from app.rewrap.report import SweepReport
-from app.tokens.events import TokenEvent
+from app.tokens.events import Operation, TokenEvent
 
 
 class OperationMetrics:
@@ -21,8 +21,17 @@ class OperationMetrics:
             registry=registry,
         )
         self._counters: dict[tuple[str, str, str], Counter] = {}
+        by_kind = Counter(
+            "token_vault_operations_by_kind",
+            "Operations on tokens on behalf of a `user`, whose JWT came with the call, and those without (`none`).",
+            ["operation", "on_behalf_of"],
+            registry=registry,
+        )
+        self._for_user = {operation: by_kind.labels(operation.value, "user") for operation in Operation}
+        self._for_none = {operation: by_kind.labels(operation.value, NONE) for operation in Operation}
 
     def record(self, event: TokenEvent) -> None:
+        (self._for_none if event.caller.on_behalf_of is None else self._for_user)[event.operation].inc()
         provider = NONE if event.token_id is None else event.token_id.provider
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
         if outcome not in PROVIDER_OUTCOMES:

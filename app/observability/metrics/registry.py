@@ -14,6 +14,7 @@ from app.observability.metrics.operations import OperationMetrics, SweepMetrics
 from app.observability.metrics.process import AuditMetrics, StateMetrics
 from app.observability.metrics.requests import RefusalMetrics, RequestMetrics, WireMetrics
 from app.observability.metrics.store import RowMetrics, StoreMetrics
+from app.observability.metrics.user_jwts import UserJwtMetrics
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,6 +32,7 @@ class VaultMetrics:
         self.wire = WireMetrics(registry, refusals=self.refusals)
         self.operations = OperationMetrics(registry)
         self.callers = CallerMetrics(registry)
+        self.user_jwts = UserJwtMetrics(registry)
         self.sweeps = SweepMetrics(registry)
         self.encryption = EncryptionMetrics(registry)
         self.store = StoreMetrics(registry)

@@ -30,6 +30,7 @@ _EVERY = frozenset(Scope)
 _CALLERS: dict[str, dict[str, Any]] = {
     "full": {"scopes": _EVERY},
     "canvas": {"scopes": _EVERY, "providers": frozenset({"canvas"})},
+    "on_behalf_of": {"scopes": _EVERY, "on_behalf_of": "required"},
     "expired": {"scopes": _EVERY, "expires_at": datetime.now(UTC) - timedelta(seconds=1)},
     **{scope.name.lower(): {"scopes": frozenset({scope})} for scope in Scope},
 }

@@ -95,6 +95,7 @@ def canary_run(
             traffic = Traffic(service, client, marked)
             full_audit_disk(traffic, audit)
             traffic.every_route(str(uuid4()))
+            traffic.every_user_jwt()
             traffic.every_bad_input()
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})

@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from app.errors import MalformedCiphertext
 from app.security.kms.package_format import Package
 from tests.support.canary.search import Secret
+from tests.support.security.user_jwts import ISSUER, secret_jwt
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import Store
 
@@ -36,12 +38,22 @@ class Marked:
     master_key: str = field(default_factory=_key)
     previous_key: str = field(default_factory=_key)
     audit_key: str = field(default_factory=_key)
+    jwt_secret: str = field(default_factory=lambda: f"jwt/{secrets.token_hex(24)}+x")
+    jwt_user: str = field(default_factory=lambda: str(uuid4()))
     collector_key: str = field(default_factory=lambda: f"collector-{secrets.token_hex(16)}")
     aws_access_key: str = field(default_factory=lambda: f"AKIA{secrets.token_hex(8).upper()}")
     aws_secret_key: str = field(default_factory=lambda: f"aws/{secrets.token_hex(16)}+x")
 
+    @property
+    def user_jwt(self) -> str:
+        """A valid JWT of `jwt_user`, the same each time."""
+        fixed = {"exp": 4_000_000_000, "iat": 1_700_000_000, "session_id": "one", "amr": None}
+        return secret_jwt(self.jwt_user, self.jwt_secret, **fixed)
+
     def settings(self) -> dict[str, str]:
         return {
+            "USER_JWT_ISSUER": ISSUER,
+            "USER_JWT_SECRET": self.jwt_secret,
             "TOKEN_ENCRYPTION_KEY": self.master_key,
             "ENCRYPTION_KEY_VERSION": "2",
             "TOKEN_ENCRYPTION_PREVIOUS_KEYS": f'{{"1": "{self.previous_key}"}}',
@@ -66,6 +78,10 @@ class Marked:
         # the id of the access key is no secret: each request to AWS carries it in the clear
         found.append(Secret.of("AWS secret access key", self.aws_secret_key))
         found.append(Secret.of("the collector's key", self.collector_key))
+        found.append(Secret.of("the issuer's secret", self.jwt_secret))
+        head, claims, signature = self.user_jwt.split(".")
+        parts = {"": self.user_jwt, ", signed part": f"{head}.{claims}", ", signature": signature}
+        found += [Secret.of(f"the user's JWT{part}", text) for part, text in parts.items()]
         if supabase_key is not None:
             found.append(Secret.of("Supabase's key", supabase_key))
             found.append(Secret.of("the signature of Supabase's key", supabase_key.rpartition(".")[2]))

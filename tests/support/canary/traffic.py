@@ -86,6 +86,28 @@ class Traffic:
         for path in ("/healthz", "/readyz", "/openapi.json", "/metrics", "/docs"):
             self.send("GET", path)
 
+    def every_user_jwt(self) -> None:
+        """Send the user's JWT where it belongs, in wrong forms and places, and for another user."""
+        jwt, user_id = self.marked.user_jwt, self.marked.jwt_user
+        head, claims, signature = jwt.split(".")
+        authorization = {"Authorization": f"Bearer {self.service.keys['on_behalf_of']}"}
+        acting = {**authorization, "X-On-Behalf-Of": jwt}
+        own, other = f"/v1/users/{user_id}/tokens/canvas", f"/v1/users/{uuid4()}/tokens/canvas"
+        self.send_until(201, "PUT", own, json=self.body(), headers=acting)
+        assert self.send_until(200, "GET", own, headers=acting).is_success
+        batch = {"tokens": [{"user_id": user_id, "provider": "canvas"}]}
+        self.send("POST", "/v1/tokens/batch-get", json=batch, headers=acting)
+        for path in (other, f"/v1/users/{user_id}/tokens/{jwt[:20]}", f"/v1/users/{jwt}/tokens/canvas", f"/{jwt}"):
+            assert self.send("GET", path, headers=acting).is_client_error
+        plain = self.marked.misplaced.encode("ascii", "ignore").decode()
+        unsigned = f"eyJhbGciOiJub25lIn0.{claims}."
+        for wrong in (f"Bearer {jwt}", f"{jwt}x", f"{head}.{claims}.", unsigned, f"{claims}.{head}.{signature}", plain):
+            assert self.send("GET", own, headers={**authorization, "X-On-Behalf-Of": wrong}).status_code == 403
+        assert self.send("GET", own, headers={"Authorization": f"Bearer {jwt}"}).status_code == 401
+        self.send("GET", own, headers={"X-Purpose": f"{jwt} "})
+        self.send("GET", own, params={"service_type": jwt})
+        self.send("DELETE", own, headers=acting)
+
     def every_bad_input(self) -> None:
         secret, user_id = self.marked.misplaced, uuid4()
         canvas = f"/v1/users/{user_id}/tokens/canvas"

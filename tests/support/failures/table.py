@@ -23,6 +23,7 @@ _SQLITE: Final = "tests/failures/test_sqlite.py"
 _POSTGRES: Final = "tests/failures/test_postgres.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
 _AUDIT: Final = "tests/audit/test_under_load.py"
+_USER_JWTS: Final = "tests/failures/test_user_jwt_keys.py"
 _PROCESS: Final = "tests/failures/test_process.py"
 _DURABILITY: Final = "tests/system/test_durability.py::test_every_acknowledged_write_survives_kill_9"
 
@@ -344,6 +345,25 @@ TABLE: Final = (
         tests=(
             f"{_PROCESS}::test_service_keys_file_invalid",
             "tests/api/test_authentication.py::test_a_revoked_key_stops_and_a_new_one_works_without_a_restart",
+        ),
+    ),
+    Failure(
+        name="Issuer's key set unreachable since the start",
+        code="key_unavailable",
+        affects="calls on behalf of a user",
+        check=None,
+        recovers_within_seconds=15,
+        tests=(f"{_USER_JWTS}::test_key_set_unreachable_since_the_start",),
+    ),
+    Failure(
+        name="Issuer's key set unreachable later",
+        code="key_unavailable",
+        affects="calls on behalf of a user under a new key of the issuer; after an hour all of them",
+        check=None,
+        recovers_within_seconds=15,
+        tests=(
+            f"{_USER_JWTS}::test_key_set_unreachable_later",
+            "tests/callers/test_jwks.py::test_keys_outlive_an_outage_for_an_hour_and_no_longer",
         ),
     ),
     Failure(
