@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,7 +36,7 @@ from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore, Store
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, once_available
 
 BODY = {"access_token": "access", "refresh_token": "refresh"}
 POLICY = Policy(frozenset({"kms:Decrypt", "kms:GenerateDataKey"}), {"service": "pulseplan"})
@@ -181,15 +182,16 @@ async def test_switching_kms_on_and_off_keeps_tokens_readable(kms: Kms, store: S
         settings: dict[str, Any] = {name.lower(): value for name, value in values.items()}
         async with open_vault(Settings(_env_file=None, **settings)) as vault:  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`
             given = TokenInput(access_token=SecretStr(f"of step {step}"), refresh_token=SecretStr("r"))
-            await vault.store(TokenId(users[step], "canvas"), given, caller=CALLER)
+            await once_available(partial(vault.store, TokenId(users[step], "canvas"), given, caller=CALLER))
             for earlier, user in enumerate(users[: step + 1]):
-                revealed = await vault.reveal(TokenId(user, "canvas"), caller=CALLER, include_refresh=True)
+                reveal = partial(vault.reveal, TokenId(user, "canvas"), caller=CALLER, include_refresh=True)
+                revealed = await once_available(reveal)
                 assert revealed.refresh_token is not None
                 assert revealed.access_token.get_secret_value() == f"of step {earlier}"
                 assert revealed.refresh_token.get_secret_value() == "r"
                 assert revealed.token.encryption_method == ("kms" if modes[earlier] == "true" else "aes256-gcm-v1")
             again = TokenInput(access_token=SecretStr("of step 0"))
-            await vault.rotate(TokenId(users[0], "canvas"), again, caller=CALLER)
+            await once_available(partial(vault.rotate, TokenId(users[0], "canvas"), again, caller=CALLER))
             modes[0] = use_kms
 
 

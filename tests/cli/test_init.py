@@ -144,7 +144,7 @@ def _paste(lines: list[str], folder: Path) -> CompletedProcess[str]:
 def test_the_printed_lines_work_unchanged_in_bash(tmp_path: Path, serve: Serve) -> None:
     settings = {"PORT": str(free_port())}
     printed = token_vault("init", folder=tmp_path, settings=settings).stdout
-    with serve(Home(folder=tmp_path, service_key="", settings=settings)):
+    with serve(Home(folder=tmp_path, service_key="", settings=settings), installed=True):
         pasted = _paste(_curl_lines(printed), tmp_path)
     assert (pasted.returncode, pasted.stderr) == (0, "")
     answers = pasted.stdout.splitlines()

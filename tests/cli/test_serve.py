@@ -71,7 +71,7 @@ def printed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     home = new_home(
         tmp_path_factory.mktemp("printed"), LOG_LEVEL="DEBUG", LOG_FORMAT=log_format, TOKEN_ENCRYPTION_KEY=key
     )
-    with serve(home, workers=workers) as server:
+    with serve(home, workers=workers, installed=True) as server:
         _make_calls(server)
         files = {file.name: file.stat().st_mode & 0o777 for file in (home.folder / "data").iterdir()}
         return ServerOutput(home, server.stop().output, files, key_bytes)

@@ -21,9 +21,10 @@ from app.callers.service_keys import Scope
 from app.config.secret_files import file_fields
 from app.config.settings import Settings
 from app.main import create_app
-from tests.support.api.service import COMMAND, Service, running_service
+from tests.support.api.service import Service, running_service
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import PROGRAM, check_command_line
+from tests.support.process.home import COMMAND
 from tests.support.security.keys import MASTER_KEY
 
 README = (ROOT / "README.md").read_text()
@@ -158,7 +159,7 @@ def test_every_readiness_check_is_documented(service: Service) -> None:
 def test_the_quick_start_does_what_it_says(service: Service) -> None:
     install, store_and_reveal, rotate, *_ = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert install == "make run\n"
-    lines = (store_and_reveal + 2 * rotate).replace(".venv/bin/token-vault", str(COMMAND))
+    lines = (store_and_reveal + 2 * rotate).replace(".venv/bin/token-vault", COMMAND)
     lines = lines.replace("TOKEN=", "sleep 1.1\nTOKEN=")  # until the service has looked at its keys again
     done = subprocess.run(
         ["bash", "-euc", lines.replace("http://127.0.0.1:8080", service.url)],

@@ -14,11 +14,11 @@ import apsw
 import pytest
 
 from tests.support.api.fixtures import problem
-from tests.support.api.service import COMMAND, Service, running_service
+from tests.support.api.service import Service, running_service
 from tests.support.failures.load import path_of
 from tests.support.failures.scenario import require_documented_failure
 from tests.support.failures.table import BY_NAME
-from tests.support.process.home import environment, new_home, token_vault
+from tests.support.process.home import COMMAND, environment, new_home, token_vault
 from tests.support.stores.stores import SqliteStore
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"

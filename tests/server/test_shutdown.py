@@ -41,7 +41,7 @@ def _begin_put(server: Server, path: str, body: bytes) -> socket.socket:
 def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
     home = new_home(tmp_path)
     unfinished, body = token_path(uuid4()), json.dumps({"access_token": "in flight"}).encode()
-    with serve(home, workers=workers) as server:
+    with serve(home, workers=workers, installed=True) as server:
         clients = [StoringClient(server) for _ in range(CLIENTS)]
         try:
             eventually(lambda: sum(client.acknowledgements for client in clients) > ACKNOWLEDGED, within_seconds=60)
@@ -65,7 +65,7 @@ def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
     assert "Traceback" not in ended.output
     assert [status for client in clients for status in client.unexpected] == []
     acknowledged = {user_id: version for client in clients for user_id, version in client.acknowledged.items()}
-    with serve(home) as server, wires(server, 1) as (wire,):
+    with serve(home, installed=True) as server, wires(server, 1) as (wire,):
         assert wire.call("GET", unfinished).body["access_token"] == "in flight"
         for user_id, version in acknowledged.items():
             stored = wire.call("GET", token_path(user_id))
@@ -78,7 +78,7 @@ def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
 def test_an_idle_server_exits_with_0_although_callers_stay_connected(
     tmp_path: Path, serve: Serve, number: signal.Signals
 ) -> None:
-    with serve(new_home(tmp_path)) as server, closing(Wire(server)) as wire:
+    with serve(new_home(tmp_path), installed=True) as server, closing(Wire(server)) as wire:
         assert wire.call("GET", "/healthz").status == 200
         server.process.send_signal(number)
         ended = server.ended()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from uuid import uuid4
 import httpx
 
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
-from tests.support.process.home import AS_USERS_HAVE_IT
+from tests.support.process.home import AS_USERS_HAVE_IT, COMMAND
+from tests.support.process.prepared import PreparedServer
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.loopback import PLAIN_HTTP, free_port
 from tests.support.waiting import eventually
 
 START_SECONDS = 120
-COMMAND = Path(sys.executable).with_name("token-vault")
 
 _EVERY = frozenset(Scope)
 _CALLERS: dict[str, dict[str, Any]] = {
@@ -43,7 +42,7 @@ class Service:
     url: str
     keys: dict[str, str]
     log: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | PreparedServer
 
     def client(self, key: str = "full") -> httpx.Client:
         """Return a client with this key."""
@@ -89,7 +88,10 @@ class Service:
 def running_service(
     folder: Path, environment: dict[str, str], *arguments: str, within: tuple[str, ...] = ()
 ) -> Iterator[Service]:
-    """Run `token-vault serve` in `folder` during the block; `within` is a command that executes it."""
+    """Run `token-vault serve` in `folder` during the block; `within` is a command that executes it.
+
+    Without it the server is forked with everything imported.
+    """
     keys = {name: generate_key() for name in _CALLERS}
     entries = [ServiceKey(service=name, sha256=hash_key(keys[name]), **_CALLERS[name]) for name in keys]
     key_file = folder / "service-keys.json"
@@ -105,14 +107,15 @@ def running_service(
         **environment,
     }
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*within, COMMAND, "serve", *arguments],
-            cwd=folder,
-            env=inherited | AS_USERS_HAVE_IT | settings,
-            stdout=output,
-            stderr=output,
-        )
+    command = [*within, COMMAND, "serve", *arguments]
+    variables = inherited | AS_USERS_HAVE_IT | settings
+    process: subprocess.Popen[bytes] | PreparedServer
+    if within or "--workers" in arguments:
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=output)
+    else:
+        log.write_bytes(b"")
+        process = PreparedServer(*command, folder=folder, environment=variables, log=log)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_it_answers(url, process, log)
@@ -126,7 +129,7 @@ def running_service(
             process.wait()
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes] | PreparedServer, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

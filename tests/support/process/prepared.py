@@ -2,13 +2,14 @@
 
 A short command spends nearly all of its time on imports, and the tests run hundreds. So one process imports the
 libraries and the vault, which reads no setting and starts nothing (tests/system/test_import_paths.py), and forks for
-each command. Tests of how the installed program starts, stops and dies run that program instead.
+each command and each server. Tests of how the installed program starts, stops and dies run that program instead.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,9 @@ _PRELOADED: Final = (
     "app.cli.doctor_kms",
     "app.cli.unexpected_errors",
     "app.main",
+    "app.server.http_limits",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
     "app.security.kms.setup",
     "app.stores.supabase.repository",
 )
@@ -53,7 +57,8 @@ class PreparedCommand:
         self._streams = [Path(self._outputs.name, name) for name in ("stdout", "stderr")]
         self._process = _context(environment.get("PYTHONPATH", "")).Process(
             target=_become,
-            args=(self._command, str(folder), dict(environment), [str(one) for one in self._streams], broken),
+            args=(self._command, str(folder), dict(environment), [str(one) for one in self._streams]),
+            kwargs={"broken": broken},
         )
         self._process.start()
 
@@ -85,6 +90,45 @@ class PreparedCommand:
         return subprocess.CompletedProcess(self._command, code, stdout, stderr)
 
 
+class PreparedServer:
+    """A running server in a session of its own; a part of `subprocess.Popen`. Both outputs are appended to `log`."""
+
+    def __init__(self, *command: str, folder: Path, environment: Mapping[str, str], log: Path) -> None:
+        self.args = list(command)
+        self._process = _context(environment.get("PYTHONPATH", "")).Process(
+            target=_become,
+            args=(self.args, str(folder), dict(environment), [str(log), str(log)]),
+            kwargs={"own_session": True},
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; `None` while the server runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 def run_prepared(
     program: str,
     arguments: tuple[str, ...],
@@ -113,10 +157,18 @@ def _context(python_path: str) -> ForkServerContext:
 
 
 def _become(
-    command: list[str], folder: str, environment: dict[str, str], outputs: list[str], broken: str | None
+    command: list[str],
+    folder: str,
+    environment: dict[str, str],
+    outputs: list[str],
+    *,
+    broken: str | None = None,
+    own_session: bool = False,
 ) -> None:
+    if own_session:
+        os.setsid()
     for descriptor, path in enumerate(outputs, start=1):
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT)
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(folder)

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import httpx
 
 from tests.support.process.home import COMMAND, Home, environment
+from tests.support.process.prepared import PreparedServer
 from tests.support.stack.loopback import LOOPBACK, PLAIN_HTTP
 from tests.support.stack.reaper import Reaper
 
@@ -27,11 +28,12 @@ _PAUSE_SECONDS: Final = 0.02
 class Serve(Protocol):
     """Starts `token-vault serve` with these options and kills what still runs at the end of the `with` block.
 
-    `prefix` is a command that runs the server as its argument.
+    A single worker is forked with everything imported, unless the `installed` program is asked for. `prefix` is a
+    command that runs the server as its argument.
     """
 
     def __call__(
-        self, home: Home, *options: str, workers: int = 1, prefix: tuple[str, ...] = ()
+        self, home: Home, *options: str, workers: int = 1, installed: bool = False, prefix: tuple[str, ...] = ()
     ) -> AbstractContextManager[Server]: ...
 
 
@@ -48,7 +50,7 @@ class Server:
     """A running vault: the leader of a process group that its workers belong to."""
 
     home: Home
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | PreparedServer
     log: Path
 
     @property
@@ -100,8 +102,8 @@ class Server:
 
     def is_running(self) -> bool:
         """Whether the process has not ended yet. An ended one stays unreaped, so its id is not reused."""
-        if self.process.returncode is not None:
-            return False
+        if isinstance(self.process, PreparedServer) or self.process.returncode is not None:
+            return self.process.returncode is None
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def refuses_connections(self) -> bool:
@@ -128,21 +130,33 @@ class Server:
 
 @contextmanager
 def serving(
-    home: Home, *options: str, reaper: Reaper, workers: int = 1, prefix: tuple[str, ...] = ()
+    home: Home,
+    *options: str,
+    reaper: Reaper,
+    workers: int = 1,
+    installed: bool = False,
+    prefix: tuple[str, ...] = (),
 ) -> Iterator[Server]:
     """Implement `Serve`; `reaper` ends the server even if this test process is killed."""
     log = home.folder / f"serve-{time.monotonic_ns()}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*prefix, COMMAND, "serve", "--workers", str(workers), *options],
-            cwd=home.folder,
-            # a killed server leaves its temporary folder, so it must not be in the home
-            env={"TMPDIR": str(home.folder.parent), **environment(home.settings)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [*prefix, COMMAND, "serve", "--workers", str(workers), *options]
+    # a killed server leaves its temporary folder, so it must not be in the home
+    variables = {"TMPDIR": str(home.folder.parent), **environment(home.settings)}
+    process: subprocess.Popen[bytes] | PreparedServer
+    log.touch()
+    if workers == 1 and not prefix and not installed:
+        process = PreparedServer(*command, folder=home.folder, environment=variables, log=log)
+    else:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=home.folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
     reaper.watch(process.pid, signal.SIGTERM)
     server = Server(home, process, log)
     try:
