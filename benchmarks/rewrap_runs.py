@@ -66,7 +66,11 @@ async def plain_loop(
     rewrapped = 0
     for listed in rows:
         [row] = (await tokens.get_rows([listed.id])).values()
-        where = {"provider": row.token_id.provider, "service_type": row.token_id.service_type}
+        where = {
+            "provider": row.token_id.provider,
+            "service_type": row.token_id.service_type,
+            "base_url": row.base_url or "",
+        }
         fields = {SecretField.ACCESS_TOKEN: row.access_ciphertext, SecretField.REFRESH_TOKEN: row.refresh_ciphertext}
         texts = {
             field: service().decrypt_token(text, row.token_id.user_id, field=field, **where)

@@ -111,7 +111,11 @@ class StoreTokenRequest(_Request):
     )
     scopes: Annotated[list[ProviderScope], Field(max_length=200)] = []
     email: Email | None = None
-    base_url: BaseUrl | None = Field(default=None, description="The https URL of the provider's installation.")
+    base_url: BaseUrl | None = Field(
+        default=None,
+        description="The https URL of the provider's installation. The secrets are encrypted for it. In a rotation, "
+        "another URL than the stored one removes a refresh token that is not given.",
+    )
     metadata: Metadata = Field(default={}, description="Data of the caller, at most 8 KiB as compact JSON.")
 
     model_config = ConfigDict(
@@ -235,7 +239,7 @@ _EXAMPLE_TOKEN: dict[str, JsonValue] = {
 
 
 class Token(BaseModel):
-    """A token without its secrets."""
+    """A token without its secrets. Whoever can write to the database can change every field but the token id."""
 
     user_id: str
     provider: str
@@ -245,7 +249,9 @@ class Token(BaseModel):
     expires_at: datetime | None
     scopes: list[str]
     email: str | None
-    base_url: str | None
+    base_url: str | None = Field(
+        description="Null also if the row holds a text that is no https URL. Authentic in the answer of a reveal."
+    )
     metadata: dict[str, Any]
     has_refresh_token: bool
     encryption_method: str | None
@@ -263,7 +269,10 @@ class Token(BaseModel):
 
 
 class Revealed(Token):
-    """A token with its secrets. `refresh_token` is present only if it was asked for."""
+    """A token with its secrets. `refresh_token` is present only if it was asked for.
+
+    The secrets, the token id and `base_url` are authentic. Status, expiry, scopes, e-mail, metadata and times are not.
+    """
 
     access_token: str = Field(repr=False)
     refresh_token: str | None = Field(default=None, repr=False)
@@ -290,7 +299,7 @@ def _fields_of(token: StoredToken) -> dict[str, Any]:
         "expires_at": token.expires_at,
         "scopes": list(token.scopes),
         "email": token.email,
-        "base_url": token.base_url,
+        "base_url": token.valid_base_url,
         "metadata": dict(token.metadata),
         "has_refresh_token": token.refresh_ciphertext is not None,
         "encryption_method": token.encryption_method,

@@ -34,7 +34,7 @@ from app.rewrap.retry import Retry, StoppedError
 from app.rewrap.writer import RewrapWriter
 from app.tokens import transitions
 from app.tokens.census import Census
-from app.tokens.cipher import SealedSecrets, TokenCipher
+from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
 from app.tokens.events import TokenEvents
 from app.tokens.legacy_rows import find_copies, is_legacy
 from app.tokens.models import Rewrap, StoredToken, UnreadableRow
@@ -327,7 +327,7 @@ class Sweep:
             if self._plan.dry_run:
                 return None
             try:
-                return await self._cipher.seal_as_primary(row.token_id, secrets)
+                return await self._cipher.seal_as_primary(Binding.of(row), secrets)
             except CredentialsDenied:
                 raise
             except KeyDenied as error:

@@ -19,21 +19,24 @@ class SecretField(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenContext:
-    """User, provider, service type and column of one secret.
+    """User, provider, service type, column and base URL of one secret.
 
-    A part that is not given is empty, and has to be empty for decryption too.
+    A part that is not given is empty, and has to be empty for decryption too. The base URL is text of any kind, because
+    a row of PulsePlan's may hold any.
     """
 
     user_id: str
     provider: str = ""
     service_type: str = ""
     field: SecretField | None = None
+    base_url: str = ""
 
     def aad(self, family: bytes, *key_name: bytes) -> bytes:
         """Return the additional authenticated data (RFC 5116).
 
         The parts, each after its 4-byte big-endian length: `pulseplan-token-vault`, `family` (family and format
-        number), the parts of `key_name`, user id, provider, service type, field. Text is UTF-8.
+        number), the parts of `key_name`, user id, provider, service type, field, base URL. Text is UTF-8; a lone
+        surrogate in the base URL, which SQLite can hold, is encoded as UTF-8 would encode its code point.
         """
         return length_prefixed(
             LABEL,
@@ -43,6 +46,7 @@ class TokenContext:
             self.provider.encode(),
             self.service_type.encode(),
             (self.field or "").encode(),
+            self.base_url.encode(errors="surrogatepass"),
         )
 
     def encryption_context(self) -> dict[str, str]:

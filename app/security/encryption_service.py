@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import structlog
 
-from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied, KeyUnavailable
+from app.errors import EncryptionError, IntegrityError, InternalError, InvalidRequest, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.counters import EncryptionCounters
 from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS, Family, family_of
+from app.security.schemes import scheme_of
 from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed
 
 _log = structlog.get_logger()
@@ -46,10 +47,6 @@ class EncryptionService:
     def primary_scheme(self) -> str | None:
         """The primary's scheme; `None` until KMS has answered with the ARN of its key."""
         return self._primary.scheme
-
-    def scheme_of(self, ciphertext: str) -> str:
-        """Return the scheme of a ciphertext; raises `KeyDenied` if no reader is configured for its family."""
-        return self._reader(ciphertext).scheme_of(ciphertext)
 
     @property
     def has_fallback(self) -> bool:
@@ -92,10 +89,16 @@ class EncryptionService:
             raise InvalidRequest("the text is too long: its ciphertext could not be read back")
         return sealed
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        """Decrypt; raises an `EncryptionError`, or `KeyNotCached` if `wait` is false and a key is missing."""
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
+        """Decrypt; raises an `EncryptionError`, or `KeyNotCached` if `wait` is false and a key is missing.
+
+        `claimed` is the scheme that the row names, `None` if it names none. A ciphertext of another scheme is an
+        `IntegrityError`: a row cannot hide which key or format it needs.
+        """
         _require_unicode(context.user_id, context.provider, context.service_type)
         try:
+            if claimed is not None and scheme_of(ciphertext) != claimed:
+                raise IntegrityError("the row's encryption_scheme is not the scheme of its ciphertext")
             return self._reader(ciphertext).open(ciphertext, context, wait=wait)
         except EncryptionError as error:
             self._counters.decryption_failure(error.code)
@@ -130,11 +133,12 @@ class EncryptionService:
         provider: str = "",
         service_type: str = "",
         field: SecretField | None = None,
+        base_url: str = "",
     ) -> str:
         """Encrypt one token; the keywords bind it further. An empty token stays empty, as PulsePlan expects."""
         if not token:
             return token
-        return self.seal(token, TokenContext(user_id, provider, service_type, field)).ciphertext
+        return self.seal(token, TokenContext(user_id, provider, service_type, field, base_url)).ciphertext
 
     def decrypt_token(
         self,
@@ -144,11 +148,12 @@ class EncryptionService:
         provider: str = "",
         service_type: str = "",
         field: SecretField | None = None,
+        base_url: str = "",
     ) -> str:
         """Decrypt a result of `encrypt_token` with the same arguments; raises an `EncryptionError`."""
         if not ciphertext:
             return ciphertext
-        return self.open(ciphertext, TokenContext(user_id, provider, service_type, field))
+        return self.open(ciphertext, TokenContext(user_id, provider, service_type, field, base_url))
 
     def _reader(self, ciphertext: str) -> EncryptionReader:
         family = family_of(ciphertext)

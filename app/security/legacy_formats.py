@@ -35,9 +35,6 @@ class PulsePlanLocalReader:
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def scheme_of(self, ciphertext: str) -> str:
-        return f"{self.family}:v{_split(ciphertext)[0]}"
-
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         version, iv_hex, tag_hex, body_hex = _split(ciphertext)
         try:

@@ -52,9 +52,6 @@ class LocalStrategy:
     def scheme(self) -> str:
         return f"local:v{self._keyring.primary_version}"
 
-    def scheme_of(self, ciphertext: str) -> str:
-        return f"local:{ciphertext.partition(':')[0]}"
-
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         version = self._keyring.primary_version
         name = f"v{version}"

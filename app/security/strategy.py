@@ -47,10 +47,6 @@ class EncryptionReader(Protocol):
     @property
     def family(self) -> Family: ...
 
-    def scheme_of(self, ciphertext: str) -> str:
-        """Return the scheme of a ciphertext of this family, without decrypting it."""
-        ...
-
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         """Return the plaintext; raises an `EncryptionError`."""
         ...

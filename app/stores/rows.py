@@ -115,7 +115,7 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
             expires_at=_to_time(row["expires_at"]),
             scopes=_scopes(row["scopes"]),
             email=row["email"],
-            base_url=_text_or_none(vaults["base_url"]) or row["provider_url"],
+            base_url=_text_or_none(vaults["base_url"]) or row["provider_url"] or None,
             metadata=metadata,
             version=_version(row["version"]),
             created_at=_to_time(row["created_at"]),

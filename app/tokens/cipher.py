@@ -42,8 +42,24 @@ class Secrets:
     refresh: SecretStr | None
 
 
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What both secrets of a token are bound to, besides their column."""
+
+    token_id: TokenId
+    base_url: str | None
+
+    @classmethod
+    def of(cls, token: StoredToken) -> Binding:
+        return cls(token.token_id, token.base_url)
+
+    def context(self, field: SecretField) -> TokenContext:
+        token_id = self.token_id
+        return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field, self.base_url or "")
+
+
 class TokenCipher:
-    """Encrypts and decrypts a token's secrets, each bound to its token id and column.
+    """Encrypts and decrypts a token's secrets, each bound to its token id, column and base URL.
 
     With its keys in memory a call takes microseconds and runs on the event loop. If a key has to be fetched or derived
     first, the call is made again in a thread, one call per missing key, and this class alone decides that. All keys of
@@ -74,31 +90,32 @@ class TokenCipher:
         return asyncio.get_running_loop().time() + self._key_seconds
 
     async def seal(
-        self, token_id: TokenId, access: SecretStr, refresh: SecretStr | None, *, until: float | None = None
+        self, binding: Binding, access: SecretStr, refresh: SecretStr | None, *, until: float | None = None
     ) -> SealedSecrets:
         """Encrypt both under the primary, or both under the fallback if KMS is unavailable and one is configured."""
         secrets = Secrets(access, refresh)
         try:
-            return await self._seal(self._encryption.seal_as_primary, token_id, secrets, until)
+            return await self._seal(self._encryption.seal_as_primary, binding, secrets, until)
         except KeyUnavailable as error:
             if not self._encryption.has_fallback:
                 raise
-            sealed = await self._seal(self._encryption.seal_as_fallback, token_id, secrets)  # needs no key service
+            sealed = await self._seal(self._encryption.seal_as_fallback, binding, secrets)  # needs no key service
             self._encryption.note_fallback(error)
             return sealed
 
     async def open(self, token: StoredToken) -> Secrets:
         """Decrypt both."""
-        call = partial(self._open_both, token.token_id, token.access_ciphertext, token.refresh_ciphertext)
+        ciphertexts = token.access_ciphertext, token.refresh_ciphertext
+        call = partial(self._open_both, Binding.of(token), *ciphertexts, token.encryption_scheme)
         return await self._in_thread_if_needed(call)
 
-    async def seal_as_primary(self, token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+    async def seal_as_primary(self, binding: Binding, secrets: Secrets) -> SealedSecrets:
         """Encrypt both under the primary, never the fallback, and prove that the ciphertexts open again."""
 
         def seal(*, wait: bool) -> SealedSecrets:
-            sealed = _seal_both(partial(self._encryption.seal_as_primary, wait=wait), token_id, secrets)
+            sealed = _seal_both(partial(self._encryption.seal_as_primary, wait=wait), binding, secrets)
             refresh = None if sealed.refresh is None else sealed.refresh.ciphertext
-            if self._open_both(token_id, sealed.access.ciphertext, refresh, wait=wait) != secrets:
+            if self._open_both(binding, sealed.access.ciphertext, refresh, sealed.access.scheme, wait=wait) != secrets:
                 raise IntegrityError("a new ciphertext does not give its plaintext back; nothing was written")
             return sealed
 
@@ -106,41 +123,43 @@ class TokenCipher:
 
     async def prove_primary(self) -> None:
         """Prove that the primary encrypts and decrypts; afterwards its scheme is known."""
-        nobody = TokenId("self-test", "self-test")
-        await self.seal_as_primary(nobody, Secrets(SecretStr("self-test"), None))
+        nowhere = Binding(TokenId("self-test", "self-test"), None)
+        await self.seal_as_primary(nowhere, Secrets(SecretStr("self-test"), None))
 
-    async def open_access(self, token: StoredToken) -> SecretStr:
+    async def open_access(self, token: StoredToken, *, until: float | None = None) -> SecretStr:
         """Decrypt the access token."""
-        call = partial(self._open, token.token_id, token.access_ciphertext, SecretField.ACCESS_TOKEN)
-        return await self._in_thread_if_needed(call)
+        ciphertext, claimed = token.access_ciphertext, token.encryption_scheme
+        call = partial(self._open, Binding.of(token), ciphertext, claimed, SecretField.ACCESS_TOKEN)
+        return await self._in_thread_if_needed(call, until)
 
     async def open_refresh(self, token: StoredToken, *, until: float | None = None) -> SecretStr | None:
         """Decrypt the refresh token; return `None` if there is none."""
-        if token.refresh_ciphertext is None:
+        ciphertext, claimed = token.refresh_ciphertext, token.encryption_scheme
+        if ciphertext is None:
             return None
-        call = partial(self._open, token.token_id, token.refresh_ciphertext, SecretField.REFRESH_TOKEN)
+        call = partial(self._open, Binding.of(token), ciphertext, claimed, SecretField.REFRESH_TOKEN)
         return await self._in_thread_if_needed(call, until)
 
-    def scheme_of(self, ciphertext: str) -> str:
-        """Return the scheme of a ciphertext; raises `KeyDenied` if no reader is configured for its family."""
-        return self._encryption.scheme_of(ciphertext)
-
     async def _seal(
-        self, seal: Callable[..., Sealed], token_id: TokenId, secrets: Secrets, until: float | None = None
+        self, seal: Callable[..., Sealed], binding: Binding, secrets: Secrets, until: float | None = None
     ) -> SealedSecrets:
         def seal_both(*, wait: bool) -> SealedSecrets:
-            return _seal_both(partial(seal, wait=wait), token_id, secrets)
+            return _seal_both(partial(seal, wait=wait), binding, secrets)
 
         return await self._in_thread_if_needed(seal_both, until)
 
-    def _open_both(self, token_id: TokenId, access: str, refresh: str | None, *, wait: bool) -> Secrets:
+    def _open_both(
+        self, binding: Binding, access: str, refresh: str | None, claimed: str | None, *, wait: bool
+    ) -> Secrets:
         return Secrets(
-            self._open(token_id, access, SecretField.ACCESS_TOKEN, wait=wait),
-            None if refresh is None else self._open(token_id, refresh, SecretField.REFRESH_TOKEN, wait=wait),
+            self._open(binding, access, claimed, SecretField.ACCESS_TOKEN, wait=wait),
+            None if refresh is None else self._open(binding, refresh, claimed, SecretField.REFRESH_TOKEN, wait=wait),
         )
 
-    def _open(self, token_id: TokenId, ciphertext: str, field: SecretField, *, wait: bool) -> SecretStr:
-        return SecretStr(self._encryption.open(ciphertext, _context(token_id, field), wait=wait))
+    def _open(
+        self, binding: Binding, ciphertext: str, claimed: str | None, field: SecretField, *, wait: bool
+    ) -> SecretStr:
+        return SecretStr(self._encryption.open(ciphertext, binding.context(field), claimed=claimed, wait=wait))
 
     async def _in_thread_if_needed(self, call: Callable[..., T], until: float | None = None) -> T:
         try:
@@ -192,16 +211,12 @@ def _call_name(missing: KeyNotCached) -> Hashable:
     return (current_service.get(), missing.key) if missing.derived else missing.key
 
 
-def _seal_both(seal: Callable[[str, TokenContext], Sealed], token_id: TokenId, secrets: Secrets) -> SealedSecrets:
+def _seal_both(seal: Callable[[str, TokenContext], Sealed], binding: Binding, secrets: Secrets) -> SealedSecrets:
     for _ in range(_ROUNDS):
-        access = seal(secrets.access.get_secret_value(), _context(token_id, SecretField.ACCESS_TOKEN))
+        access = seal(secrets.access.get_secret_value(), binding.context(SecretField.ACCESS_TOKEN))
         if secrets.refresh is None:
             return SealedSecrets(access, None)
-        refresh = seal(secrets.refresh.get_secret_value(), _context(token_id, SecretField.REFRESH_TOKEN))
+        refresh = seal(secrets.refresh.get_secret_value(), binding.context(SecretField.REFRESH_TOKEN))
         if refresh.scheme == access.scheme:  # the key or the strategy may have changed between the two
             return SealedSecrets(access, refresh)
     raise KeyUnavailable("the encryption key keeps changing; nothing was written")
-
-
-def _context(token_id: TokenId, field: SecretField) -> TokenContext:
-    return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field)

@@ -65,9 +65,14 @@ def _parse_slug(name: str, slug: str) -> str:
     return slug
 
 
+def is_base_url(text: str) -> bool:
+    """Return whether the text is an https URL that `parse_base_url` accepts."""
+    return len(text) <= MAXIMUM_URL_CHARACTERS and HTTPS_URL.fullmatch(text) is not None
+
+
 def parse_base_url(url: str) -> str:
     """Return the https URL of a provider's installation, or raise `InvalidRequest`."""
-    if not HTTPS_URL.fullmatch(url) or len(url) > MAXIMUM_URL_CHARACTERS:
+    if not is_base_url(url):
         raise InvalidRequest.of_field(
             "base_url", "base_url must be an https URL without user information, query or fragment"
         )
@@ -79,7 +84,8 @@ class StoredToken:
     """One row, with its secrets still encrypted.
 
     `metadata` is the caller's; the keys that the vault adds in the same column are fields here. `encryption_scheme` is
-    `None` if something other than the vault wrote the row.
+    `None` if something other than the vault wrote the row. `base_url` is what the row holds, which a bound ciphertext
+    authenticates; PulsePlan's rows may hold any text.
     """
 
     id: str
@@ -101,6 +107,11 @@ class StoredToken:
     created_at: datetime | None
     updated_at: datetime | None
     last_refreshed: datetime | None
+
+    @property
+    def valid_base_url(self) -> str | None:
+        """`base_url` if the vault would store it, else `None`: no caller gets another text as a URL."""
+        return self.base_url if self.base_url is not None and is_base_url(self.base_url) else None
 
 
 @dataclass(frozen=True, slots=True)

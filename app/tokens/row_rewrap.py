@@ -7,7 +7,7 @@ from enum import Enum, auto
 from app.errors import StoreError
 from app.security.formats import families_of
 from app.tokens import transitions
-from app.tokens.cipher import TokenCipher
+from app.tokens.cipher import Binding, TokenCipher
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.legacy_rows import require_own_secrets
 from app.tokens.models import Caller, Rewrap, StoredToken
@@ -28,7 +28,7 @@ async def prepare_rewrap(tokens: TokenRepository, cipher: TokenCipher, token: St
     Raises an `EncryptionError`, also for a legacy row whose ciphertext stands in another row too.
     """
     await require_own_secrets(tokens, token)
-    sealed = await cipher.seal_as_primary(token.token_id, await cipher.open(token))
+    sealed = await cipher.seal_as_primary(Binding.of(token), await cipher.open(token))
     if sealed.access.scheme == token.encryption_scheme:
         return None
     return Rewrap(token, transitions.rewrapped(token, sealed))

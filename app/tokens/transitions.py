@@ -60,9 +60,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
 
     `sealed.refresh` is `None` if the refresh token's ciphertext stays, or if there is no refresh token any more.
     """
-    refresh_ciphertext = sealed.refresh.ciphertext if sealed.refresh else None
-    if given.refresh_token is UNSET and sealed.refresh is None:
-        refresh_ciphertext = current.refresh_ciphertext
+    refresh_ciphertext = sealed.refresh.ciphertext if sealed.refresh else kept_refresh(current, given)
     return replace(
         current,
         access_ciphertext=sealed.access.ciphertext,
@@ -80,6 +78,15 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         updated_at=now,
         last_refreshed=now,
     )
+
+
+def kept_refresh(current: StoredToken, given: TokenInput) -> str | None:
+    """Return the ciphertext of the refresh token that a rotation keeps, `None` if it keeps none.
+
+    A refresh token does not follow another base URL: whoever may write a token could redirect it.
+    """
+    moves = given.base_url is not UNSET and given.base_url != current.base_url
+    return None if moves or given.refresh_token is not UNSET else current.refresh_ciphertext
 
 
 def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:

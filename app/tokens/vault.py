@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from app.errors import (
+    KeyUnavailable,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -17,10 +18,11 @@ from app.errors import (
     VaultError,
 )
 from app.security.context import SecretField
+from app.security.schemes import scheme_of
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
-from app.tokens.cipher import SealedSecrets, TokenCipher
+from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.models import (
     NO_PRECONDITION,
@@ -91,7 +93,8 @@ class TokenVault:
             if rule is not None:
                 given = rule(given, self._now())
             refresh = transitions.given_or(given.refresh_token, None)
-            sealed = await self._cipher.seal(token_id, given.access_token, refresh)
+            binding = Binding(token_id, transitions.given_or(given.base_url, None))
+            sealed = await self._cipher.seal(binding, given.access_token, refresh)
             operation.note_sealed(sealed)
 
             async def write(current: TokenRow | None) -> StoreResult | None:
@@ -162,6 +165,9 @@ class TokenVault:
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
     ) -> StoredToken:
         """Replace the secret of an existing token; values that are UNSET and the status stay.
+
+        Another base URL removes a refresh token that is UNSET. A base URL that is UNSET stays if the access token
+        still decrypts beside it; otherwise its `EncryptionError` is raised.
 
         Raises `TokenNotFound` or `VersionConflict`.
         """
@@ -295,12 +301,26 @@ class TokenVault:
     async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
         """Encrypt the new secrets; if the scheme has changed, also a refresh token that stays: a row has one scheme."""
         refresh, until = transitions.given_or(given.refresh_token, None), self._cipher.key_deadline()
-        sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
-        stays = current.refresh_ciphertext if given.refresh_token is UNSET else None
-        if stays is not None and self._cipher.scheme_of(stays) != sealed.access.scheme:
+        if given.base_url is UNSET:
+            await self._require_authentic_url(current, until=until)
+        binding = Binding(current.token_id, transitions.given_or(given.base_url, current.base_url))
+        sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
+        stays = transitions.kept_refresh(current, given)
+        if stays is not None and scheme_of(stays) != sealed.access.scheme:
             refresh = await self._cipher.open_refresh(current, until=until)
-            sealed = await self._cipher.seal(current.token_id, given.access_token, refresh, until=until)
+            sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
         return sealed
+
+    async def _require_authentic_url(self, current: StoredToken, *, until: float) -> None:
+        """Raise unless the access token opens beside the row's base URL: an edited URL must not get a new secret.
+
+        A row without a URL is not held up by a key service that is unavailable: its new secret gets no URL either.
+        """
+        try:
+            await self._cipher.open_access(current, until=until)
+        except KeyUnavailable:
+            if current.base_url is not None:
+                raise
 
     def _recorded(
         self, operation: Operation, caller: Caller, token_id: TokenId, *, until: float | None = None

@@ -302,10 +302,12 @@ def test_a_ciphertext_moved_to_another_row_is_refused(client: httpx.Client, serv
     client.put(CANVAS, json={"access_token": "mine", "refresh_token": "r"})
     stolen = served_store.rows()[0]
     victim = str(uuid4())
-    served_store.insert_raw(**raw_row(user_id=victim, access_token=stolen["access_token"]))
-    served_store.insert_raw(**raw_row(user_id=USER, provider="google", access_token=stolen["access_token"]))
+    served_store.insert_raw(**raw_row(user_id=victim, access_token=stolen["access_token"], provider_url=None))
     served_store.insert_raw(
-        **raw_row(user_id=USER, provider="canvas", service_type="b", access_token=stolen["refresh_token"])
+        **raw_row(user_id=USER, provider="google", access_token=stolen["access_token"], provider_url=None)
+    )
+    served_store.insert_raw(
+        **raw_row(user_id=USER, service_type="b", access_token=stolen["refresh_token"], provider_url=None)
     )
     problem(client.get(f"/v1/users/{victim}/tokens/canvas"), 500, "integrity")
     problem(client.get(GOOGLE), 500, "integrity")

@@ -15,10 +15,12 @@ from app.security.context import SecretField
 from app.security.keyring import decode_key_text
 from tests.support.paths import ROOT, VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring, service
+from tests.support.vectors import KMS, LOCAL, as_file, kms_vectors, local_vectors
 
 _DOCUMENT = (ROOT / "docs" / "ciphertext-formats.md").read_text()
 _VECTORS = VECTORS
-_BOUND = json.loads((_VECTORS / "local_bound_tokens.json").read_text())
+_BOUND = json.loads(LOCAL.read_text())
+_ENVELOPES = json.loads(KMS.read_text())
 _PULSEPLAN = [
     {**one, "master_key": block["master_key"]}
     for block in json.loads((_VECTORS / "pulseplan_local_tokens.json").read_text())
@@ -39,6 +41,10 @@ def _named_values(block: str) -> dict[str, str]:
         name = label or name
         values[name] = values.get(name, "") + value.strip()
     return values
+
+
+def _context_of(vector: dict[str, Any]) -> list[str]:
+    return [vector[name] or "" for name in ("user_id", "provider", "service_type", "field", "base_url")]
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +73,19 @@ def test_the_decoder_knows_nothing_of_the_vault() -> None:
 def test_the_decoder_opens_what_the_vault_writes(decoder: dict[str, Any], version: int, field: SecretField) -> None:
     keys = {1: MASTER_KEY, 2: OTHER_MASTER_KEY}
     text = service(keyring(keys, primary=version)).encrypt_token(
-        "ünïcödé ✓", "cd613e30-d8f1-4adf-91b7-584a2265b1f5", provider="google", service_type="gmail", field=field
+        "ünïcödé ✓",
+        "cd613e30-d8f1-4adf-91b7-584a2265b1f5",
+        provider="google",
+        service_type="gmail",
+        field=field,
+        base_url="https://x.test",
     )
     context = ("cd613e30-d8f1-4adf-91b7-584a2265b1f5", "google", "gmail")
     master_key = decoder["decode_master_key"](keys[version])
-    assert decoder["open_local"](text, master_key, *context, field.value) == "ünïcödé ✓"
-    with pytest.raises(InvalidTag):
-        decoder["open_local"](text, master_key, *context, "another column")
+    assert decoder["open_local"](text, master_key, *context, field.value, "https://x.test") == "ünïcödé ✓"
+    for elsewhere in (("another column", "https://x.test"), (field.value, "https://y.test"), (field.value,)):
+        with pytest.raises(InvalidTag):
+            decoder["open_local"](text, master_key, *context, *elsewhere)
 
 
 def test_the_decoder_compares_the_commitment_before_it_decrypts(decoder: dict[str, Any]) -> None:
@@ -87,15 +99,27 @@ def test_the_decoder_opens_what_a_script_writes(decoder: dict[str, Any]) -> None
     assert decoder["open_local"](text, decoder["decode_master_key"](MASTER_KEY), "user-id-123") == "1234~a-token"
 
 
-@pytest.mark.parametrize("vector", _BOUND, ids=lambda vector: f"v{vector['key_version']}-{vector['field']}")
+def test_the_committed_vectors_are_what_the_generator_makes() -> None:
+    assert LOCAL.read_text() == as_file(local_vectors())
+    assert KMS.read_text() == as_file(kms_vectors())
+
+
+@pytest.mark.parametrize("vector", _ENVELOPES, ids=lambda vector: str(vector["service_type"]))
+def test_the_decoder_opens_the_committed_envelopes(decoder: dict[str, Any], vector: dict[str, Any]) -> None:
+    def unwrap(wrapped: bytes, context: dict[str, str]) -> bytes:
+        assert context == {"user_id": vector["user_id"], "service": "pulseplan", "data_type": "auth_token"}
+        assert wrapped.hex() == vector["wrapped"]
+        return bytes.fromhex(vector["data_key"])
+
+    assert decoder["open_kms"](vector["ciphertext"], unwrap, *_context_of(vector)) == vector["plaintext"]
+
+
+@pytest.mark.parametrize("vector", _BOUND, ids=lambda vector: f"v{vector['key_version']}-{vector['service_type']}")
 def test_the_decoder_opens_the_committed_vectors(decoder: dict[str, Any], vector: dict[str, Any]) -> None:
     opened = decoder["open_local"](
         vector["ciphertext"],
         decoder["decode_master_key"](vector["master_key"]),
-        vector["user_id"],
-        vector["provider"],
-        vector["service_type"],
-        vector["field"] or "",
+        *_context_of(vector),
     )
     assert opened == vector["plaintext"]
 
@@ -121,6 +145,7 @@ def test_the_example_is_a_committed_vector(example: tuple[dict[str, str], ...]) 
         "provider": given["provider"],
         "service_type": given["service type"],
         "field": given["field"],
+        "base_url": given["base URL"],
         "plaintext": payload["plaintext"],
         "ciphertext": given["ciphertext"],
     } in _BOUND
@@ -130,7 +155,7 @@ def test_every_value_of_the_example_is_true(decoder: dict[str, Any], example: tu
     given, derived, bound, payload = example
     master_key = decoder["decode_master_key"](given["master key"])
     version, _, encoded = given["ciphertext"].partition(":")
-    context = (given["user id"], given["provider"], given["service type"], given["field"])
+    context = (given["user id"], given["provider"], given["service type"], given["field"], given["base URL"])
     label = ("pulseplan-token-vault", "local/1")
 
     root, key, commitment = decoder["derive"](master_key, version, given["user id"])

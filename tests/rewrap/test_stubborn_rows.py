@@ -208,9 +208,6 @@ class _WrongForSome:
     def scheme(self) -> str | None:
         return self._strategy.scheme
 
-    def scheme_of(self, ciphertext: str) -> str:
-        return self._strategy.scheme_of(ciphertext)
-
     def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
         return self._strategy.open(ciphertext, context, wait=wait)
 

@@ -70,12 +70,12 @@ def _cipher(encryption: EncryptionService, queue: KeyDerivationQueue | None = No
 def _token_that_does_not_open() -> StoredToken:
     """Return a token that costs a derivation and then raises `IntegrityError`."""
     junk = f"v1:{secrets.token_hex(16)}:{secrets.token_hex(16)}:{secrets.token_hex(20)}"
-    return token(TokenId(str(uuid4()), "canvas"), access_ciphertext=junk)
+    return token(TokenId(str(uuid4()), "canvas"), encryption_scheme=None, access_ciphertext=junk)
 
 
 def _token_that_opens(plaintext: str) -> StoredToken:
     user = str(uuid4())
-    return token(TokenId(user, "canvas"), access_ciphertext=legacy_ciphertext(plaintext, user))
+    return token(TokenId(user, "canvas"), encryption_scheme=None, access_ciphertext=legacy_ciphertext(plaintext, user))
 
 
 def _derived(encryption: EncryptionService, rows: list[StoredToken]) -> list[StoredToken]:

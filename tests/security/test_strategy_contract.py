@@ -17,6 +17,7 @@ from app.observability.in_memory_counters import InMemoryCounters
 from app.security.context import SecretField, TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.local_strategy import LocalStrategy
+from app.security.schemes import scheme_of
 from app.security.strategy import EncryptionStrategy, KeyNotCached
 from tests.support.security.envelopes import HERE, OTHER_USER, TOKEN, USER, envelope
 from tests.support.security.keys import keyring
@@ -58,7 +59,14 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
     return Implementation(kms, lambda: envelope(server, key_id=key_arn).strategy, f"kms:{key_arn}", "kms", key_id)
 
 
-@given(plaintext=text, user_id=text, provider=text, service_type=text, field=st.sampled_from([*SecretField, None]))
+@given(
+    plaintext=text,
+    user_id=text,
+    provider=text,
+    service_type=text,
+    field=st.sampled_from([*SecretField, None]),
+    base_url=text | st.just("\ud800"),
+)
 @settings(deadline=None, max_examples=size(15, 50))
 def test_a_ciphertext_opens_again(  # noqa: PLR0917  Hypothesis gives them by keyword
     implementation: Implementation,
@@ -67,8 +75,9 @@ def test_a_ciphertext_opens_again(  # noqa: PLR0917  Hypothesis gives them by ke
     provider: str,
     service_type: str,
     field: SecretField | None,
+    base_url: str,
 ) -> None:
-    context = TokenContext(user_id, provider, service_type, field)
+    context = TokenContext(user_id, provider, service_type, field, base_url)
     strategy = implementation.strategy
     assert strategy.open(strategy.seal(plaintext, context).ciphertext, context) == plaintext
 
@@ -89,12 +98,21 @@ def test_a_ciphertext_names_its_scheme_and_method(implementation: Implementation
     strategy = implementation.strategy
     sealed = strategy.seal(TOKEN, HERE)
     assert (sealed.scheme, sealed.method) == (implementation.scheme, implementation.method)
-    assert strategy.scheme == strategy.scheme_of(sealed.ciphertext) == sealed.scheme
-    assert implementation.service.scheme_of(sealed.ciphertext) == implementation.service.primary_scheme
+    assert strategy.scheme == scheme_of(sealed.ciphertext) == sealed.scheme
+    assert scheme_of(sealed.ciphertext) == implementation.service.primary_scheme
     if implementation.key_id is None:
         assert sealed.key_id is None
     else:
         assert re.fullmatch(implementation.key_id, sealed.key_id or "")
+
+
+def test_a_claim_of_another_scheme_is_an_integrity_error(implementation: Implementation) -> None:
+    sealed = implementation.service.seal(TOKEN, HERE)
+    for claim in (None, sealed.scheme):
+        assert implementation.service.open(sealed.ciphertext, HERE, claimed=claim) == TOKEN
+    for claim in ("", "local:v2", "pulseplan-local:v1", "kms:another", f"{sealed.scheme}0"):
+        with pytest.raises(IntegrityError, match="scheme"):
+            implementation.service.open(sealed.ciphertext, HERE, claimed=claim)
 
 
 def test_every_flipped_bit_is_rejected(implementation: Implementation) -> None:
@@ -128,11 +146,12 @@ def test_nothing_can_be_appended(implementation: Implementation, suffix: str) ->
 
 def test_a_ciphertext_opens_in_no_other_context(implementation: Implementation) -> None:
     places = [
-        TokenContext(user, provider, service_type, field)
+        TokenContext(user, provider, service_type, field, base_url)
         for user in (USER, OTHER_USER, "")
-        for provider in ("canvas", "google", "")
-        for service_type in ("default", "calendar", "")
+        for provider in ("canvas", "")
+        for service_type in ("default", "")
         for field in (*SecretField, None)
+        for base_url in ("https://canvas.example.edu", "https://attacker.example", "")
     ]
     strategy = implementation.strategy
     sealed = {place: strategy.seal(TOKEN, place).ciphertext for place in places}
@@ -151,6 +170,8 @@ def test_a_ciphertext_opens_in_no_other_context(implementation: Implementation) 
         (TokenContext("ab", "c"), TokenContext("a", "bc")),
         (TokenContext("u", "a_kms_u"), TokenContext("u_kms_u", "a")),
         (TokenContext("u_kms_v", "a"), TokenContext("v", "a_kms_u")),
+        (TokenContext("u", "a", "b", None, "c"), TokenContext("u", "a", "bc")),
+        (TokenContext("u", "a", "b", None, "access_token"), TokenContext("u", "a", "b", SecretField.ACCESS_TOKEN)),
     ],
 )
 def test_parts_of_the_context_cannot_trade_characters(

@@ -7,6 +7,7 @@ from pydantic import SecretStr
 
 from app.errors import KeyUnavailable
 from app.security.encryption_service import EncryptionService
+from app.security.schemes import scheme_of
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
@@ -28,9 +29,9 @@ def _encryption(process: Envelope) -> EncryptionService:
     return EncryptionService(primary=process.strategy, readers=[local], fallback=local, counters=process.counters)
 
 
-def _schemes(encryption: EncryptionService, store: Store) -> set[str]:
+def _schemes(store: Store) -> set[str]:
     [row] = store.rows()
-    secrets = {encryption.scheme_of(row[column]) for column in ("access_token", "refresh_token")}
+    secrets = {scheme_of(row[column]) for column in ("access_token", "refresh_token")}
     return secrets | {row["encryption_scheme"]}
 
 
@@ -39,10 +40,10 @@ async def test_a_rotation_under_the_fallback_moves_both_secrets_to_it(kms: Kms, 
     async with store.open() as tokens:
         vault = TokenVault(tokens=tokens, cipher=TokenCipher(encryption=encryption), events=EVENTS)
         await vault.store(HERE, STORED, caller=CALLER)
-        assert _schemes(encryption, store) == {f"kms:{kms.key_arn}"}
+        assert _schemes(store) == {f"kms:{kms.key_arn}"}
         kms.faults.down()
         await vault.rotate(HERE, ROTATED, caller=CALLER)
-        assert _schemes(encryption, store) == {"local:v1"}
+        assert _schemes(store) == {"local:v1"}
         revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
         assert revealed.access_token.get_secret_value() == "newer access"
         assert revealed.refresh_token is not None
@@ -76,7 +77,7 @@ async def test_a_rotation_after_the_alias_moved_has_one_scheme(kms: Kms, store: 
         kms.move_alias(kms.alias, newer)
         process.clock.advance(301)
         await vault.rotate(HERE, ROTATED, caller=CALLER)
-        assert _schemes(encryption, store) == {f"kms:{newer}"}
+        assert _schemes(store) == {f"kms:{newer}"}
         revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
         assert revealed.refresh_token is not None
         assert revealed.refresh_token.get_secret_value() == "refresh"

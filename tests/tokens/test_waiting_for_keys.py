@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app.errors import IntegrityError, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.encryption_service import EncryptionService
-from app.tokens.cipher import KEY_SECONDS, WAITING_CALLS, TokenCipher
+from app.tokens.cipher import KEY_SECONDS, WAITING_CALLS, Binding, TokenCipher
 from app.tokens.models import TokenId
 from tests.support.security.envelopes import (
     OTHER_USER,
@@ -67,7 +67,7 @@ async def _timed(call: Awaitable[Any]) -> tuple[float, Any]:
 
 
 async def test_a_crowd_of_reads_in_an_outage_gets_key_unavailable(kms: Kms) -> None:
-    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    row = token(HERE, encryption_scheme=None, access_ciphertext=envelope(kms).seal())
     cipher = _cipher(envelope(kms))
     kms.faults.delay(HANGS_SECONDS)
     answers = await asyncio.gather(*(_timed(cipher.open_access(row)) for _ in range(300)))
@@ -78,8 +78,12 @@ async def test_a_crowd_of_reads_in_an_outage_gets_key_unavailable(kms: Kms) -> N
 
 
 async def test_a_crowd_that_waits_for_one_key_delays_no_other_user(kms: Kms) -> None:
-    theirs = token(TokenId(OTHER_USER, "canvas"), access_ciphertext=envelope(kms).seal(_context(OTHER_USER)))
-    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    theirs = token(
+        TokenId(OTHER_USER, "canvas"),
+        encryption_scheme=None,
+        access_ciphertext=envelope(kms).seal(_context(OTHER_USER)),
+    )
+    row = token(HERE, encryption_scheme=None, access_ciphertext=envelope(kms).seal())
     cipher = _patient(kms)
     kms.forget_requests()
     kms.faults.delay(1.5, times=1)  # the crowd's only request; boto3 waits 2 s for it
@@ -91,7 +95,7 @@ async def test_a_crowd_that_waits_for_one_key_delays_no_other_user(kms: Kms) -> 
 
 
 async def test_a_caller_that_leaves_does_not_end_the_shared_request(kms: Kms) -> None:
-    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    row = token(HERE, encryption_scheme=None, access_ciphertext=envelope(kms).seal())
     cipher = _patient(kms)
     kms.forget_requests()
     kms.faults.delay(1, times=1)
@@ -103,8 +107,12 @@ async def test_a_caller_that_leaves_does_not_end_the_shared_request(kms: Kms) ->
 
 
 async def test_callers_that_come_and_go_share_one_thread(kms: Kms) -> None:
-    theirs = token(TokenId(OTHER_USER, "canvas"), access_ciphertext=envelope(kms).seal(_context(OTHER_USER)))
-    row = token(HERE, access_ciphertext=envelope(kms).seal())
+    theirs = token(
+        TokenId(OTHER_USER, "canvas"),
+        encryption_scheme=None,
+        access_ciphertext=envelope(kms).seal(_context(OTHER_USER)),
+    )
+    row = token(HERE, encryption_scheme=None, access_ciphertext=envelope(kms).seal())
     cipher = _patient(kms)
     kms.forget_requests()
     kms.faults.delay(1.5, times=1)
@@ -124,7 +132,7 @@ async def test_a_hung_kms_delays_a_write_with_the_fallback_once(kms: Kms) -> Non
     process = envelope(kms)
     cipher = _cipher(process, fallback=True)
     kms.faults.delay(HANGS_SECONDS)
-    taken, sealed = await _timed(cipher.seal(HERE, SecretStr("access"), SecretStr("refresh")))
+    taken, sealed = await _timed(cipher.seal(Binding(HERE, None), SecretStr("access"), SecretStr("refresh")))
     assert taken < HANG_BOUND_SECONDS
     assert (sealed.access.scheme, sealed.refresh.scheme) == ("local:v1", "local:v1")
     assert (sealed.access.fallback, sealed.refresh.fallback) == (True, True)
@@ -171,7 +179,7 @@ async def test_a_crowd_on_a_tampered_row_shares_its_requests(kms: Kms, member: s
     ciphertext = envelope(kms).seal()
     data = bytearray(decode(members_of(ciphertext)[member]))
     data[-1] ^= 1
-    row = token(HERE, access_ciphertext=changed(ciphertext, **{member: encode(bytes(data))}))
+    row = token(HERE, encryption_scheme=None, access_ciphertext=changed(ciphertext, **{member: encode(bytes(data))}))
     cipher = _patient(kms)
     kms.forget_requests()
     kms.faults.delay(0.2)
@@ -184,8 +192,8 @@ async def test_intact_ciphertexts_open_among_broken_ones(kms: Kms) -> None:
     ciphertext = envelope(kms).seal()
     data = bytearray(decode(members_of(ciphertext)["ct"]))
     data[0] ^= 1
-    broken = token(HERE, access_ciphertext=changed(ciphertext, ct=encode(bytes(data))))
-    whole = token(HERE, access_ciphertext=ciphertext)
+    broken = token(HERE, encryption_scheme=None, access_ciphertext=changed(ciphertext, ct=encode(bytes(data))))
+    whole = token(HERE, encryption_scheme=None, access_ciphertext=ciphertext)
     cipher = _patient(kms)
     kms.faults.delay(0.1)
     rows = [broken if number % 2 == 0 else whole for number in range(100)]
@@ -198,7 +206,7 @@ async def test_intact_ciphertexts_open_among_broken_ones(kms: Kms) -> None:
 async def test_two_data_keys_of_a_row_share_one_deadline(kms: Kms) -> None:
     access = envelope(kms).seal()
     refresh = envelope(kms).seal(TokenContext(USER, "canvas", "default", SecretField.REFRESH_TOKEN))
-    row = token(HERE, access_ciphertext=access, refresh_ciphertext=refresh)
+    row = token(HERE, encryption_scheme=None, access_ciphertext=access, refresh_ciphertext=refresh)
     kms.faults.delay(0.7)
     with pytest.raises(KeyUnavailable):
         await _cipher(envelope(kms), key_seconds=1).open(row)
@@ -206,15 +214,15 @@ async def test_two_data_keys_of_a_row_share_one_deadline(kms: Kms) -> None:
 
 async def test_the_keys_of_an_operation_share_one_deadline(kms: Kms) -> None:
     refresh = envelope(kms).seal(TokenContext(USER, "canvas", "default", SecretField.REFRESH_TOKEN))
-    row = token(HERE, access_ciphertext=envelope(kms).seal(), refresh_ciphertext=refresh)
+    row = token(HERE, encryption_scheme=None, access_ciphertext=envelope(kms).seal(), refresh_ciphertext=refresh)
     cipher = _cipher(envelope(kms, max_messages=1), key_seconds=1)
     kms.faults.delay(0.45)
 
     async def rotate() -> None:
         until = cipher.key_deadline()
-        await cipher.seal(HERE, SecretStr("access"), None, until=until)
+        await cipher.seal(Binding(HERE, None), SecretStr("access"), None, until=until)
         kept = await cipher.open_refresh(row, until=until)
-        await cipher.seal(HERE, SecretStr("access"), kept, until=until)
+        await cipher.seal(Binding(HERE, None), SecretStr("access"), kept, until=until)
 
     with pytest.raises(KeyUnavailable):
         await rotate()
@@ -222,13 +230,13 @@ async def test_the_keys_of_an_operation_share_one_deadline(kms: Kms) -> None:
 
 async def test_with_cached_keys_no_thread_is_used(kms: Kms) -> None:
     process = envelope(kms)
-    row = token(HERE, access_ciphertext=process.seal())
+    row = token(HERE, encryption_scheme=None, access_ciphertext=process.seal())
     process.open(row.access_ciphertext)
     before = set(threading.enumerate())
     cipher = _cipher(process)
     for _ in range(20):
         assert (await cipher.open_access(row)).get_secret_value() == TOKEN
-        await cipher.seal(HERE, SecretStr("access"), SecretStr("refresh"))
+        await cipher.seal(Binding(HERE, None), SecretStr("access"), SecretStr("refresh"))
     assert set(threading.enumerate()) <= before, "a pool starts its threads at the first call"
 
 

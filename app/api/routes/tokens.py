@@ -91,7 +91,10 @@ async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) ->
     openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=StoreTokenRequest),
 )
 async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
-    """Replace the secret of an existing token; fields that are not given and the status stay. Needs `tokens:write`."""
+    """Replace the secret of an existing token; fields that are not given and the status stay. Needs `tokens:write`.
+
+    Another `base_url` without a `refresh_token` removes the stored refresh token.
+    """
     token = await call.vault.rotate(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
     return _token_response(token)
 

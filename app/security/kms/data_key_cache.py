@@ -36,10 +36,14 @@ class DataKey:
     messages: int = 0
 
 
-@lru_cache(maxsize=REMEMBERED_NAMES)  # looked up for each message of a data key
 def fingerprint(wrapped: bytes, context: TokenContext) -> bytes:
     """Return the cache key: SHA-256 of the wrapped key and of the encryption context, which KMS would check."""
-    return hashlib.sha256(length_prefixed(wrapped) + context.encryption_context_bytes()).digest()
+    return _fingerprint(wrapped, context.user_id)
+
+
+@lru_cache(maxsize=REMEMBERED_NAMES)  # looked up for each message of a data key; the other pairs are constant
+def _fingerprint(wrapped: bytes, user_id: str) -> bytes:
+    return hashlib.sha256(length_prefixed(wrapped) + TokenContext(user_id).encryption_context_bytes()).digest()
 
 
 class DataKeyCache:

@@ -22,6 +22,7 @@ SEALING_SECONDS: Final = 2.5
 _FAMILY: Final = b"kms/1"
 _INFO: Final = length_prefixed(LABEL, _FAMILY)
 _TRACKING_BYTES: Final = 8
+_LONGEST_REMEMBERED_URL: Final = 2_048  # a row may hold a longer one, and many of those would fill the memory
 
 
 class KmsEnvelopeStrategy:
@@ -30,7 +31,7 @@ class KmsEnvelopeStrategy:
     A data key belongs to one user, one provider and one KMS key. It encrypts until it reaches the limits of
     `data_keys`, and is unwrapped once for decryption within them, so one request serves hundreds of operations. Every
     single ciphertext is bound all the same: KMS authenticates user, service and data type; the AAD authenticates user,
-    provider, service type, column, key ARN and tracking id.
+    provider, service type, column, base URL, key ARN and tracking id.
     """
 
     family: Final = Family.KMS
@@ -47,9 +48,6 @@ class KmsEnvelopeStrategy:
     @property
     def scheme(self) -> str | None:
         return None if self._key_service.key_name is None else f"kms:{self._key_service.key_name}"
-
-    def scheme_of(self, ciphertext: str) -> str:
-        return f"kms:{Package.decode(ciphertext).key_name}"
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         key = self._sealing_key(context, wait=wait)
@@ -149,9 +147,17 @@ def _open(aead: CommittingAead, package: Package, context: TokenContext) -> byte
     return aead.open(package.box, _aad(context, package.key_name, package.tracking_id))
 
 
-@lru_cache(maxsize=REMEMBERED_NAMES)  # equal for all messages of one data key in one column
 def _aad(context: TokenContext, key_name: str, tracking_id: str) -> bytes:
+    if len(context.base_url) > _LONGEST_REMEMBERED_URL:
+        return _new_aad(context, key_name, tracking_id)
+    return _remembered_aad(context, key_name, tracking_id)
+
+
+def _new_aad(context: TokenContext, key_name: str, tracking_id: str) -> bytes:
     return context.aad(_FAMILY, key_name.encode(), tracking_id.encode())
+
+
+_remembered_aad = lru_cache(maxsize=REMEMBERED_NAMES)(_new_aad)  # equal for all messages of one data key in one column
 
 
 def _text(plaintext: bytes) -> str:

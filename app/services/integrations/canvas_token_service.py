@@ -34,7 +34,7 @@ class CanvasTokenService:
         given = TokenInput(access_token=SecretStr(api_token), base_url=parse_base_url(canvas_url))
         async with self._open_vault() as vault:
             result = await vault.store(token_id, given, caller=self._caller)
-        return {"user_id": user_id, "base_url": result.token.base_url, "status": result.token.status.value}
+        return {"user_id": user_id, "base_url": result.token.valid_base_url, "status": result.token.status.value}
 
     async def retrieve_canvas_token(self, user_id: str) -> dict[str, Any] | None:
         """Return `api_token`, `base_url`, `status` and `user_id`, or `None` if the user has no token.
@@ -55,7 +55,7 @@ class CanvasTokenService:
                 secret = None
             else:
                 token, secret = revealed.token, revealed.access_token.get_secret_value()
-        return {"api_token": secret, "base_url": token.base_url, "status": token.status.value, "user_id": user_id}
+        return {"api_token": secret, "base_url": token.valid_base_url, "status": token.status.value, "user_id": user_id}
 
 
 @cache

@@ -23,7 +23,7 @@ from app.security.aead import CommittingAead
 from app.security.context import SecretField, TokenContext, length_prefixed
 from app.security.kms.data_key_cache import DataKey, DataKeyCache, ExpiringLru, fingerprint
 from app.security.strategy import KeyNotCached
-from app.tokens.cipher import TokenCipher
+from app.tokens.cipher import Binding, TokenCipher
 from app.tokens.models import TokenId
 from tests.support.security.clock import Clock
 from tests.support.security.envelopes import (
@@ -370,7 +370,7 @@ async def test_a_lookup_without_waiting_and_another_are_one_miss(kms: Kms) -> No
     process = envelope(kms)
     cipher = TokenCipher(encryption=process.service)
     token_id = TokenId(USER, "canvas")
-    sealed = await cipher.seal(token_id, SecretStr(TOKEN), None)
+    sealed = await cipher.seal(Binding(token_id, None), SecretStr(TOKEN), None)
     assert process.counters.counts["data_key_lookups.seal.miss"] == 1
     assert process.counters.counts["data_key_lookups.seal.hit"] == 0
     process.clock.advance(300)

@@ -16,6 +16,7 @@ from app.errors import IntegrityError, InvalidRequest, KeyDenied, MalformedCiphe
 from app.security.aead import CommittingAead
 from app.security.context import LABEL, SecretField, TokenContext, length_prefixed
 from app.security.kms.package_format import Package
+from app.security.schemes import scheme_of
 from tests.support.security.envelopes import (
     HERE,
     MEMBERS,
@@ -43,6 +44,7 @@ ELSEWHERE = {
     "provider": TokenContext(USER, "google", "default", SecretField.ACCESS_TOKEN),
     "service type": TokenContext(USER, "canvas", "calendar", SecretField.ACCESS_TOKEN),
     "column": TokenContext(USER, "canvas", "default", SecretField.REFRESH_TOKEN),
+    "base URL": TokenContext(USER, "canvas", "default", SecretField.ACCESS_TOKEN, "https://attacker.example"),
 }
 every_elsewhere = pytest.mark.parametrize("there", ELSEWHERE.values(), ids=ELSEWHERE)
 
@@ -157,6 +159,7 @@ def test_the_package_opens_by_the_documented_recipe(kms: Kms, sealed: str, share
         b"canvas",
         b"default",
         b"access_token",
+        b"",  # no base URL
     )
     assert decode(members["cm"]) == derived[32:]
     assert AESGCM(derived[:32]).decrypt(decode(members["n"]), decode(members["ct"]), aad) == TOKEN.encode()
@@ -468,7 +471,7 @@ def test_a_moved_alias_encrypts_under_the_new_key_and_reads_the_old(kms: Kms) ->
     after = writer.service.seal(TOKEN, HERE)
     assert after.scheme == writer.service.primary_scheme == f"kms:{new}"
     assert members_of(after.ciphertext)["kid"] == new
-    assert writer.service.scheme_of(before.ciphertext) != writer.service.primary_scheme
+    assert scheme_of(before.ciphertext) != writer.service.primary_scheme
     reader = envelope(kms, key_id=kms.alias, previous_key_ids=[old])
     assert [reader.open(before.ciphertext), reader.open(after.ciphertext)] == [TOKEN, TOKEN]
     with pytest.raises(KeyDenied):
@@ -485,17 +488,17 @@ def test_a_cached_data_key_of_the_old_key_encrypts_no_more(kms: Kms) -> None:
     writer.seal(ELSEWHERE["user"])
     after = writer.seal()
     assert members_of(after)["kid"] == new
-    assert writer.service.scheme_of(after) == writer.service.primary_scheme
+    assert scheme_of(after) == writer.service.primary_scheme
     assert [writer.open(before), writer.open(after)] == [TOKEN, TOKEN]
 
 
 def test_a_process_that_has_only_decrypted_knows_its_scheme(kms: Kms) -> None:
     ciphertext = envelope(kms, key_id=kms.alias).seal()
     by_arn, by_alias = envelope(kms), envelope(kms, key_id=kms.alias)
-    assert by_arn.service.scheme_of(ciphertext) == by_arn.service.primary_scheme
+    assert scheme_of(ciphertext) == by_arn.service.primary_scheme
     assert by_arn.service.primary_scheme == f"kms:{kms.key_arn}"
     by_alias.open(ciphertext)
-    assert by_alias.service.scheme_of(ciphertext) == by_alias.service.primary_scheme
+    assert scheme_of(ciphertext) == by_alias.service.primary_scheme
 
 
 def test_automatic_rotation_leaves_rows_readable_and_current(kms: Kms, here: Envelope) -> None:
@@ -505,7 +508,7 @@ def test_automatic_rotation_leaves_rows_readable_and_current(kms: Kms, here: Env
     reader = envelope(kms)
     after = reader.seal()
     assert [reader.open(before), reader.open(after)] == [TOKEN, TOKEN]
-    assert reader.service.scheme_of(before) == reader.service.primary_scheme
+    assert scheme_of(before) == reader.service.primary_scheme
 
 
 @pytest.mark.parametrize("state", ["disabled", "pending deletion"])

@@ -17,6 +17,7 @@ from app.composition import build_encryption
 from app.config.settings import Settings
 from app.security.context import SecretField
 from app.security.encryption_service import EncryptionService
+from app.security.schemes import scheme_of
 from app.stores.sqlite.database import prepare_database
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
@@ -64,13 +65,15 @@ def refresh_of(row_id: str) -> str:
 
 def sealed_row(service: EncryptionService, *, provider: str = "canvas", **columns: Any) -> Row:
     """Return a row as the vault writes it under this service's primary."""
-    row_id, user_id = str(uuid4()), str(uuid4())
+    row_id, user_id, url = str(uuid4()), str(uuid4()), "https://canvas.example.edu"
 
     def seal(text: str, field: SecretField) -> str:
-        return service.encrypt_token(text, user_id, provider=provider, service_type="default", field=field)
+        return service.encrypt_token(
+            text, user_id, provider=provider, service_type="default", field=field, base_url=url
+        )
 
     access = seal(access_of(row_id), SecretField.ACCESS_TOKEN)
-    scheme = service.scheme_of(access)
+    scheme = scheme_of(access)
     return raw_row(
         id=row_id,
         user_id=user_id,
@@ -78,6 +81,7 @@ def sealed_row(service: EncryptionService, *, provider: str = "canvas", **column
         access_token=access,
         refresh_token=seal(refresh_of(row_id), SecretField.REFRESH_TOKEN),
         encryption_scheme=scheme,
+        provider_url=url,
         metadata={"status": "ok", "course": "algebra"},
         **columns,
     )
@@ -226,7 +230,12 @@ def what_a_row_holds(service: EncryptionService, row: Row) -> tuple[str, str]:
 
     def open_one(text: str, field: SecretField) -> str:
         return service.decrypt_token(
-            text, row["user_id"], provider=row["provider"], service_type=row["service_type"], field=field
+            text,
+            row["user_id"],
+            provider=row["provider"],
+            service_type=row["service_type"],
+            field=field,
+            base_url=row["metadata"].get("base_url") or row["provider_url"] or "",
         )
 
     return (

@@ -20,6 +20,7 @@ from app.rewrap.sweep import Sweep, SweepPlan
 from app.security.context import SecretField
 from app.security.encryption_service import EncryptionService
 from app.security.keyring import decode_key_text
+from app.security.schemes import scheme_of
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.repository import TokenRepository
@@ -122,17 +123,19 @@ def bound_row(service: EncryptionService, user_id: str, number: int) -> Row:
     """Return a row as the vault writes it; every other one has no refresh token."""
     row_id = str(uuid4())
     where = {"provider": "google", "service_type": f"s{number}"}
-    access = service.encrypt_token(access_of(row_id), user_id, field=SecretField.ACCESS_TOKEN, **where)
+    bound = {**where, "base_url": "https://canvas.example.edu"}
+    access = service.encrypt_token(access_of(row_id), user_id, field=SecretField.ACCESS_TOKEN, **bound)
     refresh = None
     if UUID(row_id).int % 2:
-        refresh = service.encrypt_token(refresh_of(row_id), user_id, field=SecretField.REFRESH_TOKEN, **where)
+        refresh = service.encrypt_token(refresh_of(row_id), user_id, field=SecretField.REFRESH_TOKEN, **bound)
     return raw_row(
         id=row_id,
         user_id=user_id,
         access_token=access,
         refresh_token=refresh,
-        encryption_scheme=service.scheme_of(access),
+        encryption_scheme=scheme_of(access),
         version=3,
+        provider_url=bound["base_url"],
         **where,
     )
 

@@ -43,6 +43,10 @@ class Store(Protocol):
         """Write a row as another program would, past the repository."""
         ...
 
+    def update_raw(self, row_id: str, **columns: Any) -> None:
+        """Change columns of a row as another program would, past the repository and every trigger."""
+        ...
+
     def rows(self) -> list[dict[str, Any]]:
         """Return every row, with the same Python types from each store."""
         ...
@@ -71,6 +75,14 @@ class SqliteStore:
         connection = apsw.Connection(str(self.path))
         connection.set_busy_timeout(_BUSY_MILLISECONDS)  # a service may be writing
         connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  column names of a test
+        connection.close()
+
+    def update_raw(self, row_id: str, **columns: Any) -> None:
+        values = [json.dumps(value) if isinstance(value, dict | list) else value for value in columns.values()]
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        connection.execute(f"UPDATE oauth_tokens SET {assignments} WHERE id = ?", (*values, row_id))  # noqa: S608  column names of a test
         connection.close()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -119,6 +131,12 @@ class SupabaseStore:
             "insert into public.oauth_tokens select * from jsonb_populate_record(null::public.oauth_tokens, %s::jsonb)",
             [json.dumps(columns)],
         )
+
+    def update_raw(self, row_id: str, **columns: Any) -> None:
+        [row] = self.stack.sql(
+            "delete from public.oauth_tokens t where id = %s returning to_jsonb(t) as columns", [row_id]
+        )
+        self.insert_raw(**{**row["columns"], **columns})
 
     def rows(self) -> list[dict[str, Any]]:
         found = self.stack.sql(
