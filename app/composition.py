@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from app.audit.chained_lines import Chain
 from app.audit.log_files import LogFiles
-from app.audit.targets import AuditTarget, FileTarget, StreamTarget, is_stream
+from app.audit.targets import STANDARD_OUTPUT, AuditTarget, FileTarget, StreamTarget, is_stream
 from app.audit.trail import SignedAuditTrail
 from app.audit.writer import AuditCounters
 from app.callers.jwks import JwksKeys
@@ -21,6 +21,7 @@ from app.callers.service_keys import KeyListError, parse_key_list
 from app.callers.user_jwt import SharedSecret, UserJwtCounters, UserJwtVerifier, VerificationKeys
 from app.config.audit import audit_key
 from app.config.certificate_authorities import client_ssl_context
+from app.config.service_keys import ServiceKeySettings
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied, KeyUnavailable
 from app.observability.in_memory_counters import InMemoryAuditCounters, InMemoryCounters, InMemoryUserJwtCounters
@@ -163,13 +164,21 @@ def require_tracing() -> None:
         ) from None
 
 
-async def open_audit(settings: Settings, *, counters: AuditCounters | None = None) -> SignedAuditTrail | NoAuditTrail:
-    """Start this process's chain if AUDIT_LOG is set. A trail that cannot be written opens as unavailable."""
+async def open_audit(
+    settings: Settings | ServiceKeySettings,
+    *,
+    counters: AuditCounters | None = None,
+    standard_stream: int = STANDARD_OUTPUT,
+) -> SignedAuditTrail | NoAuditTrail:
+    """Start this process's chain if AUDIT_LOG is set. A trail that cannot be written opens as unavailable.
+
+    `standard_stream` is the descriptor that AUDIT_LOG=- stands for.
+    """
     if settings.audit_log is None or settings.audit_key is None:
         return NoAuditTrail()
     chain = Chain(key=audit_key(settings.audit_key))
     audit = SignedAuditTrail(
-        target=_audit_target(settings, settings.audit_log, chain),
+        target=_audit_target(settings, settings.audit_log, chain, standard_stream),
         chain=chain,
         previous_keys=[audit_key(text) for text in settings.audit_previous_keys],
         sync=settings.audit_sync,
@@ -179,9 +188,11 @@ async def open_audit(settings: Settings, *, counters: AuditCounters | None = Non
     return audit
 
 
-def _audit_target(settings: Settings, audit_log: str, chain: Chain) -> AuditTarget:
+def _audit_target(
+    settings: Settings | ServiceKeySettings, audit_log: str, chain: Chain, standard_stream: int
+) -> AuditTarget:
     if is_stream(audit_log):
-        return StreamTarget(path=None if audit_log == "-" else Path(audit_log))
+        return StreamTarget(path=None if audit_log == "-" else Path(audit_log), standard=standard_stream)
     return FileTarget(
         log_files=LogFiles(Path(audit_log)),
         chain=chain.id,

@@ -20,6 +20,7 @@ from app.audit.signing_key import AuditKey
 
 FILE_CHECK_SECONDS: Final = 0.1
 STANDARD_OUTPUT: Final = 1
+STANDARD_ERROR: Final = 2
 _ATOMIC_BYTES: Final = 4096  # PIPE_BUF of Linux: workers share the pipe, and such writes do not interleave
 # O_EXCL and O_NOFOLLOW because another user with write access to the directory could place a file or link there first
 _DRAFT: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -152,13 +153,19 @@ class FileTarget:
         return (at_path.st_dev, at_path.st_ino, at_path.st_size) == (opened.st_dev, opened.st_ino, self._size)
 
     def _open_next(self) -> int:
-        """Create the chain's next file, readable by its owner alone; it is locked before it gets its name."""
+        """Create the chain's next file, readable by its owner alone; it is locked before it gets its name.
+
+        Root's file belongs to the directory's owner: the vault reads every chain at its start.
+        """
         self._log_files.make_directory()
         path = self._log_files.file(self._chain, self._number + 1)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
         descriptor = os.open(draft, _DRAFT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.geteuid() == 0:
+                owner = self._log_files.directory.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             draft.rename(path)
             if self._flushing:
                 self._flush_directory()
@@ -196,14 +203,15 @@ class FileTarget:
 
 
 class StreamTarget:
-    """Writes a chain to standard output, a FIFO or a device, among other lines.
+    """Writes a chain to standard output or error, a FIFO or a device, among other lines.
 
     A write is never undone. A flush reaches the disk only if the stream is a file.
     """
 
-    def __init__(self, *, path: Path | None) -> None:
-        """`path` is a FIFO or a device; `None` is standard output."""
+    def __init__(self, *, path: Path | None, standard: int = STANDARD_OUTPUT) -> None:
+        """`path` is a FIFO or a device; `None` is the standard stream with this descriptor."""
         self._path = path
+        self._standard = standard
         self._descriptor: int | None = None
         self._torn = False
 
@@ -240,7 +248,7 @@ class StreamTarget:
     def _opened(self) -> int:
         if self._descriptor is None:
             if self._path is None:
-                self._descriptor = os.dup(STANDARD_OUTPUT)
+                self._descriptor = os.dup(self._standard)
             else:
                 self._descriptor = os.open(self._path, _STREAM)
                 os.set_blocking(self._descriptor, True)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import click
 
 from app.callers.service_key_file import add_key, read_key_file, revoke_keys
-from app.callers.service_keys import KeyListError, Scope, ServiceKey, generate_key, hash_key, parse_key_list
-from app.cli.errors import UsageError, settings_or_stop
+from app.callers.service_keys import (
+    KeyListError,
+    Scope,
+    ServiceKey,
+    generate_key,
+    hash_key,
+    parse_key_list,
+    render_key_list,
+)
+from app.cli.errors import UsageError
 from app.cli.output import print_table
+from app.cli.service_key_changes import record_changes
+from app.config.service_keys import ServiceKeySettings
+from app.config.settings import Settings
+from app.config.source import SettingsError, loaded
+from app.tokens.events import Operation
 from app.tokens.models import SLUG_PATTERN
+from app.tokens.provider_rules import KNOWN_PROVIDERS
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 _FINGERPRINT_DIGITS = 8
+_LIKENESS = 0.75  # of two names, as difflib computes it: canvass and canvas have 0.92, canvas-beta and canvas 0.71
 
 
 @click.group("service-key", short_help="Create, list and revoke service keys.")
@@ -25,7 +42,8 @@ def service_key() -> None:
     """Create, list and revoke the keys that authenticate calling services.
 
     The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault notices a change of
-    the file within a second.
+    the file within a second. The commands need no other setting; with AUDIT_LOG and AUDIT_KEY,
+    changes are recorded.
     """
 
 
@@ -52,25 +70,35 @@ def service_key() -> None:
     help="Each call must carry X-On-Behalf-Of with the JWT of the user that it concerns.  [default: calls may concern "
     "every user]",
 )
+@click.option("--no-typo-check", is_flag=True, help="Allow a provider whose name is like that of a known one.")
+@click.option(
+    "--print-entry", is_flag=True, help="Change no file; also print a list for SERVICE_KEYS with the new entry."
+)
 def create(
+    *,
     service: str,
     scopes: tuple[str, ...],
     providers: tuple[str, ...],
     expires: str | None,
     on_behalf_of: Literal["required"] | None,
+    no_typo_check: bool,
+    print_entry: bool,
 ) -> None:
     """Create a key, add its hash to SERVICE_KEYS_FILE, and print the key once: the vault keeps only the hash.
 
-    Only the key goes to standard output.
+    Only the key goes to standard output; with --print-entry the JSON list for SERVICE_KEYS follows in the second line.
 
-    Exit codes: 0 created, 2 an option or a setting is wrong, or the file cannot be used.
+    Exit codes: 0 created, 2 an option or a setting is wrong, or the file or AUDIT_LOG cannot be used.
     """
-    path = _key_file()
+    settings = _settings()
+    path = None if print_entry else _key_file(settings)
     if not _SERVICE.fullmatch(service):
         raise UsageError("--service must be at most 64 letters, digits, dots, dashes and underscores")
     for provider in providers:
         if not re.fullmatch(SLUG_PATTERN, provider):
             raise UsageError(f"--provider must match {SLUG_PATTERN}")
+        if not no_typo_check:
+            _require_no_typo(provider)
     key = generate_key()
     entry = ServiceKey(
         service=service,
@@ -80,14 +108,24 @@ def create(
         expires_at=None if expires is None else _expiry(expires),
         on_behalf_of=on_behalf_of,
     )
-    try:
-        add_key(path, entry)
-    except (KeyListError, OSError) as error:
-        raise _unusable(path, error) from None
     if entry.reveals_every_user():
         click.echo(
             "This key reveals the tokens of every user; --on-behalf-of required limits each call to one.", err=True
         )
+    if path is None:
+        click.echo("No file was changed. The key, which is shown only once, and a value for SERVICE_KEYS:", err=True)
+        click.echo(key)
+        click.echo(json.dumps(json.loads(render_key_list([entry])), separators=(",", ":")))
+        return
+
+    def add() -> list[ServiceKey]:
+        add_key(path, entry)
+        return [entry]
+
+    try:
+        record_changes(settings, Operation.CREATE_KEY, add)
+    except (KeyListError, OSError) as error:
+        raise _unusable(path, error) from None
     click.echo(f"Added {entry.fingerprint} for {service} to {path}. The key is shown only once:", err=True)
     click.echo(key)
 
@@ -101,8 +139,8 @@ def list_keys() -> None:
 
     Exit codes: 0 listed, 2 a setting is wrong, or the file cannot be used.
     """
-    settings = settings_or_stop()
-    keys = _read(_key_file()) if settings.service_keys_file else []
+    settings = _settings()
+    keys = _read(settings.service_keys_file) if settings.service_keys_file else []
     if settings.service_keys is not None:
         try:
             keys += parse_key_list(settings.service_keys.get_secret_value())
@@ -126,13 +164,15 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
 
     FINGERPRINT is the first 8 or more digits that `token-vault service-key list` shows. Give it or --service.
 
-    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used.
+    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file or AUDIT_LOG cannot be
+    used.
     """
     if (fingerprint is None) == (service is None):
         raise UsageError("give either FINGERPRINT or --service")
     if fingerprint is not None and not re.fullmatch(rf"[0-9a-f]{{{_FINGERPRINT_DIGITS},64}}", fingerprint):
         raise UsageError(f"FINGERPRINT must be at least {_FINGERPRINT_DIGITS} lower-case hex digits")
-    path = _key_file()
+    settings = _settings()
+    path = _key_file(settings)
     if fingerprint is not None and len({k.sha256 for k in _read(path) if k.sha256.startswith(fingerprint)}) > 1:
         raise UsageError("several keys begin with this fingerprint; give more digits")
 
@@ -140,7 +180,7 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         return key.service == service if fingerprint is None else key.sha256.startswith(fingerprint)
 
     try:
-        removed = revoke_keys(path, is_revoked)
+        removed = record_changes(settings, Operation.REVOKE_KEY, lambda: revoke_keys(path, is_revoked))
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
     if not removed:
@@ -149,11 +189,22 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         click.echo(f"Revoked {key.fingerprint} of {key.service}.")
 
 
-def _key_file() -> Path:
-    path = settings_or_stop().service_keys_file
-    if path is None:
+def _settings() -> ServiceKeySettings:
+    try:
+        return loaded(ServiceKeySettings, names_of=Settings)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _key_file(settings: ServiceKeySettings) -> Path:
+    if settings.service_keys_file is None:
         raise UsageError("SERVICE_KEYS_FILE is not set: it names the file that holds the keys")
-    return path
+    return settings.service_keys_file
+
+
+def _require_no_typo(provider: str) -> None:
+    if provider not in KNOWN_PROVIDERS and (like := get_close_matches(provider, KNOWN_PROVIDERS, 1, _LIKENESS)):
+        raise UsageError(f"--provider {provider} is like {like[0]}; if {provider} is meant, add --no-typo-check")
 
 
 def _read(path: Path) -> list[ServiceKey]:

@@ -26,6 +26,8 @@ class Operation(StrEnum):
     PATCH = "patch"
     DELETE = "delete"
     ERASE_USER = "erase_user"
+    CREATE_KEY = "create_key"  # of a calling service; so is the next
+    REVOKE_KEY = "revoke_key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

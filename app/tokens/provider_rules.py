@@ -10,6 +10,7 @@ from typing import Final
 from app.tokens.models import UNSET, TokenInput
 
 CANVAS: Final = "canvas"
+KNOWN_PROVIDERS: Final = (CANVAS, "apple", "gmail", "google", "microsoft", "notion", "outlook")  # PulsePlan's names
 MANUAL_TOKEN_LIFETIME: Final = timedelta(days=120)
 
 ProviderRule = Callable[[TokenInput, datetime], TokenInput]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from tests.support.process.home import Home, files_of, new_home, require_refusal
+from app.callers.service_key_directory import ServiceKeyDirectory
+from app.callers.service_keys import parse_key_list
+from tests.support.process.home import Home, files_of, new_home, new_master_key, require_refusal, token_vault
 from tests.support.process.key_commands import (
     KEY_FILE,
     create_key,
@@ -196,3 +202,95 @@ def test_a_fingerprint_of_two_keys_revokes_neither(home: Home) -> None:
     write_key_file(home, json.dumps([{"service": "api", "sha256": each, "scopes": ["tokens:read"]} for each in hashes]))
     require_refusal(service_key(home, "revoke", "abcdef01"), 2, "give more digits")
     assert [entry["sha256"] for entry in entries_of(home)] == hashes
+
+
+def test_the_commands_need_no_key_of_the_vault(home: Home) -> None:
+    home = replace(home, settings={"SERVICE_KEYS_FILE": KEY_FILE})
+    key = create_key(home)
+    assert hash_of(key)[:12] in service_key(home, "list").stdout
+    assert service_key(home, "revoke", hash_of(key)[:12]).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "like"), [("canvass", "canvas"), ("gogle", "google"), ("mircosoft", "microsoft")])
+def test_a_provider_that_looks_like_a_typing_error_is_refused(home: Home, name: str, like: str) -> None:
+    arguments = ("create", "--service", "api", "--scope", "tokens:read", "--provider", name)
+    require_refusal(service_key(home, *arguments), 2, name, like, "--no-typo-check")
+    assert files_of(home.folder) == {}
+    assert service_key(home, *arguments, "--no-typo-check").returncode == 0
+    assert entries_of(home)[0]["providers"] == [name]
+
+
+@pytest.mark.parametrize("name", ["canvas", "outlook", "github", "canvas-beta", "google_drive"])
+def test_a_known_or_quite_different_provider_is_allowed(home: Home, name: str) -> None:
+    create_key(home, "--provider", name)
+    assert entries_of(home)[0]["providers"] == [name]
+
+
+def test_print_entry_prints_a_key_and_a_value_of_service_keys(tmp_path: Path) -> None:
+    home = new_home(tmp_path, SERVICE_KEYS="")
+    arguments = ("--service", "api", "--scope", "tokens:read", "--provider", "canvas", "--expires", "90d")
+    done = service_key(home, "create", *arguments, "--print-entry")
+    assert done.returncode == 0
+    key, entry = done.stdout.splitlines()
+    assert FULL_KEY.fullmatch(key)
+    assert key not in done.stderr
+    assert files_of(home.folder) == {}
+    directory = ServiceKeyDirectory(fixed=parse_key_list(entry))
+    assert directory.identify(key).service == "api"
+    listed = token_vault("service-key", "list", folder=tmp_path, settings={"SERVICE_KEYS": entry})
+    assert hash_of(key)[:12] in listed.stdout
+
+
+@pytest.fixture
+def audited(home: Home) -> Home:
+    return replace(home, settings={**home.settings, "AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": new_master_key()})
+
+
+def _audit(home: Home, *arguments: str) -> CompletedProcess[str]:
+    return token_vault("audit", *arguments, folder=home.folder, settings=home.settings)
+
+
+def test_each_change_of_a_key_leaves_an_event(audited: Home) -> None:
+    key = create_key(audited, "--provider", "canvas", "--expires", "2099-03-01T00:00:00Z")
+    other = create_key(audited)
+    assert len(service_key(audited, "revoke", "--service", "api").stdout.splitlines()) == 2
+    assert service_key(audited, "list").returncode == 0
+    events = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
+    keys = [hash_of(each)[:12] for each in (key, other)]
+    assert [(event["operation"], event["outcome"], event["service"], event["key"]) for event in events] == [
+        *(("create_key", "success", "api", each) for each in keys),
+        *(("revoke_key", "success", "api", each) for each in keys),
+    ]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    details = "scopes tokens:read; users all; providers canvas; expires 2099-03-01T00:00:00+00:00"
+    assert events[0]["purpose"] == f"by {user}; {details}"
+    assert _audit(audited, "verify").returncode == 0
+    content = "".join(path.read_text() for path in (audited.folder / "audit").iterdir())
+    assert key not in content
+    assert hash_of(key) not in content
+
+
+def test_a_change_that_cannot_be_recorded_is_not_made(audited: Home) -> None:
+    kept = create_key(audited)
+    before = files_of(audited.folder)
+    settings = {**audited.settings, "AUDIT_LOG": f"{KEY_FILE}/audit.jsonl"}  # below a file
+    broken = replace(audited, settings=settings)
+    require_refusal(service_key(broken, "create", "--service", "b", "--scope", "tokens:read"), 2, "nothing was changed")
+    require_refusal(service_key(broken, "revoke", hash_of(kept)[:12]), 2, "nothing was changed")
+    assert files_of(audited.folder) == before
+
+
+def test_a_stream_of_audit_lines_is_not_mixed_with_the_key(audited: Home) -> None:
+    home = replace(audited, settings={**audited.settings, "AUDIT_LOG": "-"})
+    done = service_key(home, "create", "--service", "api", "--scope", "tokens:read")
+    assert FULL_KEY.fullmatch(done.stdout.removesuffix("\n"))
+    assert '"operation":"create_key"' in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_roots_audit_files_belong_to_the_owner_of_their_folder(audited: Home) -> None:
+    (audited.folder / "audit").mkdir(mode=0o700)
+    os.chown(audited.folder / "audit", 54_321, 54_322)
+    create_key(audited)
+    [file] = (audited.folder / "audit").iterdir()
+    assert (file.stat().st_uid, file.stat().st_gid) == (54_321, 54_322)
