@@ -104,7 +104,7 @@ class Traffic:
         for wrong in (f"Bearer {jwt}", f"{jwt}x", f"{head}.{claims}.", unsigned, f"{claims}.{head}.{signature}", plain):
             assert self.send("GET", own, headers={**authorization, "X-On-Behalf-Of": wrong}).status_code == 403
         assert self.send("GET", own, headers={"Authorization": f"Bearer {jwt}"}).status_code == 401
-        self.send("GET", own, headers={"X-Purpose": f"{jwt} "})
+        self.send("GET", own, headers={"X-Purpose": f"{jwt} x"})
         self.send("GET", own, params={"service_type": jwt})
         self.send("DELETE", own, headers=acting)
 
