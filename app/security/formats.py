@@ -75,7 +75,14 @@ def family_of(ciphertext: str) -> Family:
 
 def families_of(*ciphertexts: str | None) -> tuple[Family, ...]:
     """Return the families of ciphertexts that have opened, each once."""
-    return tuple(dict.fromkeys(family_of(ciphertext) for ciphertext in ciphertexts if ciphertext is not None))
+    return tuple(dict.fromkeys(_family_of_valid(ciphertext) for ciphertext in ciphertexts if ciphertext is not None))
+
+
+def _family_of_valid(ciphertext: str) -> Family:
+    """Tell apart the forms that `family_of` accepts, without matching the whole text again."""
+    if ciphertext.startswith(_KMS_PREFIX):
+        return Family.KMS
+    return Family.LOCAL if ciphertext.count(":") == 1 else Family.PULSEPLAN_LOCAL
 
 
 def _is_kms_package(text: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
 from app.security.encryption_service import EncryptionService
+from app.security.formats import Family, families_of, family_of
 from app.security.keyring import decode_key_text
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, keyring, service
@@ -89,6 +90,12 @@ def test_legacy_formats_are_refused_when_switched_off() -> None:
     vector = _TOKENS[0]
     with pytest.raises(KeyDenied, match="switched off"):
         service(keyring({1: vector.master_key}), legacy=False).decrypt_token(vector.ciphertext, vector.user_id)
+
+
+def test_the_family_of_an_opened_ciphertext_is_that_of_its_form() -> None:
+    texts = [*(vector.ciphertext for vector in _TOKENS), service().encrypt_token("token", "user"), 'kms:{"fmt": 1}']
+    assert [families_of(text) for text in texts] == [(family_of(text),) for text in texts]
+    assert families_of(*texts, None) == (Family.PULSEPLAN_LOCAL, Family.LOCAL, Family.KMS)
 
 
 def test_a_version_below_the_minimum_is_refused_even_after_it_was_read() -> None:
