@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
 from app.tokens.events import Operation, TokenEvents
+from app.tokens.legacy_rows import require_own_secrets
 from app.tokens.models import (
     NO_PRECONDITION,
     UNSET,
@@ -307,6 +309,8 @@ class TokenVault:
         sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
         stays = transitions.kept_refresh(current, given)
         if stays is not None and scheme_of(stays) != sealed.access.scheme:
+            # the new ciphertext is bound to this row for good, so its legacy one must not be another row's
+            await require_own_secrets(self._tokens, replace(current, access_ciphertext=stays))
             refresh = await self._cipher.open_refresh(current, until=until)
             sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
         return sealed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import IntegrityError
 from app.rewrap.background import BackgroundSweep
@@ -14,7 +16,7 @@ from app.rewrap.on_read import RewrapOnRead
 from app.rewrap.report import SweepReport
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
-from app.tokens.models import Caller, TokenId
+from app.tokens.models import Caller, TokenId, TokenInput
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.process.home import new_home
@@ -209,3 +211,26 @@ async def test_a_copy_is_not_rewrapped_on_request_or_read(rows: Rows) -> None:
         await on_read.close()
     assert [event.outcome for event in observed.events] == ["integrity", "integrity"]
     assert rows.rows() == before
+
+
+async def test_a_rotation_does_not_keep_a_copied_refresh_token(rows: Rows) -> None:
+    """It would encrypt the refresh token of one provider again as that of another."""
+    user = str(uuid4())
+    google = _legacy_row(user, "google", refresh_token=legacy_ciphertext("google's refresh token", user))
+    canvas = _legacy_row(user, "canvas", refresh_token=google["refresh_token"].removeprefix("v1:"))
+    own = _legacy_row(user, "notion", refresh_token=legacy_ciphertext("notion's refresh token", user))
+    rows.insert([google, canvas, own])
+    _derive_keys(google, canvas, own)
+    before = rows.rows()
+    newer = TokenInput(access_token=SecretStr("newer"))
+    async with opened(rows) as tokens:
+        vault = _vault(tokens, Observed())
+        with pytest.raises(IntegrityError, match="another row of this user"):
+            await vault.rotate(_token_id(canvas), newer, caller=CALLER)
+        assert rows.rows() == before
+        await vault.rotate(_token_id(canvas), replace(newer, refresh_token=SecretStr("its own")), caller=CALLER)
+        await vault.rotate(_token_id(own), newer, caller=CALLER)
+    after = rows.rows()
+    assert what_a_row_holds(local_encryption(2), after[canvas["id"]]) == ("newer", "its own")
+    assert what_a_row_holds(local_encryption(2), after[own["id"]]) == ("newer", "notion's refresh token")
+    assert after[google["id"]] == before[google["id"]]
