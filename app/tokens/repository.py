@@ -46,7 +46,10 @@ class TokenRepository(Protocol):
         ...
 
     async def delete(self, row: TokenRow) -> bool:
-        """Delete the row if it still has this version."""
+        """Delete the row if it still has this version; return whether this call deleted it.
+
+        A row that is gone after a lost answer proves nothing, so the call raises then.
+        """
         ...
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> int:

@@ -218,14 +218,23 @@ class TokenVault:
             return await self._until_settled(token_id, write)
 
     async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete the token, also if its row does not decode. Raises `TokenNotFound` or `VersionConflict`."""
+        """Delete the token, also if its row does not decode. Raises `TokenNotFound` or `VersionConflict`.
+
+        If the store's answer is lost, a row that is gone is a success only without a precondition: with one, another
+        writer may have changed and deleted the row, and the outcome stays unknown.
+        """
         async with self._recorded(Operation.DELETE, caller, token_id) as operation:
 
             async def write(found: TokenRow | None) -> bool | None:
                 current = _require_row(found, precondition)
                 if isinstance(current, StoredToken):
                     operation.note(current)
-                return await self._tokens.delete(current) or None
+                try:
+                    return await self._tokens.delete(current) or None
+                except StoreError as error:
+                    if precondition == NO_PRECONDITION and error.retryable and await self._is_gone(current, error):
+                        return True
+                    raise
 
             await self._until_settled(token_id, write)
 
@@ -260,6 +269,14 @@ class TokenVault:
         if token is not None and token.token_id != token_id:
             raise StoreMisconfigured("the store returned another token than the requested one")
         return token
+
+    async def _is_gone(self, row: TokenRow, error: StoreError) -> bool:
+        """Whether the row no longer exists; raises `error` if the store cannot say."""
+        try:
+            found = await self._tokens.get(row.token_id)
+        except StoreError:
+            raise error from None
+        return found is None or found.id != row.id
 
     async def _until_settled(self, token_id: TokenId, write: Callable[[TokenRow | None], Awaitable[T | None]]) -> T:
         """Read the row and write it conditionally, again on the newer row if somebody else wrote in between."""

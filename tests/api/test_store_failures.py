@@ -195,6 +195,52 @@ def test_a_conditional_write_whose_answer_is_lost_has_one_winner(client: httpx.C
     assert client.get(CANVAS).json()["access_token"] == "mine"
 
 
+def _another_writer_first(project: SupabaseStack, method: str, *statements: str) -> Callable[[Request], bool]:
+    """Return a predicate for requests of one method that lets another writer change the row before them."""
+
+    def matches(request: Request) -> bool:
+        if request.method != method:
+            return False
+        for statement in statements:
+            project.sql(statement)
+        return True
+
+    return matches
+
+
+@pytest.mark.parametrize(("conditional", "status"), [(True, 503), (False, 204)])
+def test_a_row_that_is_gone_proves_no_conditional_delete(
+    client: httpx.Client, project: SupabaseStack, conditional: bool, status: int
+) -> None:
+    """Another caller changes and deletes the token while the answer is lost, so the condition no longer held."""
+    headers = {"If-Match": client.get(CANVAS).headers["etag"]} if conditional else {}
+    change = "update public.oauth_tokens set version = version + 1"
+    other = _another_writer_first(project, "DELETE", change, "delete from public.oauth_tokens")
+    project.faults.cut_before(times=1, when=other)
+    answer = client.delete(CANVAS, headers=headers)
+    assert answer.status_code == status, answer.text
+    if conditional:
+        problem(answer, 503, "store_unavailable")
+    assert client.get(CANVAS).status_code == 404
+
+
+def test_a_conditional_delete_with_a_lost_answer_is_unknown(client: httpx.Client, project: SupabaseStack) -> None:
+    project.faults.cut_after_commit(times=1, when=writes)
+    problem(client.delete(CANVAS, headers={"If-Match": client.get(CANVAS).headers["etag"]}), 503, "store_unavailable")
+    assert client.get(CANVAS).status_code == 404
+
+
+def test_an_equal_patch_of_another_writer_is_not_believed(client: httpx.Client, project: SupabaseStack) -> None:
+    other = _another_writer_first(
+        project,
+        "PATCH",
+        "update public.oauth_tokens set version = version + 1, is_active = false, updated_at = now(),"
+        """ metadata = metadata || '{"status": "error", "status_reason": "x"}'""",
+    )
+    project.faults.cut_before(times=1, when=other)
+    problem(CALLS["patch"](client), 503, "store_unavailable")
+
+
 def test_a_read_whose_answer_is_lost_is_503(client: httpx.Client, project: SupabaseStack) -> None:
     project.faults.cut_after_commit(when=reads)
     problem(client.get(CANVAS), 503, "store_unavailable")

@@ -1,4 +1,7 @@
-"""Lost answers: the outcome of a write that the store did not answer, decided from the row that is read back."""
+"""Lost answers: the outcome of a write that the store did not answer, decided from the row that is read back.
+
+A deletion leaves no row to decide from: a row that is gone may have been changed and deleted by another writer.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +26,12 @@ async def confirm_write(
     No two encryptions give the same ciphertext, so a written ciphertext and the version identify the write. If no
     secret was written, every written column must match.
     """
-    row = await _row(written.id, unknown, read_back)
+    try:
+        row = await read_back(written.id)
+    except StoreError:
+        raise unknown.store_error from None
     if isinstance(row, StoredToken) and row.version == written.version:
         differing = columns & changed_columns(row, written).keys()
         if not differing & (_SECRETS if columns & _SECRETS else columns):
             return row
     raise unknown.store_error from None
-
-
-async def confirm_delete(token: TokenRow, unknown: UnknownOutcomeError, *, read_back: ReadBack) -> bool:
-    """Return `True` if the row is gone; otherwise raise the `StoreError` of the lost answer."""
-    if await _row(token.id, unknown, read_back) is None:
-        return True
-    raise unknown.store_error from None
-
-
-async def _row(row_id: str, unknown: UnknownOutcomeError, read_back: ReadBack) -> TokenRow | None:
-    try:
-        return await read_back(row_id)
-    except StoreError:
-        raise unknown.store_error from None

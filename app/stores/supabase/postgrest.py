@@ -69,7 +69,10 @@ async def execute_write(query: Query) -> list[dict[str, Any]]:
 
 
 async def execute_read(query: Query) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the rows and, if the query asked for it, the count of all matching rows, which no cap cuts."""
+    """Return the rows and, if the query asked for it, the count of all matching rows, which no cap cuts.
+
+    Also for deletions, whose lost answer cannot be read back: their outcome is unknown to the caller as well.
+    """
     with _raising_store_error():
         return await _execute(query)
 

@@ -24,7 +24,7 @@ from app.stores.rows import (
     from_columns,
     to_columns,
 )
-from app.stores.supabase.lost_answers import confirm_delete, confirm_write
+from app.stores.supabase.lost_answers import confirm_write
 from app.stores.supabase.postgrest import (
     NOT_ROWS,
     UnknownOutcomeError,
@@ -53,8 +53,8 @@ class SupabaseRepository:
     """`TokenRepository` over PostgREST.
 
     PostgREST commits even if its client has disconnected, so a write whose answer is lost is read back: if the row
-    holds what was written, the write succeeded; otherwise the outcome stays unknown and the call raises. A write is
-    never sent twice.
+    holds what was written, the write succeeded; otherwise the outcome stays unknown and the call raises, as it does
+    after every deletion whose answer is lost. A write is never sent twice.
     """
 
     def __init__(self, *, client: AsyncClient, http: httpx.AsyncClient) -> None:
@@ -121,11 +121,9 @@ class SupabaseRepository:
         return from_columns(rows[0]) if rows else None
 
     async def delete(self, row: TokenRow) -> bool:
+        # not read back: a row that is gone does not show who deleted it
         query = self._table().delete().eq("id", row.id).eq("version", row.version)
-        try:
-            rows = await execute_write(query.select("id"))
-        except UnknownOutcomeError as unknown:
-            return await confirm_delete(row, unknown, read_back=self._read_row)
+        rows, _ = await execute_read(query.select("id"))
         return bool(rows)
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> int:
