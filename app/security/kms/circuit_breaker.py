@@ -1,13 +1,13 @@
 """Circuit breakers in front of KMS: one for outages, and one for denials.
 
-Both answer at once after several failures in a row, and let a single request through after each cool-down. The
-libraries for this let every caller through when the cool-down is over, which under load is the stampede that a breaker
-has to prevent.
+Both answer at once after several failures in a row, and let a single request through after each pause. The libraries
+for this let every caller through when the pause is over, which under load is the stampede that a breaker prevents.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -20,14 +20,18 @@ from app.errors import KeyDenied, KeyUnavailable
 from app.security.counters import EncryptionCounters
 
 FAILURES: Final = 5
-COOL_DOWN_SECONDS: Final = 5.0
+FIRST_PAUSE_SECONDS: Final = 0.25
+LONGEST_PAUSE_SECONDS: Final = 5.0
 DENIALS: Final = 3  # a single caller's denial is not yet everybody's
 DENIAL_SECONDS: Final = 1.0
 _log = structlog.get_logger()
 
 
 class CircuitBreaker:
-    """Closed until `failures` calls in a row have failed; then open, with one probe in each cool-down.
+    """Closed until `FAILURES` calls in a row have failed; then open, with one probe after each pause.
+
+    The first pause is short, because most failures are; each failed probe doubles it, up to `LONGEST_PAUSE_SECONDS`.
+    `jitter` shortens each pause to between half and all of it, so that replicas do not probe together.
 
     A call reports its outcome with the generation that `admit` returned. Each change of state starts a new generation,
     so the outcome of a call that began before is ignored.
@@ -37,17 +41,16 @@ class CircuitBreaker:
         self,
         *,
         counters: EncryptionCounters,
-        failures: int = FAILURES,
-        cool_down_seconds: float = COOL_DOWN_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),  # noqa: S311  spreads replicas out
     ) -> None:
         self._counters = counters
-        self._limit = failures
-        self._cool_down_seconds = cool_down_seconds
         self._monotonic = monotonic
+        self._jitter = jitter
         self._lock = threading.Lock()
         self._generation = 0
         self._failures = 0
+        self._pause_seconds = FIRST_PAUSE_SECONDS
         self._open_until: float | None = None
 
     def admit(self) -> int:
@@ -59,10 +62,10 @@ class CircuitBreaker:
             if left > 0:
                 raise KeyUnavailable(
                     "the key service has failed repeatedly and is given time to recover",
-                    retry_after_seconds=math.ceil(left),
+                    retry_after_seconds=math.ceil(min(left, self._pause_seconds)),
                 )
-            # this call is the probe; if it never reports, the next probe follows after another cool-down
-            self._open_until = self._monotonic() + self._cool_down_seconds
+            # this call is the probe; if it never reports, the next probe follows after the longest pause
+            self._open_until = self._monotonic() + LONGEST_PAUSE_SECONDS
             self._generation += 1
             self._counters.breaker_state("half_open")
             return self._generation
@@ -75,6 +78,7 @@ class CircuitBreaker:
             self._failures = 0
             if self._open_until is not None:
                 self._open_until = None
+                self._pause_seconds = FIRST_PAUSE_SECONDS
                 self._change("closed")
 
     def failed(self, generation: int) -> None:
@@ -83,8 +87,10 @@ class CircuitBreaker:
             if generation != self._generation:
                 return
             self._failures += 1
-            if self._failures >= self._limit:
-                self._open_until = self._monotonic() + self._cool_down_seconds
+            if self._failures >= FAILURES:
+                if self._open_until is not None:  # a probe failed
+                    self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+                self._open_until = self._monotonic() + self._pause_seconds * self._jitter()
                 self._change("open")
 
     def _change(self, state: str) -> None:
