@@ -298,11 +298,11 @@ def build_readiness(
         tolerated["user_jwt_keys"] = frozenset({KeyUnavailable.code})  # other calls need no user's JWT
     if encryption.kms is not None:
         checks["kms"] = kms_check(encryption.kms)
-        # only a KMS primary needs KMS to write; a fallback bridges an outage, but not a denial
+        # an outage concerns every replica, and each serves the users whose data key it has; a denial may be this
+        # replica's own, and only a KMS primary needs KMS to write
+        tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
         if not settings.use_kms:
-            tolerated["kms"] = frozenset({KeyUnavailable.code, KeyDenied.code, TIMEOUT})
-        elif settings.kms_fallback_to_local:
-            tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
+            tolerated["kms"] |= {KeyDenied.code}
     return Readiness(checks=checks, tolerated=tolerated, on_states=on_states)
 
 

@@ -93,7 +93,7 @@ def _require_readiness(client: httpx.Client, failure: Failure) -> None:
         time.sleep(_READINESS_CACHE_SECONDS)
         assert client.get("/readyz").status_code == 200
     else:
-        check = failure.check
-        eventually(lambda: client.get("/readyz").json()["checks"][check] == "down", within_seconds=120)
-        assert client.get("/readyz").status_code == 503
+        check, state = failure.check, "degraded" if failure.degraded else "down"
+        eventually(lambda: client.get("/readyz").json()["checks"][check] == state, within_seconds=120)
+        assert client.get("/readyz").status_code == (200 if failure.degraded else 503)
     assert client.get("/healthz").status_code == 200, "liveness stays up, so an orchestrator does not restart it"
