@@ -140,6 +140,10 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class WritesUnavailable(StoreUnavailable):
+    """The store answers reads and takes no writes, for example because its disk is full."""
+
+
 class StoreTimeout(StoreError):
     """The store did not answer in time. A write may or may not have happened."""
 

@@ -35,6 +35,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.TokenInactive: 409,
     errors.VersionConflict: 412,
     errors.StoreUnavailable: 503,
+    errors.WritesUnavailable: 503,
     errors.StoreTimeout: 504,
     errors.StoreMisconfigured: 500,
     errors.KeyUnavailable: 503,

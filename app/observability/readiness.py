@@ -10,7 +10,15 @@ from typing import Final, Literal, NamedTuple
 import structlog
 
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.errors import EncryptionError, InternalError, KeyDenied, KeyUnavailable, StoreMisconfigured, VaultError
+from app.errors import (
+    EncryptionError,
+    InternalError,
+    KeyDenied,
+    KeyUnavailable,
+    StoreMisconfigured,
+    VaultError,
+    WritesUnavailable,
+)
 from app.security.encryption_service import EncryptionService
 from app.security.kms.key_service import KeyService
 from app.single_flight import AsyncSingleFlight, SharedCall
@@ -29,18 +37,20 @@ CheckState = Literal["up", "degraded", "down"]
 
 
 class CheckFailure(NamedTuple):
-    """Reason that a check failed, for the log."""
+    """Reason that a check failed, for the log; `degraded` if the replica still does part of its work."""
 
     code: str
     detail: str
+    degraded: bool = False
 
 
 class Readiness:
     """Runs all checks together and remembers the outcome for `cache_seconds`.
 
     The probe needs no service key, so each check runs at most once in that time. A failed check is `down`, or
-    `degraded` if `tolerated` lists the error's code for it: the replica still does its work. Failures are logged when
-    they change and are not part of the answer. `on_states` receives the states after each run.
+    `degraded` if `tolerated` lists the error's code for it, or if the store can be read but takes no writes: the
+    replica still does part of its work. Failures are logged when they change and are not part of the answer.
+    `on_states` receives the states after each run.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class Readiness:
         failure = self._failures[name]
         if failure is None:
             return "up"
-        return "degraded" if failure.code in self._tolerated.get(name, ()) else "down"
+        return "degraded" if failure.degraded or failure.code in self._tolerated.get(name, ()) else "down"
 
     async def _run_checks(self) -> None:
         failures = await asyncio.gather(*(_failure_of(check) for check in self._checks.values()))
@@ -108,7 +118,7 @@ async def _failure_of(check: Check) -> CheckFailure | None:
     except TimeoutError:
         return CheckFailure(TIMEOUT, "no answer in time")
     except VaultError as error:
-        return CheckFailure(error.code, error.detail)
+        return CheckFailure(error.code, error.detail, degraded=isinstance(error, WritesUnavailable))
     except Exception as error:  # noqa: BLE001  a check that breaks has failed; its text may hold a secret
         return CheckFailure("internal", type(error).__name__)
     return None

@@ -20,7 +20,10 @@ class TokenRepository(Protocol):
     """
 
     async def check(self) -> None:
-        """Raise unless the table exists, has every column and shows its rows; the error names what is missing."""
+        """Raise unless the table exists, has every column and shows its rows; the error names what is missing.
+
+        Raises `WritesUnavailable` if all of that holds and the store is known to take no writes.
+        """
         ...
 
     async def get(self, token_id: TokenId) -> TokenRow | None: ...

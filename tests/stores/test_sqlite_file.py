@@ -8,9 +8,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from app.errors import StoreMisconfigured, StoreTimeout
+from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable, WritesUnavailable
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import TokenId
+from tests.support.audit.trails import file_size_limit
 from tests.support.stores.stores import SqliteStore, token
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -86,3 +87,19 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StoreMisconfigured, match=r"lacks the columns .*access_token, .*encryption_scheme"):
         SqliteRepository(path=path)
+
+
+async def test_a_full_disk_fails_the_check_and_space_mends_it(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for the disk: tests/failures/test_sqlite.py fills a file system."""
+    path = tmp_path / "vault.db"
+    async with SqliteStore(path).open() as tokens:
+        await tokens.insert(token(TokenId(USER, "first")))
+        with file_size_limit(path.with_name("vault.db-wal").stat().st_size):
+            await tokens.check()  # no write has failed yet, and the disk has space
+            with pytest.raises(StoreUnavailable):
+                await tokens.insert(token(TokenId(USER, "second")))
+            with pytest.raises(WritesUnavailable):
+                await tokens.check()
+            assert await tokens.get(TokenId(USER, "first")) is not None
+        await tokens.check()
+        assert await tokens.insert(token(TokenId(USER, "second"))) is not None

@@ -40,7 +40,8 @@ class GroupCommitWriter:
     """Runs single statements on one connection in one thread.
 
     Statements that arrive during a commit share the next one. A statement's rows are returned after its commit; if
-    the commit fails, all its statements fail. The errors are apsw's.
+    the commit fails, all its statements fail. The errors are apsw's. `disk_refused` is true from a commit
+    that failed on the disk until one succeeds; a caller that has proved a write may clear it too.
 
     A statement that erased rows is followed by a checkpoint that empties the write-ahead log, which otherwise keeps
     the erased pages, and its rows are returned after that. If another process's transaction prevents the checkpoint,
@@ -55,6 +56,7 @@ class GroupCommitWriter:
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
         self._checkpoint_at: float | None = None
+        self.disk_refused = False
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -131,7 +133,11 @@ class GroupCommitWriter:
             for write in batch:
                 self._run_statement(write)
             self._connection.execute("COMMIT")
+            if self.disk_refused and any(write.rows for write in batch):  # rows were changed, and so written
+                self.disk_refused = False
         except Exception as error:  # noqa: BLE001  passed on to the callers; the thread must survive
+            if isinstance(error, (apsw.FullError, apsw.IOError)):
+                self.disk_refused = True
             with contextlib.suppress(apsw.Error):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import apsw
 
-from app.errors import StoreMisconfigured
+from app.errors import StoreError, StoreMisconfigured, WritesUnavailable
 from app.security.formats import material_of
 from app.stores.rows import (
     COLUMNS,
@@ -34,6 +35,8 @@ from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 
 _CHUNK_ROWS: Final = 500  # rows in one statement
+_PROBE_SECONDS: Final = 1.0  # another process may hold the lock for longer
+_FEW_BYTES: Final = 64 * 1024  # with less on the disk, `check` fails before a write does
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
 _INTEGERS: Final = frozenset({"version", "is_active"})
@@ -104,6 +107,11 @@ class SqliteRepository:
             self._reader.execute("SELECT length(access_token) FROM oauth_tokens LIMIT 1").fetchall()
         require_columns(missing)
         self._require_same_file()
+        if self._writer.disk_refused:
+            await self._prove_writes()
+        disk = os.statvfs(self._path)
+        if disk.f_bavail * disk.f_frsize < _FEW_BYTES:
+            raise WritesUnavailable("less than 64 KiB are free on the disk; reads go on, and writes fail")
 
     async def get(self, token_id: TokenId) -> TokenRow | None:
         rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
@@ -229,6 +237,19 @@ class SqliteRepository:
             inode = None
         if inode != self._inode:
             raise StoreMisconfigured("the database file was moved or replaced while it was open; nothing was written")
+
+    async def _prove_writes(self) -> None:
+        """Commit a write that changes nothing: the header's user version, again; raises `WritesUnavailable`.
+
+        Free space alone shows neither a quota nor a limit on the file's size. An UPDATE of no row would write nothing.
+        """
+        version = self._reader.pragma("user_version")
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._write(f"PRAGMA user_version = {version}", ())
+        except (StoreError, TimeoutError):
+            raise WritesUnavailable("the disk has refused writes; reads go on") from None
+        self._writer.disk_refused = False
 
     async def _write(self, sql: str, parameters: Sequence[Any], *, erases: bool = False) -> list[tuple[Any, ...]]:
         try:
