@@ -151,7 +151,7 @@ def start_members(at: float, *, key_name: str, sync: str, named: Sequence[Mappin
 
 
 def resumed_members(at: float, *, refused: int) -> str:
-    """Return the members of the line that follows a failure; `refused` operations were refused during it."""
+    """Return the members of the line after a failure or a slow write; `refused` operations were refused during it."""
     return _members(kind=RESUMED, time=_timestamp(at), refused=refused)
 
 

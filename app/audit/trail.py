@@ -29,6 +29,7 @@ from app.tokens.events import TokenEvent
 
 BOUND_SECONDS: Final = 2.0
 MAXIMUM_PENDING: Final = 10_000
+_TICKS: Final = 10  # in the bound
 _log = structlog.get_logger()
 
 
@@ -38,6 +39,9 @@ class SignedAuditTrail:
     All events of one iteration of the loop go to the writer's thread together, and each caller continues once its event
     is written. A caller that has waited for `bound_seconds` is refused. From then on, and after a failed write, callers
     are refused at once until a write succeeds. The event of a refused caller may still be written.
+
+    Only the time during which the event loop runs counts: a process that was stopped, or whose loop was blocked, says
+    nothing about its disk.
     """
 
     def __init__(
@@ -67,8 +71,11 @@ class SignedAuditTrail:
         self._bound_seconds = bound_seconds
         self._limiter = RefusalLimiter()
         self._gathered: PendingEvents = []
-        self._handed_over: deque[tuple[float, PendingEvents]] = deque()  # each with its deadline, in the loop's time
-        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._handed_over: deque[tuple[float, PendingEvents]] = deque()  # each with its deadline, in `_running_time`
+        self._tick_seconds = bound_seconds / _TICKS
+        self._tick: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
+        self._stood_still_seconds = 0.0
         self._pending = 0
         self._slow = False
         self._closed = False
@@ -108,8 +115,8 @@ class SignedAuditTrail:
         if self._closed:
             return
         self._closed = True
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
         self._writer.omitted = self._limiter.take_omitted()
         if self._gathered:
             self._hand_over()
@@ -122,19 +129,32 @@ class SignedAuditTrail:
     def _hand_over(self) -> None:
         if group := self._gathered:
             self._gathered = []
-            self._handed_over.append((self._loop.time() + self._bound_seconds, group))
-            if self._deadline_timer is None:
-                self._deadline_timer = self._loop.call_later(self._bound_seconds, self._refuse_overdue)
+            self._handed_over.append((self._running_time() + self._bound_seconds, group))
+            if self._tick is None:
+                self._start_tick()
             self._writer.put(group)
 
-    def _refuse_overdue(self) -> None:
+    def _running_time(self) -> float:
+        """Return the loop's time without the time during which the loop did not run while events waited."""
         now = self._loop.time()
-        self._deadline_timer = None
+        if self._tick is not None and now - self._tick_at > self._tick_seconds:
+            self._stood_still_seconds += now - self._tick_at
+            self._tick_at = now
+        return now - self._stood_still_seconds
+
+    def _start_tick(self) -> None:
+        self._tick_at = self._loop.time() + self._tick_seconds
+        self._tick = self._loop.call_at(self._tick_at, self._refuse_overdue)
+
+    def _refuse_overdue(self) -> None:
+        now = self._running_time()
+        self._tick = None
         for deadline, group in self._handed_over:
             if deadline > now:
-                self._deadline_timer = self._loop.call_at(deadline, self._refuse_overdue)
                 break
             self._refuse([one for one in group if not one.recorded.done()])
+        if self._handed_over:
+            self._start_tick()
 
     def _refuse(self, overdue: PendingEvents) -> None:
         if overdue and not self._slow:
@@ -166,6 +186,8 @@ class SignedAuditTrail:
                 else:
                     self._writer.refused += 1
                     one.recorded.set_exception(_unavailable())
+        if failure is None:
+            self._writer.state_refused()
 
 
 def _unavailable() -> AuditUnavailable:

@@ -97,6 +97,7 @@ class AuditWriter:
         self._queue: queue.SimpleQueue[PendingEvents | None] = queue.SimpleQueue()
         self._retries = RetryBuffer()
         self._refused_written = 0  # of `refused`, the number that lines already state
+        self._must_state_refused = False
         self._flush_at: float | None = None
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
@@ -106,6 +107,12 @@ class AuditWriter:
 
     def put(self, group: PendingEvents) -> None:
         self._queue.put(group)
+
+    def state_refused(self) -> None:
+        """Have a `resumed` line state the refusals that no line states yet; does nothing if there are none."""
+        if self.refused > self._refused_written:
+            self._must_state_refused = True
+            self._queue.put([])  # wakes the thread
 
     def close(self, *, timeout_seconds: float) -> bool:
         """Write the waiting events and the end line; return whether that finished in time."""
@@ -132,7 +139,8 @@ class AuditWriter:
         try:
             group = self._queue.get(timeout=self._seconds_until_due())
             while group is not None:
-                groups.append(group)
+                if group:
+                    groups.append(group)
                 taken += len(group)
                 if taken >= MAXIMUM_BATCH:
                     return groups, False
@@ -146,16 +154,19 @@ class AuditWriter:
         return None if due is None else max(0.0, due - time.monotonic())
 
     def _retry_or_flush(self) -> None:
-        """Resume the chain, or flush, if that is due."""
+        """Resume the chain, state refusals, or flush, if that is due."""
         now = time.monotonic()
         if self.failure is not None:
             if now >= self._retry_at:
                 self._resume()
-        elif self._flush_at is not None and now >= self._flush_at:
-            try:
+            return
+        try:
+            if self._must_state_refused:
+                self._write_refused()
+            if self._flush_at is not None and now >= self._flush_at:
                 self._flush()
-            except WriteError as error:
-                self._fail(error.reason)
+        except WriteError as error:
+            self._fail(error.reason)
 
     def _record(self, groups: list[PendingEvents]) -> None:
         """Write the events; put those that cannot be written into the retry buffer."""
@@ -187,6 +198,13 @@ class AuditWriter:
         self._chain.advance(lines)
         if self._sync == "interval" and self._flush_at is None:
             self._flush_at = time.monotonic() + self._flush_seconds
+
+    def _write_refused(self) -> None:
+        self._must_state_refused = False
+        refused = self.refused
+        if refused > self._refused_written:
+            self._write([resumed_members(time.time(), refused=refused - self._refused_written)])
+            self._refused_written = refused
 
     def _flush(self) -> None:
         self._flush_at = None
@@ -237,6 +255,7 @@ class AuditWriter:
             self._resume()  # the last chance to write the retry buffer
         if self.failure is None:
             try:
+                self._write_refused()
                 self._write([end_members(time.time(), omitted=self.omitted)])
                 self._flush()
             except WriteError as error:

@@ -24,6 +24,7 @@ from app.errors import AuditUnavailable
 from app.observability.in_memory_counters import InMemoryAuditCounters
 from tests.support.audit.trails import (
     RECOVERY_SECONDS,
+    HeldDisk,
     an_event,
     append_all,
     file_size_limit,
@@ -169,6 +170,36 @@ async def test_a_disk_that_hangs_refuses_its_waiters_and_recovers(tmp_path: Path
     log.write_bytes(drained)
     report = verified([log])
     assert (report.findings, report.events) == ([], 300)
+
+
+async def test_refusals_of_a_slow_disk_are_counted_in_a_line(tmp_path: Path) -> None:
+    disk = HeldDisk()
+    async with opened_trail(tmp_path, sync="always", system=disk.calls, bound_seconds=0.2) as trail:
+        disk.hold()
+        with pytest.raises(AuditUnavailable):
+            await trail.append(an_event(1))
+        for _ in range(3):
+            with pytest.raises(AuditUnavailable):
+                trail.require_open()
+        disk.release()
+        await recovered(trail)
+        await trail.append(an_event(2))
+    assert [line["refused"] for line in members(files(tmp_path), "resumed")] == [4]
+    assert (verified(files(tmp_path)).findings, len(members(files(tmp_path)))) == ([], 2)
+
+
+async def test_a_process_that_stood_still_blames_no_disk(tmp_path: Path) -> None:
+    disk, counters = HeldDisk(), InMemoryAuditCounters()
+    async with opened_trail(tmp_path, sync="always", system=disk.calls, bound_seconds=0.5, counters=counters) as trail:
+        disk.hold()
+        append = asyncio.create_task(trail.append(an_event(1)))
+        await disk.is_waited_for()
+        time.sleep(1.5)  # noqa: ASYNC251  neither the loop nor the disk moves, as in a process that is stopped
+        asyncio.get_running_loop().call_later(0.1, disk.release)
+        await append
+        trail.require_open()
+    assert counters.counts["failures.slow"] == 0
+    assert members(files(tmp_path), "resumed") == []
 
 
 async def test_a_stream_broken_inside_a_line_continues_on_a_new_line(tmp_path: Path) -> None:

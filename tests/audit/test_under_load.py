@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import threading
+import time
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +26,7 @@ REVEALS = size(30, 100)  # of each client
 BEFORE_KILL = size(150, 400)  # answers of all clients
 SECRET = "canary-secret"
 BOUND_SECONDS = 30.0
+STOPPED_SECONDS = 3.0  # more than a caller waits for its record
 
 
 class RevealingClient:
@@ -133,6 +136,27 @@ def test_a_full_disk_refuses_every_secret_until_it_has_space(tmp_path: Path, ser
     assert deleted["request_id"] == delete.headers["x-request-id"]
     report = verified(files(tmp_path / "audit"))
     assert (report.findings, report.files) == ([], 1)
+
+
+def test_a_process_that_was_stopped_reports_no_slow_disk(tmp_path: Path, serve: Serve) -> None:
+    home = _home(tmp_path, AUDIT_SYNC="always")
+    with serve(home) as server:
+        user_id = _stored(server)
+        clients = [RevealingClient(server, user_id) for _ in range(CLIENTS)]
+
+        def answers_another(count: int) -> None:
+            wanted = sum(len(client.answered) for client in clients) + count
+            eventually(lambda: sum(len(client.answered) for client in clients) >= wanted)
+
+        answers_another(50)
+        os.killpg(server.pid, signal.SIGSTOP)
+        time.sleep(STOPPED_SECONDS)
+        os.killpg(server.pid, signal.SIGCONT)
+        answers_another(50)
+        output = server.kill().output
+        for client in clients:
+            client.join()
+    assert "audit_failed" not in output
 
 
 def test_a_disk_that_hangs_delays_few_calls_and_only_on_tokens(tmp_path: Path, serve: Serve) -> None:

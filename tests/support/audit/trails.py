@@ -7,6 +7,7 @@ import base64
 import fcntl
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -142,6 +143,33 @@ def full_disk(file: Path) -> Iterator[None]:
     """Leave space for half a line in the file."""
     with file_size_limit(file.stat().st_size + 300):
         yield
+
+
+class HeldDisk:
+    """The real system calls, except that a flush waits while the disk is held; for trails that flush each write."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+        self._released.set()
+        self._waiting = threading.Event()
+        self.calls = DiskCalls(fdatasync=self._fdatasync)
+
+    def hold(self) -> None:
+        self._waiting.clear()
+        self._released.clear()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def is_waited_for(self) -> None:
+        """Wait until a flush waits."""
+        assert await asyncio.to_thread(self._waiting.wait, RECOVERY_SECONDS)
+
+    def _fdatasync(self, descriptor: int) -> None:
+        if not self._released.is_set():
+            self._waiting.set()
+            self._released.wait(RECOVERY_SECONDS)
+        os.fdatasync(descriptor)
 
 
 @contextmanager
