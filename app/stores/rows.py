@@ -151,7 +151,7 @@ def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
     """
     if text is None:
         return None
-    value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    value = _STRICT_JSON.decode(text)
     if text.count("[") + text.count("{") > MAXIMUM_DEPTH:
         _require_depth(value, levels=MAXIMUM_DEPTH)
     if "\\u" in text:
@@ -207,6 +207,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError
     return number
+
+
+# built once: `json.loads` with options builds one for each call
+_STRICT_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _require_depth(value: object, *, levels: int) -> None:
