@@ -86,6 +86,7 @@ def canary_run(
         **marked.settings(),
         "AUDIT_LOG": str(audit / "audit.jsonl"),
         "TMPDIR": str(temporary),
+        "REWRAP_LEGACY": "true",
     }
     if secrets is not None:
         settings = in_files(settings, secrets)
