@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz lint format bench check-alerts lock clean
+.PHONY: help run test soak fuzz lint format bench check-alerts audit sbom pin-images lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,19 @@ check-alerts: ## check the alert rules with promtool, and that they fire; PROMTO
 	@command -v $(PROMTOOL) >/dev/null || { echo "promtool is needed; it comes with Prometheus. Set PROMTOOL to its path." >&2; exit 2; }
 	@$(PROMTOOL) check rules deploy/prometheus/token-vault.rules.yml
 	@$(PROMTOOL) test rules deploy/prometheus/token-vault.test.yml
+
+audit: $(VENV)/.dev ## look for known vulnerabilities of the locked packages; exits with 2 if the data cannot be reached
+	@$(BIN)/python scripts/audit_dependencies.py
+
+SBOM ?= sbom.cdx.json
+
+sbom: $(VENV)/.dev ## write a CycloneDX list of the locked packages to sbom.cdx.json; SBOM=path chooses another file
+	@$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml --spec-version 1.6 --output-format JSON \
+	    --output-reproducible --output-file $(SBOM) requirements.lock
+	@echo "Wrote $(SBOM)"
+
+pin-images: ## write the digests of the container images into Dockerfile and docker-compose.yml; needs Docker
+	@$(PYTHON) deploy/pin_images.py
 
 lock: ## write the lock files anew from pyproject.toml; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml -o requirements-dev.lock

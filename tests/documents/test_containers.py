@@ -32,7 +32,8 @@ from tests.support.process.home import token_vault
 from tests.support.stack.postgres import Database, Postgres
 
 COMPOSE_FOLDER = ROOT / "deploy" / "compose"
-PINNED = re.compile(r"[a-z0-9./-]+:v?[0-9]+\.[0-9]+[A-Za-z0-9.-]*")
+PINNED = re.compile(r"[a-z0-9./-]+:v?[0-9]+\.[0-9]+[A-Za-z0-9.-]*(?P<digest>@sha256:[0-9a-f]{64})?")
+OWN_IMAGE = "token-vault:0.1.0"
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+):\?[^}]+\}")
 
 SETTINGS = {name.upper() for name in Settings.model_fields}
@@ -210,10 +211,72 @@ def test_the_images_are_pinned() -> None:
     assert [image for image in images.values() if not PINNED.fullmatch(image)] == []
 
 
+def _images() -> list[str]:
+    built = [image.partition(" ")[0] for stage in STAGES for image in _all(stage, "FROM")]
+    return [*built, *(service["image"] for service in SERVICES.values() if service["image"] != OWN_IMAGE)]
+
+
+def test_digests_pin_every_image_or_none() -> None:
+    """None is pinned until somebody with access to the registries has run `make pin-images`; then all stay so."""
+    pins = [PINNED.fullmatch(image) for image in _images()]
+    assert len(pins) == 5
+    assert len({pin is not None and pin["digest"] is not None for pin in pins}) == 1
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """Copy the files that name images, with a `docker` that knows every image but those of `MISSING`."""
+    (tmp_path / "deploy").mkdir()
+    for name in ("Dockerfile", "docker-compose.yml", "deploy/pin_images.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    docker = tmp_path / "docker"
+    docker.write_text(
+        '#!/bin/sh\n[ "$4" != "$MISSING" ] || { echo "no such manifest" >&2; exit 1; }\n'
+        'printf "sha256:%s\\n" "$(printf %s "$4" | sha256sum | cut -d " " -f 1)"\n'
+    )
+    docker.chmod(0o755)
+    return tmp_path
+
+
+def _pin_images(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-I", str(folder / "deploy" / "pin_images.py")],
+        env={"PATH": f"{folder}:{os.environ['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_pin_images_writes_the_digest_behind_every_tag(copied: Path) -> None:
+    for _ in range(2):  # pins move to the tag's present image
+        assert _pin_images(copied).returncode == 0
+        text = (copied / "Dockerfile").read_text() + (copied / "docker-compose.yml").read_text()
+        for image in _images():
+            tag = image.partition("@")[0]
+            pinned = f"{tag}@sha256:{hashlib.sha256(tag.encode()).hexdigest()}"
+            assert text.count(pinned) == text.count(tag) > 0
+        assert text.count("@sha256:") == 5
+        assert f"image: {OWN_IMAGE}\n" in text
+
+
+def test_pin_images_changes_nothing_if_an_image_is_missing(copied: Path) -> None:
+    missing = _images()[-1].partition("@")[0]
+    done = _pin_images(copied, MISSING=missing)
+    assert done.returncode == 1
+    assert missing in done.stderr
+    assert [
+        name
+        for name in ("Dockerfile", "docker-compose.yml")
+        if (copied / name).read_text() != (ROOT / name).read_text()
+    ] == []
+
+
 def test_postgrest_has_the_version_that_the_tests_run() -> None:
     package = json.loads((ROOT / "tests" / "support" / "stack" / "npm" / "package.json").read_text())
     [version] = package["dependencies"].values()
-    assert SERVICES["postgrest"]["image"] == f"postgrest/postgrest:v{version.partition('-')[0]}"
+    image = SERVICES["postgrest"]["image"].partition("@")[0]
+    assert image == f"postgrest/postgrest:v{version.partition('-')[0]}"
 
 
 def test_every_mounted_path_exists() -> None:
