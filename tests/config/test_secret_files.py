@@ -26,6 +26,7 @@ VALUES = {
     "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "aws/secret+key",
 }
+NEEDED = {"USER_JWT_SECRET": {"USER_JWT_ISSUER": "https://issuer.example"}}
 SECRETS = sorted(name.upper() for name in file_fields(Settings))
 
 
@@ -64,7 +65,7 @@ def test_the_secrets_are_those_that_must_not_be_shown() -> None:
 def test_a_secret_from_a_file_is_as_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    values = {**VALUES, name: VALUES.get(name, MASTER_KEY)}
+    values = {**VALUES, name: VALUES.get(name, MASTER_KEY), **NEEDED.get(name, {})}
     _set(monkeypatch, **values)
     from_environment = load_settings()
     file = tmp_path / "secret"
