@@ -25,7 +25,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final
 
 from app.audit.signing_key import AuditKey
-from app.tokens.events import TokenEvent
+from app.tokens.events import INTENT, TokenEvent
 
 START: Final = "start"
 EVENT: Final = "event"
@@ -37,20 +37,25 @@ CHAIN_PATTERN: Final = r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{16}"
 
 _BEFORE_MAC: Final = b',"mac":"'
 _LINE: Final = re.compile(
-    rb'(\{"audit":1,"chain":"(%b)","seq":([1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})","kind":"([a-z]{1,16})".*)'
+    rb'(\{"audit":1,"chain":"(%b)","seq":([1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})","kind":"([a-z]{1,16})"'
+    rb'(?:,"intent":"([0-9a-f]{16})")?.*)'
     rb',"mac":"([0-9a-f]{64})"\}' % CHAIN_PATTERN.encode()
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line with the form of an audit line; `is_signed_with` decides whether it is genuine."""
+    """A line with the form of an audit line; `is_signed_with` decides whether it is genuine.
+
+    `intent` is the id that an intent and the event of its outcome share.
+    """
 
     text: bytes
     chain: str
     seq: int
     prev: str
     kind: str
+    intent: str | None
     signed: bytes
     mac: bytes
 
@@ -74,8 +79,9 @@ def parse_line(text: bytes) -> Line | None:
     found = _LINE.fullmatch(text)
     if found is None:
         return None
-    signed, chain, seq, prev, kind, mac = found.groups()
-    return Line(text, chain.decode(), int(seq), prev.decode(), kind.decode(), signed, mac)
+    signed, chain, seq, prev, kind, intent, mac = found.groups()
+    name = None if intent is None else intent.decode()
+    return Line(text, chain.decode(), int(seq), prev.decode(), kind.decode(), name, signed, mac)
 
 
 def digest(line: bytes) -> str:
@@ -113,26 +119,31 @@ class Chain:
 
 
 def event_members(at: float, event: TokenEvent, omitted: int, *, retried: bool = False) -> str:
-    """Return the members of an event without braces.
+    """Return the members of an event, or of the intent of a change, without braces.
 
     The error's detail goes to the log alone. `omitted` refusals were left out before this event. `retried` events come
     from the retry buffer.
     """
     caller, token_id = event.caller, event.token_id
+    if event.outcome == INTENT:
+        kind, outcome, result = INTENT, "", ""
+    else:
+        kind, outcome = EVENT, f'"outcome":{quoted(event.outcome)},'
+        revealed = ",".join([quoted(one.value) for one in event.revealed])
+        opened = f',"opened":[{",".join([quoted(one.value) for one in event.opened])}]' if event.opened else ""
+        result = f'"revealed":[{revealed}]{opened},"scheme":{_or_null(event.scheme)},'
+    intent = "" if event.intent is None else f'"intent":"{event.intent}",'
     left_out = f',"omitted":{omitted}' if omitted else ""
     late = ',"late":true' if retried else ""
-    opened = f',"opened":[{",".join(quoted(one.value) for one in event.opened)}]' if event.opened else ""
     for_user = "" if caller.on_behalf_of is None else f',"on_behalf_of":{quoted(caller.on_behalf_of)}'
     # formatted by hand because this runs for every operation, and json.dumps took three times as long
     return (
-        f'"kind":"event","time":"{_timestamp(at)}","operation":"{event.operation.value}",'
-        f'"outcome":{quoted(event.outcome)},"service":{_or_null(caller.service or None)},'
+        f'"kind":"{kind}",{intent}"time":"{_timestamp(at)}","operation":"{event.operation.value}",'
+        f'{outcome}"service":{_or_null(caller.service or None)},'
         f'"key":{_or_null(caller.key_fingerprint)},"request_id":{_or_null(caller.request_id or None)},'
         f'"user_id":{_or_null(event.user_id)},"provider":{_or_null(token_id.provider if token_id else None)},'
         f'"service_type":{_or_null(token_id.service_type if token_id else None)},'
-        f'"revealed":[{",".join(quoted(one.value) for one in event.revealed)}]{opened},'
-        f'"scheme":{_or_null(event.scheme)},'
-        f'"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{for_user}{left_out}{late}'
+        f'{result}"address":{_or_null(caller.address)},"purpose":{_or_null(caller.purpose)}{for_user}{left_out}{late}'
     )
 
 

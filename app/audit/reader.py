@@ -12,9 +12,11 @@ from typing import Any, Final
 from app.audit.chained_lines import EVENT, Line, parse_line
 from app.audit.log_files import opened
 from app.audit.signing_key import AuditKey
+from app.tokens.events import INTENT
 
 EVENT_BYTES: Final = 64 * 1024  # an event has about 700; a longer one was edited
-_KIND: Final = b',"kind":"event",'
+NO_OUTCOME: Final = "no_outcome"  # outcome of an intent that no event follows
+_KINDS: Final = (b',"kind":"event",', b',"kind":"intent",')
 _HEAD_BYTES: Final = 512
 
 
@@ -42,10 +44,13 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class FoundEvent:
-    """The members of an event's line; `genuine` is `None` if there was no key to check it."""
+    """The members of an event's line, or of an intent's with `NO_OUTCOME`; `genuine` is `None` without a key."""
 
     event: dict[str, Any]
     genuine: bool | None
+
+
+_Match = tuple[str, str, int, FoundEvent]  # time, chain and seq, which order the events
 
 
 @dataclass(slots=True)
@@ -62,27 +67,60 @@ class SearchResult:
 
 
 def search_events(files: Iterable[Path], wanted: EventFilter, *, keys: Sequence[AuditKey]) -> SearchResult:
-    """Return the matching events of all chains; lines that are not events are skipped.
+    """Return the matching events of all chains, and the intents that no event follows; other lines are skipped.
 
     Checks each line's MAC if there are keys, and nothing else that `verify` checks. Raises `OSError` if a file cannot
     be read.
     """
-    result = SearchResult()
-    found: list[tuple[str, str, int, FoundEvent]] = []
+    search = _Search(wanted, keys)
+    unreadable = 0
     for path in files:
         for text in _lines(path):
             line = parse_line(text)
-            if line is None or line.kind != EVENT:
-                result.unreadable += len(text) == EVENT_BYTES and _KIND in text[:_HEAD_BYTES]
+            if line is None or line.kind not in {EVENT, INTENT}:
+                unreadable += len(text) == EVENT_BYTES and any(kind in text[:_HEAD_BYTES] for kind in _KINDS)
                 continue
             event = _event(line)
             if event is None:
-                result.unreadable += 1
-            elif wanted.matches(event):
-                genuine = any(map(line.is_signed_with, keys)) if keys else None
-                found.append((str(event.get("time")), line.chain, line.seq, FoundEvent(event, genuine)))
-    result.events = [event for *_, event in sorted(found, key=itemgetter(0, 1, 2))]
-    return result
+                unreadable += 1
+            else:
+                search.take(line, event)
+    return SearchResult(search.found(), unreadable)
+
+
+class _Search:
+    """The matching events so far, and the intents without an outcome so far, in any order of lines."""
+
+    def __init__(self, wanted: EventFilter, keys: Sequence[AuditKey]) -> None:
+        self._wanted = wanted
+        self._keys = keys
+        self._events: list[_Match] = []
+        self._intents: dict[tuple[str, str | None], _Match | None] = {}  # `None` if the intent does not match
+        self._outcomes: set[tuple[str, str | None]] = set()  # those that were read before their intent
+
+    def take(self, line: Line, event: dict[str, Any]) -> None:
+        genuine = any(map(line.is_signed_with, self._keys)) if self._keys else None
+        if line.kind == INTENT:
+            event["outcome"] = NO_OUTCOME
+        matches = self._wanted.matches(event)
+        match = (str(event.get("time")), line.chain, line.seq, FoundEvent(event, genuine)) if matches else None
+        change = (line.chain, line.intent)
+        if line.kind == INTENT:
+            if change not in self._outcomes:
+                self._intents[change] = match
+            return
+        if line.intent is not None and genuine is not False:
+            if change in self._intents:
+                del self._intents[change]
+            else:
+                self._outcomes.add(change)
+        if match is not None:
+            self._events.append(match)
+
+    def found(self) -> list[FoundEvent]:
+        """Return the events and the intents without an outcome, in order of time."""
+        intents = [match for match in self._intents.values() if match is not None]
+        return [event for *_, event in sorted([*self._events, *intents], key=itemgetter(0, 1, 2))]
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from app.audit.writer import (
     Sync,
 )
 from app.errors import AuditUnavailable
-from app.tokens.events import TokenEvent
+from app.tokens.events import INTENT, TokenEvent
 
 BOUND_SECONDS: Final = 2.0
 MAXIMUM_PENDING: Final = 10_000
@@ -103,7 +103,10 @@ class SignedAuditTrail:
             self._writer.refused += 1
             self._counters.audit_failure("closed" if self._closed else "full")
             raise _unavailable()
-        pending = PendingEvent(time.time(), event, self._limiter.take_omitted(), self._loop.create_future())
+        omitted = 0 if event.outcome == INTENT else self._limiter.take_omitted()
+        pending = PendingEvent(time.time(), event, omitted, self._loop.create_future())
+        if event.outcome == AuditUnavailable.code:  # the caller gets that error in any case, and need not wait
+            pending.recorded.set_result(None)
         if not self._gathered:
             self._loop.call_soon(self._hand_over)
         self._gathered.append(pending)

@@ -2,6 +2,8 @@
 
 The MAC of every line is checked, and each chain line by line. `partial` means that some files of the trail are
 elsewhere: their lines are not reported as missing.
+
+A change without an outcome is a warning and no finding: the line is whole, and a kill leaves one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from app.audit.chain_checkpoint import ChainCheckpoint, checkpoints_of
 from app.audit.chained_lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.log_files import chain_of_file, is_being_written, opened
 from app.audit.signing_key import AuditKey
+from app.tokens.events import INTENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,14 @@ class ChainFinding:
 
 @dataclass(slots=True)
 class VerificationReport:
-    """The trail is intact if there are no findings; notes explain states that are harmless but look unusual."""
+    """The trail is intact if there are no findings.
+
+    Warnings name changes that were announced and have no outcome. Notes explain states that are harmless but look
+    unusual.
+    """
 
     findings: list[ChainFinding] = field(default_factory=list)
+    warnings: list[ChainFinding] = field(default_factory=list)
     notes: list[ChainFinding] = field(default_factory=list)
     files: int = 0
     chains: int = 0
@@ -70,6 +78,7 @@ class _ChainState:
     size: int = 0  # of all complete lines, genuine or not
     files: list[Path] = field(default_factory=list)
     torn: list[Location] = field(default_factory=list)  # half lines at the end of a file
+    intents: dict[str, Location] = field(default_factory=dict)  # those without an outcome so far
     ended: bool = False
     has_findings: bool = False
 
@@ -164,6 +173,10 @@ class Verifier:
     def _interpret(self, chain: _ChainState, line: Line, location: Location) -> None:
         if line.kind == EVENT:
             self._report.events += 1
+            if line.intent is not None:
+                chain.intents.pop(line.intent, None)
+        elif line.kind == INTENT and line.intent is not None:
+            chain.intents[line.intent] = location
         elif line.kind == END:
             chain.ended = True
         elif line.kind == START:
@@ -194,6 +207,9 @@ class Verifier:
         checkpoints = self._checkpoints.get(chain.id, [])
         for checkpoint, by in checkpoints:
             self._compare(chain, checkpoint, by, end)
+        open_changes = ""  # of a chain whose next lines may hold their outcomes
+        if chain.intents:
+            open_changes = f"; changes whose outcome is not recorded yet: {len(chain.intents)}"
         if chain.ended:
             for torn in chain.torn:
                 self._find(chain, ChainFinding("after_end", torn, "half a line follows the chain's end"))
@@ -204,15 +220,23 @@ class Verifier:
             self._note_torn(chain, "half a line, cut short by the interruption")
         elif chain.files and is_being_written(chain.files[-1]):
             self._report.live += 1
-            self._note("live", end, "it is being written")
+            self._note("live", end, f"it is being written{open_changes}")
             self._note_torn(chain, "half a line, which is being written")
+            return
         elif self._partial:
-            self._note("goes_on", end, "its end is not in these files")
+            self._note("goes_on", end, f"its end is not in these files{open_changes}")
             self._note_torn(chain, "half a line")
+            return
         else:
             detail = "no end: killed and not yet followed by a start, or the tail was cut"
             self._find(chain, ChainFinding("no_end", end, detail))
             self._note_torn(chain, "half a line")
+        self._warn_of_changes_without_outcome(chain)
+
+    def _warn_of_changes_without_outcome(self, chain: _ChainState) -> None:
+        detail = "a change without an outcome: the process ended first, so whether it was made is unknown"
+        for location in chain.intents.values():
+            self._report.warnings.append(ChainFinding("no_outcome", location, detail))
 
     def _compare(self, chain: _ChainState, checkpoint: ChainCheckpoint, by: str, end: Location) -> None:
         """Compare a chain's end with a checkpoint of it."""

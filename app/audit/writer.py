@@ -19,7 +19,7 @@ from app.audit.chained_lines import Chain, end_members, event_members, resumed_m
 from app.audit.retry_buffer import RetryBuffer
 from app.audit.signing_key import AuditKey
 from app.audit.targets import AuditTarget, WriteError
-from app.tokens.events import TokenEvent
+from app.tokens.events import INTENT, TokenEvent
 
 Sync = Literal["always", "interval", "off"]
 
@@ -181,11 +181,15 @@ class AuditWriter:
                 written = error.kept
             except Exception as error:  # noqa: BLE001  the thread must survive an event that cannot be formatted
                 self._fail(type(error).__name__)
-            self._counters.audit_events(written)
+            self._counters.audit_events(sum(one.event.outcome != INTENT for one in pending[:written]))
         for number, one in enumerate(pending):
-            if number < written or self._retries.add(one.at, one.event, one.omitted):
+            if number < written or self._keep(one):
                 one.omitted = 0
         self._settle(groups, self.failure)
+
+    def _keep(self, one: PendingEvent) -> bool:
+        """Put an event into the retry buffer. An intent needs none: its change is refused, and that leaves an event."""
+        return one.event.outcome != INTENT and self._retries.add(one.at, one.event, one.omitted)
 
     def _write(self, members: Sequence[str]) -> None:
         """Append lines with these members; if that raises, the chain continues after the lines that were kept."""

@@ -38,9 +38,11 @@ def audit() -> None:
 def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  click's way
     """Find every line that was edited, removed, inserted, reordered or truncated.
 
-    Without FILE, verify all files of AUDIT_LOG.
+    Without FILE, verify all files of AUDIT_LOG. Warn of each change that was announced and has no outcome, because the
+    process ended in between.
 
-    Exit codes: 0 intact, 1 not intact, or no file holds an audit line, 2 a file cannot be read, or a setting is wrong.
+    Exit codes: 0 intact, also with warnings, 1 not intact, or no file holds an audit line, 2 a file cannot be read, or
+    a setting is wrong.
     """
     settings = _settings()
     keys = settings.keys()
@@ -53,6 +55,8 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
         raise _unreadable(error) from None
     for note in report.notes:
         click.echo(_line("note", note))
+    for warning in report.warnings:
+        click.echo(_line("WARN", warning))
     for finding in report.findings:
         click.echo(_line("FAIL", finding))
     if not report.chains:
@@ -76,7 +80,7 @@ def verify(file: tuple[Path, ...], partial: bool) -> None:  # noqa: FBT001  clic
     type=click.Choice([one.value for one in Operation]),
     help=f"Only this operation: {', '.join(one.value for one in Operation)}.",
 )
-@click.option("--outcome", metavar="CODE", help="Only this outcome: success, or an error code.")
+@click.option("--outcome", metavar="CODE", help="Only this outcome: success, an error code, or no_outcome.")
 @click.option(
     "--since",
     metavar="TIME",
@@ -95,8 +99,9 @@ def show(
 ) -> None:
     """Print audit events, oldest first, merged from all files.
 
-    Without FILE, read all files of AUDIT_LOG. If AUDIT_KEY is set, `!` marks lines that are not genuine (with --json:
-    "genuine":false). Only `token-vault audit verify` finds missing lines.
+    Without FILE, read all files of AUDIT_LOG. A change that was announced and has no outcome has the outcome
+    no_outcome: it is in progress, or its process ended first. If AUDIT_KEY is set, `!` marks lines that are not genuine
+    (with --json: "genuine":false). Only `token-vault audit verify` finds missing lines.
 
     Exit codes: 0 printed, 1 printed, but a line is not genuine, 2 nothing can be read, or a setting is wrong.
     """
@@ -173,6 +178,9 @@ def _examined(report: VerificationReport) -> str:
         for count, noun in ((report.events, "event"), (report.chains, "chain"), (report.files, "file"))
     )
     examined = f"{events} in {chains} and {files}"
+    if report.warnings:
+        changes = counted_noun(len(report.warnings), "change")
+        examined = f"{examined}; {changes} without an outcome: docs/audit.md"
     if not report.live:
         return examined
     if report.live == report.chains == 1:

@@ -1,4 +1,4 @@
-"""Audit events: one for every operation on a token."""
+"""Audit events: one for every operation on a token, and one before each change."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
 CANCELLED = "cancelled"
+INTENT = "intent"  # of an event that is recorded before a change is made
 
 
 class Operation(StrEnum):
@@ -32,7 +33,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """One operation and its outcome: `success`, the code of the error, or `cancelled`.
+    """One operation and its outcome: `success`, the code of the error, or `cancelled`; before a change, `intent`.
 
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens
@@ -40,6 +41,7 @@ class TokenEvent:
     - `opened`: the families of the ciphertexts that were decrypted for it, as the ciphertexts themselves show them
     - `scheme`, `encryption_method`: the token's, `None` until they are known
     - `detail`: the error's, which holds no secret
+    - `intent`: the id that the intent of a change and its outcome share; `None` if nothing was about to be changed
     """
 
     operation: Operation
@@ -52,6 +54,7 @@ class TokenEvent:
     outcome: str
     detail: str | None
     caller: Caller
+    intent: str | None = None
 
 
 class TokenObserver(Protocol):
@@ -89,6 +92,10 @@ class TokenEvents:
     def require_open(self) -> None:
         """Raise `AuditUnavailable` if the trail is known to refuse events; called before an operation begins."""
         self._audit.require_open()
+
+    async def announce(self, intent: TokenEvent) -> None:
+        """Record the intent of a change before it is made; raises `AuditUnavailable`. Observers get only outcomes."""
+        await self._audit.append(intent)
 
     async def record(self, event: TokenEvent) -> None:
         """Record the event of one operation before its outcome leaves; raises `AuditUnavailable`.

@@ -1,19 +1,22 @@
-"""A recorded operation: bounded in time, and leaves one audit event whatever its outcome."""
+"""A recorded operation: bounded in time, and leaves one audit event whatever its outcome, and one before a change."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextvars import Token
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
 from app.security.context import SecretField
 from app.security.formats import Family, families_of
 from app.tokens.cipher import SealedSecrets
-from app.tokens.events import CANCELLED, SUCCESS, Operation, TokenEvent, TokenEvents
+from app.tokens.events import CANCELLED, INTENT, SUCCESS, Operation, TokenEvent, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenId, current_service
+
+_INTENT_BYTES: Final = 8
 
 
 @dataclass(slots=True)
@@ -21,7 +24,7 @@ class RecordedOperation:
     """Context manager around one operation. Its audit event is durable before the caller gets the outcome.
 
     If the event cannot be recorded the operation raises `AuditUnavailable`, even if it succeeded. The operation itself
-    sets `scheme`, `method` and `revealed`.
+    sets `scheme`, `method` and `revealed`, and calls `announce` before each change.
     """
 
     events: TokenEvents
@@ -34,6 +37,7 @@ class RecordedOperation:
     method: str | None = None
     revealed: tuple[SecretField, ...] = ()
     opened: tuple[Family, ...] = ()
+    intent: str | None = None
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -47,6 +51,15 @@ class RecordedOperation:
     def note_opened(self, *ciphertexts: str | None) -> None:
         """Note the families of ciphertexts that were decrypted; a row's scheme may claim another one."""
         self.opened = families_of(*ciphertexts)
+
+    async def announce(self) -> None:
+        """Record the intent of a change, once; raises `AuditUnavailable`, and then the change must not be made.
+
+        So a process that is killed between a change and its event leaves a trace of the change.
+        """
+        if self.intent is None:
+            self.intent = secrets.token_hex(_INTENT_BYTES)
+            await self.events.announce(self._event(INTENT, None))
 
     async def __aenter__(self) -> Self:
         self.events.require_open()
@@ -72,8 +85,8 @@ class RecordedOperation:
         finally:
             await self._record(outcome, detail)
 
-    async def _record(self, outcome: str, detail: str | None) -> None:
-        event = TokenEvent(
+    def _event(self, outcome: str, detail: str | None) -> TokenEvent:
+        return TokenEvent(
             operation=self.operation,
             user_id=self.user_id,
             token_id=self.token_id,
@@ -84,9 +97,12 @@ class RecordedOperation:
             outcome=outcome,
             detail=detail,
             caller=self.caller,
+            intent=self.intent,
         )
+
+    async def _record(self, outcome: str, detail: str | None) -> None:
         try:
-            await self.events.record(event)
+            await self.events.record(self._event(outcome, detail))
         except AuditUnavailable:
             if outcome != CANCELLED:  # a cancelled task ends as cancelled
                 raise

@@ -102,6 +102,7 @@ class TokenVault:
             async def write(current: TokenRow | None) -> StoreResult | None:
                 precondition.check(current)
                 after = transitions.stored(current, token_id, given, sealed, now=self._now())
+                await operation.announce()
                 if current is None:
                     written = await self._tokens.insert(after)
                 else:
@@ -179,7 +180,9 @@ class TokenVault:
                 current = _require_token(found, precondition)
                 sealed = await self._seal_rotation(current, given)
                 operation.note_sealed(sealed)
-                return await self._tokens.replace(current, transitions.rotated(current, given, sealed, now=self._now()))
+                after = transitions.rotated(current, given, sealed, now=self._now())
+                await operation.announce()
+                return await self._tokens.replace(current, after)
 
             return await self._until_settled(token_id, write)
 
@@ -192,7 +195,9 @@ class TokenVault:
             async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
                 operation.note(current)
-                return await self._tokens.replace(current, transitions.patched(current, changes, now=self._now()))
+                after = transitions.patched(current, changes, now=self._now())
+                await operation.announce()
+                return await self._tokens.replace(current, after)
 
             return await self._until_settled(token_id, write)
 
@@ -213,6 +218,7 @@ class TokenVault:
                 if rewrap is None:
                     return current
                 operation.note(rewrap.after)
+                await operation.announce()
                 return rewrap.after if await write_rewrap(self._tokens, rewrap) else None
 
             return await self._until_settled(token_id, write)
@@ -229,6 +235,7 @@ class TokenVault:
                 current = _require_row(found, precondition)
                 if isinstance(current, StoredToken):
                     operation.note(current)
+                await operation.announce()
                 try:
                     return await self._tokens.delete(current) or None
                 except StoreError as error:
@@ -241,10 +248,11 @@ class TokenVault:
     async def delete_for_user(self, user_id: str, *, caller: Caller) -> int:
         """Delete all of a user's tokens; return how many."""
         user_id = parse_user_id(user_id)
-        async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id):
+        async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id) as operation:
             deleted = 0
             # each at its version: a statement that arrives late deletes no token that was stored after it
             while tokens := await self._tokens.list_for_user(user_id):
+                await operation.announce()
                 deleted += await self._tokens.delete_many(tokens)
             return deleted
 

@@ -15,9 +15,11 @@ from uuid import uuid4
 from tests.support.audit.trails import KEY_TEXT, files, keep, members, unread_fifo, verified
 from tests.support.process.home import Home, new_home, token_vault
 from tests.support.process.server import Serve, Server
+from tests.support.process.storing_client import StoringClient
 from tests.support.process.wire import Wire, token_path
 from tests.support.rewrap.stored_rows import SqliteRows, encryption, key_settings, sealed_row
 from tests.support.sizes import size
+from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 
 WORKERS = size(2, 4)
@@ -26,6 +28,7 @@ REVEALS = size(30, 100)  # of each client
 BEFORE_KILL = size(150, 400)  # answers of all clients
 SECRET = "canary-secret"
 BOUND_SECONDS = 30.0
+INTENT_BYTES = 700  # more than the intent of a deletion, and less than that and its event
 STOPPED_SECONDS = 3.0  # more than a caller waits for its record
 
 
@@ -98,6 +101,28 @@ def test_workers_record_exactly_what_they_answered_until_a_kill(tmp_path: Path, 
     assert [note.problem for note in report.notes if note.problem != "torn"] == ["interrupted"] * WORKERS
 
 
+def test_a_change_of_a_killed_process_has_left_its_intent(tmp_path: Path, serve: Serve) -> None:
+    """Without intents, a kill leaves about one row in the store of which the trail says nothing."""
+    home = _home(tmp_path)
+    with serve(home, workers=WORKERS) as server:
+        clients = [StoringClient(server) for _ in range(CLIENTS)]
+        eventually(lambda: sum(client.acknowledgements for client in clients) >= BEFORE_KILL)
+        server.kill()
+        for client in clients:
+            client.join()
+    intents = members(files(home.folder / "audit"), "intent")
+    stored = {intent["user_id"] for intent in intents if intent["operation"] == "store"}
+    rotated = {intent["user_id"] for intent in intents if intent["operation"] == "rotate"}
+    for row in SqliteStore(home.folder / "data" / "vault.db").rows():
+        assert row["user_id"] in (stored if row["created_at"] == row["updated_at"] else stored & rotated)
+    keep(home.folder / "audit", 0)  # another start
+    report = verified(files(home.folder / "audit"))
+    outcomes = {event["intent"] for event in members(files(home.folder / "audit"))}
+    assert report.findings == []
+    assert {warning.problem for warning in report.warnings} <= {"no_outcome"}
+    assert len(report.warnings) == len({intent["intent"] for intent in intents} - outcomes) <= CLIENTS
+
+
 def _batch(user_id: str) -> dict[str, object]:
     return {"tokens": [{"user_id": user_id, "provider": "canvas", "service_type": f"s{n}"} for n in range(100)]}
 
@@ -114,8 +139,9 @@ def test_a_full_disk_refuses_every_secret_until_it_has_space(tmp_path: Path, ser
             client.post("/v1/tokens/batch-get", json=batch)
         assert (tmp_path / "data" / "vault.db-wal").stat().st_size < file.stat().st_size
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size + 100, hard))
-        delete = client.delete(deleted_path)  # the first operation: it takes place before its record fails
+        # the first operation takes place before its record fails: there is space for its intent, but not for its event
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (file.stat().st_size + INTENT_BYTES, hard))
+        delete = client.delete(deleted_path)
         refused = [delete, client.get(path), client.put(path, json={"access_token": SECRET}), client.get(path)]
         for answer in refused:
             assert (answer.status_code, answer.json()["code"]) == (503, "audit_unavailable")

@@ -71,7 +71,7 @@ async def test_observers_get_the_outcome_that_the_caller_gets(tmp_path: Path) ->
         with pytest.raises(AuditUnavailable):
             await vault.reveal(token_id, caller=CALLER)
     assert (observer.observed[-1].outcome, observer.observed[-1].revealed) == ("audit_unavailable", ())
-    assert [event.outcome for event in trail.kept] == ["success", "success"]
+    assert [event.outcome for event in trail.kept] == ["intent", "success", "success"]
 
 
 async def test_a_success_is_returned_only_after_its_event_is_durable(tmp_path: Path) -> None:
@@ -90,13 +90,16 @@ async def test_a_success_is_returned_only_after_its_event_is_durable(tmp_path: P
 
 
 async def test_a_cancelled_task_ends_even_if_its_event_is_refused(tmp_path: Path) -> None:
-    trail, observer, token_id = _Trail(refuses=True), _Observer(), TokenId(str(uuid4()), "google")
+    written = asyncio.Event()
+    trail, observer, token_id = _Trail(waits=written), _Observer(), TokenId(str(uuid4()), "google")
     async with _opened(tmp_path, trail, observer) as vault:
         storing = asyncio.create_task(
             vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
         )
         await asyncio.sleep(0)
         storing.cancel()
+        trail.refuses = True
+        written.set()
         with pytest.raises(asyncio.CancelledError):
             await storing
     assert [event.outcome for event in observer.observed] == ["audit_unavailable"]
