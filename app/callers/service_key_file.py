@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from app.callers.service_keys import KeyListError, ServiceKey, parse_key_list, render_key_list
+from app.private_file import UnsafeFileError, read_private_file
 
 MAXIMUM_FILE_BYTES: Final = 1024 * 1024
-_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
-# without O_NONBLOCK, opening a FIFO waits for a writer
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 # O_NOFOLLOW because an edit, often root's, must not touch the file that a planted link names
 _LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DRAFT: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,24 +30,11 @@ def read_key_file(path: Path) -> list[ServiceKey]:
 
 
 def read_private(path: Path) -> bytes:
-    """Return the content of a regular file of at most 1 MiB that its owner and root alone can change.
-
-    Raises `KeyListError` if the group or all users may write to the file, or may replace it because they may write to
-    its folder or to the folder of a link to it, or `OSError`. In a sticky folder, such as the one of a Kubernetes
-    secret, nobody else can replace it.
-    """
-    _require_private_folder(path.parent)
-    _require_private_folder(Path(os.path.realpath(path)).parent)  # resolve() raises RuntimeError for a loop of links
-    descriptor = os.open(path, _READ)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyListError("it is not a regular file")
-        if status.st_mode & _WRITABLE_BY_OTHERS:
-            raise KeyListError("other users can write to the file; remove that with chmod go-w")
-        if status.st_size > MAXIMUM_FILE_BYTES:
-            raise KeyListError("the file is over 1 MiB")
-        return file.read()
+    """Return the content if its owner and root alone can change it; raises `KeyListError` or `OSError`."""
+    try:
+        return read_private_file(path, maximum_bytes=MAXIMUM_FILE_BYTES)
+    except UnsafeFileError as error:
+        raise KeyListError(str(error)) from None
 
 
 def add_key(path: Path, key: ServiceKey) -> None:
@@ -64,12 +49,6 @@ def revoke_keys(path: Path, matches: Callable[[ServiceKey], bool]) -> list[Servi
         keys = read_key_file(path)
         _write(path, [key for key in keys if not matches(key)])
     return [key for key in keys if matches(key)]
-
-
-def _require_private_folder(folder: Path) -> None:
-    mode = folder.stat().st_mode
-    if mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
-        raise KeyListError("other users can write to its folder; remove that with chmod go-w")
 
 
 @contextmanager

@@ -7,13 +7,14 @@ own.
 
 from __future__ import annotations
 
-import os
-import stat
+from pathlib import Path
 from typing import Any, Final, get_args
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+
+from app.private_file import UnsafeFileError, read_private_file
 
 MAXIMUM_FILE_BYTES: Final = 64 * 1024
 
@@ -71,16 +72,13 @@ class SecretFileSource(PydanticBaseSettingsSource):
 def read_secret(path: str) -> str:
     """Return the text of the file without line breaks at its end; raises `SecretFileError`."""
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SecretFileError("what it names is not a regular file")
-            content = file.read(MAXIMUM_FILE_BYTES + 1)
+        content = read_private_file(Path(path), maximum_bytes=MAXIMUM_FILE_BYTES)
+    except UnsafeFileError as error:
+        raise SecretFileError(f"what it names cannot be used: {error}") from None
     except OSError as error:
         raise SecretFileError(f"the file that it names cannot be read: {error.strerror}") from None
     except ValueError:  # a path with a NUL or a lone surrogate
         raise SecretFileError("is not a path") from None
-    if len(content) > MAXIMUM_FILE_BYTES:
-        raise SecretFileError(f"the file that it names is over {MAXIMUM_FILE_BYTES // 1024} KiB")
     try:
         text = content.decode("utf-8-sig").rstrip("\r\n")  # a byte order mark would change the secret
     except UnicodeDecodeError:
@@ -90,11 +88,6 @@ def read_secret(path: str) -> str:
     if not text.strip():
         raise SecretFileError("the file that it names is empty")
     return text
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Open without waiting for the writer of a FIFO, and without making a terminal the controlling one."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _holds_secret(annotation: Any) -> bool:  # noqa: ANN401  any type

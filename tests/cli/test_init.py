@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.support.process.home import Home, files_of, initialised_home, run, token_vault
+from tests.support.process.home import Home, files_of, initialised_home, new_master_key, run, token_vault
 from tests.support.process.server import Serve
 from tests.support.stack.loopback import free_port
 
@@ -45,6 +45,16 @@ def test_an_empty_folder_gets_a_private_env_with_a_32_byte_key(tmp_path: Path) -
 def test_a_new_store_reads_no_pulseplan_format(tmp_path: Path) -> None:
     initialised_home(tmp_path)
     assert _setting(tmp_path, "ALLOW_LEGACY_FORMATS") == "false"
+
+
+def test_a_secret_that_comes_from_a_file_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(new_master_key())
+    settings = {"TOKEN_ENCRYPTION_KEY_FILE": "key"}
+    done = token_vault("init", folder=tmp_path, settings=settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "TOKEN_ENCRYPTION_KEY=" not in (tmp_path / ENV).read_text()
+    assert _setting(tmp_path, "AUDIT_KEY")
+    assert token_vault("doctor", folder=tmp_path, settings=settings).returncode == 0
 
 
 def test_every_folder_gets_different_keys(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,13 @@ SECRETS = sorted(name.upper() for name in file_fields(Settings))
 
 
 @pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     for name in (*Settings.model_fields, *file_fields(Settings).values()):
         monkeypatch.delenv(name.upper(), raising=False)
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)
 
 
 def _set(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -115,6 +118,29 @@ def test_a_wrong_content_is_named_and_not_shown(
     assert reason in _refusal(monkeypatch, tmp_path / "key")
 
 
+@pytest.mark.parametrize(
+    ("mode", "folder", "reason"),
+    [(0o620, 0o700, "write to the file"), (0o602, 0o700, "write to the file"), (0o600, 0o770, "write to its folder")],
+)
+def test_a_file_that_others_can_change_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, folder: int, reason: str
+) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key").write_text(CANARY)
+    (tmp_path / "secrets" / "key").chmod(mode)
+    (tmp_path / "secrets").chmod(folder)
+    assert f"other users can {reason}" in _refusal(monkeypatch, tmp_path / "secrets" / "key")
+
+
+def test_a_sticky_folder_and_a_file_that_others_may_read_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key").write_text(MASTER_KEY)
+    (tmp_path / "secrets" / "key").chmod(0o444)
+    (tmp_path / "secrets").chmod(0o1777)
+    _set(monkeypatch, TOKEN_ENCRYPTION_KEY_FILE="secrets/key")
+    assert load_settings().token_encryption_key is not None
+
+
 def _directory(path: Path) -> None:
     path.mkdir()
 
@@ -132,7 +158,7 @@ def _unix_socket(path: Path) -> None:
     ("make", "reason"),
     [
         (lambda _: None, "No such file"),
-        (_directory, "Is a directory"),
+        (_directory, "not a regular file"),
         (_circle, "symbolic links"),
         (os.mkfifo, "not a regular file"),
         (_unix_socket, "cannot be read"),

@@ -17,6 +17,7 @@ def in_files(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
         if name in settings:
             file = folder / field
             file.write_text(settings[name] + "\n")
+            file.chmod(0o600)
             moved |= {name: "", file_field.upper(): str(file)}  # an empty variable is not set
     return moved
 
@@ -32,6 +33,7 @@ def with_wrong_files(settings: Mapping[str, str], folder: Path) -> Iterator[dict
     }
     for name, content in wrong.items():
         (folder / name).write_bytes(content)
+        (folder / name).chmod(0o600)
         yield {**settings, "TOKEN_ENCRYPTION_KEY_FILE": str(folder / name)}
     yield {**settings, "TOKEN_ENCRYPTION_KEY_FILE": key}
     yield {**settings, "TOKEN_ENCRYPTION_KEY": key}
