@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.support.process.certificates import new_authority
 from tests.support.server.echo_vault import (
     CLOSE,
     HANG_SECONDS,
@@ -246,25 +249,38 @@ async def test_an_unread_answer_is_dropped() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("sent", [b"GET /large HTTP/1.1\r\nHost: vault\r\n\r\n", b"GET /large HTTP/1.0\r\n\r\n"])
-async def test_a_request_lasts_until_its_answer_has_left_the_process(sent: bytes) -> None:
-    async with echo_vault() as vault:
-        reader, writer = await vault.connect()
-        writer.write(sent)
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_request_lasts_until_its_answer_has_left_the_process(tmp_path: Path, *, secure: bool) -> None:
+    """The answer has 60 MB, more than the buffers of the network hold."""
+    callers, vaults = _tls(tmp_path) if secure else (None, None)
+    async with echo_vault(tls=vaults) as vault:
+        reader, writer = await vault.connect(callers)
+        writer.write(b"GET /huge HTTP/1.1\r\nHost: vault\r\n\r\n")
         await until(lambda: len(vault.seen) == 1)
         await asyncio.sleep(0.3)
-        assert len(vault.requests) == 1, "the answer is not read"
+        assert len(vault.requests) == 1
+        [protocol] = vault.protocols
+        assert protocol.flow.write_paused
         received = 0
         while vault.requests:
             received += len(await reader.read(65536))
-        assert received > 1_000_000, "most of it does not fit into the buffers of the network"
-        writer.close()
+        assert received > 20_000_000
+        writer.transport.abort()
+        await until(lambda: not vault.protocols)
+
+
+def _tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a caller and of the vault."""
+    authority = new_authority(folder, "servers")
+    vaults = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    vaults.load_cert_chain(*authority.issue(folder, "vault"))
+    return ssl.create_default_context(cafile=str(authority.file)), vaults
 
 
 async def test_an_unread_answer_that_is_dropped_ends_its_request() -> None:
     async with echo_vault(replace(LIMITS, unread_seconds=0.3)) as vault:
         _, writer = await vault.connect()
-        writer.write(b"GET /large HTTP/1.1\r\nHost: vault\r\n\r\n")
+        writer.write(b"GET /huge HTTP/1.1\r\nHost: vault\r\n\r\n")
         await until(lambda: vault.refused() == {"unread": 1})
         await until(lambda: not vault.requests)
         writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ HEAD: Final = b"POST /echo HTTP/1.1\r\nHost: vault\r\n"
 CLOSE: Final = b"Connection: close\r\n"
 SMALL: Final = HEAD + b"Content-Length: 2\r\n\r\nhi"
 LAST: Final = HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"
+_AT_ONCE: Final = {"/large": 8_000_000, "/huge": 60_000_000}
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -40,8 +42,8 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class EchoVault:
     """Echoes each request as the application saw it. `requests` are the tasks of those that have not ended.
 
-    `/large` answers with 8 MB at once, `/pieces` with 100 MB in pieces. Answers wait until `may_answer` is set. With
-    `reads=False` the application answers without reading the body.
+    `/large` answers with 8 MB at once, `/huge` with 60 MB at once, `/pieces` with 100 MB in pieces. Answers wait until
+    `may_answer` is set. With `reads=False` the application answers without reading the body.
     """
 
     port: int
@@ -66,7 +68,7 @@ class EchoVault:
         request = {"path": scope["path"], "method": scope["method"], "headers": headers, "body": body.decode()}
         self.seen.append(request)
         await self.may_answer.wait()
-        answer = json.dumps(request).encode() if scope["path"] != "/large" else b"." * 8_000_000
+        answer = b"." * _AT_ONCE[scope["path"]] if scope["path"] in _AT_ONCE else json.dumps(request).encode()
         length = [] if scope["path"] == "/pieces" else [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": length})
         if scope["path"] == "/pieces":
@@ -80,8 +82,8 @@ class EchoVault:
         counts = [one for one in samples if one.name == "token_vault_refused_total" and one.value]
         return {one.labels["reason"]: one.value for one in counts}
 
-    async def connect(self) -> Connection:
-        return await asyncio.open_connection(LOOPBACK, self.port)
+    async def connect(self, tls: ssl.SSLContext | None = None) -> Connection:
+        return await asyncio.open_connection(LOOPBACK, self.port, ssl=tls)
 
     async def answer_to(self, *parts: bytes, pause: float = 0) -> bytes:
         """Send the parts and return everything until the vault closes the connection."""
@@ -95,7 +97,9 @@ class EchoVault:
 
 
 @asynccontextmanager
-async def echo_vault(limits: HttpLimits = LIMITS, *, reads: bool = True) -> AsyncIterator[EchoVault]:
+async def echo_vault(
+    limits: HttpLimits = LIMITS, *, reads: bool = True, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[EchoVault]:
     class Limited(LimitedHttp):
         pass
 
@@ -108,7 +112,9 @@ async def echo_vault(limits: HttpLimits = LIMITS, *, reads: bool = True) -> Asyn
     )
     config.load()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Limited(config, state, {"wire": metrics.wire}), LOOPBACK, 0, backlog=512)
+    server = await loop.create_server(
+        lambda: Limited(config, state, {"wire": metrics.wire}), LOOPBACK, 0, backlog=512, ssl=tls
+    )
     vault.port = server.sockets[0].getsockname()[1]
     try:
         yield vault
