@@ -64,7 +64,7 @@ def test_a_fifo_named_like_a_chain_does_not_hang_the_start(tmp_path: Path) -> No
     with ThreadPoolExecutor(1) as pool:
         started = pool.submit(keep, tmp_path, 1)
         try:
-            assert len(started.result(timeout=20)) == 1
+            assert len(started.result(timeout=60)) == 1
         finally:
             os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))  # frees a thread that hangs
     report = verified(files(tmp_path))
