@@ -16,6 +16,7 @@ from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
 from app.cli.doctor_finding import DoctorFinding, Severity
 from app.cli.doctor_on_behalf_of import on_behalf_of_findings
+from app.cli.doctor_rows import row_findings
 from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, open_repository
 from app.config.audit import audit_key
@@ -63,6 +64,8 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
         from app.cli.doctor_supabase import access_findings  # noqa: PLC0415  imports supabase
 
         yield from access_findings(settings)
+    if store.severity is Severity.OK:
+        yield from row_findings(settings)
     yield from _check_tls(settings)
     yield from _check_legacy_formats(settings)
     if settings.audit_log is not None:

@@ -20,6 +20,7 @@ from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging
 from app.tokens.census import Census, CensusRow
+from app.tokens.verified_census import verified_census
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,12 @@ def encryption() -> None:
 
 @encryption.command("status", short_help="Count the stored tokens by key.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the members of GET /v1/encryption instead.")
-def status(as_json: bool) -> None:  # noqa: FBT001  click's way
+@click.option("--verify", is_flag=True, help="Read every ciphertext, and compare it with what its row claims.")
+def status(as_json: bool, verify: bool) -> None:  # noqa: FBT001  click's way
     """Show how many stored tokens need each key, how many stricter settings would refuse, and what to do next.
 
-    Exit codes: 0 counted, 1 counted, but the primary key does not work, 2 not counted, or a setting is wrong.
+    Exit codes: 0 counted, 1 counted, but the primary key does not work, or rows claim what their ciphertexts are not,
+    2 not counted, or a setting is wrong.
     """
     settings = settings_or_stop()
     configure_command_logging()  # the lines below are the output
@@ -50,24 +53,29 @@ def status(as_json: bool) -> None:  # noqa: FBT001  click's way
     except SettingsError as error:
         raise UsageError(str(error)) from None
     with closing(built):
-        found = asyncio.run(_status(settings, built))
+        found = asyncio.run(_status(settings, built, verify=verify))
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
+        verified = {"disagreeing": found.census.disagreeing} if verify else {}
+        click.echo(json.dumps(_as_json(found) | verified, indent=2))
     else:
         _print(found)
     if found.problem is not None:
         click.echo(f"Error: {found.problem}", err=True)
+    if found.census.disagreeing:
+        click.echo(f"Error: {_disagreement(found.census)}", err=True)
+    if found.problem is not None or found.census.disagreeing:
         sys.exit(1)
 
 
-async def _status(settings: Settings, built: Encryption) -> StatusReport:
+async def _status(settings: Settings, built: Encryption, *, verify: bool) -> StatusReport:
     problem = None
     async with opened_store(settings) as repository:
         try:
             built.service.self_test()  # afterwards the primary's scheme is known
         except VaultError as error:
             problem = f"{error.code}: {error.detail}; run `token-vault doctor`"
-        census = Census.of(await repository.census(), primary_scheme=built.service.primary_scheme)
+        lines = await (verified_census(repository) if verify else repository.census())
+        census = Census.of(lines, primary_scheme=built.service.primary_scheme)
     return StatusReport(settings, census, problem)
 
 
@@ -104,7 +112,16 @@ def _print(found: StatusReport) -> None:
         click.echo(f"  - {advice}")
 
 
+def _disagreement(census: Census) -> str:
+    return (
+        f"{counted_noun(census.disagreeing, 'token')} whose row names another scheme than its ciphertext has: somebody "
+        "changed the row. It is refused with integrity; restore it from a backup, or store the token again."
+    )
+
+
 def _name(line: CensusRow) -> str:
+    if line.disagrees:
+        return f"{line.scheme}; is {' and '.join(line.materials)}"
     return line.scheme or f"none; looks like {' and '.join(line.materials) or 'nothing'}"
 
 

@@ -15,6 +15,7 @@ from app.config.settings import Settings
 from app.observability.logging import configure_command_logging
 from app.security.keyring import new_key_text
 from app.tokens.census import Census
+from app.tokens.verified_census import verified_census
 
 _REMINDER = """
 The count is of the rows that are stored now. It is a proof only if no replica encrypts under version {version} any
@@ -41,7 +42,7 @@ def generate() -> None:
 def retire(version: int) -> None:
     """Check whether the master key VERSION can be removed, and print the settings to change.
 
-    Changes nothing itself.
+    Reads every ciphertext, because a row may name another key than it needs. Changes nothing itself.
 
     Exit codes: 0 the key can be removed, 1 it is still needed, 2 the rows could not be counted, or a setting is wrong.
     """
@@ -65,7 +66,7 @@ def retire(version: int) -> None:
 
 async def _count(settings: Settings) -> Census:
     async with opened_store(settings) as tokens:
-        return Census.of(await tokens.census(), primary_scheme=None)  # due rows do not matter here
+        return Census.of(await verified_census(tokens), primary_scheme=None)  # due rows do not matter here
 
 
 def configured_versions(settings: Settings) -> set[int]:
@@ -105,6 +106,11 @@ def reasons_to_keep(version: int, settings: Settings, census: Census) -> Iterato
     needing = census.needing_version(version)
     if needing:
         yield f"version {version} is still needed by {counted_noun(needing, 'token')}; run `token-vault rewrap`"
+    if census.disagreeing:
+        yield (
+            f"{counted_noun(census.disagreeing, 'token')} whose row names another scheme than its ciphertext has; "
+            "`token-vault encryption status --verify` counts them"
+        )
     if census.unknown:
         yield (
             f"{counted_noun(census.unknown, 'token')} of unknown format, which may need any key; "

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
 _KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+", re.DOTALL)
 _PULSEPLAN_LOCAL = "pulseplan-local:"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class CensusRow:
     """`rows` rows with this scheme. If they have none, `materials` names the formats of their ciphertexts.
 
-    Names are those of `app.security.formats.material_of`; a row with a refresh token may have two.
+    Names are those of `app.security.formats.material_of`; a row with a refresh token may have two. In a verified census
+    `materials` are the schemes of the ciphertexts, also of rows that have a scheme.
     """
 
     scheme: str | None
@@ -25,7 +27,18 @@ class CensusRow:
     @property
     def needs(self) -> tuple[str, ...]:
         """The schemes or materials that must stay readable for these rows."""
-        return self.materials if self.scheme is None else (self.scheme,)
+        return self.materials or (() if self.scheme is None else (self.scheme,))
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether a ciphertext has another scheme than the row names. Such a row is refused with `integrity`."""
+        return self.scheme is not None and any(material != self.scheme for material in self.materials)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the row names a scheme that the vault does not write, or a ciphertext has no known format."""
+        named = () if self.scheme is None else (self.scheme,)
+        return not self.needs or not all(map(_KNOWN.fullmatch, (*self.needs, *named)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,12 @@ class Census:
     @property
     def unknown(self) -> int:
         """Rows in no known format, or with a scheme that the vault does not write."""
-        return sum(line.rows for line in self.lines if not line.needs or not all(map(_KNOWN.fullmatch, line.needs)))
+        return sum(line.rows for line in self.lines if line.is_unknown)
+
+    @property
+    def disagreeing(self) -> int:
+        """Rows that name another known scheme than their ciphertexts have; only a verified census finds them."""
+        return sum(line.rows for line in self.lines if line.disagrees and not line.is_unknown)
 
     def _count(self, applies: Callable[[str], bool]) -> int:
         return sum(line.rows for line in self.lines if any(map(applies, line.needs)))

@@ -269,3 +269,15 @@ def test_a_database_without_the_function_of_the_findings_is_told(tmp_path: Path,
     assert severity == "warn"
     assert "privileges were not checked" in text
     assert "run migrations/" in text
+
+
+def test_a_base_url_that_callers_get_as_null_is_found(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / DATABASE)
+    strange, *others = (row for row, _ in pulseplan_rows())
+    rows.insert([strange | {"provider_url": "canvas.example.edu"}, *others])
+    state, said = _findings(_doctor(new_home(tmp_path)))["store"]
+    assert state == "warn"
+    assert "1 token with a base URL that is no https URL" in said
+    assert strange["id"] in said
+    rows.replace(others)
+    assert _findings(_doctor(new_home(tmp_path)))["store"][0] == "ok"

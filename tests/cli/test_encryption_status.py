@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -171,7 +172,38 @@ def test_a_store_that_is_down_is_exit_code_2(supabase: SupabaseStack, tmp_path: 
         require_refusal(done, 2, "store_unavailable")
 
 
+def test_verify_counts_rows_that_claim_what_they_are_not(kms: Kms, rows: Rows, tmp_path: Path) -> None:
+    settings = _mixed(rows, kms)
+    honest = json.loads(_status(tmp_path, settings, "--json", "--verify").stdout)
+    assert honest["disagreeing"] == 0
+    assert {name: honest[name] for name in ("tokens", "unknown")} == {
+        name: _counted(tmp_path, settings)[name] for name in ("tokens", "unknown")
+    }
+    rows.insert(
+        [
+            sealed_row(local_encryption(1)) | {"encryption_scheme": "local:v2"},
+            sealed_row(local_encryption(2)) | {"encryption_scheme": f"kms:{kms.key_arn}"},
+            pulseplan_rows()[0][0] | {"id": str(uuid4()), "service_type": "b", "encryption_scheme": "local:v2"},
+        ]
+    )
+    assert _counted(tmp_path, settings)["tokens"] == honest["tokens"] + 3
+    done = _status(tmp_path, settings, "--verify")
+    assert done.returncode == 1
+    assert "3 tokens whose row names another scheme" in done.stderr
+    assert "local:v2; is local:v1" in done.stdout
+    assert "local:v2; is pulseplan-local:v1" in done.stdout
+
+
 # --- keys retire
+
+
+def test_a_key_is_kept_while_a_row_hides_that_it_needs_it(rows: Rows, tmp_path: Path) -> None:
+    settings = rows.settings() | SECOND
+    rows.insert([sealed_row(local_encryption(2)), sealed_row(local_encryption(1)) | {"encryption_scheme": "local:v2"}])
+    done = _retire(1, tmp_path, settings)
+    assert done.returncode == 1
+    assert "version 1 is still needed by 1 token" in done.stderr
+    assert "1 token whose row names another scheme" in done.stderr
 
 
 def test_a_version_is_kept_while_a_row_of_any_format_needs_it(rows: Rows, tmp_path: Path) -> None:
