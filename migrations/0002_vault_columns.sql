@@ -133,6 +133,12 @@ begin
         alter column last_refreshed set default now(),
         alter column is_active set default true;
 
+    -- A new row's version is its creation time in milliseconds, so that no version
+    -- of a deleted token, and no ETag, comes again. Existing rows keep theirs.
+    alter table public.oauth_tokens
+        alter column version
+        set default floor(extract(epoch from clock_timestamp()) * 1000)::bigint;
+
     -- A new provider must not need a migration, so a pattern takes the place of
     -- the list. A check that involves other columns as well says something else,
     -- and stays.

@@ -73,7 +73,7 @@ IF_MATCH = {
             {"type": "string", "enum": ["*"]},
             {"type": "string", "pattern": f"^{ENTITY_TAG_PATTERN}(, *{ENTITY_TAG_PATTERN})*$"},
         ],
-        "examples": ['"3"'],
+        "examples": ['"1795424400000"'],
     },
     "description": "Write only if the token has this version. `*`: only if the token exists.",
 }
@@ -97,7 +97,12 @@ _USER_JWT = {
     '`"on_behalf_of": "required"` need it. With it, a call concerns only that user.',
 }
 _USERS_IN_BODY = frozenset({"/v1/tokens/batch-get"})
-_ETAG = {"ETag": {"description": "Version of the token, in quotes.", "schema": {"type": "string", "examples": ['"3"']}}}
+_ETAG = {
+    "ETag": {
+        "description": "Version of the token, in quotes.",
+        "schema": {"type": "string", "examples": ['"1795424400000"']},
+    }
+}
 
 
 def responses(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:

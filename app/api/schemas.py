@@ -231,7 +231,7 @@ _EXAMPLE_TOKEN: dict[str, JsonValue] = {
     "has_refresh_token": False,
     "encryption_method": "aes256-gcm-v1",
     "kms_key_id": None,
-    "version": 1,
+    "version": 1795424400000,
     "created_at": "2026-11-23T09:00:00Z",
     "updated_at": "2026-11-23T09:00:00Z",
     "last_refreshed": "2026-11-23T09:00:00Z",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from app.tokens.models import (
 
 T = TypeVar("T")
 MAXIMUM_METADATA_BYTES = 8 * 1024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def stored(
@@ -48,11 +49,25 @@ def stored(
         email=given_or(given.email, None),
         base_url=given_or(given.base_url, None),
         metadata=_checked(given_or(given.metadata, {})),
-        version=1 if current is None or not 0 <= current.version < LAST_VERSION else current.version + 1,
+        version=_next_version(current, now),
         created_at=current.created_at if isinstance(current, StoredToken) else now,
         updated_at=now,
         last_refreshed=now,
     )
+
+
+def first_version(now: datetime) -> int:
+    """Return the version of a row created now: the milliseconds since 1970.
+
+    So the version of a deleted token never comes again, and neither does its ETag.
+    """
+    return (now - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _next_version(current: TokenRow | None, now: datetime) -> int:
+    if current is None or not 0 <= current.version < LAST_VERSION:  # another program may have written any number
+        return first_version(now)
+    return current.version + 1
 
 
 def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, now: datetime) -> StoredToken:

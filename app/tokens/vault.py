@@ -50,6 +50,7 @@ from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 T = TypeVar("T")
 OPERATION_SECONDS = 4.5
 _MAXIMUM_ROUNDS = 20
+_LONGEST_WAIT_MILLISECONDS = 20
 
 
 class TokenVault:
@@ -235,6 +236,7 @@ class TokenVault:
                 current = _require_row(found, precondition)
                 if isinstance(current, StoredToken):
                     operation.note(current)
+                await self._outlast(current)
                 await operation.announce()
                 try:
                     return await self._tokens.delete(current) or None
@@ -252,6 +254,7 @@ class TokenVault:
             deleted = 0
             # each at its version: a statement that arrives late deletes no token that was stored after it
             while tokens := await self._tokens.list_for_user(user_id):
+                await self._outlast(*tokens)
                 await operation.announce()
                 deleted += await self._tokens.delete_many(tokens)
             return deleted
@@ -270,6 +273,15 @@ class TokenVault:
                 "the tokens could not be counted in time; `token-vault encryption status` waits longer"
             ) from None
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
+
+    async def _outlast(self, *tokens: TokenRow) -> None:
+        """Wait until a token that is stored from now on gets a higher version than these, which are deleted next.
+
+        That takes a millisecond for a token as young as that. It takes no longer if the clocks of replicas differ.
+        """
+        ahead = max(token.version for token in tokens) - transitions.first_version(self._now())
+        if ahead >= 0:
+            await asyncio.sleep(min(ahead + 1, _LONGEST_WAIT_MILLISECONDS) / 1000)
 
     async def _find(self, token_id: TokenId) -> TokenRow | None:
         """Read the row, and check its token id, because a ciphertext opens for the id that the row names."""

@@ -57,6 +57,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.tokens: dict[tuple[str, str, str], Model] = {}
+        self.highest_versions: dict[tuple[str, str, str], int] = {}
 
     @initialize()
     def start_empty(self) -> None:
@@ -75,14 +76,22 @@ class Histories(RuleBasedStateMachine):
         if token_id[1] == "canvas" and given["refresh_token"] is None and "expires_at" not in body:
             given["expires_at"] = answer.json()["expires_at"]
             assert given["expires_at"] is not None
-        self.tokens[token_id] = Model(1 if current is None else current.version + 1, given)
+        version = answer.json()["version"]
+        if current is not None:
+            assert version == current.version + 1
+        else:
+            assert version > self.highest_versions.get(token_id, 0), "no version of a deleted token comes again"
+        self.tokens[token_id] = Model(version, given)
 
     @rule(token_id=token_ids, body=fields, condition=conditions)
     def rotate(self, token_id: tuple[str, str, str], body: dict[str, Any], condition: str) -> None:
         answer = self.call("POST", token_id, body, condition, suffix="/rotate")
         current = self.expect_change(token_id, answer, condition)
         if current is not None:
-            self.tokens[token_id] = replace(current, version=current.version + 1, fields={**current.fields, **body})
+            fields = {**current.fields, **body}
+            if "refresh_token" not in body and fields["base_url"] != current.fields["base_url"]:
+                fields["refresh_token"] = None  # it does not follow another URL
+            self.tokens[token_id] = replace(current, version=current.version + 1, fields=fields)
 
     @rule(
         token_id=token_ids,
@@ -110,7 +119,7 @@ class Histories(RuleBasedStateMachine):
     def delete(self, token_id: tuple[str, str, str], condition: str) -> None:
         answer = self.call("DELETE", token_id, None, condition)
         if self.expect_change(token_id, answer, condition, success=204) is not None:
-            del self.tokens[token_id]
+            self.forget(token_id)
 
     @rule(token_id=token_ids)
     def reveal(self, token_id: tuple[str, str, str]) -> None:
@@ -141,7 +150,10 @@ class Histories(RuleBasedStateMachine):
         doomed = [token_id for token_id in self.tokens if token_id[0] == user]
         assert self.client.delete(f"/v1/users/{user}/tokens").json() == {"deleted": len(doomed)}
         for token_id in doomed:
-            del self.tokens[token_id]
+            self.forget(token_id)
+
+    def forget(self, token_id: tuple[str, str, str]) -> None:
+        self.highest_versions[token_id] = self.tokens.pop(token_id).version
 
     def call(
         self,

@@ -61,7 +61,7 @@ def test_the_service_sees_and_changes_the_row(
 ) -> None:
     with httpx.Client(base_url=supabase.url, headers=service, verify=PLAIN_HTTP) as client:
         assert [each["id"] for each in client.get(TABLE).json()] == [str(row["id"])]
-        changed = client.patch(TABLE, params={"version": "eq.1"}, json={"version": 2}).json()
+        changed = client.patch(TABLE, params={"version": f"eq.{row['version']}"}, json={"version": 2}).json()
         assert [each["version"] for each in changed] == [2]
         assert client.get(SEES_EVERY_ROW).json() is True
         assert client.post(SEES_EVERY_ROW).json() is True

@@ -88,7 +88,7 @@ def test_a_canvas_token_of_a_script_is_retrieved_and_served(home: Home, serve: S
     assert unknown is None
     with serve(home) as server, server.client() as client:
         revealed = client.get(f"/v1/users/{user_id}/tokens/canvas").json()
-    assert (revealed["access_token"], revealed["base_url"], revealed["version"]) == ("1234~token", URL, 1)
+    assert (revealed["access_token"], revealed["base_url"]) == ("1234~token", URL)
 
 
 def test_a_canvas_url_that_is_not_https_is_refused_before_any_write(tmp_path: Path) -> None:

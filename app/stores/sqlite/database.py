@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS oauth_tokens (
     provider_url      TEXT,
     is_active         INTEGER,
     metadata          TEXT NOT NULL DEFAULT '{}',
-    version           INTEGER NOT NULL DEFAULT 1,
+    version           INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
     encryption_scheme TEXT,
     created_at        TEXT,
     updated_at        TEXT,

@@ -12,7 +12,7 @@ from tests.support.process.wire import Wire, token_path
 
 
 def secret_of(user_id: UUID, version: int) -> str:
-    """Return the secret of a version of a user's token; it is unique, because each token has one writer."""
+    """Return the secret of a user's first or second write; it is unique, because each token has one writer."""
     return f"secret of version {version} for {user_id}"
 
 

@@ -25,7 +25,7 @@ COLUMNS = {
     "service_type": ("text", "NO", "'default'::text"),
     "provider_url": ("text", "YES", None),
     "metadata": ("jsonb", "NO", "'{}'::jsonb"),
-    "version": ("bigint", "NO", "1"),
+    "version": ("bigint", "NO", "(floor((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric)))::bigint"),
     "encryption_scheme": ("text", "YES", None),
 }
 
