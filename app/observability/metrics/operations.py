@@ -21,17 +21,21 @@ class OperationMetrics:
             registry=registry,
         )
         self._counters: dict[tuple[str, str, str], Counter] = {}
-        by_kind = Counter(
+        self._by_kind = Counter(
             "token_vault_operations_by_kind",
             "Operations on tokens on behalf of a `user`, whose JWT came with the call, and those without (`none`).",
             ["operation", "on_behalf_of"],
             registry=registry,
         )
-        self._for_user = {operation: by_kind.labels(operation.value, "user") for operation in Operation}
-        self._for_none = {operation: by_kind.labels(operation.value, NONE) for operation in Operation}
+        self._for_user: dict[Operation, Counter] = {}
+        self._for_none: dict[Operation, Counter] = {}
 
     def record(self, event: TokenEvent) -> None:
-        (self._for_none if event.caller.on_behalf_of is None else self._for_user)[event.operation].inc()
+        kind, counters = (NONE, self._for_none) if event.caller.on_behalf_of is None else ("user", self._for_user)
+        by_kind = counters.get(event.operation)
+        if by_kind is None:
+            by_kind = counters[event.operation] = self._by_kind.labels(event.operation.value, kind)
+        by_kind.inc()
         provider = NONE if event.token_id is None else event.token_id.provider
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
         if outcome not in PROVIDER_OUTCOMES:

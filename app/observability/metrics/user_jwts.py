@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter
 
 from app.callers.user_jwt import VERIFIED, JwtRefusal
-from app.observability.metrics.labels import OTHER
+from app.observability.metrics.labels import one_of
+
+_OUTCOMES: Final = frozenset({VERIFIED, *JwtRefusal})
 
 
 class UserJwtMetrics:
-    """`UserJwtCounters` in Prometheus. Each outcome has a series from the start."""
+    """`UserJwtCounters` in Prometheus. Outcomes with an alert have a series from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        jwts = Counter(
+        self._jwts = Counter(
             "token_vault_user_jwts",
             "Users' JWTs of calls on behalf of a user, by outcome: verified, or the reason of the refusal.",
             ["outcome"],
@@ -24,11 +28,13 @@ class UserJwtMetrics:
             ["outcome"],
             registry=registry,
         )
-        self._jwts = {outcome: jwts.labels(outcome) for outcome in (VERIFIED, *JwtRefusal, OTHER)}
+        self._verified = self._jwts.labels(VERIFIED)
+        self._jwts.labels(JwtRefusal.OTHER_USER)
         self._downloads = {outcome: downloads.labels(outcome) for outcome in ("success", "failure")}
 
     def user_jwt(self, outcome: str) -> None:
-        self._jwts.get(outcome, self._jwts[OTHER]).inc()
+        counter = self._verified if outcome == VERIFIED else self._jwts.labels(one_of(_OUTCOMES, outcome))
+        counter.inc()
 
     def key_set_download(self, outcome: str) -> None:
         self._downloads[outcome].inc()
