@@ -10,8 +10,9 @@ from tests.support.process.home import new_home, token_vault
 from tests.support.security.user_jwts import ISSUER, SECRET, new_signing_key
 from tests.support.stack.jwks import jwks_endpoint
 
-LIMITED = {"service": "api", "sha256": "a" * 64, "scopes": ["tokens:reveal"], "on_behalf_of": "required"}
-EVERY = {"service": "jobs", "sha256": "b" * 64, "scopes": ["tokens:reveal"]}
+_COMMON = {"scopes": ["tokens:reveal"], "expires_at": "2099-01-01T00:00:00Z"}
+LIMITED = {**_COMMON, "service": "api", "sha256": "a" * 64, "on_behalf_of": "required"}
+EVERY = {**_COMMON, "service": "jobs", "sha256": "b" * 64}
 
 
 def _doctor(folder: Path, *keys: dict[str, Any], **settings: str) -> tuple[int, list[str]]:
