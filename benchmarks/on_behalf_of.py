@@ -48,6 +48,7 @@ def measure(bench: Bench) -> list[Line]:
         bench.servers.vault("on-behalf-of", endpoint.environment()) as vault,
     ):
         bench.stored(vault, user_ids)
+        bench.drive(Plan(port=vault.port, requests=with_seen_jwts, connections=CONNECTIONS, seconds=60.0))
         rounds = [[_microseconds(bench, vault, one) for one in contestants] for _ in range(bench.rounds + 1)][1:]
     without = [one[0] for one in rounds]
     return [
