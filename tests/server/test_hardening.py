@@ -199,33 +199,33 @@ def _memory(process: int) -> bytes:
     return b"".join(pieces)
 
 
+# stops a command when it opens the file of its settings
+STOP_AT_SETTINGS = """
+import os, signal, sys
+
+def stop(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".env"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+sys.addaudithook(stop)
+"""
+
+
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command: list[str]) -> None:
-    os.mkfifo(tmp_path / ".env")  # a reader blocks until it is written
+    (tmp_path / ".env").write_text("LOG_LEVEL=ERROR\n")
+    (tmp_path / "sitecustomize.py").write_text(STOP_AT_SETTINGS)
+    variables = environment({"PYTHONPATH": f"{tmp_path}:{AS_USERS_HAVE_IT['PYTHONPATH']}"})
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment({}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            writing = _once_it_is_read(tmp_path / ".env")
+            eventually(lambda: _status(process.pid, "State") == "T", within_seconds=60)
             assert _limit(process.pid, "Max core file size") == ["0", "0"]
             if _may_lock_memory():
                 assert int(_status(process.pid, "VmLck")) > 10_000
-            os.close(writing)
         finally:
             process.kill()
-
-
-def _once_it_is_read(fifo: Path) -> int:
-    """Wait for a reader, and return the descriptor of the other end: the reader goes on once that is closed."""
-    opened: list[int] = []
-
-    def is_read() -> bool:
-        with suppress(OSError):
-            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-        return bool(opened)
-
-    eventually(is_read, within_seconds=60)
-    return opened[0]
 
 
 @NEEDS_SETPRIV
