@@ -12,7 +12,7 @@ from app.tokens.legacy_rows import is_legacy
 from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
 
-WINDOW_WITHOUT_NEED: Final = "ALLOW_LEGACY_FORMATS is true, and no row is in PulsePlan's formats: set it to false"
+WINDOW_WITHOUT_NEED: Final = "ALLOW_LEGACY_FORMATS is true, and no row needs PulsePlan's formats: set it to false"
 _START_SECONDS: Final = 2.0
 _PAGE_ROWS: Final = 200
 _MAXIMUM_PAGES: Final = 50

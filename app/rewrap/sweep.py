@@ -274,7 +274,10 @@ class Sweep:
         self._observer.progressed(self._report)
 
     def _takes(self, row: StoredToken | UnreadableRow) -> bool:
-        """Return whether the plan includes the row; one that names a scheme is taken, whatever its ciphertexts are."""
+        """Return whether the plan includes the row.
+
+        A row that names a scheme is taken: a legacy ciphertext in it is `integrity`, and the sweep reports it.
+        """
         if self._plan.rewrap_legacy or isinstance(row, UnreadableRow):
             return True
         return row.encryption_scheme is not None or not is_legacy(row)

@@ -12,7 +12,7 @@ from app.security.aead import KEY_BYTES, TAG_BYTES, open_without_commitment
 from app.security.context import TokenContext
 from app.security.formats import Family
 from app.security.keyring import Keyring
-from app.security.strategy import KeyNotCached
+from app.security.strategy import KeyNotCached, require_claim
 
 PBKDF2_ITERATIONS = 100_000
 _IV_BYTES: Final = 16
@@ -35,7 +35,8 @@ class PulsePlanLocalReader:
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
+        require_claim(claimed, None)
         version, iv_hex, tag_hex, body_hex = _split(ciphertext)
         try:
             iv, tag, body = bytes.fromhex(iv_hex), bytes.fromhex(tag_hex), bytes.fromhex(body_hex)

@@ -13,7 +13,7 @@ from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box, Com
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.formats import Family
 from app.security.keyring import Keyring
-from app.security.strategy import KeyNotCached, Sealed
+from app.security.strategy import KeyNotCached, Sealed, require_claim
 
 CACHED_USER_KEYS = 4_096
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
@@ -63,8 +63,9 @@ class LocalStrategy:
             method=f"aes256-gcm-{name}",
         )
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
         name, _, encoded = ciphertext.partition(":")
+        require_claim(claimed, f"local:{name}")
         payload = base64url.decode(encoded)
         if len(payload) < _OVERHEAD_BYTES:
             raise MalformedCiphertext("the ciphertext is shorter than its fixed parts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
+from app.errors import IntegrityError
 from app.security.context import TokenContext
 from app.security.formats import Family
 
@@ -37,6 +38,15 @@ class KeyNotCached(Exception):
         self.derived = derived
 
 
+def require_claim(claimed: str | None, scheme: str | None) -> None:
+    """Raise `IntegrityError` if a row names another scheme than that of its ciphertext.
+
+    `scheme` is `None` for the formats that the vault never writes: a row names none beside them.
+    """
+    if claimed is not None and claimed != scheme:
+        raise IntegrityError("the row's encryption_scheme is not the scheme of its ciphertext")
+
+
 class EncryptionReader(Protocol):
     """Decrypts the ciphertexts of one family. Calls are synchronous and safe from several threads.
 
@@ -47,8 +57,12 @@ class EncryptionReader(Protocol):
     @property
     def family(self) -> Family: ...
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        """Return the plaintext; raises an `EncryptionError`."""
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
+        """Return the plaintext; raises an `EncryptionError`.
+
+        `claimed` is the scheme that the row names, `None` if it names none. A ciphertext of another scheme is an
+        `IntegrityError`, before any key is used.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
 _KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+", re.DOTALL)
+_WRITTEN = re.compile(r"local:v[1-9][0-9]*|kms:.+", re.DOTALL)  # the schemes that the vault gives its rows
 _PULSEPLAN_LOCAL = "pulseplan-local:"
 UNKNOWN = "unknown"
 
@@ -37,8 +38,14 @@ class CensusRow:
     @property
     def is_unknown(self) -> bool:
         """Whether the row names a scheme that the vault does not write, or a ciphertext has no known format."""
-        named = () if self.scheme is None else (self.scheme,)
-        return not self.needs or not all(map(_KNOWN.fullmatch, (*self.needs, *named)))
+        if self.scheme is not None and not _WRITTEN.fullmatch(self.scheme):
+            return True
+        return not self.needs or not all(map(_KNOWN.fullmatch, self.needs))
+
+    @property
+    def is_legacy(self) -> bool:
+        """Whether a secret of the rows is in a format of PulsePlan's, which only rows without a scheme may have."""
+        return self.scheme is None and any(need.startswith(_PULSEPLAN_LOCAL) for need in self.materials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ class Census:
 
     def without_legacy(self) -> Census:
         """Return the census of the rows that are in no format of PulsePlan's."""
-        return replace(self, lines=tuple(line for line in self.lines if not any(map(_is_legacy, line.needs))))
+        return replace(self, lines=tuple(line for line in self.lines if not line.is_legacy))
 
     def needing_version(self, version: int) -> int:
         """Count the rows that need this version of the master key."""
@@ -88,7 +95,7 @@ class Census:
     @property
     def legacy(self) -> int:
         """Rows that `ALLOW_LEGACY_FORMATS=false` would refuse."""
-        return self._count(_is_legacy)
+        return sum(line.rows for line in self.lines if line.is_legacy)
 
     @property
     def unknown(self) -> int:
@@ -102,10 +109,6 @@ class Census:
 
     def _count(self, applies: Callable[[str], bool]) -> int:
         return sum(line.rows for line in self.lines if any(map(applies, line.needs)))
-
-
-def _is_legacy(need: str) -> bool:
-    return need.startswith(_PULSEPLAN_LOCAL)
 
 
 def _version(need: str) -> int | None:

@@ -154,7 +154,7 @@ def test_the_legacy_window_is_compared_with_rows_on_supabase(
     rows = SupabaseRows(supabase)
     rows.insert([sealed_row(local_encryption(1)) if kind == "bound" else pulseplan_rows()[0][0]])
     done = _doctor(new_home(tmp_path, **rows.settings()))
-    assert ("no row is in PulsePlan's formats" in done.stdout) is (kind == "bound")
+    assert ("no row needs PulsePlan's formats" in done.stdout) is (kind == "bound")
 
 
 @pytest.mark.parametrize("name", ["PORT", "TOKEN_STORE", "TOKEN_ENCRYPTION_KEY", "SUPABASE_URL"])

@@ -14,6 +14,7 @@ from app.errors import IntegrityError
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.on_read import RewrapOnRead
 from app.rewrap.report import SweepReport
+from app.rewrap.sweep import SweepPlan
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
@@ -27,14 +28,16 @@ from tests.support.rewrap.stored_rows import (
     Row,
     Rows,
     SqliteRows,
+    SupabaseRows,
     access_of,
     key_settings,
     local_encryption,
     sealed_row,
     what_a_row_holds,
 )
-from tests.support.rewrap.sweeps import Observed, opened
+from tests.support.rewrap.sweeps import Observed, opened, sweep
 from tests.support.security.legacy_tokens import legacy_ciphertext
+from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import raw_row
 from tests.support.waiting import eventually, eventually_async
 
@@ -150,6 +153,30 @@ def test_rewrap_legacy_lets_a_service_rewrap_them(
         eventually(lambda: sqlite.count("local:v2") == 1, within_seconds=60)
     after = sqlite.rows()[legacy["id"]]
     assert what_a_row_holds(local_encryption(2), after) == (access_of(legacy["id"]), "")
+
+
+@pytest.mark.parametrize("rewrap_legacy", [False, True])
+async def test_a_legacy_ciphertext_under_a_claim_is_never_bound(
+    supabase: SupabaseStack, *, rewrap_legacy: bool
+) -> None:
+    """Also while the store cannot count the rows, and a sweep walks every scheme that a row names."""
+    planted = [
+        _legacy_row(str(uuid4()), "google", encryption_scheme=claim)
+        for claim in ("pulseplan-local:v1", "local:v1", "nonsense")
+    ]
+    half = sealed_row(local_encryption(1))
+    half["refresh_token"] = legacy_ciphertext("google's refresh token", half["user_id"])
+    rows, plan = SupabaseRows(supabase), SweepPlan(rewrap_legacy=rewrap_legacy)
+    rows.insert([*planted, half])
+    before = rows.rows()
+    async with opened(rows) as tokens:
+        counted = await sweep(tokens, local_encryption(2), plan=plan).run()
+        supabase.faults.answer(504, when=lambda request: "token_vault_census" in request.target)
+        uncounted = await sweep(tokens, local_encryption(2), plan=plan).run()
+    for report in (counted, uncounted):
+        assert (dict(report.unreadable), report.rewrapped, report.stopped) == ({"integrity": 4}, 0, None)
+    assert (counted.due, uncounted.due) == (4, None)
+    assert rows.rows() == before
 
 
 # --- copies

@@ -22,7 +22,7 @@ from tests.support.rewrap.stored_rows import (
 from tests.support.rewrap.sweeps import opened
 from tests.support.security.legacy_tokens import legacy_ciphertext
 
-_WITHOUT_NEED = "ALLOW_LEGACY_FORMATS is true, and no row is in PulsePlan's formats"
+_WITHOUT_NEED = "ALLOW_LEGACY_FORMATS is true, and no row needs PulsePlan's formats"
 
 
 def _without_scheme() -> Row:
@@ -36,13 +36,21 @@ def _half_legacy() -> Row:
 
 @pytest.mark.parametrize(
     ("kind", "needed"),
-    [("empty", False), ("bound", False), ("without a scheme", False), ("half", True), ("last of many", True)],
+    [
+        ("empty", False),
+        ("bound", False),
+        ("without a scheme", False),
+        ("planted", False),
+        ("half", True),
+        ("last of many", True),
+    ],
 )
 async def test_the_window_is_compared_with_the_rows(rows: Rows, kind: str, needed: bool) -> None:
     stored = {
         "empty": [],
         "bound": [sealed_row(local_encryption(1))],
         "without a scheme": [_without_scheme(), broken_rows()["nonsense"]],
+        "planted": [pulseplan_rows()[0][0] | {"encryption_scheme": "pulseplan-local:v1"}],
         "half": [_without_scheme(), _half_legacy()],
         "last of many": [
             *(_without_scheme() | {"user_id": str(uuid4())} for _ in range(201)),

@@ -208,8 +208,8 @@ class _WrongForSome:
     def scheme(self) -> str | None:
         return self._strategy.scheme
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        return self._strategy.open(ciphertext, context, wait=wait)
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
+        return self._strategy.open(ciphertext, context, claimed=claimed, wait=wait)
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         wrong = self._wrong.get(context.user_id)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.errors import IntegrityError, KeyDenied, MalformedCiphertext
+from app.security.context import TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.formats import Family, families_of, family_of
 from app.security.keyring import decode_key_text
@@ -90,6 +91,16 @@ def test_legacy_formats_are_refused_when_switched_off() -> None:
     vector = _TOKENS[0]
     with pytest.raises(KeyDenied, match="switched off"):
         service(keyring({1: vector.master_key}), legacy=False).decrypt_token(vector.ciphertext, vector.user_id)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("claim", ["pulseplan-local:v1", "local:v1", ""])
+def test_one_under_any_claim_is_an_integrity_error(claim: str, *, legacy: bool) -> None:
+    """Only rows of PulsePlan's hold these formats, and they name no scheme."""
+    vector = _TOKENS[0]
+    reader, context = service(keyring({1: vector.master_key}), legacy=legacy), TokenContext(vector.user_id)
+    with pytest.raises(IntegrityError, match="scheme"):
+        reader.open(vector.ciphertext, context, claimed=claim)
 
 
 def test_the_family_of_an_opened_ciphertext_is_that_of_its_form() -> None:

@@ -117,8 +117,8 @@ class ForgetfulStrategy:
     def scheme(self) -> str | None:
         return self._strategy.scheme
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
-        return self._strategy.open(ciphertext, replace(context, **self._forgotten), wait=wait)
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
+        return self._strategy.open(ciphertext, replace(context, **self._forgotten), claimed=claimed, wait=wait)
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         return self._strategy.seal(plaintext, replace(context, **self._forgotten), wait=wait)

@@ -15,7 +15,7 @@ from app.security.formats import Family
 from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, fingerprint
 from app.security.kms.key_service import KeyService
 from app.security.kms.package_format import MAXIMUM_NAME_CHARACTERS, Package, complete, head
-from app.security.strategy import KeyNotCached, Sealed
+from app.security.strategy import KeyNotCached, Sealed, require_claim
 from app.single_flight import ThreadSingleFlight
 
 SEALING_SECONDS: Final = 2.5
@@ -59,8 +59,9 @@ class KmsEnvelopeStrategy:
             key_id=key.tracking_id,
         )
 
-    def open(self, ciphertext: str, context: TokenContext, *, wait: bool = True) -> str:
+    def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
         package = Package.decode(ciphertext)
+        require_claim(claimed, f"kms:{package.key_name}")
         if not _is_tracking_id(package.tracking_id, context):
             # it could not authenticate, so no request is needed
             raise IntegrityError("the KMS package was made for another user or provider")
