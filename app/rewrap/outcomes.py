@@ -96,7 +96,7 @@ class OutcomeRecorder:
         self._report.unreadable = self._unreadable_before | self._unreadable_in_pass  # the larger count of each code
         if not self._shown.add(row_id, error.code):  # an earlier pass met it
             return
-        self._observer.unreadable(row_id, error)
+        self._observer.unreadable(row_id.encode(errors="backslashreplace").decode(), error)
         if row is not None and self._audited.add(row_id, error.code):
             self._keep(row, error.code, error.detail)
 

@@ -52,6 +52,10 @@ class TokenId:
         return cls(parse_user_id(user_id), _parse_slug("provider", provider), _parse_slug("service_type", service_type))
 
 
+def is_uuid(text: str) -> bool:
+    return _UUID.fullmatch(text) is not None
+
+
 def parse_user_id(user_id: str) -> str:
     """Return the UUID in lower case, the one spelling that ciphertexts are bound to."""
     if not _UUID.fullmatch(user_id):
@@ -116,7 +120,10 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableRow:
-    """A row that does not decode. It can be replaced and deleted like a token; `detail` quotes none of its columns."""
+    """A row that does not decode. It can be replaced and deleted like a token; `detail` quotes none of its columns.
+
+    `id` names the row to its store; it may hold lone surrogates, which no answer or log can.
+    """
 
     id: str
     token_id: TokenId

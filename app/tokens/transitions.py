@@ -22,6 +22,7 @@ from app.tokens.models import (
     TokenRow,
     TokenStatus,
     Unset,
+    is_uuid,
 )
 
 T = TypeVar("T")
@@ -32,9 +33,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def stored(
     current: TokenRow | None, token_id: TokenId, given: TokenInput, sealed: SealedSecrets, *, now: datetime
 ) -> StoredToken:
-    """Return the row of a stored token. A token that it replaces passes on its id, and `created_at` if it decodes."""
+    """Return the row of a stored token. A token that it replaces passes on its id, and `created_at` if it decodes.
+
+    An unreadable row whose id is no UUID gets a new id, because the id may be what does not decode.
+    """
+    keeps_id = isinstance(current, StoredToken) or (current is not None and is_uuid(current.id))
     return StoredToken(
-        id=str(uuid4()) if current is None else current.id,
+        id=current.id if current is not None and keeps_id else str(uuid4()),
         token_id=token_id,
         access_ciphertext=sealed.access.ciphertext,
         refresh_ciphertext=None if sealed.refresh is None else sealed.refresh.ciphertext,

@@ -251,12 +251,16 @@ class TokenVault:
         """Delete all of a user's tokens; return how many."""
         user_id = parse_user_id(user_id)
         async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id) as operation:
-            deleted = 0
+            deleted, kept = 0, set[tuple[str, int]]()
             # each at its version: a statement that arrives late deletes no token that was stored after it
             while tokens := await self._tokens.list_for_user(user_id):
+                found = {(token.id, token.version) for token in tokens}
+                if found == kept:
+                    raise StoreMisconfigured("the store keeps rows of this user that it was asked to delete")
                 await self._outlast(*tokens)
                 await operation.announce()
-                deleted += await self._tokens.delete_many(tokens)
+                in_round = await self._tokens.delete_many(tokens)
+                deleted, kept = deleted + in_round, set() if in_round else found
             return deleted
 
     async def census(self) -> Census:

@@ -77,6 +77,9 @@ SELECT CAST(scheme AS BLOB) FROM found WHERE scheme IS NOT NULL
 UNION ALL
 SELECT NULL WHERE EXISTS (SELECT 1 FROM oauth_tokens WHERE encryption_scheme IS NULL)
 """
+# An id that is not UTF-8 has a lone surrogate for each byte of it that is none, so that no two ids have one spelling.
+_ID_ERRORS: Final = "surrogateescape"
+_ID: Final = "CAST(? AS TEXT)"  # given as bytes
 _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
@@ -136,21 +139,21 @@ class SqliteRepository:
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = _encode(changed_columns(before, after))
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        where, parameters = "id = ? AND version = ?", [*columns.values(), before.id, before.version]
+        where, parameters = f"id = {_ID} AND version = ?", [*columns.values(), _raw_id(before.id), before.version]
         if isinstance(before, StoredToken):
             where, parameters = f"{where} AND encryption_scheme IS ?", [*parameters, before.encryption_scheme]
         sql = f"UPDATE oauth_tokens SET {assignments} WHERE {where} RETURNING version"  # noqa: S608  column names only
         return after if await self._write(sql, parameters) else None
 
     async def delete(self, row: TokenRow) -> bool:
-        sql = "DELETE FROM oauth_tokens WHERE id = ? AND version = ? RETURNING version"
-        return bool(await self._write(sql, (row.id, row.version), erases=True))
+        sql = f"DELETE FROM oauth_tokens WHERE id = {_ID} AND version = ? RETURNING version"  # noqa: S608  a constant
+        return bool(await self._write(sql, (_raw_id(row.id), row.version), erases=True))
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> int:
         deleted = 0
         for chunk in (rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)):
-            values = ", ".join(["(?, ?)"] * len(chunk))
-            parameters = [part for row in chunk for part in (row.id, row.version)]
+            values = ", ".join([f"({_ID}, ?)"] * len(chunk))
+            parameters = [part for row in chunk for part in (_raw_id(row.id), row.version)]
             sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING version"  # noqa: S608  placeholders only
             deleted += len(await self._write(sql, parameters, erases=True))
         return deleted
@@ -168,13 +171,17 @@ class SqliteRepository:
     ) -> list[TokenRow]:
         where = "WHERE encryption_scheme IS CAST(? AS TEXT)"
         parameters: list[Any] = [self._raw_schemes.get(scheme, scheme)]
-        for condition, value in (("id > ?", after), ("provider = ?", provider)):
+        raw_after = None if after is None else _raw_id(after)
+        for condition, value in ((f"id > {_ID}", raw_after), ("provider = ?", provider)):
             if value is not None:
                 where, parameters = f"{where} AND {condition}", [*parameters, value]
         with translating_sqlite_errors():
-            return await asyncio.to_thread(
+            rows = await asyncio.to_thread(
                 self._rows_on_new_connection, f"{where} ORDER BY id LIMIT ?", [*parameters, limit]
             )
+        if raw_after is not None and any(_raw_id(row.id) <= raw_after for row in rows):
+            raise StoreMisconfigured("the database returned rows that an earlier page has: its ids are not ordered")
+        return rows
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
@@ -259,6 +266,10 @@ class SqliteRepository:
             raise StoreMisconfigured("SQLite cannot hold a value of this row; nothing was written") from None
 
 
+def _raw_id(row_id: str) -> bytes:
+    return row_id.encode(errors=_ID_ERRORS)
+
+
 def _key(token_id: TokenId) -> tuple[str, str, str]:
     return token_id.user_id, token_id.provider, token_id.service_type
 
@@ -280,11 +291,13 @@ def _rows(connection: apsw.Connection, where: str, parameters: Sequence[Any]) ->
 
 def _decode(row: tuple[Any, ...]) -> TokenRow:
     columns = dict(zip(COLUMNS, row, strict=True))
+    row_id = columns["id"]
     try:
         columns |= {name: value.decode() for name, value in columns.items() if isinstance(value, bytes)}
         columns["scopes"] = parse_json(columns["scopes"])
     except (ValueError, RecursionError):
-        return unreadable({name: _shown(value) for name, value in columns.items()})
+        shown = {name: _shown(value) for name, value in columns.items()}
+        return unreadable(shown | {"id": row_id.decode(errors=_ID_ERRORS) if isinstance(row_id, bytes) else row_id})
     columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
     return decode_or_report(columns)
 
