@@ -271,7 +271,8 @@ class Token(BaseModel):
 class Revealed(Token):
     """A token with its secrets. `refresh_token` is present only if it was asked for.
 
-    The secrets, the token id and `base_url` are authentic. Status, expiry, scopes, e-mail, metadata and times are not.
+    The secrets, the token id and `base_url` are authentic, and nothing else is. Of a token in PulsePlan's formats, read
+    while `ALLOW_LEGACY_FORMATS` is true, only the user is.
     """
 
     access_token: str = Field(repr=False)

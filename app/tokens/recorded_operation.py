@@ -49,8 +49,8 @@ class RecordedOperation:
         self.scheme, self.method = sealed.access.scheme, sealed.access.method
 
     def note_opened(self, *ciphertexts: str | None) -> None:
-        """Note the families of ciphertexts that were decrypted; a row's scheme may claim another one."""
-        self.opened = families_of(*ciphertexts)
+        """Add the families of ciphertexts that were decrypted; a row's scheme may claim another one."""
+        self.opened = tuple(dict.fromkeys((*self.opened, *families_of(*ciphertexts))))
 
     async def announce(self) -> None:
         """Record the intent of a change, once; raises `AuditUnavailable`, and then the change must not be made.

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from app.errors import (
-    KeyUnavailable,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -170,8 +169,8 @@ class TokenVault:
     ) -> StoredToken:
         """Replace the secret of an existing token; values that are UNSET and the status stay.
 
-        Another base URL removes a refresh token that is UNSET. A base URL that is UNSET stays if the access token
-        still decrypts beside it; otherwise its `EncryptionError` is raised.
+        Another base URL removes a refresh token that is UNSET. A base URL that the row has and that is UNSET stays if
+        the access token still decrypts beside it; otherwise its `EncryptionError` is raised.
 
         Raises `TokenNotFound` or `VersionConflict`.
         """
@@ -179,7 +178,7 @@ class TokenVault:
 
             async def write(found: TokenRow | None) -> StoredToken | None:
                 current = _require_token(found, precondition)
-                sealed = await self._seal_rotation(current, given)
+                sealed = await self._seal_rotation(current, given, operation)
                 operation.note_sealed(sealed)
                 after = transitions.rotated(current, given, sealed, now=self._now())
                 await operation.announce()
@@ -341,31 +340,25 @@ class TokenVault:
             self._on_reveal(token)
         return revealed
 
-    async def _seal_rotation(self, current: StoredToken, given: TokenInput) -> SealedSecrets:
+    async def _seal_rotation(
+        self, current: StoredToken, given: TokenInput, operation: RecordedOperation
+    ) -> SealedSecrets:
         """Encrypt the new secrets; if the scheme has changed, also a refresh token that stays: a row has one scheme."""
         refresh, until = transitions.given_or(given.refresh_token, None), self._cipher.key_deadline()
-        if given.base_url is UNSET:
-            await self._require_authentic_url(current, until=until)
+        if given.base_url is UNSET and current.base_url is not None:
+            # the stored access token proves the row's URL: an edited one must not get the new secret
+            await self._cipher.open_access(current, until=until)
+            operation.note_opened(current.access_ciphertext)
         binding = Binding(current.token_id, transitions.given_or(given.base_url, current.base_url))
         sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
         stays = transitions.kept_refresh(current, given)
         if stays is not None and scheme_of(stays) != sealed.access.scheme:
-            # the new ciphertext is bound to this row for good, so its legacy one must not be another row's
-            await require_own_secrets(self._tokens, replace(current, access_ciphertext=stays))
+            # the new ciphertext is bound to this row for good, so its legacy one must not be another secret's
+            await require_own_secrets(self._tokens, replace(current, access_ciphertext=sealed.access.ciphertext))
             refresh = await self._cipher.open_refresh(current, until=until)
+            operation.note_opened(stays)
             sealed = await self._cipher.seal(binding, given.access_token, refresh, until=until)
         return sealed
-
-    async def _require_authentic_url(self, current: StoredToken, *, until: float) -> None:
-        """Raise unless the access token opens beside the row's base URL: an edited URL must not get a new secret.
-
-        A row without a URL is not held up by a key service that is unavailable: its new secret gets no URL either.
-        """
-        try:
-            await self._cipher.open_access(current, until=until)
-        except KeyUnavailable:
-            if current.base_url is not None:
-                raise
 
     def _recorded(
         self, operation: Operation, caller: Caller, token_id: TokenId, *, until: float | None = None

@@ -69,18 +69,32 @@ def test_an_edited_provider_url_beside_the_bound_one_redirects_nothing(
     assert client.get(CANVAS).json()["base_url"] == URL
 
 
-@pytest.mark.parametrize("edited", [{"base_url": EVIL}, {"base_url": None}], ids=["another", "none"])
-def test_a_rotation_gives_no_new_secret_to_an_edited_base_url(
-    client: httpx.Client, served_store: Store, edited: dict[str, Any]
-) -> None:
+def test_a_rotation_gives_no_new_secret_to_an_edited_base_url(client: httpx.Client, served_store: Store) -> None:
     client.put(CANVAS, json=BODY)
-    _edit(served_store, metadata=edited, provider_url=edited["base_url"])
+    _edit(served_store, metadata={"base_url": EVIL}, provider_url=EVIL)
     before = _row(served_store)
     new = {"access_token": "new", "refresh_token": "new"}
     problem(client.post(f"{CANVAS}/rotate", json=new), 500, "integrity")
     assert _row(served_store) == before
     assert client.post(f"{CANVAS}/rotate", json={**new, "base_url": URL}).status_code == 200
     assert client.get(CANVAS).json()["base_url"] == URL
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "removed"])
+def test_a_rotation_of_a_row_without_a_base_url_needs_no_old_token(
+    client: httpx.Client, served_store: Store, fault: str
+) -> None:
+    """The new secret gets no URL, so there is nothing that the old one would prove."""
+    client.put(CANVAS, json={**BODY, "base_url": None} if fault == "unreadable" else BODY)
+    if fault == "unreadable":
+        _edit(served_store, access_token=legacy_ciphertext("old", str(uuid4())))
+    else:
+        _edit(served_store, metadata={"base_url": None}, provider_url=None)
+    assert client.post(f"{CANVAS}/rotate", json={"access_token": "new", "refresh_token": "new"}).status_code == 200
+    revealed = client.get(CANVAS, params=REFRESH).json()
+    assert (revealed["access_token"], revealed["refresh_token"], revealed["base_url"]) == ("new", "new", None)
+    _edit(served_store, metadata={"base_url": URL}, provider_url=URL)
+    problem(client.get(CANVAS), 500, "integrity")
 
 
 @pytest.mark.parametrize("base_url", [EVIL, None])

@@ -146,6 +146,25 @@ def test_a_reveal_names_the_family_that_was_opened(audited: Audited) -> None:
     ]
 
 
+def test_a_rotation_names_the_families_that_it_opened(audited: Audited) -> None:
+    """The access token, which proves the row's URL, and a refresh token that stays under a new key."""
+    store = SqliteStore(audited.database)
+    legacy = raw_row()
+    for column in ("access_token", "refresh_token"):
+        legacy[column] = legacy_ciphertext(column, legacy["user_id"])
+    half = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
+    half["refresh_token"] = legacy_ciphertext("old", half["user_id"])
+    bare = raw_row(provider_url=None, access_token="unreadable", refresh_token=None)
+    for row in (legacy, half, bare):
+        store.insert_raw(**row)
+    with audited.recorded() as events, audited.service.client() as client:
+        for row in (legacy, half, bare):
+            path, new = f"{_path(row['user_id'])}/rotate", {"access_token": "new"}
+            eventually(lambda: client.post(path, json=new).status_code == 200)  # noqa: B023  called at once
+    opened = [one.get("opened") for one in events if one["outcome"] == "success"]
+    assert opened == [["pulseplan-local"], ["local", "pulseplan-local"], None]
+
+
 def test_the_purpose_of_a_call_is_recorded(audited: Audited) -> None:
     with audited.recorded() as events, audited.service.client() as client:
         client.get(_path(uuid4()), headers={"X-Purpose": "nightly-sync"})

@@ -183,9 +183,9 @@ async def test_a_legacy_ciphertext_under_a_claim_is_never_bound(
 
 
 def _copies() -> tuple[list[Row], list[Row]]:
-    """Return rows that hold each other's ciphertext or one that opens for no user of theirs, and rows that do not.
+    """Return rows whose ciphertext stands in two places or opens for no user of theirs, and rows without such ones.
 
-    The user of the last row used one Canvas token as access and as refresh token, as PulsePlan stored it.
+    The last row has a Canvas token that its user made by hand, in both columns, as PulsePlan stored it.
     """
     one, two, three, four = (str(uuid4()) for _ in range(4))
     canvas = _legacy_row(one, "canvas")
@@ -197,10 +197,12 @@ def _copies() -> tuple[list[Row], list[Row]]:
     bound = sealed_row(local_encryption(2)) | {"user_id": three, "provider": "google"}
     bound |= {"access_token": under_another_scheme["access_token"], "refresh_token": ""}
     other_user = _legacy_row(four, "canvas", access_token=canvas["access_token"])
-    manual = _legacy_row(four, "google")
+    both_columns = _legacy_row(four, "google")
+    both_columns["refresh_token"] = both_columns["access_token"].removeprefix("v1:")
+    manual = _legacy_row(two, "canvas")
     manual["refresh_token"] = manual["access_token"]
-    left = [canvas, respelt, google, other_column, under_another_scheme, other_user]
-    return [*left, bound], [_legacy_row(one, "notion"), _legacy_row(two, "canvas"), manual]
+    left = [canvas, respelt, google, other_column, under_another_scheme, other_user, both_columns]
+    return [*left, bound], [_legacy_row(one, "notion"), manual]
 
 
 def test_copies_of_a_legacy_ciphertext_are_reported_and_left(rows: Rows, tmp_path: Path) -> None:
@@ -212,6 +214,7 @@ def test_copies_of_a_legacy_ciphertext_are_reported_and_left(rows: Rows, tmp_pat
         done = rewrap(*arguments, folder=tmp_path, settings=rows.settings() | SECOND)
         assert (done.exit_code, done.unreadable) == (1, reported), done
         assert done.stdout.count("another row of this user holds the same PulsePlan ciphertext") == 5
+        assert done.stdout.count("the row's other column holds the same PulsePlan ciphertext") == 1
     after = rows.rows()
     assert [after[row["id"]] for row in left] == [before[row["id"]] for row in left]
     assert {after[row["id"]]["encryption_scheme"] for row in whole} == {"local:v2"}
@@ -246,14 +249,18 @@ async def test_a_rotation_does_not_keep_a_copied_refresh_token(rows: Rows) -> No
     google = _legacy_row(user, "google", refresh_token=legacy_ciphertext("google's refresh token", user))
     canvas = _legacy_row(user, "canvas", refresh_token=google["refresh_token"].removeprefix("v1:"))
     own = _legacy_row(user, "notion", refresh_token=legacy_ciphertext("notion's refresh token", user))
-    rows.insert([google, canvas, own])
-    _derive_keys(google, canvas, own)
+    apple = _legacy_row(user, "apple")
+    apple["refresh_token"] = apple["access_token"]
+    rows.insert([google, canvas, own, apple])
+    _derive_keys(google, canvas, own, apple)
     before = rows.rows()
     newer = TokenInput(access_token=SecretStr("newer"))
     async with opened(rows) as tokens:
         vault = _vault(tokens, Observed())
         with pytest.raises(IntegrityError, match="another row of this user"):
             await vault.rotate(_token_id(canvas), newer, caller=CALLER)
+        with pytest.raises(IntegrityError, match="other column"):
+            await vault.rotate(_token_id(apple), newer, caller=CALLER)
         assert rows.rows() == before
         await vault.rotate(_token_id(canvas), replace(newer, refresh_token=SecretStr("its own")), caller=CALLER)
         await vault.rotate(_token_id(own), newer, caller=CALLER)

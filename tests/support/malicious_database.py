@@ -156,6 +156,9 @@ class MaliciousDatabase(RuleBasedStateMachine):
 
     Subclasses set `services`, `path` and `legacy`: whether the services read PulsePlan's formats. A row in those
     formats authenticates no URL, so its rewrap or rotation adopts the one that stands there and binds it.
+
+    The model assumes that each URL that callers ever gave for a token may be trusted with its next secret: the database
+    can put back the row from when that URL was current, and a rotation without a URL binds the new secret to it.
     """
 
     services: ClassVar[list[EncryptionService]]
@@ -219,7 +222,8 @@ class MaliciousDatabase(RuleBasedStateMachine):
             return
         if adopts:
             self.given_urls[token_id].add(rotated.base_url)
-        assert rotated.base_url in self.given_urls[token_id], "a new secret follows an edited URL"
+        # a row whose URL was removed gives the new secret none
+        assert rotated.base_url in self.given_urls[token_id] | {None}, "a new secret follows an edited URL"
         for secret in (given.access_token, given.refresh_token):
             if isinstance(secret, SecretStr):
                 text = secret.get_secret_value()
