@@ -99,6 +99,8 @@ def test_a_scrape_shows_users_and_denials_of_each_service(vault: Service) -> Non
     items = [{"user_id": user, "provider": "google"} for user in users[:3]]
     with vault.client() as client, vault.client("canvas") as limited, vault.client("expired") as expired:
         before = scraped(client)
+        idle = frozenset({("service", "canvas"), ("code", "forbidden")})
+        assert before.labelled("token_vault_denials_total")[idle] == 0, "a burst is an increase"
         for user in users:
             assert client.put(f"/v1/users/{user}/tokens/google", json={"access_token": SECRET}).status_code == 201
             assert client.get(f"/v1/users/{user}/tokens/google").status_code == 200

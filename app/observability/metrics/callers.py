@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -93,8 +93,7 @@ class CallerMetrics:
             ["service", "code"],
             registry=registry,
         )
-        for code in _DENIALS:  # an alert sees an increase, not a new series
-            self._denials.labels(NONE, code)
+        self._denials.labels(NONE, Unauthenticated.code)
 
     def record(self, event: TokenEvent) -> None:
         """Count the user of a reveal that succeeded."""
@@ -114,8 +113,13 @@ class CallerMetrics:
                 self._label(event.caller.service) if event.caller.service else NONE, event.outcome
             ).inc()
 
-    def publish(self) -> None:
-        """Set the gauge; before a scrape, because an estimate reads 1 024 registers."""
+    def publish(self, services: Iterable[str] = ()) -> None:
+        """Set the gauge; before a scrape, because an estimate reads 1 024 registers.
+
+        `services` have a valid key. Each gets its counter now: an alert sees an increase, not a new series.
+        """
+        for service in services:
+            self._label(service)
         hour = self._hour()
         for service, users in self._users.items():
             self._users_gauge.labels(service).set(users.estimate(hour))
@@ -129,6 +133,5 @@ class CallerMetrics:
         if len(self._known) == _MOST_SERVICES:
             return OTHER
         self._known.add(service)
-        for code in _DENIALS:
-            self._denials.labels(service, code)
+        self._denials.labels(service, Forbidden.code)
         return service
