@@ -64,7 +64,7 @@ def stored(
 def first_version(now: datetime) -> int:
     """Return the version of a row created now: the milliseconds since 1970.
 
-    So the version of a deleted token never comes again, and neither does its ETag.
+    So the version of a deleted token, its ETag, does not come again while clocks agree and do not step back.
     """
     return (now - _EPOCH) // timedelta(milliseconds=1)
 
