@@ -36,7 +36,7 @@ class Project:
     def rows(self) -> list[dict[str, Any]]:
         """Return every row, through a new connection: the server's stop ends the old ones."""
         with self.stack.postgres.connect(self.stack.database.name) as database:
-            return database.sql("select user_id::text as user_id, version from public.oauth_tokens")
+            return database.sql("select user_id::text as user_id, version, created_at from public.oauth_tokens")
 
     def restart(self) -> None:
         self.stack.postgres.stop()

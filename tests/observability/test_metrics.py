@@ -338,6 +338,8 @@ def test_a_census_counts_rows_by_scheme_and_a_sweep_rewraps_them(tmp_path: Path)
         assert shown == {"local:v1": 0, "local:v2": 0, "kms": 1, "none": 1, "other": 2}
         assert abs(counted.value("token_vault_census_timestamp_seconds") - time.time()) < 60
         assert "CANARY" not in counted.text
+    for row in rows:  # no sweep takes a row that claims another scheme than its ciphertext's
+        _edit(store, "update oauth_tokens set encryption_scheme = 'local:v1' where id = ?", row["id"])
     with running_service(tmp_path, new | {"REWRAP_INTERVAL_SECONDS": "0.3"}) as vault, vault.client() as client:
         rewrapped = _until(
             client,

@@ -51,6 +51,7 @@ async def test_a_cancelled_write_does_not_happen_later(tmp_path: Path) -> None:
     store = SqliteStore(path)
     async with store.open() as tokens:
         other = apsw.Connection(str(path))
+        other.set_busy_timeout(30_000)
         other.execute("BEGIN IMMEDIATE")
         first = asyncio.ensure_future(tokens.insert(token(TokenId(USER, "first"))))
         await asyncio.sleep(0.1)
@@ -69,6 +70,7 @@ async def test_a_locked_database_times_out_and_writes_nothing(tmp_path: Path) ->
     store = SqliteStore(tmp_path / "vault.db")
     async with store.open() as tokens:
         other = apsw.Connection(str(store.path))
+        other.set_busy_timeout(30_000)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreTimeout):
             await tokens.insert(token())

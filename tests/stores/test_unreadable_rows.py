@@ -103,6 +103,7 @@ async def test_a_write_that_sqlite_refuses_fails_no_other_write(tmp_path: Path) 
         good, bad = await _pair(tokens)
         damage(store, bad.token_id.user_id, "google", "metadata", "{")
         other = apsw.Connection(str(store.path))
+        other.set_busy_timeout(30_000)
         other.execute("BEGIN IMMEDIATE")  # so that all share one commit
         first = asyncio.ensure_future(tokens.insert(token()))
         await asyncio.sleep(0.1)
