@@ -308,9 +308,15 @@ class MaliciousDatabase(RuleBasedStateMachine):
         values = [*EDITS[column], *(self.old_ciphertexts if column in SECRET_COLUMNS else ())]
         self._change(number, {column: values[choice % len(values)]}, stays=stays)
 
-    @rule(number=numbers, choice=numbers, url=st.sampled_from([None, URL, EVIL]), both=st.booleans())
-    def downgrade(self, number: int, choice: int, url: str | None, both: bool) -> None:
-        """Make a row look as if PulsePlan had written it."""
+    @rule(
+        number=numbers,
+        choice=numbers,
+        url=st.sampled_from([None, URL, EVIL]),
+        both=st.booleans(),
+        swept=st.booleans(),
+    )
+    def downgrade(self, number: int, choice: int, url: str | None, both: bool, swept: bool) -> None:
+        """Make a row look as if PulsePlan had written it; a sweep may follow at once."""
         old = self.old_ciphertexts
         changes = {
             "access_token": old[choice % len(old)],
@@ -320,6 +326,8 @@ class MaliciousDatabase(RuleBasedStateMachine):
             "provider_url": url,
         }
         self._change(number, changes, stays=True)
+        if swept:
+            self.sweep(choice, legacy_too=False)
 
     @rule(
         number=numbers, column=st.sampled_from(SECRET_COLUMNS), at=choices, bit=st.integers(0, 6), stays=st.booleans()

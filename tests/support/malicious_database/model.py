@@ -61,8 +61,8 @@ class Model:
             self.places[pair.refresh] = Place(token_id, SecretField.REFRESH_TOKEN, base_url)
 
     def keep_url(self, token_id: TokenId, pair: Pair, rotated: StoredToken) -> None:
-        """Note the base URL that a rotation kept; it must not be the database's."""
-        assert rotated.base_url in self.urls[token_id], "a new secret follows an edited URL"
+        """Note the base URL that a rotation kept; it must not be the database's. Without one nobody is redirected."""
+        assert rotated.base_url in {None, *self.urls[token_id]}, "a new secret follows an edited URL"
         for secret in filter(None, (pair.access, pair.refresh)):
             self.places[secret] = replace(self.places[secret], base_url=rotated.valid_base_url)
 
