@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Final
 
 from app.concurrency import all_of
-from app.errors import VaultError
+from app.errors import StoreMisconfigured, VaultError
 from app.rewrap.report import SweepObserver, SweepReport
 from app.tokens.events import SUCCESS, TokenEvent, TokenEvents
 from app.tokens.models import Caller, Rewrap, StoredToken
@@ -89,6 +89,11 @@ class OutcomeRecorder:
 
     def in_doubt(self, rows: int) -> None:
         self._report.in_doubt += rows
+
+    def strange(self, rows: int) -> None:
+        """Count rows with a scheme that the vault does not write, which no sweep reads."""
+        if rows:
+            self._unreadable_in_pass[StoreMisconfigured.code] += rows
 
     def unreadable(self, row_id: str, error: VaultError, row: StoredToken | None) -> None:
         """Note a row that stays as it is; `row` is `None` if its columns are no token."""

@@ -32,6 +32,7 @@ from app.rewrap.outcomes import OutcomeRecorder, ReportedRows
 from app.rewrap.report import SweepObserver, SweepReport
 from app.rewrap.retry import Retry, StoppedError
 from app.rewrap.writer import RewrapWriter
+from app.security.schemes import is_written
 from app.tokens import transitions
 from app.tokens.census import Census
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
@@ -213,10 +214,14 @@ class Sweep:
         return census if self._plan.rewrap_legacy else census.without_legacy()
 
     async def _due_schemes(self, census: Census | None) -> list[str | None]:
+        """Return the schemes to walk. Rows with one that the vault does not write are counted and not read."""
         if census is not None:
-            return census.due_schemes
-        schemes = await self._retry.call(self._tokens.schemes)
-        return [scheme for scheme in schemes if scheme != self._cipher.primary_scheme]
+            self._outcomes.strange(census.strange)
+            schemes = census.due_schemes
+        else:
+            found = await self._retry.call(self._tokens.schemes)
+            schemes = [scheme for scheme in found if scheme != self._cipher.primary_scheme]
+        return [scheme for scheme in schemes if scheme is None or is_written(scheme)]
 
     async def _walk(self, scheme: str | None) -> None:
         """Rewrap the rows of one scheme, several pages at a time.

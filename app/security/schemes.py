@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from app.security.formats import Family, family_of
 from app.security.kms.package_format import Package
+
+MAXIMUM_SCHEME_CHARACTERS: Final = 512  # a key's ARN has fewer than 300
+_WRITTEN: Final = re.compile(r"local:v[1-9][0-9]*|kms:[!-~]+")
+_SENDABLE: Final = re.compile(r"[ -~]*")
+
+
+def is_written(scheme: str) -> bool:
+    """Return whether the vault may have given a row this scheme."""
+    return len(scheme) <= MAXIMUM_SCHEME_CHARACTERS and _WRITTEN.fullmatch(scheme) is not None
+
+
+def is_comparable(scheme: str) -> bool:
+    """Return whether a condition on a row may contain this text, which becomes a part of a URL in some stores."""
+    return len(scheme) <= MAXIMUM_SCHEME_CHARACTERS and _SENDABLE.fullmatch(scheme) is not None
 
 
 def scheme_of(ciphertext: str) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
 
 from app.errors import StoreMisconfigured
+from app.security.schemes import is_comparable
 from app.tokens.models import (
     LAST_VERSION,
     RESERVED_METADATA,
@@ -106,7 +107,7 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
             token_id=TokenId(row["user_id"], row["provider"], row["service_type"]),
             access_ciphertext=row["access_token"],
             refresh_ciphertext=row["refresh_token"] or None,
-            encryption_scheme=row["encryption_scheme"],
+            encryption_scheme=_scheme(row["encryption_scheme"]),
             encryption_method=_text_or_none(vaults["encryption_method"]),
             kms_key_id=_text_or_none(vaults["kms_key_id"]),
             encryption_fallback=vaults["encryption_fallback"] is True,
@@ -190,6 +191,12 @@ def _scopes(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(scope, str) for scope in value):
         raise TypeError
     return tuple(value)
+
+
+def _scheme(value: str | None) -> str | None:
+    if value is not None and not is_comparable(value):
+        raise ValueError
+    return value
 
 
 def _version(value: int) -> int:

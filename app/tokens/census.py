@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from app.security.schemes import is_written
+
 _LOCAL = re.compile(r"(?:pulseplan-)?local:v([1-9][0-9]*)")
 _KNOWN = re.compile(rf"{_LOCAL.pattern}|kms|kms:.+", re.DOTALL)
-_WRITTEN = re.compile(r"local:v[1-9][0-9]*|kms:.+", re.DOTALL)  # the schemes that the vault gives its rows
 _PULSEPLAN_LOCAL = "pulseplan-local:"
 UNKNOWN = "unknown"
 
@@ -38,7 +39,7 @@ class CensusRow:
     @property
     def is_unknown(self) -> bool:
         """Whether the row names a scheme that the vault does not write, or a ciphertext has no known format."""
-        if self.scheme is not None and not _WRITTEN.fullmatch(self.scheme):
+        if self.scheme is not None and not is_written(self.scheme):
             return True
         return not self.needs or not all(map(_KNOWN.fullmatch, self.needs))
 
@@ -69,6 +70,11 @@ class Census:
         if self.primary_scheme is None:
             return None
         return sum(line.rows for line in self.lines if line.scheme != self.primary_scheme)
+
+    @property
+    def strange(self) -> int:
+        """Rows with a scheme that the vault does not write. A sweep counts them as unreadable and reads none."""
+        return sum(line.rows for line in self.lines if line.scheme is not None and not is_written(line.scheme))
 
     @property
     def due_schemes(self) -> list[str | None]:

@@ -113,6 +113,7 @@ async def test_a_store_that_refuses_every_rewrap_ends_the_sweep_without_blame(su
 
 async def test_rows_that_do_not_decode_stop_no_sweep(store: Store) -> None:
     bad: set[str] = set()
+    named: set[str] = set()
     observed = Observed()
     async with store.open() as tokens:
         for column, value in damages_of(store).values():
@@ -120,12 +121,14 @@ async def test_rows_that_do_not_decode_stop_no_sweep(store: Store) -> None:
             store.insert_raw(**row)
             damage(store, row["user_id"], "canvas", column, value)
             bad.add(row["id"])
+            if column != "encryption_scheme":  # rows with a scheme that the vault does not write are counted, not read
+                named.add(row["id"])
         for row in rows_under_first(3):
             store.insert_raw(**row)
         report = await sweep(tokens, local_encryption(2), observed=observed).run()
     left = {"due": 3 + len(bad), "unreadable": len(bad), "remaining": len(bad)}
     assert counts(report) == {**all_rewrapped(3), **left}
-    assert set(observed.unreadable_ids) == bad
+    assert set(observed.unreadable_ids) == named
 
 
 @pytest.mark.parametrize("pages", [1, 2])

@@ -50,12 +50,13 @@ async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: E
     for token_id in requested:
         authenticated.require_user(token_id.user_id)
     allowed = [token_id for token_id in requested if authenticated.key.may_use(token_id.provider)]
+    may_reveal = set(allowed)
     answer = _Answer(authenticated.caller.request_id, include_refresh=include_refresh)
     revealed = await vault.reveal_many(
         allowed, caller=authenticated.caller, include_refresh=include_refresh, accept=answer.add
     )
     failures = {id_: one for id_, one in zip(allowed, revealed, strict=True) if isinstance(one, VaultError)}
-    refused = {token_id: _refused(authenticated, token_id) for token_id in requested if token_id not in allowed}
+    refused = {token_id: _refused(authenticated, token_id) for token_id in requested if token_id not in may_reveal}
     await asyncio.gather(
         *(record_refused_item(events, token_id, authenticated.caller, error) for token_id, error in refused.items())
     )
@@ -77,7 +78,7 @@ class _Answer:
         token = Revealed.with_secrets(revealed, include_refresh=self._include_refresh)
         item = _json(BatchItem(token=token))
         if len(item) > self._room_bytes:
-            raise AnswerTooLarge("the tokens before this one fill the answer: ask for it in another call")
+            raise AnswerTooLarge("the other tokens fill the answer: ask for this one in another call")
         self._room_bytes -= len(item)
         self._items[revealed.token.token_id] = item
 

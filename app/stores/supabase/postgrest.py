@@ -25,6 +25,7 @@ _SLOW: Final = "the token store did not answer in time"
 _KEY: Final = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong or expired, or its role may not use the table"
 _URL: Final = "SUPABASE_URL does not lead to a project's table API"
 _SCHEMA: Final = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
+_TOO_LONG: Final = "a value of the row is too long for a request to the token store; nothing was changed"
 _READ_ONLY: Final = "the token store is read-only at the moment"
 
 # By code, or by its first two characters if a whole SQLSTATE class has one meaning. Every code listed here comes from
@@ -98,6 +99,8 @@ async def require_postgrest_answer(response: httpx.Response) -> None:
         raise StoreMisconfigured(_KEY)
     if response.status_code == httpx.codes.NOT_FOUND:
         raise StoreMisconfigured(_URL)
+    if response.status_code in {httpx.codes.REQUEST_URI_TOO_LONG, httpx.codes.REQUEST_HEADER_FIELDS_TOO_LARGE}:
+        raise StoreMisconfigured(_TOO_LONG)
     if response.status_code == httpx.codes.GATEWAY_TIMEOUT:
         raise UnknownOutcomeError(StoreTimeout(_SLOW))
     raise UnknownOutcomeError(StoreUnavailable(_DOWN))
@@ -110,6 +113,8 @@ def translating_postgrest_errors() -> Iterator[None]:
         yield
     except APIError as error:
         raise _meaning_of_code(str(error.code)) from None
+    except httpx.InvalidURL:  # nothing was sent
+        raise StoreMisconfigured(_TOO_LONG) from None
     except httpx.RequestError as error:
         raise _meaning_of_transport_error(error) from None
     except (aiohttp.ClientError, OSError, ValueError, RecursionError):  # the client failed to parse the answer
