@@ -94,4 +94,4 @@ def test_a_context_that_lacks_one_member_is_found(
 ) -> None:
     """The bug is planted: a ciphertext that is not bound to this member."""
     with pytest.raises(AssertionError, match=r"a secret is revealed elsewhere|a new secret follows an edited URL"):
-        _run(runner, sqlite_table, legacy=False, examples=50, forgets=member)
+        _run(runner, sqlite_table, legacy=False, examples=400, forgets=member)
