@@ -293,17 +293,18 @@ def build_readiness(
     if isinstance(audit, SignedAuditTrail):
         checks["audit"] = audit.check
     tolerated: dict[str, frozenset[str]] = {}
+    tolerated_later: dict[str, frozenset[str]] = {}
     if user_jwts is not None and user_jwts.key_set is not None:
         checks["user_jwt_keys"] = user_jwts.key_set.check
         tolerated["user_jwt_keys"] = frozenset({KeyUnavailable.code})  # other calls need no user's JWT
     if encryption.kms is not None:
         checks["kms"] = kms_check(encryption.kms)
-        # an outage concerns every replica, and each serves the users whose data key it has; a denial may be this
-        # replica's own, and only a KMS primary needs KMS to write
-        tolerated["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
-        if not settings.use_kms:
-            tolerated["kms"] |= {KeyDenied.code}
-    return Readiness(checks=checks, tolerated=tolerated, on_states=on_states)
+        # an outage concerns every replica, and each serves the users whose data key it has; but a replica that never
+        # reached KMS has none, and the fault may be its own, such as its network or its Region
+        tolerated_later["kms"] = frozenset({KeyUnavailable.code, TIMEOUT})
+        if not settings.use_kms:  # a denial may be this replica's own too, and only a KMS primary needs KMS to write
+            tolerated["kms"] = frozenset({KeyDenied.code})
+    return Readiness(checks=checks, tolerated=tolerated, tolerated_later=tolerated_later, on_states=on_states)
 
 
 @asynccontextmanager

@@ -70,7 +70,7 @@ def _named_in(path: Path, keys: Sequence[AuditKey]) -> list[ChainCheckpoint]:
 
 
 def _end_of(chain: str, files: Sequence[Path], keys: Sequence[AuditKey]) -> ChainCheckpoint:
-    """Find the chain's last genuine line, reading backwards.
+    """Find the chain's last genuine line, reading backwards, but not beyond a line longer than an audit line may be.
 
     A chain has one key, which its first line shows. If that key is not in `keys`, the last line of the chain counts as
     genuine: `verify`, which may have the key, checks its hash.

@@ -38,7 +38,7 @@ CHAIN_PATTERN: Final = r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{16}"
 _BEFORE_MAC: Final = b',"mac":"'
 _LINE: Final = re.compile(
     rb'(\{"audit":1,"chain":"(%b)","seq":([1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})","kind":"([a-z]{1,16})"'
-    rb'(?:,"intent":"([0-9a-f]{16})")?.*)'
+    rb'(?:,"intent":"([0-9a-f]{16})")?(?:,"time":"([0-9]{4}-[0-9:.T-]{21}Z)")?.*)'
     rb',"mac":"([0-9a-f]{64})"\}' % CHAIN_PATTERN.encode()
 )
 
@@ -47,7 +47,8 @@ _LINE: Final = re.compile(
 class Line:
     """A line with the form of an audit line; `is_signed_with` decides whether it is genuine.
 
-    `intent` is the id that an intent and the event of its outcome share.
+    `intent` is the id that an intent and the event of its outcome share. `time` sorts as text: it is RFC 3339 in UTC,
+    with microseconds.
     """
 
     text: bytes
@@ -56,6 +57,7 @@ class Line:
     prev: str
     kind: str
     intent: str | None
+    time: str
     signed: bytes
     mac: bytes
 
@@ -79,9 +81,10 @@ def parse_line(text: bytes) -> Line | None:
     found = _LINE.fullmatch(text)
     if found is None:
         return None
-    signed, chain, seq, prev, kind, intent, mac = found.groups()
+    signed, chain, seq, prev, kind, intent, time, mac = found.groups()
     name = None if intent is None else intent.decode()
-    return Line(text, chain.decode(), int(seq), prev.decode(), kind.decode(), name, signed, mac)
+    at = (time or b"").decode()
+    return Line(text, chain.decode(), int(seq), prev.decode(), kind.decode(), name, at, signed, mac)
 
 
 def digest(line: bytes) -> str:

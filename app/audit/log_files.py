@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from app.audit.chained_lines import CHAIN_PATTERN
+from app.audit.chained_lines import CHAIN_PATTERN, MAXIMUM_LINE_BYTES
 
 _NAME: Final = re.compile(rf"(.*)\.({CHAIN_PATTERN})\.([0-9]{{6,12}})(\.[^.]*)?")
 _BLOCK_BYTES: Final = 64 * 1024
@@ -114,9 +114,11 @@ def _open_regular(path: Path) -> int:
 def lines_from_the_end(path: Path) -> Iterator[bytes]:
     """Yield the complete lines without their line feeds, the last one first.
 
-    Bytes after the last line feed are half a line, left by a kill, and are skipped.
+    Bytes after the last line feed are half a line, left by a kill, and are skipped. If no line feed is found within
+    `MAXIMUM_LINE_BYTES`, an empty line, which is no audit line, stands for all that is not read.
     """
     pieces: list[bytes] = []  # of the line whose beginning is not read yet, the last piece first
+    size = 0  # of that line so far
     torn = True
     for _, block in _blocks_from_the_end(path):
         first, *others = block.split(b"\n")
@@ -126,17 +128,30 @@ def lines_from_the_end(path: Path) -> Iterator[bytes]:
             else:
                 yield b"".join(reversed([*pieces, piece]))
             pieces.clear()
-        pieces.append(first)
+            size = 0
+        size += len(first)
+        if size > MAXIMUM_LINE_BYTES:
+            yield b""
+            return
+        if not torn:
+            pieces.append(first)
     if not torn:
         yield b"".join(reversed(pieces))
 
 
 def bytes_of_complete_lines(path: Path) -> int:
-    """Return the size of the complete lines, with their line feeds."""
+    """Return the size of the complete lines, with their line feeds.
+
+    If the last `MAXIMUM_LINE_BYTES` have no line feed, a kill did not leave them, and the size is the whole file's.
+    """
+    size = 0
     for start, block in _blocks_from_the_end(path):
         found = block.rfind(b"\n")
         if found >= 0:
             return start + found + 1
+        size = max(size, start + len(block))
+        if size - start > MAXIMUM_LINE_BYTES:
+            return size
     return 0
 
 

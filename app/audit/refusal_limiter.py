@@ -51,8 +51,12 @@ class RefusalLimiter:
         if second.admitted < limit:
             second.admitted += 1
             return True
-        self._omitted += 1
+        self.leave_out()
         return False
+
+    def leave_out(self) -> None:
+        """Count a refusal that is not recorded."""
+        self._omitted += 1
 
     def take_omitted(self) -> int:
         """Return the number of refusals left out since the last call."""

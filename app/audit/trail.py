@@ -113,6 +113,12 @@ class SignedAuditTrail:
         self._pending += 1
         await pending.recorded
 
+    async def append_refusal(self, event: TokenEvent) -> None:
+        if self._is_unavailable():
+            self._limiter.leave_out()
+        else:
+            await self.append(event)
+
     async def close(self) -> None:
         """Write the pending events and the end line, in bounded time."""
         if self._closed:

@@ -3,20 +3,25 @@
 The MAC of every line is checked, and each chain line by line. `partial` means that some files of the trail are
 elsewhere: their lines are not reported as missing.
 
-A change without an outcome is a warning and no finding: the line is whole, and a kill leaves one.
+A change without an outcome is a warning and no finding: the line is whole, and a kill leaves one. In a chain that is
+being written, a change counts as one only after a minute of later lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from app.audit.chain_checkpoint import ChainCheckpoint, checkpoints_of
 from app.audit.chained_lines import END, EVENT, MAXIMUM_LINE_BYTES, NOTHING_BEFORE, START, Line, parse_line
 from app.audit.log_files import chain_of_file, is_being_written, opened
 from app.audit.signing_key import AuditKey
 from app.tokens.events import INTENT
+
+_LONGEST_CHANGE: Final = timedelta(minutes=1)  # with a wide margin for its event, which may wait for a slow disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,12 @@ class VerificationReport:
         return not self.findings
 
 
+@dataclass(frozen=True, slots=True)
+class _Intent:
+    location: Location
+    time: str
+
+
 @dataclass(slots=True)
 class _ChainState:
     """The state of one chain during verification."""
@@ -78,9 +89,23 @@ class _ChainState:
     size: int = 0  # of all complete lines, genuine or not
     files: list[Path] = field(default_factory=list)
     torn: list[Location] = field(default_factory=list)  # half lines at the end of a file
-    intents: dict[str, Location] = field(default_factory=dict)  # those without an outcome so far
+    intents: dict[str, _Intent] = field(default_factory=dict)  # those without an outcome so far
+    time: str = ""  # the latest of its lines
     ended: bool = False
     has_findings: bool = False
+
+    def ends_before(self, checkpoint: ChainCheckpoint) -> bool:
+        """Whether lines that the checkpoint saw are not in the files."""
+        return checkpoint.seq > self.seq + self.not_genuine
+
+    def has_lost(self, intent: str) -> bool:
+        """Whether the chain went on for so long after an intent that its outcome will not follow."""
+        at = self.intents[intent].time
+        return bool(at) and datetime.fromisoformat(self.time) - datetime.fromisoformat(at) > _LONGEST_CHANGE
+
+    def open_changes(self) -> str:
+        """Return the end of a note about a chain whose next lines may hold outcomes."""
+        return f"; changes whose outcome is not recorded yet: {len(self.intents)}" if self.intents else ""
 
 
 class Verifier:
@@ -171,12 +196,13 @@ class Verifier:
         self._interpret(chain, line, location)
 
     def _interpret(self, chain: _ChainState, line: Line, location: Location) -> None:
+        chain.time = max(chain.time, line.time)
         if line.kind == EVENT:
             self._report.events += 1
             if line.intent is not None:
                 chain.intents.pop(line.intent, None)
         elif line.kind == INTENT and line.intent is not None:
-            chain.intents[line.intent] = location
+            chain.intents[line.intent] = _Intent(location, line.time)
         elif line.kind == END:
             chain.ended = True
         elif line.kind == START:
@@ -207,9 +233,6 @@ class Verifier:
         checkpoints = self._checkpoints.get(chain.id, [])
         for checkpoint, by in checkpoints:
             self._compare(chain, checkpoint, by, end)
-        open_changes = ""  # of a chain whose next lines may hold their outcomes
-        if chain.intents:
-            open_changes = f"; changes whose outcome is not recorded yet: {len(chain.intents)}"
         if chain.ended:
             for torn in chain.torn:
                 self._find(chain, ChainFinding("after_end", torn, "half a line follows the chain's end"))
@@ -220,32 +243,36 @@ class Verifier:
             self._note_torn(chain, "half a line, cut short by the interruption")
         elif chain.files and is_being_written(chain.files[-1]):
             self._report.live += 1
-            self._note("live", end, f"it is being written{open_changes}")
+            self._warn_of_changes_without_outcome(chain, [one for one in chain.intents if chain.has_lost(one)])
+            self._note("live", end, f"it is being written{chain.open_changes()}")
             self._note_torn(chain, "half a line, which is being written")
             return
         elif self._partial:
-            self._note("goes_on", end, f"its end is not in these files{open_changes}")
+            self._note("goes_on", end, f"its end is not in these files{chain.open_changes()}")
             self._note_torn(chain, "half a line")
             return
         else:
             detail = "no end: killed and not yet followed by a start, or the tail was cut"
             self._find(chain, ChainFinding("no_end", end, detail))
             self._note_torn(chain, "half a line")
-        self._warn_of_changes_without_outcome(chain)
+        if not self._partial or not any(chain.ends_before(checkpoint) for checkpoint, _ in checkpoints):
+            self._warn_of_changes_without_outcome(chain, list(chain.intents))
 
-    def _warn_of_changes_without_outcome(self, chain: _ChainState) -> None:
-        detail = "a change without an outcome: the process ended first, so whether it was made is unknown"
-        for location in chain.intents.values():
-            self._report.warnings.append(ChainFinding("no_outcome", location, detail))
+    def _warn_of_changes_without_outcome(self, chain: _ChainState, intents: Sequence[str]) -> None:
+        """Warn of these changes, and count them no longer as open."""
+        detail = "a change without an outcome: the process ended first, or lost the event, so it may have been made"
+        for intent in intents:
+            self._report.warnings.append(ChainFinding("no_outcome", chain.intents.pop(intent).location, detail))
 
     def _compare(self, chain: _ChainState, checkpoint: ChainCheckpoint, by: str, end: Location) -> None:
         """Compare a chain's end with a checkpoint of it."""
         saw = f"chain {by} saw it end with seq {checkpoint.seq}"
         if checkpoint.followed:
             self._find(chain, ChainFinding("was_followed", end, f"{saw}, and then lines that are not genuine"))
-        if checkpoint.seq > chain.seq + chain.not_genuine:
+        if chain.ends_before(checkpoint):
             if self._partial:
-                self._note("goes_on", end, f"{saw}; {_range(chain.seq + 1, checkpoint.seq)} not in these files")
+                missing = _range(chain.seq + 1, checkpoint.seq)
+                self._note("goes_on", end, f"{saw}; {missing} not in these files{chain.open_changes()}")
             else:
                 self._find(chain, ChainFinding("truncated", end, f"truncated: {saw}"))
         elif checkpoint.seq < chain.seq or (checkpoint.seq == chain.seq and checkpoint.hash != chain.hash):

@@ -49,7 +49,9 @@ class Readiness:
 
     The probe needs no service key, so each check runs at most once in that time. A failed check is `down`, or
     `degraded` if `tolerated` lists the error's code for it, or if the store can be read but takes no writes: the
-    replica still does part of its work. Failures are logged when they change and are not part of the answer.
+    replica still does part of its work. The codes in `tolerated_later` are tolerated once the check has been up or had
+    a failure in `tolerated`: before that, nothing shows that this replica can do any of its work. Failures are logged
+    when they change and are not part of the answer.
     `on_states` receives the states after each run.
     """
 
@@ -58,11 +60,13 @@ class Readiness:
         *,
         checks: Mapping[str, Check],
         tolerated: Mapping[str, frozenset[str]] | None = None,
+        tolerated_later: Mapping[str, frozenset[str]] | None = None,
         on_states: Callable[[Mapping[str, CheckState]], None] | None = None,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self._checks = checks
-        self._tolerated = tolerated or {}
+        self._tolerated = {name: set((tolerated or {}).get(name, ())) for name in checks}
+        self._tolerated_later = dict(tolerated_later or {})  # without the checks that have been up
         self._on_states = on_states
         self._cache_seconds = cache_seconds
         self._failures: dict[str, CheckFailure | None] = {}
@@ -98,7 +102,7 @@ class Readiness:
         failure = self._failures[name]
         if failure is None:
             return "up"
-        return "degraded" if failure.degraded or failure.code in self._tolerated.get(name, ()) else "down"
+        return "degraded" if failure.degraded or failure.code in self._tolerated[name] else "down"
 
     async def _run_checks(self) -> None:
         failures = await asyncio.gather(*(_failure_of(check) for check in self._checks.values()))
@@ -109,6 +113,8 @@ class Readiness:
                 else:
                     _log.error("check_failed", check=name, code=failure.code, reason=failure.detail)
             self._failures[name] = failure
+            if failure is None or failure.code in self._tolerated[name]:
+                self._tolerated[name] |= self._tolerated_later.pop(name, frozenset())
 
 
 async def _failure_of(check: Check) -> CheckFailure | None:

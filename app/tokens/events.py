@@ -74,6 +74,10 @@ class AuditTrail(Protocol):
         """Return once the event is durable; raises `AuditUnavailable` within a bounded time."""
         ...
 
+    async def append_refusal(self, event: TokenEvent) -> None:
+        """Append the event of a call that was refused for another reason; leave it out if the trail refuses events."""
+        ...
+
 
 class TokenEvents:
     """Gives each event to the audit trail, which may refuse it, and to the observers."""
@@ -115,8 +119,7 @@ class TokenEvents:
         """Append the event of an operation that was refused before it began; a failure changes nothing."""
         self._on_refusal(event)
         with suppress(AuditUnavailable):
-            self._audit.require_open()
-            await self._audit.append(event)
+            await self._audit.append_refusal(event)
 
 
 class NoAuditTrail:
@@ -125,5 +128,7 @@ class NoAuditTrail:
     def require_open(self) -> None: ...
 
     async def append(self, event: TokenEvent) -> None: ...
+
+    async def append_refusal(self, event: TokenEvent) -> None: ...
 
     async def close(self) -> None: ...

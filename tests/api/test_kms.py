@@ -297,6 +297,25 @@ def test_readiness_tolerates_an_outage_of_kms_and_no_denial(kms: Kms, plain: Kms
     become((200, "up"), (200, "up"))
 
 
+def test_a_replica_is_not_ready_before_it_has_reached_kms(
+    kms: Kms, plain: KmsService, start: Callable[..., KmsService]
+) -> None:
+    """Otherwise a rollout without a way to KMS replaces every replica that has data keys by one that has none."""
+    eventually(lambda: plain.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+    kms.faults.down()
+    replica = start(TOKEN_ENCRYPTION_KEY="")
+    assert replica.kms_state() == (503, "down")
+    eventually(lambda: plain.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS)
+    assert replica.kms_state() == (503, "down"), "a repeated failure proves nothing either"
+    assert replica.client.get("/healthz").status_code == 200
+    kms.faults.clear()
+    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+    kms.faults.down()
+    eventually(lambda: replica.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS)
+    kms.faults.clear()
+    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+
+
 def test_a_hung_kms_is_answered_for_within_a_deadline(kms: Kms, plain: KmsService) -> None:
     kms.faults.delay(OUTAGE_SECONDS)
     problem(plain.client.put(_path(str(uuid4())), json=BODY), 503, "key_unavailable")  # the client waits 20 s at most

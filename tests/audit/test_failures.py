@@ -22,8 +22,10 @@ from app.audit.trail import MAXIMUM_PENDING, SignedAuditTrail
 from app.audit.writer import Sync
 from app.errors import AuditUnavailable
 from app.observability.in_memory_counters import InMemoryAuditCounters
+from app.tokens.events import TokenEvents
 from tests.support.audit.trails import (
     RECOVERY_SECONDS,
+    WITHOUT_KEY,
     HeldDisk,
     an_event,
     append_all,
@@ -186,6 +188,23 @@ async def test_refusals_of_a_slow_disk_are_counted_in_a_line(tmp_path: Path) -> 
         await trail.append(an_event(2))
     assert [line["refused"] for line in members(files(tmp_path), "resumed")] == [4]
     assert (verified(files(tmp_path)).findings, len(members(files(tmp_path)))) == ([], 2)
+
+
+async def test_a_call_refused_for_another_reason_counts_as_omitted(tmp_path: Path) -> None:
+    """A 401 is a 401 with or without a trail; counted as refused, it made a slow disk look like an outage."""
+    disk = HeldDisk()
+    async with opened_trail(tmp_path, sync="always", system=disk.calls, bound_seconds=0.2) as trail:
+        disk.hold()
+        with pytest.raises(AuditUnavailable):
+            await trail.append(an_event(1))
+        events = TokenEvents(audit=trail)
+        for _ in range(50):
+            await events.record_refusal(an_event(2, outcome="unauthenticated", caller=WITHOUT_KEY))
+        disk.release()
+        await recovered(trail)
+        await trail.append(an_event(3))
+    assert [line["refused"] for line in members(files(tmp_path), "resumed")] == [1]
+    assert [event.get("omitted", 0) for event in members(files(tmp_path))] == [0, 50]
 
 
 async def test_a_process_that_stood_still_blames_no_disk(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -12,6 +14,7 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
+from app.audit.chained_lines import Chain, event_members, start_members
 from app.audit.reader import NO_OUTCOME, EventFilter, search_events
 from app.audit.trail import SignedAuditTrail
 from app.errors import AuditUnavailable, TokenNotFound, VersionConflict
@@ -31,6 +34,7 @@ from tests.support.audit.trails import (
     an_event,
     files,
     full_disk,
+    log_files,
     members,
     notes,
     opened_trail,
@@ -159,6 +163,38 @@ async def test_verify_warns_of_a_change_without_an_outcome(tmp_path: Path) -> No
     assert (ended.findings, ended.events) == ([], 1)
     [warning] = ended.warnings
     assert (warning.problem, warning.location.seq) == ("no_outcome", 2)
+
+
+@pytest.mark.parametrize(("later_seconds", "lost"), [(59, False), (61, True)])
+def test_verify_warns_of_an_outcome_that_a_live_chain_lost(tmp_path: Path, later_seconds: int, *, lost: bool) -> None:
+    """The process need not end: it loses an outcome too if 10 000 events wait for the disk."""
+    chain, at = Chain(key=KEY), time.time()
+    events = [(at, an_intent(1, intent="1" * 16)), (at + later_seconds, an_intent(2, intent="2" * 16))]
+    start = start_members(at, key_name=KEY.name, sync="always", named=[])
+    file = log_files(tmp_path).file(chain.id, 1)
+    lines = chain.sign([start, *(event_members(when, event, 0) for when, event in events)])
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    with file.open("rb") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)  # as the process that writes the chain holds it
+        live = verified([file])
+    assert (live.findings, notes(live)) == ([], ["live"])
+    assert [(one.problem, one.location.seq) for one in live.warnings] == ([("no_outcome", 2)] if lost else [])
+    assert f"outcome is not recorded yet: {1 if lost else 2}" in live.notes[0].detail
+
+
+async def test_a_part_of_a_trail_warns_of_no_outcome_in_another_file(tmp_path: Path) -> None:
+    async with opened_trail(tmp_path, maximum_bytes=1) as trail:  # a file for each line
+        await trail.append(an_intent(1))
+        await trail.append(an_outcome(1))
+    *_, outcome, end = files(tmp_path)
+    end.unlink()  # as a kill leaves it
+    async with opened_trail(tmp_path):
+        pass
+    whole = verified(files(tmp_path))
+    assert (whole.findings, whole.warnings) == ([], [])
+    part = verified([file for file in files(tmp_path) if file != outcome], partial=True)
+    assert (part.findings, part.warnings, notes(part)) == ([], [], ["goes_on"])
+    assert "outcome is not recorded yet: 1" in part.notes[0].detail
 
 
 async def test_show_has_one_entry_for_each_change(tmp_path: Path) -> None:

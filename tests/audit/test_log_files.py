@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from app.audit.chained_lines import Chain
+from app.audit.chain_checkpoint import unnamed_chains
+from app.audit.chained_lines import MAXIMUM_LINE_BYTES, Chain
 from app.audit.log_files import LogFiles
 from app.audit.targets import FileTarget, WriteError
-from tests.support.audit.trails import KEY, files, keep, log_files, members, mode, verified
+from tests.support.audit.trails import KEY, chain_of, files, interrupt, keep, log_files, members, mode, verified
 from tests.support.sizes import size
 
 PROCESSES = size(2, 4)
 EVENTS = size(2_000, 25_000)  # of each process
+HOLE_BYTES = 8 * MAXIMUM_LINE_BYTES
 MAXIMUM_BYTES = EVENTS * 80  # an event has about 600 bytes: at least seven files for each process
 
 WRITE = """
@@ -71,6 +74,29 @@ def test_a_fifo_named_like_a_chain_does_not_hang_the_start(tmp_path: Path) -> No
     assert (report.findings, report.chains) == ([], 2)
     with pytest.raises(OSError, match="not a regular file"):
         verified([fifo])
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["half a line", "a line"])
+def test_a_sparse_file_costs_a_start_bounded_memory_and_is_found(tmp_path: Path, end: bytes) -> None:
+    """A gigabyte of nothing takes no space on the disk, and was read into memory."""
+    [killed] = keep(tmp_path, 1)
+    interrupt(killed)
+    planted = log_files(tmp_path).file(Chain(key=KEY).id, 1)
+    for path in (killed, planted):
+        with path.open("ab") as file:
+            file.truncate(max(1, path.stat().st_size) + HOLE_BYTES)
+            file.write(end)
+    tracemalloc.start()
+    try:
+        checkpoints = unnamed_chains(log_files(tmp_path), keys=[KEY])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * MAXIMUM_LINE_BYTES
+    assert {one.chain: one.followed for one in checkpoints} == {chain_of(killed): True, chain_of(planted): True}
+    keep(tmp_path, 1)
+    found = {(one.location.chain, one.problem) for one in verified(files(tmp_path)).findings}
+    assert {(chain_of(path), "was_followed") for path in (killed, planted)} <= found
 
 
 def test_chains_of_several_processes_verify_across_their_files(tmp_path: Path) -> None:

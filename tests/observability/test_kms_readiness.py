@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from app.errors import KeyDenied, KeyUnavailable
+from app.errors import KeyDenied, KeyUnavailable, VaultError
 from app.observability.readiness import (
     PROBE_SECONDS,
     PROBE_SECONDS_WHILE_DOWN,
+    TIMEOUT,
     KmsCheck,
+    Readiness,
     _BackgroundCheck,
     encryption_check,
 )
@@ -89,3 +91,20 @@ async def test_a_check_that_hangs_delays_only_its_first_caller() -> None:
         await asyncio.sleep(0.01)
         with pytest.raises(KeyUnavailable):
             await background()
+
+
+async def test_a_denial_that_is_tolerated_shows_that_kms_was_reached() -> None:
+    """A local primary whose role may only decrypt stays ready when an outage of KMS follows."""
+    problems: list[VaultError] = [KeyUnavailable("no egress"), KeyDenied("decrypts only"), KeyUnavailable("an outage")]
+
+    async def check() -> None:
+        raise problems.pop(0)
+
+    readiness = Readiness(
+        checks={"kms": check},
+        tolerated={"kms": frozenset({KeyDenied.code})},
+        tolerated_later={"kms": frozenset({KeyUnavailable.code, TIMEOUT})},
+        cache_seconds=0.0,
+    )
+    states = [(await readiness.states())["kms"] for _ in range(3)]
+    assert states == ["down", "degraded", "degraded"]

@@ -43,6 +43,9 @@ class _Trail:
             raise AuditUnavailable("no")
         self.kept.append(event)
 
+    async def append_refusal(self, event: TokenEvent) -> None:
+        await self.append(event)
+
 
 @dataclass
 class _Observer:

@@ -85,6 +85,9 @@ class Trail:
         if event.outcome != INTENT:
             self._events.append(event)
 
+    async def append_refusal(self, event: TokenEvent) -> None:
+        await self.append(event)
+
     def take(self) -> list[TokenEvent]:
         taken, self._events = self._events, []
         return taken
