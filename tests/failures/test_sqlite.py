@@ -82,7 +82,7 @@ class _CopiedFiles:
 
 
 def _copy_database(path: Path, copy: Path) -> None:
-    for suffix in ("", "-wal"):
+    for suffix in ("-wal", ""):  # a checkpoint between the two moves rows from the first to the second
         shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
 
 

@@ -10,6 +10,8 @@ from uuid import uuid4
 import apsw
 import pytest
 
+from app.stores.sqlite.database import connect, prepare_database
+from app.stores.sqlite.group_commit import GroupCommitWriter
 from app.tokens.models import StoredToken, TokenId
 from tests.support.stores.stores import SqliteStore, insert_all, token
 from tests.support.waiting import eventually_async
@@ -46,7 +48,7 @@ async def test_the_open_files_hold_nothing_of_an_erased_user(tmp_path: Path, cou
             assert await tokens.replace(before, after)
         assert _files_with(tmp_path, "erased-mark")
         assert await tokens.delete_many(await tokens.list_for_user(ERASED)) == count
-        assert _files_with(tmp_path, "erased-mark") == []
+        await eventually_async(lambda: _files_with(tmp_path, "erased-mark") == [])
         assert _files_with(tmp_path, "kept-mark") == ["vault.db"]
         assert len(await tokens.list_for_user(KEPT)) == count
 
@@ -57,7 +59,7 @@ async def test_the_open_files_hold_nothing_of_a_deleted_token(tmp_path: Path) ->
         await tokens.insert(row)
         assert _files_with(tmp_path, "erased-mark")
         assert await tokens.delete(row)
-        assert _files_with(tmp_path, "erased-mark") == []
+        await eventually_async(lambda: _files_with(tmp_path, "erased-mark") == [])
 
 
 async def test_an_erasure_during_a_long_read_ends_after_it(tmp_path: Path) -> None:
@@ -80,6 +82,7 @@ async def test_the_next_start_ends_the_erasure_of_a_killed_process(tmp_path: Pat
     async with store.open() as tokens:
         await tokens.insert(row)
         other = apsw.Connection(str(store.path))  # keeps the write-ahead log, as a kill would
+        other.set_busy_timeout(30_000)  # the store may be at a checkpoint
     other.execute("PRAGMA secure_delete = ON")
     other.execute("DELETE FROM oauth_tokens")
     copied = tmp_path / "copied"
@@ -90,3 +93,73 @@ async def test_the_next_start_ends_the_erasure_of_a_killed_process(tmp_path: Pat
     assert _files_with(copied, "erased-mark")
     async with SqliteStore(copied / "vault.db").open():
         await eventually_async(lambda: _files_with(copied, "erased-mark") == [])
+
+
+class _RecordingConnection(apsw.Connection):
+    """Notes the busy timeout of each checkpoint."""
+
+    busy_timeout = 0
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self.checkpoint_timeouts: list[int] = []
+
+    def set_busy_timeout(self, milliseconds: int) -> None:
+        self.busy_timeout = milliseconds
+        super().set_busy_timeout(milliseconds)
+
+    def wal_checkpoint(self, dbname: str | None = None, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> tuple[int, int]:
+        self.checkpoint_timeouts.append(self.busy_timeout)
+        return super().wal_checkpoint(dbname, mode)
+
+
+@pytest.mark.parametrize("long_read", [False, True])
+async def test_no_write_waits_for_the_checkpoint_of_an_erasure(tmp_path: Path, long_read: bool) -> None:
+    path = tmp_path / "vault.db"
+    erased = _rows(ERASED, "erased-mark", 200)
+    async with SqliteStore(path).open() as tokens:
+        await insert_all(tokens, erased)
+    reader, connection = connect(path), _RecordingConnection(path)
+    if long_read:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM oauth_tokens").fetchall()
+    writer = GroupCommitWriter(connect=lambda: connection, guard=lambda: None)
+    for row in erased:
+        assert await writer.execute("DELETE FROM oauth_tokens WHERE id = ? RETURNING id", (row.id,), erases=True)
+    tried = len(connection.checkpoint_timeouts)
+    await writer.close()
+    reader.close()
+    assert tried < len(erased) / 2, "erasures share checkpoints"
+    assert set(connection.checkpoint_timeouts) == {0}, "a checkpoint waits for no other process"
+
+
+async def test_a_closing_store_ends_its_erasures(tmp_path: Path) -> None:
+    path = tmp_path / "vault.db"
+    [row] = _rows(ERASED, "erased-mark", 1)
+    async with SqliteStore(path).open() as tokens:
+        await tokens.insert(row)
+        reader = connect(path)  # keeps the write-ahead log when the store closes
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM oauth_tokens").fetchall()
+        assert await tokens.delete(row)
+        reader.execute("COMMIT")
+    assert _files_with(tmp_path, "erased-mark") == []
+    reader.close()
+
+
+async def test_another_worker_ends_the_erasure_of_one_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "vault.db"
+    [row] = _rows(ERASED, "erased-mark", 1)
+    prepare_database(path)
+    other = GroupCommitWriter(connect=lambda: connect(path), guard=lambda: None, checkpoint_interval_seconds=0.2)
+    reader = connect(path)
+    async with SqliteStore(path).open() as tokens:
+        await tokens.insert(row)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM oauth_tokens").fetchall()
+        assert await tokens.delete(row)
+    assert _files_with(tmp_path, "erased-mark"), "the reader held it back until the store had closed"
+    reader.execute("COMMIT")
+    await eventually_async(lambda: _files_with(tmp_path, "erased-mark") == [])
+    await other.close()
+    reader.close()

@@ -13,6 +13,7 @@ from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import TokenId
 from tests.support.audit.trails import file_size_limit
 from tests.support.stores.stores import SqliteStore, token
+from tests.support.waiting import once_available
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
@@ -103,5 +104,23 @@ async def test_a_full_disk_fails_the_check_and_space_mends_it(tmp_path: Path) ->
             with pytest.raises(WritesUnavailable):
                 await tokens.check()
             assert await tokens.get(TokenId(USER, "first")) is not None
-        await tokens.check()
+        await once_available(tokens.check)
         assert await tokens.insert(token(TokenId(USER, "second"))) is not None
+
+
+async def test_a_disk_too_full_for_a_token_fails_the_check(tmp_path: Path) -> None:
+    """The check's own small write, and small writes of callers, still fit."""
+    path = tmp_path / "vault.db"
+    large = token(TokenId(USER, "large"), access_ciphertext="x" * 60_000)
+    async with SqliteStore(path).open() as tokens:
+        await tokens.insert(token(TokenId(USER, "first")))
+        with file_size_limit(path.with_name("vault.db-wal").stat().st_size + 30_000):
+            with pytest.raises(StoreUnavailable):
+                await tokens.insert(large)
+            with pytest.raises(WritesUnavailable):
+                await tokens.check()
+            assert await tokens.insert(token(TokenId(USER, "small"))) is not None
+            with pytest.raises(WritesUnavailable):
+                await tokens.check()
+        await once_available(tokens.check)
+        assert await tokens.insert(large) is not None

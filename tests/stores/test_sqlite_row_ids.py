@@ -110,6 +110,7 @@ async def test_a_verified_census_counts_each_row_once(tokens: TokenRepository) -
 
 async def test_an_erasure_ends_when_the_store_keeps_a_row(store: SqliteStore, tokens: TokenRepository) -> None:
     connection = apsw.Connection(str(store.path))
+    connection.set_busy_timeout(30_000)  # the store may be at a checkpoint
     connection.execute(
         "CREATE TRIGGER keep BEFORE DELETE ON oauth_tokens WHEN OLD.provider = 'google' BEGIN SELECT RAISE(IGNORE); END"
     )

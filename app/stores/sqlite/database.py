@@ -71,8 +71,8 @@ def connect(path: Path) -> apsw.Connection:
     """Open the file and create its table if it is missing.
 
     WAL with `synchronous=FULL`: a commit survives power loss. `secure_delete`: what a statement deletes or replaces is
-    overwritten with zeros in its page; the group commit empties the write-ahead log after an erasure. Never creates the
-    file, because SQLite would delete the write-ahead log of a file that was moved away.
+    overwritten with zeros in its page; the group commit empties the write-ahead log soon after an erasure. Never
+    creates the file, because SQLite would delete the write-ahead log of a file that was moved away.
     """
     # an absolute path is never one of SQLite's special names, such as :memory:
     connection = apsw.Connection(str(path.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)

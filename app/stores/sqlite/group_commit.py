@@ -13,15 +13,16 @@ from typing import Any, Final
 
 import apsw
 
-from app.errors import StoreUnavailable
+from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.sqlite.database import BUSY_TIMEOUT_MILLISECONDS
 
 MAXIMUM_BATCH: Final = 256
 MAXIMUM_WAITING: Final = 10_000
 # SQLError: a function refuses a value, such as JSON that SQLite does not parse. Python's: a value cannot be bound.
 _OWN_ERRORS: Final = (apsw.ConstraintError, apsw.SQLError, apsw.TooBigError, OverflowError, TypeError, ValueError)
-CHECKPOINT_RETRY_SECONDS: Final = 1.0
-CHECKPOINT_TIMEOUT_MILLISECONDS: Final = 50  # waiting statements must not wait for a long read of another process
+ERASURE_CHECKPOINT_SECONDS: Final = 0.5  # erasures within this time share a checkpoint
+CHECKPOINT_INTERVAL_SECONDS: Final = 10.0
+REFUSAL_SECONDS: Final = 3.0
 Rows = list[tuple[Any, ...]]
 
 
@@ -41,22 +42,36 @@ class GroupCommitWriter:
 
     Statements that arrive during a commit share the next one. A statement's rows are returned after its commit; if
     the commit fails, all its statements fail. The errors are apsw's. `disk_refused` is true from a commit
-    that failed on the disk until one succeeds; a caller that has proved a write may clear it too.
+    that failed on the disk until one succeeds; a caller that has proved a write may clear it too. `disk_refused_lately`
+    is true for `REFUSAL_SECONDS` after each such commit, because small writes may fit where large ones do not.
 
-    A statement that erased rows is followed by a checkpoint that empties the write-ahead log, which otherwise keeps
-    the erased pages, and its rows are returned after that. If another process's transaction prevents the checkpoint,
-    they are returned without it, and it is repeated every `CHECKPOINT_RETRY_SECONDS`. The first checkpoint is at the
-    start, because a kill may have separated an erasure from its own.
+    A statement that erased rows is followed, at most `ERASURE_CHECKPOINT_SECONDS` later, by a checkpoint that empties
+    the write-ahead log, which otherwise keeps the erased pages. No statement waits for it. If another process's
+    transaction prevents it, it fails at once and is repeated after the same time, and at the close. Every process also
+    empties the log at its start and every `checkpoint_interval_seconds`, because another process may have ended
+    between an erasure and its checkpoint.
     """
 
-    def __init__(self, *, connect: Callable[[], apsw.Connection], guard: Callable[[], None]) -> None:
-        """`guard` runs in each transaction before its first statement; an error that it raises fails them all."""
+    def __init__(
+        self,
+        *,
+        connect: Callable[[], apsw.Connection],
+        guard: Callable[[], None],
+        checkpoint_interval_seconds: float = CHECKPOINT_INTERVAL_SECONDS,
+    ) -> None:
+        """`guard` runs before each checkpoint, and in each transaction before its first statement.
+
+        An error that it raises prevents the checkpoint, or fails all the statements.
+        """
         self._connection = connect()
         self._guard = guard
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
-        self._checkpoint_at: float | None = None
+        self._checkpoint_interval_seconds = checkpoint_interval_seconds
+        self._checkpoint_at = 0.0
+        self._erasure_pending = True  # an earlier process may have left one
         self.disk_refused = False
+        self._disk_refused_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -73,6 +88,11 @@ class GroupCommitWriter:
         write = _Write(sql, parameters, loop.create_future(), loop, erases)
         self._queue.put(write)
         return await write.future
+
+    @property
+    def disk_refused_lately(self) -> bool:
+        refused_at = self._disk_refused_at
+        return refused_at is not None and time.monotonic() - refused_at < REFUSAL_SECONDS
 
     async def close(self) -> None:
         """Commit the queued statements, then close the connection."""
@@ -94,25 +114,31 @@ class GroupCommitWriter:
                 break
             batch, last = self._fill(first)
             self._commit(batch)
-            erased = [write for write in batch if write.erases and write.rows]
-            _settle([write for write in batch if write not in erased])
-            if erased or self._seconds_until_checkpoint() == 0:
+            _settle(batch)
+            if any(write.erases and write.rows for write in batch):
+                self._erasure_pending = True
+                self._checkpoint_at = min(self._checkpoint_at, time.monotonic() + ERASURE_CHECKPOINT_SECONDS)
+            if self._seconds_until_checkpoint() == 0:
                 self._checkpoint()
-            _settle(erased)
+        if self._erasure_pending:
+            self._checkpoint()
         self._connection.close()
 
-    def _seconds_until_checkpoint(self) -> float | None:
-        return None if self._checkpoint_at is None else max(0.0, self._checkpoint_at - time.monotonic())
+    def _seconds_until_checkpoint(self) -> float:
+        return max(0.0, self._checkpoint_at - time.monotonic())
 
     def _checkpoint(self) -> None:
-        """Move the write-ahead log into the database and empty it, or plan another try."""
-        self._connection.set_busy_timeout(CHECKPOINT_TIMEOUT_MILLISECONDS)
+        """Move the write-ahead log into the database and empty it, and plan the next time."""
+        self._connection.set_busy_timeout(0)  # this thread's statements must not wait for a read of another process
         try:
+            self._guard()  # after a move, a copy of the file may lack what only the log has
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._checkpoint_at = None
-        except apsw.Error:
-            self._checkpoint_at = time.monotonic() + CHECKPOINT_RETRY_SECONDS
+            self._erasure_pending = False
+        except (apsw.Error, StoreMisconfigured):
+            pass
         self._connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+        pause = ERASURE_CHECKPOINT_SECONDS if self._erasure_pending else self._checkpoint_interval_seconds
+        self._checkpoint_at = time.monotonic() + pause
 
     def _fill(self, first: _Write) -> tuple[list[_Write], bool]:
         batch = [first]
@@ -137,6 +163,7 @@ class GroupCommitWriter:
                 self.disk_refused = False
         except Exception as error:  # noqa: BLE001  passed on to the callers; the thread must survive
             if isinstance(error, (apsw.FullError, apsw.IOError)):
+                self._disk_refused_at = time.monotonic()
                 self.disk_refused = True
             with contextlib.suppress(apsw.Error):
                 if self._connection.in_transaction:

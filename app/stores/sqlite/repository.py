@@ -110,6 +110,8 @@ class SqliteRepository:
             self._reader.execute("SELECT length(access_token) FROM oauth_tokens LIMIT 1").fetchall()
         require_columns(missing)
         self._require_same_file()
+        if self._writer.disk_refused_lately:
+            raise WritesUnavailable("the disk has refused a write within the last seconds; reads go on")
         if self._writer.disk_refused:
             await self._prove_writes()
         disk = os.statvfs(self._path)

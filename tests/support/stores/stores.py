@@ -87,6 +87,7 @@ class SqliteStore:
 
     def rows(self) -> list[dict[str, Any]]:
         connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(30_000)  # the store may be at a checkpoint
         cursor = connection.execute("SELECT * FROM oauth_tokens ORDER BY user_id, provider, service_type")
         cursor.row_trace = _row_as_mapping
         found = [_with_python_types(row) for row in cursor]
