@@ -56,8 +56,8 @@ def kms() -> None:
 def setup(alias: str | None, role_arn: str | None, region: str | None, dry_run: bool) -> None:  # noqa: FBT001  click's way
     """Create the key, its alias, yearly rotation and a grant for the vault's role, each only if it is missing.
 
-    An existing key is used only if it is enabled and symmetric, KMS made its material, and its policy lets no other
-    account use it.
+    An existing key is used only if it is enabled and symmetric, KMS made its material, and neither its policy nor a
+    grant lets another account use it.
 
     Prints each step, marked done, kept (already there), would (dry run: it would be done) or look (you must change
     something yourself); then the IAM policy for the role, a key policy that lets the role alone use the key, and the
@@ -72,7 +72,12 @@ def setup(alias: str | None, role_arn: str | None, region: str | None, dry_run: 
     from app.security.kms.boto_clients import open_kms_admin_client  # noqa: PLC0415  imports boto3, which is slow
     from app.security.kms.setup import KmsSetup  # noqa: PLC0415  imports boto3, which is slow
 
-    _require_names(alias, role_arn)
+    if alias is not None:
+        _require_alias(alias, "--alias")
+    if role_arn is not None and not _PRINCIPAL.fullmatch(role_arn):
+        raise UsageError(
+            "--role-arn must be the ARN of a role or a user, like arn:aws:iam::123456789012:role/token-vault"
+        )
     try:
         connection = load_admin_connection(region=region)
         client = open_kms_admin_client(connection)
@@ -80,6 +85,7 @@ def setup(alias: str | None, role_arn: str | None, region: str | None, dry_run: 
         raise UsageError(str(error)) from None
     key_id = connection.key_id if alias is None else None
     if key_id is not None and key_id.startswith("alias/"):
+        _require_alias(key_id, "KMS_KEY_ID")
         alias, key_id = key_id, None
     work = KmsSetup(client=client, alias=alias or _DEFAULT_ALIAS, key_id=key_id, role_arn=role_arn, dry_run=dry_run)
     try:
@@ -106,14 +112,11 @@ def _print_policies(key_arn: str, role_arn: str | None) -> None:
     click.echo(json.dumps(key_policy, indent=2))
 
 
-def _require_names(alias: str | None, role_arn: str | None) -> None:
-    if alias is not None and not _ALIAS.fullmatch(alias):
+def _require_alias(alias: str, setting: str) -> None:
+    if not _ALIAS.fullmatch(alias):
         raise UsageError(
-            "--alias must be alias/ and a name of letters, digits, /, _ and -, and not start with alias/aws/"
-        )
-    if role_arn is not None and not _PRINCIPAL.fullmatch(role_arn):
-        raise UsageError(
-            "--role-arn must be the ARN of a role or a user, like arn:aws:iam::123456789012:role/token-vault"
+            f"the alias in {setting} must be alias/ and a name of letters, digits, /, _ and -, and not start with "
+            "alias/aws/"
         )
 
 

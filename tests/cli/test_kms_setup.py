@@ -272,6 +272,25 @@ def test_others_of_the_account_are_pointed_out(account: Account) -> None:
     assert f"grants let others use it: {other}-2\n" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "grantee", ["arn:aws:iam::210987654321:role/reader", "210987654321", "logs.amazonaws.com", "AROAEXAMPLE"]
+)
+def test_a_key_whose_grants_let_strangers_in_is_refused(account: Account, grantee: str) -> None:
+    key = account.key_with_alias()
+    account.client.create_grant(
+        KeyId=key["KeyId"], GranteePrincipal=grantee, Operations=["DescribeKey", *OPERATIONS, "CreateGrant"]
+    )
+    require_refusal(account.run(), 1, key["Arn"], "open to others", grantee, "revoke-grant", "Nothing was changed")
+    assert [grant["GranteePrincipal"] for grant in account.grants()] == [grantee]
+    assert account.client.get_key_rotation_status(KeyId=key["KeyId"])["KeyRotationEnabled"] is False
+
+
+def test_a_grant_to_look_at_the_key_is_no_reason_to_refuse(account: Account) -> None:
+    key = account.key_with_alias()
+    account.client.create_grant(KeyId=key["KeyId"], GranteePrincipal=STRANGER, Operations=["DescribeKey"])
+    assert _states(account.run()) == ["kept", "done", "done"]
+
+
 def test_imported_key_material_is_refused(account: Account) -> None:
     account.key_with_alias(Origin="EXTERNAL")
     require_refusal(account.run(), 1, account.alias, "EXTERNAL")
@@ -320,6 +339,14 @@ def test_kms_key_id_may_name_a_new_alias_and_alias_wins(account: Account) -> Non
     account.arguments = ("kms", "setup")
     assert account.run(KMS_KEY_ID=alias).returncode == 0
     assert account.client.describe_key(KeyId=alias)["KeyMetadata"]["KeyState"] == "Enabled"
+
+
+@pytest.mark.parametrize("alias", ["alias/foo bar!", "alias/aws/foo", "alias/"])
+def test_a_wrong_alias_in_kms_key_id_makes_no_key(account: Account, alias: str) -> None:
+    before = account.keys()
+    account.arguments = ("kms", "setup")
+    require_refusal(account.run(KMS_KEY_ID=alias), 2, "KMS_KEY_ID", "alias/aws/")
+    assert account.keys() == before
 
 
 def test_a_kms_key_id_of_no_key_is_refused(account: Account) -> None:

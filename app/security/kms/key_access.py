@@ -7,7 +7,7 @@ A key policy is a JSON document of IAM's policy language:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -65,14 +65,18 @@ def access_by_policy(policy: str, *, account: str, role_arn: str | None) -> KeyA
     if not isinstance(document, dict):
         raise TypeError("a key policy is an object")
     allowed = {principal for statement in _list(document.get("Statement")) for principal in _principals(statement)}
-    others = sorted(allowed - {role_arn, account} - {one for one in allowed if _is_root_of(one, account)})
-    local = tuple(one for one in others if _account_of(one) == account)
-    return KeyAccess(foreign=tuple(one for one in others if one not in local), local=local)
+    others = allowed - {role_arn, account} - {one for one in allowed if _is_root_of(one, account)}
+    return _by_account(others, account)
 
 
-def grantees(grants: Iterable[dict[str, Any]], *, role_arn: str | None) -> list[str]:
-    """Return the principals other than the role to whom grants give the use of a key."""
-    return sorted({str(grant.get("GranteePrincipal")) for grant in grants} - {role_arn})
+def access_by_grants(grants: Iterable[dict[str, Any]], *, account: str, role_arn: str | None) -> KeyAccess:
+    """Judge the grants of a key."""
+    others = {
+        str(grant.get("GranteePrincipal"))
+        for grant in grants
+        if not _is_harmless(f"kms:{operation}" for operation in grant.get("Operations", ["*"]))
+    } - {role_arn}
+    return _by_account(others, account)
 
 
 def _use_of_key() -> dict[str, Any]:
@@ -89,7 +93,7 @@ def _principals(statement: dict[str, Any]) -> Iterator[str]:
     if statement.get("Effect") != "Allow":
         return
     actions = ["*"] if "NotAction" in statement else _list(statement.get("Action"))
-    if all(any(fnmatchcase(action.lower(), look.lower()) for look in _HARMLESS) for action in actions):
+    if _is_harmless(actions):
         return
     if "NotPrincipal" in statement:
         yield "*"
@@ -97,6 +101,15 @@ def _principals(statement: dict[str, Any]) -> Iterator[str]:
     principal = statement.get("Principal", {})
     for kind, names in (principal if isinstance(principal, dict) else {"AWS": principal}).items():
         yield from (name if kind == "AWS" else f"{kind} {name}" for name in _list(names))
+
+
+def _is_harmless(actions: Iterable[str]) -> bool:
+    return all(any(fnmatchcase(action.lower(), look.lower()) for look in _HARMLESS) for action in actions)
+
+
+def _by_account(principals: Collection[str], account: str) -> KeyAccess:
+    local = tuple(sorted(one for one in principals if _account_of(one) == account))
+    return KeyAccess(foreign=tuple(sorted(set(principals) - set(local))), local=local)
 
 
 def _is_root_of(principal: str, account: str) -> bool:

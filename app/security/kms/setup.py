@@ -19,8 +19,8 @@ from app.security.kms.key_access import (
     OPERATIONS,
     VAULT_CONTEXT,
     KeyAccess,
+    access_by_grants,
     access_by_policy,
-    grantees,
 )
 
 GRANT_NAME: Final = "pulseplan-token-vault"
@@ -61,7 +61,8 @@ class KmsSetup:
     """Creates the key, its alias, its rotation and the application role's grant, each only if it is missing.
 
     Without `key_id` the key is the one that `alias` names, or a new one. An existing key is adopted only if it is
-    enabled, symmetric, managed by the customer, made of KMS's own material, and its policy lets no stranger use it.
+    enabled, symmetric, managed by the customer, made of KMS's own material, and neither its policy nor a grant lets
+    another account use it.
     `client` is boto3's KMS client with an administrator's credentials and without retries, because a repeated CreateKey
     makes a second key. The next run continues one that was interrupted. `dry_run` changes nothing. Methods raise
     `KeyDenied` with the name of the call and of the AWS error.
@@ -148,14 +149,17 @@ class KmsSetup:
             wrong = "no symmetric encryption key of your own"
         elif not _has_material_of_kms(key):
             wrong = f"of the origin {key.get('Origin')}: its material exists outside AWS KMS"
-        elif strangers := self._access(key).foreign:
+        elif strangers := self._access_by_policy(key).foreign:
             wrong = f"open to others: its policy lets {', '.join(strangers)} use it"
             remedy = "Narrow its policy with aws kms put-key-policy, or choose another alias or KMS_KEY_ID"
+        elif strangers := self._access_by_grants(key).foreign:
+            wrong = f"open to others: its grants let {', '.join(strangers)} use it"
+            remedy = "Revoke them with aws kms revoke-grant, or choose another alias or KMS_KEY_ID"
         if wrong is not None:
             raise KeyDenied(f"{name} names the key {key['Arn']}, which is {wrong}. {remedy}. Nothing was changed")
         return key
 
-    def _access(self, key: dict[str, Any]) -> KeyAccess:
+    def _access_by_policy(self, key: dict[str, Any]) -> KeyAccess:
         with _named("GetKeyPolicy"):
             policy = self._client.get_key_policy(KeyId=key["Arn"], PolicyName="default")["Policy"]
         try:
@@ -163,21 +167,22 @@ class KmsSetup:
         except (ValueError, TypeError, AttributeError):
             raise KeyDenied(f"the policy of the key {key['Arn']} cannot be parsed. Nothing was changed") from None
 
-    def _grantees(self, key: dict[str, Any]) -> list[str]:
+    def _access_by_grants(self, key: dict[str, Any]) -> KeyAccess:
         with _named("ListGrants"):
-            return grantees(self._listed("list_grants", "Grants", KeyId=key["Arn"]), role_arn=self._role_arn)
+            grants = self._listed("list_grants", "Grants", KeyId=key["Arn"])
+        return access_by_grants(grants, account=key["AWSAccountId"], role_arn=self._role_arn)
 
     def _others_with_access(self, key: dict[str, Any]) -> Iterator[Step]:
-        for kind, names in (("policy lets", self._access(key).local), ("grants let", self._grantees(key))):
-            if names:
-                yield Step(StepState.LOOK, f"the key's {kind} others use it: {', '.join(names)}")
+        for kind, access in (("policy lets", self._access_by_policy(key)), ("grants let", self._access_by_grants(key))):
+            if access.local:
+                yield Step(StepState.LOOK, f"the key's {kind} others use it: {', '.join(access.local)}")
         if key.get("MultiRegion"):
             yield Step(StepState.LOOK, "the key has copies in other Regions, or may have: each has a policy of its own")
 
     def _is_untouched(self, key: dict[str, Any]) -> bool:
         """Whether nobody else may use the key, and its material is of KMS; a tag alone proves nothing."""
-        access = self._access(key)
-        return _has_material_of_kms(key) and not (access.foreign or access.local or self._grantees(key))
+        nobody = KeyAccess(foreign=(), local=())
+        return _has_material_of_kms(key) and self._access_by_policy(key) == self._access_by_grants(key) == nobody
 
     def _left_behind(self) -> Iterator[dict[str, Any]]:
         """Yield the metadata of keys that a run may have left because it ended before CreateAlias."""
