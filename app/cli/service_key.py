@@ -24,9 +24,9 @@ from app.callers.service_keys import (
 from app.cli.errors import UsageError
 from app.cli.output import print_table
 from app.cli.service_key_changes import record_changes
-from app.config.service_keys import ServiceKeySettings
+from app.config.service_keys import ServiceKeyListSettings, ServiceKeySettings
 from app.config.settings import Settings
-from app.config.source import SettingsError, loaded
+from app.config.source import S, SettingsError, loaded
 from app.tokens.events import Operation
 from app.tokens.models import SLUG_PATTERN
 from app.tokens.provider_rules import KNOWN_PROVIDERS
@@ -90,8 +90,8 @@ def create(
 
     Exit codes: 0 created, 2 an option or a setting is wrong, or the file or AUDIT_LOG cannot be used.
     """
-    settings = _settings()
-    path = None if print_entry else _key_file(settings)
+    settings = None if print_entry else _settings(ServiceKeySettings)
+    path = None if settings is None else _key_file(settings)
     if not _SERVICE.fullmatch(service):
         raise UsageError("--service must be at most 64 letters, digits, dots, dashes and underscores")
     for provider in providers:
@@ -112,7 +112,7 @@ def create(
         click.echo(
             "This key reveals the tokens of every user; --on-behalf-of required limits each call to one.", err=True
         )
-    if path is None:
+    if settings is None or path is None:
         click.echo("No file was changed. The key, which is shown only once, and a value for SERVICE_KEYS:", err=True)
         click.echo(key)
         click.echo(json.dumps(json.loads(render_key_list([entry])), separators=(",", ":")))
@@ -139,7 +139,7 @@ def list_keys() -> None:
 
     Exit codes: 0 listed, 2 a setting is wrong, or the file cannot be used.
     """
-    settings = _settings()
+    settings = _settings(ServiceKeyListSettings)
     keys = _read(settings.service_keys_file) if settings.service_keys_file else []
     if settings.service_keys is not None:
         try:
@@ -171,7 +171,7 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         raise UsageError("give either FINGERPRINT or --service")
     if fingerprint is not None and not re.fullmatch(rf"[0-9a-f]{{{_FINGERPRINT_DIGITS},64}}", fingerprint):
         raise UsageError(f"FINGERPRINT must be at least {_FINGERPRINT_DIGITS} lower-case hex digits")
-    settings = _settings()
+    settings = _settings(ServiceKeySettings)
     path = _key_file(settings)
     if fingerprint is not None and len({k.sha256 for k in _read(path) if k.sha256.startswith(fingerprint)}) > 1:
         raise UsageError("several keys begin with this fingerprint; give more digits")
@@ -189,14 +189,14 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         click.echo(f"Revoked {key.fingerprint} of {key.service}.")
 
 
-def _settings() -> ServiceKeySettings:
+def _settings(kind: type[S]) -> S:
     try:
-        return loaded(ServiceKeySettings, names_of=Settings)
+        return loaded(kind, names_of=Settings)
     except SettingsError as error:
         raise UsageError(str(error)) from None
 
 
-def _key_file(settings: ServiceKeySettings) -> Path:
+def _key_file(settings: ServiceKeyListSettings) -> Path:
     if settings.service_keys_file is None:
         raise UsageError("SERVICE_KEYS_FILE is not set: it names the file that holds the keys")
     return settings.service_keys_file

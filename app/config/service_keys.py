@@ -9,13 +9,19 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.config.audit import AuditReaderSettings
+from app.config.source import EnvironmentSettings
 
 
-class ServiceKeySettings(AuditReaderSettings):
-    """Where service keys are kept, and where changes of them are recorded."""
+class ServiceKeyListSettings(EnvironmentSettings):
+    """Where service keys are kept."""
 
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
+
+
+class ServiceKeySettings(ServiceKeyListSettings, AuditReaderSettings):
+    """Where service keys are kept, and where changes of them are recorded."""
+
     audit_sync: Literal["always", "interval", "off"] = "interval"
     audit_max_bytes: Annotated[int, Field(ge=4096, le=2**40)] = 64 * 1024 * 1024
 

@@ -246,6 +246,21 @@ def audited(home: Home) -> Home:
     return replace(home, settings={**home.settings, "AUDIT_LOG": "audit/audit.jsonl", "AUDIT_KEY": new_master_key()})
 
 
+def test_only_changes_need_the_audit_key(audited: Home) -> None:
+    create_key(audited)
+    without = replace(
+        audited, settings={name: value for name, value in audited.settings.items() if name != "AUDIT_KEY"}
+    )
+    listed = service_key(without, "list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    printed = service_key(without, "create", "--service", "api", "--scope", "tokens:read", "--print-entry")
+    assert printed.returncode == 0
+    before = entries_of(audited)
+    for change in (("create", "--service", "api", "--scope", "tokens:read"), ("revoke", "--service", "api")):
+        require_refusal(service_key(without, *change), 2, "AUDIT_KEY")
+    assert entries_of(audited) == before
+
+
 def _audit(home: Home, *arguments: str) -> CompletedProcess[str]:
     return token_vault("audit", *arguments, folder=home.folder, settings=home.settings)
 
