@@ -10,9 +10,11 @@
 -- What lets others reach the rows, as an array of {"kind", "text"}, empty if
 -- nothing does. It reads the system catalogs only, which every role may read.
 --
--- Kinds: privilege, membership, row_security and policy concern public, anon and
--- authenticated, or all roles; grant is a privilege of another role; view,
--- function, trigger, marker (the vault's own trigger) and role are worth a look.
+-- Kinds: privilege, indirect_privilege (through another role), membership,
+-- row_security, policy and inheritance concern public, anon and authenticated, or
+-- all roles; grant is a privilege of another role; vault_member is another role
+-- that may act as the owner or as a role of the vault; view, function, trigger,
+-- marker (the vault's own trigger) and role are worth a look.
 create or replace function public.token_vault_access_findings() returns jsonb
 language sql
 stable
@@ -37,6 +39,50 @@ as $function$
         select oid, proowner, proacl
         from pg_catalog.pg_proc
         where pronamespace = 'public'::regnamespace and proname like 'token\_vault\_%'
+    ),
+    trusted as (
+        select oid from vault_roles union select relowner from tokens
+    ),
+    -- with or without inheritance: a member can also switch to the role
+    members as (
+        select grants.roleid as target, grants.member
+        from trusted
+        join pg_catalog.pg_auth_members as grants on grants.roleid = trusted.oid
+        union
+        select members.target, grants.member
+        from members
+        join pg_catalog.pg_auth_members as grants on grants.roleid = members.member
+    ),
+    -- each outsider as itself and as every role that it is a member of
+    acting as (
+        select outsiders.oid, outsiders.name, outsiders.oid as role, outsiders.name as role_name from outsiders
+        union
+        select outsiders.oid, outsiders.name, roles.oid, roles.rolname
+        from outsiders
+        join pg_catalog.pg_roles as roles
+            on outsiders.oid <> 0 and pg_catalog.pg_has_role(outsiders.oid, roles.oid, 'MEMBER')
+    ),
+    indirect_privileges as (
+        select acting.name, acting.role, acting.role_name, acl.privilege_type as privilege, 'oauth_tokens' as object
+        from acting,
+            tokens,
+            -- every privilege that this version of PostgreSQL has for tables
+            lateral pg_catalog.aclexplode(pg_catalog.acldefault('r', tokens.relowner)) as acl
+        where acting.role <> acting.oid
+          and case
+              when acl.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') then
+                  pg_catalog.has_any_column_privilege(acting.role_name, tokens.oid, acl.privilege_type)
+                  and not pg_catalog.has_any_column_privilege('public', tokens.oid, acl.privilege_type)
+              else
+                  pg_catalog.has_table_privilege(acting.role_name, tokens.oid, acl.privilege_type)
+                  and not pg_catalog.has_table_privilege('public', tokens.oid, acl.privilege_type)
+          end
+        union all
+        select acting.name, acting.role, acting.role_name, 'EXECUTE', functions.oid::regprocedure::text
+        from acting, vault_functions as functions
+        where acting.role <> acting.oid
+          and pg_catalog.has_function_privilege(acting.role_name, functions.oid, 'EXECUTE')
+          and not pg_catalog.has_function_privilege('public', functions.oid, 'EXECUTE')
     ),
     privileges as (
         select acl.grantee, acl.privilege_type as privilege, 'oauth_tokens' as object, tokens.relowner as owner
@@ -92,8 +138,52 @@ as $function$
         select
             'membership',
             pg_catalog.format('%s is a member of %s', outsiders.name, pg_catalog.pg_get_userbyid(targets.oid))
-        from outsiders, (select oid from vault_roles union select relowner from tokens) as targets
+        from outsiders, trusted as targets
         where outsiders.oid <> 0 and pg_catalog.pg_has_role(outsiders.oid, targets.oid, 'MEMBER')
+
+        union all
+        select
+            'indirect_privilege',
+            pg_catalog.format(
+                '%s may %s on %s through %s',
+                name, pg_catalog.string_agg(distinct privilege, ', '), object, role_name
+            )
+        from indirect_privileges
+        -- these are the finding membership
+        where role not in (select oid from trusted union select member from members)
+        group by name, role_name, object
+
+        union all
+        select
+            'vault_member',
+            pg_catalog.format(
+                '%s may act as %s, because it is a member',
+                roles.rolname,
+                pg_catalog.string_agg(distinct pg_catalog.pg_get_userbyid(members.target)::text, ', ')
+            )
+        from members
+        join pg_catalog.pg_roles as roles on roles.oid = members.member
+        where not roles.rolsuper
+          and roles.oid not in (select oid from outsiders union select relowner from tokens)
+          -- Supabase's own roles, which have these memberships in every project
+          and roles.rolname not in ('authenticator', 'postgres', 'cli_login_postgres', 'dashboard_user', 'pgbouncer')
+          and roles.rolname not like 'supabase\_%'
+        group by roles.rolname
+
+        union all
+        select
+            'inheritance',
+            case inherits.inhrelid
+                when tokens.oid then pg_catalog.format(
+                    'oauth_tokens inherits from %s, so a privilege on that table reaches the rows',
+                    inherits.inhparent::regclass
+                )
+                else pg_catalog.format(
+                    '%s inherits from oauth_tokens, so its rows appear as tokens', inherits.inhrelid::regclass
+                )
+            end
+        from tokens
+        join pg_catalog.pg_inherits as inherits on tokens.oid in (inherits.inhrelid, inherits.inhparent)
 
         union all
         select 'row_security', 'row level security of oauth_tokens is off' from tokens where not relrowsecurity
@@ -127,13 +217,10 @@ as $function$
                 'the function %s names oauth_tokens, runs with the rights of %s, and %s may execute it',
                 functions.oid::regprocedure,
                 pg_catalog.pg_get_userbyid(functions.proowner),
-                pg_catalog.string_agg(distinct outsiders.name::text, ', ')
+                pg_catalog.string_agg(distinct acting.name::text, ', ')
             )
-        from pg_catalog.pg_proc as functions,
-            lateral pg_catalog.aclexplode(
-                coalesce(functions.proacl, pg_catalog.acldefault('f', functions.proowner))
-            ) as acl
-        join outsiders on outsiders.oid = acl.grantee
+        from pg_catalog.pg_proc as functions
+        join acting on pg_catalog.has_function_privilege(acting.role_name, functions.oid, 'EXECUTE')
         where functions.prosecdef
           and coalesce(pg_catalog.pg_get_function_sqlbody(functions.oid), functions.prosrc) ilike '%oauth\_tokens%'
         group by functions.oid, functions.proowner
@@ -165,6 +252,11 @@ as $function$
         select 'role', 'the role token_vault is a superuser, or may create roles or databases, or replicate'
         from pg_catalog.pg_roles
         where rolname = 'token_vault' and (rolsuper or rolcreaterole or rolcreatedb or rolreplication)
+
+        union all
+        select 'role', 'the role token_vault may log in'
+        from pg_catalog.pg_roles
+        where rolname = 'token_vault' and rolcanlogin
 
         union all
         select 'role', pg_catalog.format('the role token_vault may also use %s', classes.oid::regclass)
@@ -211,8 +303,8 @@ begin
         perform set_config('lock_timeout', '10s', true);
     end if;
 
-    -- A role for a vault that should be able to use this one table and nothing
-    -- else: service_role reads the whole project. It bypasses row level security,
+    -- A role for a vault that should be able to use this one table, what public may
+    -- use, and nothing else: service_role reads the whole project. It bypasses row level security,
     -- because a policy for it would be one more door. It belongs to the server, so
     -- another database may have created it.
     if not exists (select from pg_catalog.pg_roles where rolname = 'token_vault') then

@@ -19,11 +19,14 @@ _FAILURES: Final = {
     "privilege": _MIGRATE,
     "policy": _MIGRATE,
     "row_security": "run migrations/ again, which turns it on",
+    "indirect_privilege": "revoke the membership, or the privilege of that role",
     "membership": "revoke the membership",
+    "inheritance": "alter table … no inherit",
     "marker": "run migrations/ again, which creates it",
 }
 _WARNINGS: Final = {
     "grant": "revoke it unless that role must have it",
+    "vault_member": "revoke the membership unless the vault itself logs in with that role",
     "view": "drop it, or alter view … set (security_invoker = true)",
     "function": "drop it, or revoke execute from these roles",
     "trigger": "the vault has no such trigger or rule, and it acts on every write; drop it unless you know it",
@@ -41,7 +44,9 @@ def access_findings(settings: Settings) -> Iterator[DoctorFinding]:
     for finding in findings:
         yield _judged(finding)
     if not findings:
-        yield DoctorFinding.ok(_SUBJECT, "no role but service_role and token_vault has a privilege on oauth_tokens")
+        yield DoctorFinding.ok(
+            _SUBJECT, "no role but the owner, service_role and token_vault has or inherits a privilege on oauth_tokens"
+        )
 
 
 async def _read(settings: Settings) -> list[AccessFinding]:

@@ -220,6 +220,12 @@ def test_a_supabase_project_is_checked(tmp_path: Path, supabase: SupabaseStack) 
 
 
 EXPOSED = """
+create table public.parent (like public.oauth_tokens);
+alter table public.oauth_tokens inherit public.parent;
+create role doctor_backend login in role service_role;
+create role doctor_reporting nologin;
+grant select on public.oauth_tokens to doctor_reporting;
+grant doctor_reporting to authenticated;
 grant select, truncate on public.oauth_tokens to anon;
 create policy everybody on public.oauth_tokens using (true);
 create view public.theirs as select id from public.oauth_tokens;
@@ -228,6 +234,11 @@ create trigger theirs before update on public.oauth_tokens for each row execute 
 """
 CLOSED = """
 revoke all on public.oauth_tokens from anon;
+alter table public.oauth_tokens no inherit public.parent;
+drop table public.parent;
+drop role doctor_backend;
+revoke select on public.oauth_tokens from doctor_reporting;
+drop role doctor_reporting;
 drop policy everybody on public.oauth_tokens;
 drop view public.theirs;
 drop function public.theirs() cascade;
@@ -249,6 +260,9 @@ def test_routes_past_the_vault_are_found(tmp_path: Path, supabase: SupabaseStack
     for severity, words in (
         ("FAIL", "anon may SELECT, TRUNCATE on oauth_tokens: run migrations/ again"),
         ("FAIL", "the policy everybody: run migrations/ again"),
+        ("FAIL", "oauth_tokens inherits from public.parent"),
+        ("FAIL", "authenticated may SELECT on oauth_tokens through doctor_reporting: revoke the membership"),
+        ("warn", "doctor_backend may act as service_role, because it is a member: revoke the membership unless"),
         ("warn", "the view public.theirs reads oauth_tokens with the rights of its owner"),
         ("warn", "the trigger theirs of oauth_tokens calls public.theirs()"),
     ):

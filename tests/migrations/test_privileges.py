@@ -274,6 +274,24 @@ FOUND: list[tuple[LiteralString, str, str]] = [
     ),
     ("drop trigger token_vault_mark_foreign_write on public.oauth_tokens", "marker", "is missing or disabled"),
     ("grant service_role to anon", "membership", "anon is a member of service_role"),
+    (
+        "create role backend login in role token_vault",
+        "vault_member",
+        "backend may act as token_vault, because it is a member",
+    ),
+    ("create role backend login in role service_role", "vault_member", "backend may act as service_role"),
+    ("grant service_role to token_vault", "vault_member", "token_vault may act as service_role"),
+    (
+        "create table public.parent (like public.oauth_tokens); alter table public.oauth_tokens inherit public.parent",
+        "inheritance",
+        "oauth_tokens inherits from public.parent",
+    ),
+    (
+        "create table public.child () inherits (public.oauth_tokens)",
+        "inheritance",
+        "public.child inherits from oauth_tokens",
+    ),
+    ("alter role token_vault login", "role", "the role token_vault may log in"),
     ("alter role token_vault createrole", "role", "may create roles"),
     (
         "create table public.notes (); grant select on public.notes to token_vault",
@@ -297,3 +315,62 @@ def test_each_route_past_the_vault_is_found(migrated: Database, change: LiteralS
         [(found, described)] = access_findings(migrated)
     assert found == kind
     assert text in described
+
+
+def test_members_of_the_owner_and_members_of_members_are_found(migrated: Database) -> None:
+    migrated.connection.execute(
+        "create role project_owner nologin; alter table public.oauth_tokens owner to project_owner;"
+        "create role team nologin in role project_owner, token_vault;"
+        "create role colleague login noinherit in role team;"
+        "create role administrator superuser in role project_owner"
+    )
+    members = [text for kind, text in access_findings(migrated) if kind == "vault_member"]
+    assert members == [
+        "colleague may act as project_owner, token_vault, because it is a member",
+        "team may act as project_owner, token_vault, because it is a member",
+    ]
+
+
+def test_the_platforms_own_roles_are_no_finding(migrated: Database) -> None:
+    """Supabase grants the roles of its API to its services, and `postgres` to the login role of its command line."""
+    migrated.connection.execute(
+        "create role supabase_storage_admin login noinherit in role authenticator;"
+        "create role supabase_realtime_admin nologin noinherit in role anon, authenticated, service_role;"
+        "create role cli_login_postgres login noinherit in role postgres"
+    )
+    assert access_findings(migrated) == []
+
+
+@pytest.mark.parametrize(
+    ("grant", "found"),
+    [
+        ("grant select, delete on public.oauth_tokens to reporting", "DELETE, SELECT on oauth_tokens"),
+        ("grant select (email) on public.oauth_tokens to reporting", "SELECT on oauth_tokens"),
+        (
+            "grant execute on function public.token_vault_schemes() to reporting",
+            "EXECUTE on public.token_vault_schemes()",
+        ),
+        ("grant pg_read_all_data to reporting", "SELECT on oauth_tokens"),
+    ],
+)
+@pytest.mark.parametrize("inherits", ["inherit", "noinherit"])
+def test_a_privilege_through_another_role_is_found(
+    migrated: Database, grant: LiteralString, found: str, inherits: LiteralString
+) -> None:
+    migrated.connection.execute(
+        f"create role reporting nologin; {grant}; alter role authenticated {inherits}; grant reporting to authenticated"
+    )
+    reached = [text for kind, text in access_findings(migrated) if kind == "indirect_privilege"]
+    assert f"authenticated may {found} through reporting" in reached
+
+
+def test_a_definer_function_that_a_granted_role_may_execute_is_found(migrated: Database) -> None:
+    migrated.connection.execute(DEFINER)
+    migrated.connection.execute(
+        "create role reporting nologin; revoke all on function public.theirs() from public, anon, authenticated;"
+        "grant execute on function public.theirs() to reporting; alter role authenticated inherit;"
+        "grant reporting to authenticated"
+    )
+    [(kind, text)] = access_findings(migrated)
+    assert kind == "function"
+    assert text.endswith("and authenticated may execute it")
