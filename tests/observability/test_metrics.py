@@ -58,6 +58,7 @@ def _path(user: object, provider: str = "canvas") -> str:
 
 def _edit(store: SqliteStore, statement: str, *values: str | None) -> None:
     with closing(apsw.Connection(str(store.path))) as connection:
+        connection.set_busy_timeout(30_000)
         connection.execute(statement, values)
 
 
