@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import structlog
 from fastapi import FastAPI
@@ -37,7 +37,7 @@ from app.observability.logging import configure_logging, end_log
 from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.requests import WireMetrics
 from app.observability.readiness import Readiness
-from app.observability.unhandled import log_unhandled_in_loop
+from app.observability.unhandled import log_unexpected_end, log_unhandled_in_loop
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.legacy_window import warn_of_window
 from app.rewrap.on_read import RewrapOnRead
@@ -160,7 +160,7 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
             _log.warning("setting_is_weak", reason=endless)
         user_jwts = build_user_jwts(settings, counters=metrics and metrics.user_jwts)
         if user_jwts is not None and user_jwts.key_set is not None:
-            stack.callback(asyncio.create_task(user_jwts.key_set.run()).cancel)
+            stack.callback(_in_background(user_jwts.key_set.run()))
         repository = instrumentation.instrument(await open_repository(settings))
         stack.push_async_callback(repository.close)
         audit = await open_audit(settings, counters=metrics and metrics.audit)
@@ -172,7 +172,7 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         stack.push_async_callback(readiness.close)
         cipher = TokenCipher(encryption=encryption.service)
         events = build_events(audit, metrics)
-        stack.callback(asyncio.create_task(_drop_expired_keys(encryption)).cancel)
+        stack.callback(_in_background(_drop_expired_keys(encryption)))
 
         states = await readiness.states()  # also derives or fetches the primary's key, so no caller waits for it
         ready = "down" not in states.values()
@@ -223,6 +223,13 @@ async def _rewrapping(
     finally:
         await sweeps.close()
         await on_read.close()
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> Callable[[], object]:
+    """Run the work as a task and return the function that cancels it."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(log_unexpected_end)
+    return task.cancel
 
 
 async def _drop_expired_keys(encryption: Encryption) -> None:

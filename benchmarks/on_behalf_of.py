@@ -1,4 +1,9 @@
-"""The processor time of a reveal with a user's JWT, beside one without; the issuer's key set is downloaded."""
+"""The processor time of a reveal with a user's JWT, beside one without; the issuer's key set is downloaded.
+
+The target of 60 us holds for a JWT that the vault has seen before, because callers send each JWT many times until it
+expires. The first call with a JWT costs the verification of its signature in addition, which is measured without a
+target.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +45,8 @@ def measure(bench: Bench) -> list[Line]:
     without_jwt, with_seen_jwts = tuple(map(bench.requests.reveal, user_ids)), with_new_jwts()
     contestants = (
         _Contestant("no JWT", lambda: without_jwt),
-        _Contestant("JWT, seen before", lambda: with_seen_jwts, Target(at_most=60.0)),
-        _Contestant("JWT (ES256), new", lambda: with_new_jwts(_NEW_PER_USER)),
+        _Contestant("JWT, seen before (signature verified earlier)", lambda: with_seen_jwts, Target(at_most=60.0)),
+        _Contestant("JWT (ES256), first seen (signature verified)", lambda: with_new_jwts(_NEW_PER_USER)),
     )
     with (
         jwks_endpoint(key) as endpoint,

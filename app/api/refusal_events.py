@@ -58,7 +58,13 @@ def _refusal(
 
 
 def _target_of(request: Request) -> tuple[str | None, TokenId | None]:
-    """Return user and token if path and query are valid; text of any other form may be a secret."""
+    """Return user and token if path and query are valid; text of any other form may be a secret.
+
+    Of a batch, return the token that its route found to be another user's.
+    """
+    refused: TokenId | None = getattr(request.state, "refused_token", None)
+    if refused is not None:
+        return refused.user_id, refused
     path = request.path_params
     try:
         user_id = parse_user_id(path.get("user_id", ""))

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import jwt
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from app.callers.user_jwt import JwtRefusal, UserJwtCounters, refusal
@@ -27,7 +28,15 @@ MAXIMUM_AGE_SECONDS: Final = 3_600.0  # the lifetime of Supabase's JWTs: an outa
 _ALGORITHMS: Final = {("EC", "P-256"): "ES256", ("RSA", None): "RS256", ("OKP", "Ed25519"): "EdDSA"}
 _RSA_BITS: Final = range(2_048, 8_193)
 _MAXIMUM_KEY_ID: Final = 256
-_INVALID: Final = (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
+_INVALID: Final = (
+    jwt.PyJWTError,
+    UnsupportedAlgorithm,  # OpenSSL in FIPS mode lacks some
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+)
 _log = structlog.get_logger()
 
 KeySet = dict[tuple[str, str], jwt.PyJWK]
@@ -39,7 +48,7 @@ class KeySetError(Exception):
 
 
 def parse_key_set(document: bytes) -> KeySet:
-    """Return the usable keys, or raise `KeySetError`. Other keys, such as those for encryption, are left out."""
+    """Return the usable keys, perhaps none, or raise `KeySetError`. Keys for another purpose are left out."""
     try:
         members = json.loads(document)
     except (ValueError, RecursionError):
@@ -54,8 +63,6 @@ def parse_key_set(document: bytes) -> KeySet:
         key = _public_key(member)
         if key is not None:
             found.setdefault((key.algorithm_name, str(key.key_id)), key)
-    if not found:
-        raise KeySetError(f"the key set has no public key for {', '.join(sorted(_ALGORITHMS.values()))}")
     return found
 
 
@@ -93,8 +100,9 @@ class JwksKeys:
     - `run` downloads it at the start and every five minutes, so no call waits for a refresh; after a failure it tries
       again every ten seconds.
     - A JWT with an unknown key id starts a download too, since the issuer may have a new key. All such calls share it,
-      and there is at most one in ten seconds.
-    - After a failure the keys stay in use until they are an hour old.
+      and there is at most one in ten seconds; until the next one such JWTs are `KeyUnavailable`.
+    - After a failure the keys stay in use until they are an hour old. A key set without usable keys is no failure: the
+      issuer has withdrawn them, and they end at once.
     """
 
     algorithms = frozenset(_ALGORITHMS.values())
@@ -136,31 +144,35 @@ class JwksKeys:
             raise KeyUnavailable(f"users' JWTs: {self._problem}")
 
     def generation(self) -> int | None:
-        return self._generation if self._monotonic() < self._usable_until else None
+        return self._generation if self._keys and self._monotonic() < self._usable_until else None
 
     async def find(self, algorithm: str, key_id: str | None) -> jwt.PyJWK:
         if key_id is None:
             raise refusal(JwtRefusal.UNKNOWN_KEY)
-        key = self._usable(algorithm, key_id)
+        key, is_current = self._usable(algorithm, key_id), False
         if key is None:
-            await self._refresh()
+            is_current = await self._refresh()
             key = self._usable(algorithm, key_id)
         if key is not None:
             return key
-        if self._problem is None:
+        if self._problem is not None:
+            reason = "the keys that verify users' JWTs are not available"
+        elif is_current:
             raise refusal(JwtRefusal.UNKNOWN_KEY)
+        else:
+            reason = "the user's JWT is signed with a key that the vault does not have: it looks for new keys soon"
         wait = max(1, math.ceil(self._next_download - self._monotonic()))
-        raise KeyUnavailable("the keys that verify users' JWTs cannot be downloaded", retry_after_seconds=wait)
+        raise KeyUnavailable(reason, retry_after_seconds=wait)
 
     def _usable(self, algorithm: str, key_id: str) -> jwt.PyJWK | None:
         return None if self.generation() is None else self._keys.get((algorithm, key_id))
 
-    async def _refresh(self) -> None:
-        """Wait for the download in progress, or for a new one unless the last one has just been."""
-        if self._downloads.get("jwks") is not None or self._monotonic() >= self._next_download:
-            await self._downloads.join(
-                "jwks", lambda: SharedCall(asyncio.ensure_future(self._download_keys()))
-            ).result()
+    async def _refresh(self) -> bool:
+        """Wait for the download in progress or for a new one; return false if the last one has just been."""
+        if self._downloads.get("jwks") is None and self._monotonic() < self._next_download:
+            return False
+        await self._downloads.join("jwks", lambda: SharedCall(asyncio.ensure_future(self._download_keys()))).result()
+        return True
 
     async def _download_keys(self) -> None:
         self._next_download = self._monotonic() + RETRY_SECONDS
@@ -168,16 +180,23 @@ class JwksKeys:
             document = await self._download()
             keys = parse_key_set(document)
         except KeySetError as error:
-            self._counters.key_set_download("failure")
-            if str(error) != self._problem:
-                _log.warning("user_jwt_keys_failed", reason=str(error))
-            self._problem = str(error)
+            self._failed(str(error))
+            return
+        is_new = document != self._document
+        if is_new:
+            self._document, self._keys = document, keys
+            self._generation += 1
+        if not keys:
+            self._failed(f"the key set has no public key for {', '.join(sorted(self.algorithms))}")
             return
         self._counters.key_set_download("success")
         self._usable_until = self._monotonic() + MAXIMUM_AGE_SECONDS
-        if self._problem is not None or document != self._document:
+        if self._problem is not None or is_new:
             _log.info("user_jwt_keys_downloaded", keys=len(keys))
         self._problem = None
-        if document != self._document:
-            self._document, self._keys = document, keys
-            self._generation += 1
+
+    def _failed(self, problem: str) -> None:
+        self._counters.key_set_download("failure")
+        if problem != self._problem:
+            _log.warning("user_jwt_keys_failed", reason=problem)
+        self._problem = problem

@@ -25,7 +25,7 @@ class ServiceKeyDirectory:
 
     At most once every `reload_seconds` the file's status is checked, and the file is read again if it has changed, so
     revoking a key needs no restart. While the file is missing or invalid none of its keys is accepted: a typo in a
-    revocation must not keep the revoked key alive.
+    revocation must not keep the revoked key alive. A key in both lists may do only what both entries permit.
     """
 
     def __init__(
@@ -104,7 +104,9 @@ class ServiceKeyDirectory:
         except KeyListError as error:
             self._refuse(f"the service keys file is invalid: {error}")
         else:
-            self._keys = {**{key.sha256: key for key in keys}, **self._fixed}
+            in_file = {key.sha256: key for key in keys}
+            both = {sha256: key.limited_by(in_file.get(sha256, key)) for sha256, key in self._fixed.items()}
+            self._keys = {**in_file, **both}
             self._file_status, self._problem = status, None
             _log.info("service_keys_loaded", keys=len(keys))
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -61,6 +61,17 @@ class ServiceKey:
 
     def may_use(self, provider: str) -> bool:
         return self.providers is None or provider in self.providers
+
+    def limited_by(self, other: ServiceKey) -> ServiceKey:
+        """Return this entry with only what `other` permits too."""
+        lists = [one.providers for one in (self, other) if one.providers is not None]
+        return replace(
+            self,
+            scopes=self.scopes & other.scopes,
+            providers=frozenset.intersection(*lists) if lists else None,
+            expires_at=min((one.expires_at for one in (self, other) if one.expires_at is not None), default=None),
+            on_behalf_of=self.on_behalf_of or other.on_behalf_of,
+        )
 
 
 def generate_key() -> str:

@@ -36,6 +36,16 @@ def log_unhandled_in_loop(_loop: asyncio.AbstractEventLoop, context: dict[str, A
     _log.error("unhandled_in_loop", reason=plain_words(str(context.get("message"))), exc_info=context.get("exception"))
 
 
+def log_unexpected_end(task: asyncio.Task[None]) -> None:
+    """Log the error that ended a background task; for `task.add_done_callback`.
+
+    asyncio reports it only when nothing refers to the task any more, which may be at the end of the process.
+    """
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.error("unhandled_in_loop", reason="A background task ended", exc_info=error)
+
+
 def plain_words(message: str) -> str:
     """Return the words at the start of a message. In asyncio's messages a repr with arguments follows."""
     found = _PLAIN_WORDS.match(message)

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from jwt.algorithms import OKPAlgorithm
 
 from app.callers.jwks import (
     MAXIMUM_AGE_SECONDS,
@@ -96,8 +98,27 @@ async def test_unknown_keys_cause_one_download_in_ten_seconds(vault: Vault) -> N
     stranger = new_signing_key()
     for second in range(31):
         vault.clock = float(second)
-        assert not await vault.accepts(replace(stranger, key_id=f"made up {second}"))
+        made_up = replace(stranger, key_id=f"made up {second}")
+        if second % RETRY_SECONDS == 0:
+            assert not await vault.accepts(made_up)
+        else:
+            with pytest.raises(KeyUnavailable):
+                await vault.accepts(made_up)
     assert vault.endpoint.downloads == 4
+
+
+async def test_a_key_newer_than_the_last_download_is_503_until_the_next(vault: Vault) -> None:
+    assert not await vault.accepts(new_signing_key())
+    vault.endpoint.publish(FIRST, SECOND)
+    vault.clock += 3.5
+    with pytest.raises(KeyUnavailable) as caught:
+        await vault.accepts(SECOND)
+    assert caught.value.retry_after_seconds == 7, "the rest of the ten seconds"
+    assert await vault.accepts(FIRST)
+    await vault.keys.check()
+    vault.clock += caught.value.retry_after_seconds
+    assert await vault.accepts(SECOND)
+    assert vault.endpoint.downloads == 2
 
 
 async def test_a_withdrawn_key_ends_at_the_next_download(vault: Vault) -> None:
@@ -105,7 +126,30 @@ async def test_a_withdrawn_key_ends_at_the_next_download(vault: Vault) -> None:
     vault.endpoint.publish(SECOND)
     vault.clock += RETRY_SECONDS
     assert await vault.accepts(SECOND)
+    with pytest.raises(KeyUnavailable):
+        await vault.accepts(FIRST)
+    vault.clock += RETRY_SECONDS
     assert not await vault.accepts(FIRST)
+
+
+@pytest.mark.parametrize("left", [b'{"keys": []}', key_set({**FIRST.public(), "use": "enc"})])
+async def test_all_keys_that_the_issuer_withdraws_end_at_once(vault: Vault, left: bytes) -> None:
+    token, generation = FIRST.jwt(USER), None
+    assert await vault.verifier.user_of(token) == USER
+    generation = vault.keys.generation()
+    vault.endpoint.document = left
+    vault.clock += RETRY_SECONDS
+    with pytest.raises(KeyUnavailable, match="no public key"):
+        await vault.keys.download_now()
+    for refused in (token, FIRST.jwt(USER), SECOND.jwt(USER)):
+        with pytest.raises(KeyUnavailable) as caught:
+            await vault.verifier.user_of(refused)
+        assert 1 <= caught.value.retry_after_seconds <= RETRY_SECONDS
+    assert vault.keys.generation() is None
+    vault.endpoint.publish(FIRST)
+    vault.clock += RETRY_SECONDS
+    assert await vault.accepts(FIRST)
+    assert vault.keys.generation() not in {None, generation}, "no JWT from before is remembered"
 
 
 async def test_run_downloads_before_any_call_and_keeps_trying(vault: Vault) -> None:
@@ -174,7 +218,6 @@ def _answering(endpoint: JwksEndpoint, **changes: Any) -> None:
         ({"document": b"[" * 60_000}, "not JSON"),
         ({"document": b"[]"}, "no list of keys"),
         ({"document": b'{"keys": {}}'}, "no list of keys"),
-        ({"document": b'{"keys": []}'}, "no public key"),
         ({"status": 500}, "status 500"),
         ({"status": 404}, "status 404"),
         ({"status": 302, "headers": {"Location": "/auth/v1/.well-known/jwks.json"}}, "status 302"),
@@ -229,6 +272,17 @@ def test_a_key_for_another_purpose_is_left_out(change: dict[str, Any]) -> None:
     document = json.loads(key_set(FIRST, RSA))
     document["keys"][1] |= change
     assert list(parse_key_set(json.dumps(document).encode())) == [("ES256", FIRST.key_id)]
+
+
+def test_a_key_that_openssl_does_not_support_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_: object) -> None:
+        raise UnsupportedAlgorithm("ed25519 is not supported by this version of OpenSSL.")
+
+    document = key_set(new_signing_key("EdDSA"), FIRST)
+    monkeypatch.setattr(
+        OKPAlgorithm, "from_jwk", staticmethod(unsupported)
+    )  # as cryptography does with OpenSSL in FIPS mode
+    assert list(parse_key_set(document)) == [("ES256", FIRST.key_id)]
 
 
 def test_a_short_rsa_key_is_left_out() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
+from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from app.errors import Unauthenticated
 
 LIVE, EXPIRED = generate_key(), generate_key()
@@ -75,3 +77,33 @@ def test_the_placeholder_entry_matches_no_key() -> None:
 def test_a_malformed_key_is_refused(presented: str) -> None:
     with pytest.raises(Unauthenticated, match="malformed"):
         KEYS.identify(presented)
+
+
+@pytest.mark.parametrize("strict_in_file", [True, False])
+def test_a_key_in_both_lists_may_do_what_both_entries_permit(tmp_path: Path, strict_in_file: bool) -> None:
+    lax = ServiceKey(service="both", sha256=hash_key(LIVE), scopes=frozenset(Scope))
+    strict = replace(
+        lax,
+        scopes=frozenset({Scope.REVEAL}),
+        providers=frozenset({"canvas"}),
+        expires_at=TOMORROW,
+        on_behalf_of="required",
+    )
+    file = tmp_path / "service-keys.json"
+    file.write_text(render_key_list([strict if strict_in_file else lax]))
+    file.chmod(0o600)
+    directory = ServiceKeyDirectory(fixed=[lax if strict_in_file else strict], file=file)
+    assert directory.identify(LIVE) == strict
+    assert directory.problem is None
+
+
+def test_entries_of_one_key_that_agree_in_nothing_permit_nothing(tmp_path: Path) -> None:
+    first = ServiceKey(
+        service="first", sha256=hash_key(LIVE), scopes=frozenset({Scope.READ}), providers=frozenset({"canvas"})
+    )
+    second = replace(first, service="second", scopes=frozenset({Scope.REVEAL}), providers=frozenset({"google"}))
+    file = tmp_path / "service-keys.json"
+    file.write_text(render_key_list([second]))
+    file.chmod(0o600)
+    key = ServiceKeyDirectory(fixed=[first], file=file).identify(LIVE)
+    assert (key.service, key.scopes, key.providers) == ("first", frozenset(), frozenset())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from app.callers.jwks import JwksKeys
 from app.callers.user_jwt import CACHE_SIZE, LEEWAY_SECONDS, SharedSecret, UserJwtVerifier, VerificationKeys
-from app.errors import UserJwtRefused
+from app.errors import KeyUnavailable, UserJwtRefused
 from app.observability.in_memory_counters import InMemoryUserJwtCounters
 from tests.support.security.user_jwts import (
     ASYMMETRIC,
@@ -215,6 +215,9 @@ async def test_a_remembered_jwt_ends_with_its_key() -> None:
     issuer.document = key_set(kept)
     issuer.monotonic += 400.0
     assert await refused(verifier, new_signing_key().jwt(USER)) == "unknown_key"  # makes the vault look
+    with pytest.raises(KeyUnavailable):
+        await verifier.user_of(token)
+    issuer.monotonic += 10.0
     assert await refused(verifier, token) == "unknown_key"
     assert await verifier.user_of(kept.jwt(USER)) == USER
 
@@ -228,12 +231,14 @@ async def test_remembered_jwts_are_bounded_and_stay_right() -> None:
 
 
 async def test_every_changed_character_is_refused() -> None:
-    verifier = Issuer().verifier()
+    issuer = Issuer()
+    verifier = issuer.verifier()
     for key in KEYS.values():
         token = key.jwt(USER)
         assert await verifier.user_of(token) == USER
         for place in range(0, len(token), 7):
             for other in ("A" if token[place] != "A" else "B", ".", ""):
+                issuer.monotonic += 10.0  # a changed key id is looked for
                 await refused(verifier, token[:place] + other + token[place + 1 :])
 
 

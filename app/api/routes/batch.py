@@ -48,7 +48,11 @@ async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: E
         authenticated.require_scope(Scope.REVEAL_REFRESH)
     requested = [one.to_token_id() for one in body.tokens]
     for token_id in requested:
-        authenticated.require_user(token_id.user_id)
+        try:
+            authenticated.require_user(token_id.user_id)
+        except Forbidden:
+            request.state.refused_token = token_id
+            raise
     allowed = [token_id for token_id in requested if authenticated.key.may_use(token_id.provider)]
     may_reveal = set(allowed)
     answer = _Answer(authenticated.caller.request_id, include_refresh=include_refresh)
