@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from app.callers.service_key_file import add_key, read_key_file, revoke_keys
+from app.callers.service_key_file import Announce, EditNotFlushedError, add_key, read_key_file, revoke_keys
 from app.callers.service_keys import (
     KeyListError,
     Scope,
@@ -118,14 +118,16 @@ def create(
         click.echo(json.dumps(json.loads(render_key_list([entry])), separators=(",", ":")))
         return
 
-    def add() -> list[ServiceKey]:
-        add_key(path, entry)
+    def add(announce: Announce) -> list[ServiceKey]:
+        add_key(path, entry, announce=announce)
         return [entry]
 
     try:
         record_changes(settings, Operation.CREATE_KEY, add)
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
+    except EditNotFlushedError as error:
+        raise UsageError(f"{path}: {error}; the key {entry.fingerprint} is not shown: revoke it") from None
     click.echo(f"Added {entry.fingerprint} for {service} to {path}. The key is shown only once:", err=True)
     click.echo(key)
 
@@ -180,9 +182,13 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         return key.service == service if fingerprint is None else key.sha256.startswith(fingerprint)
 
     try:
-        removed = record_changes(settings, Operation.REVOKE_KEY, lambda: revoke_keys(path, is_revoked))
+        removed = record_changes(
+            settings, Operation.REVOKE_KEY, lambda announce: revoke_keys(path, is_revoked, announce=announce)
+        )
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
+    except EditNotFlushedError as error:
+        raise UsageError(f"{path}: {error}") from None
     if not removed:
         raise click.ClickException(f"there is no such key in {path}; nothing was changed")
     for key in removed:

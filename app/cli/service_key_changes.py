@@ -6,44 +6,67 @@ import asyncio
 import os
 import pwd
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from app.audit.targets import STANDARD_ERROR
+from app.callers.service_key_file import Announce
 from app.callers.service_keys import ServiceKey
 from app.cli.errors import UsageError
 from app.composition import open_audit
 from app.config.service_keys import ServiceKeySettings
-from app.errors import AuditUnavailable
+from app.errors import AuditUnavailable, InternalError
 from app.observability.logging import configure_command_logging
-from app.tokens.events import SUCCESS, Operation, TokenEvent
+from app.tokens.events import INTENT, SUCCESS, Operation, TokenEvent, new_intent
 from app.tokens.models import Caller
 
+Change = Callable[[Announce], Sequence[ServiceKey]]
 
-def record_changes(
-    settings: ServiceKeySettings, operation: Operation, change: Callable[[], Sequence[ServiceKey]]
-) -> Sequence[ServiceKey]:
-    """Make a change and record an event for each key that it returns; without AUDIT_LOG only make it.
+
+def record_changes(settings: ServiceKeySettings, operation: Operation, change: Change) -> Sequence[ServiceKey]:
+    """Make a change and record it for each key that it returns; without AUDIT_LOG only make it.
+
+    `change` gives its keys to its argument before it changes anything. That leaves an intent for each, and an event
+    with the outcome follows, so a command that is killed in between leaves a trace.
 
     Raises `UsageError` before the change if the trail cannot be written, or after it if an event was not.
     """
     if settings.audit_log is None:
-        return change()
+        return change(lambda _: None)
     configure_command_logging()
     return asyncio.run(_record_changes(settings, operation, change))
 
 
-async def _record_changes(
-    settings: ServiceKeySettings, operation: Operation, change: Callable[[], Sequence[ServiceKey]]
-) -> Sequence[ServiceKey]:
+async def _record_changes(settings: ServiceKeySettings, operation: Operation, change: Change) -> Sequence[ServiceKey]:
     audit = await open_audit(settings, standard_stream=STANDARD_ERROR)  # standard output is for the key
+    loop = asyncio.get_running_loop()
+    intents: list[TokenEvent] = []
+
+    async def announce(keys: Sequence[ServiceKey]) -> None:
+        for key in keys:
+            intent = _intent(operation, key)
+            await audit.append(intent)
+            intents.append(intent)
+
+    async def conclude(outcome: str) -> None:
+        for intent in intents:
+            await audit.append(replace(intent, outcome=outcome))
+
     try:
         try:
             audit.require_open()
+            # in a thread, because the change holds the file's lock while it waits for its intents
+            keys = await asyncio.to_thread(
+                change, lambda keys: asyncio.run_coroutine_threadsafe(announce(keys), loop).result()
+            )
         except AuditUnavailable:
             raise UsageError("AUDIT_LOG cannot be written; nothing was changed") from None
-        keys = change()
+        except BaseException:
+            with suppress(AuditUnavailable):
+                await conclude(InternalError.code)
+            raise
         try:
-            for key in keys:
-                await audit.append(_event(operation, key))
+            await conclude(SUCCESS)
         except AuditUnavailable:
             changed = ", ".join(key.fingerprint for key in keys)
             raise UsageError(f"{changed}: the change was made, but AUDIT_LOG could not be written") from None
@@ -52,7 +75,7 @@ async def _record_changes(
     return keys
 
 
-def _event(operation: Operation, key: ServiceKey) -> TokenEvent:
+def _intent(operation: Operation, key: ServiceKey) -> TokenEvent:
     providers = ", ".join(sorted(key.providers)) if key.providers else "all"
     expires = key.expires_at.isoformat(timespec="seconds") if key.expires_at else "never"
     users = "all" if key.on_behalf_of is None else "on behalf of"
@@ -64,9 +87,10 @@ def _event(operation: Operation, key: ServiceKey) -> TokenEvent:
         token_id=None,
         scheme=None,
         encryption_method=None,
-        outcome=SUCCESS,
+        outcome=INTENT,
         detail=None,
         caller=Caller(key.service, key_fingerprint=key.fingerprint, purpose=purpose),
+        intent=new_intent(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,11 @@ from app.tokens.models import Caller, TokenId
 SUCCESS = "success"
 CANCELLED = "cancelled"
 INTENT = "intent"  # of an event that is recorded before a change is made
+
+
+def new_intent() -> str:
+    """Return an id for the intent of a change and its outcome."""
+    return secrets.token_hex(8)
 
 
 class Operation(StrEnum):

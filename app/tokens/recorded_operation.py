@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from contextvars import Token
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
 from app.security.context import SecretField
 from app.security.formats import Family, families_of
 from app.tokens.cipher import SealedSecrets
-from app.tokens.events import CANCELLED, INTENT, SUCCESS, Operation, TokenEvent, TokenEvents
+from app.tokens.events import CANCELLED, INTENT, SUCCESS, Operation, TokenEvent, TokenEvents, new_intent
 from app.tokens.models import Caller, StoredToken, TokenId, current_service
-
-_INTENT_BYTES: Final = 8
 
 
 @dataclass(slots=True)
@@ -58,7 +55,7 @@ class RecordedOperation:
         So a process that is killed between a change and its event leaves a trace of the change.
         """
         if self.intent is None:
-            self.intent = secrets.token_hex(_INTENT_BYTES)
+            self.intent = new_intent()
             await self.events.announce(self._event(INTENT, None))
 
     async def __aenter__(self) -> Self:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,9 +15,10 @@ from uuid import uuid4
 import pytest
 
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.callers.service_key_file import add_key, read_key_file
+from app.callers.service_key_file import add_key, read_key_file, revoke_keys
 from app.callers.service_keys import KeyListError, Scope, ServiceKey
 from app.errors import Unauthenticated
+from tests.support.paths import ROOT
 from tests.support.process.home import Home, files_of, require_refusal
 from tests.support.process.key_commands import (
     KEY_FILE,
@@ -68,6 +73,24 @@ def test_a_file_that_is_a_directory_is_reported(home: Home) -> None:
     require_refusal(service_key(home, "list"), 2, KEY_FILE)
 
 
+SOMEBODY = 54_321
+# reports each call that concerns the durability of an edit
+TRACE = """
+import os, stat, sys
+from pathlib import Path
+from app.callers.service_key_file import add_key
+from app.callers.service_keys import Scope, ServiceKey
+
+fsync = os.fsync
+
+def report(descriptor):
+    fsync(descriptor)
+    print("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+os.fsync = report
+sys.addaudithook(lambda event, _: print("rename") if event == "os.rename" else None)
+add_key(Path(sys.argv[1]), ServiceKey(service="api", sha256="0" * 64, scopes=frozenset({Scope.READ})))
+"""
 CREATE = ("create", "--service", "api", "--scope", "tokens:read")
 
 
@@ -119,6 +142,134 @@ def test_a_file_in_a_folder_that_others_can_write_is_refused(tmp_path: Path, mod
         assert (ServiceKeyDirectory(file=path).problem is not None) == refused
         with pytest.raises(KeyListError, match="folder") if refused else nullcontext():
             read_key_file(path)
+
+
+def _key(service: str) -> ServiceKey:
+    return ServiceKey(service=service, sha256=hash_of(service), scopes=frozenset({Scope.READ}))
+
+
+def test_an_edit_through_a_link_brings_no_revoked_key_back(tmp_path: Path) -> None:
+    """An edit through the link waits, between reading and writing, for one of the target that must come after it."""
+    path = tmp_path / "real" / "service-keys.json"
+    add_key(path, _key("stolen"))
+    link = tmp_path / "etc.json"
+    link.symlink_to(path)
+    reading, begun = threading.Event(), threading.Event()
+
+    def revoke() -> None:
+        assert reading.wait(60)
+        begun.set()
+        revoke_keys(path, lambda key: key.service == "stolen")
+
+    def wait_for_the_revocation(key: ServiceKey) -> bool:
+        reading.set()
+        assert begun.wait(60)
+        revoking.join(1)  # it has the time to end, unless it waits for this edit
+        return key.service == "old"
+
+    add_key(path, _key("old"))
+    revoking = threading.Thread(target=revoke)
+    revoking.start()
+    revoke_keys(link, wait_for_the_revocation)
+    revoking.join(60)
+    assert [key.service for key in read_key_file(path)] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_owner_of_a_folder_edits_after_root(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, SOMEBODY, SOMEBODY)
+    add_key(folder / "service-keys.json", _key("api"))
+    for name in ("service-keys.json", "service-keys.json.lock"):
+        status = (folder / name).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (SOMEBODY, SOMEBODY, 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_gives_no_file_away_that_is_linked_as_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, SOMEBODY, SOMEBODY)
+    (tmp_path / "precious").write_text("of root")
+    (folder / "service-keys.json.lock").hardlink_to(tmp_path / "precious")
+    add_key(folder / "service-keys.json", _key("api"))
+    assert (tmp_path / "precious").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(("folder_owner", "refused"), [(0, True), (SOMEBODY, False)])
+def test_a_file_of_another_user_is_refused(tmp_path: Path, folder_owner: int, refused: bool) -> None:
+    folder = tmp_path / "keys"
+    path = folder / "service-keys.json"
+    add_key(path, _key("api"))
+    os.chown(path, SOMEBODY, SOMEBODY)
+    os.chown(folder, folder_owner, folder_owner)
+    folder.chmod(0o1777)
+    assert (ServiceKeyDirectory(file=path).problem is not None) == refused
+    with pytest.raises(KeyListError, match="another user") if refused else nullcontext():
+        read_key_file(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
+    """The target is in a folder of the other user, and so would be trusted there."""
+    sticky, theirs = tmp_path / "sticky", tmp_path / "theirs"
+    add_key(theirs / "service-keys.json", _key("api"))
+    for path in (theirs, theirs / "service-keys.json"):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    link = sticky / "service-keys.json"
+    link.symlink_to(theirs / "service-keys.json")
+    read_key_file(link)
+    os.chown(link, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    with pytest.raises(KeyListError, match="another user"):
+        read_key_file(link)
+
+
+MOUNT_AND_READ = """
+set -e
+mount -t tmpfs none "$1" && printf secret > "$1/secret" && chown 54321 "$1/secret" && chmod 444 "$1/secret"
+touch "$2/secret" && mount --bind "$1/secret" "$2/secret"
+exec "$3" -c 'import sys; from pathlib import Path; from app.private_file import read_private_file
+print(read_private_file(Path(sys.argv[1]), maximum_bytes=100).decode())' "$2/secret"
+"""
+
+
+@pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("unshare")), reason="needs root and unshare")
+def test_a_secret_that_is_mounted_alone_may_belong_to_anybody(tmp_path: Path) -> None:
+    """Docker Compose mounts each secret so, with the owner that it has on the host."""
+    host, secrets = tmp_path / "host", tmp_path / "secrets"
+    host.mkdir()
+    secrets.mkdir()
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted")
+
+    def read() -> subprocess.CompletedProcess[str]:
+        command = ["unshare", "-m", "sh", "-c", MOUNT_AND_READ, "sh", str(host), str(secrets), sys.executable]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    done = read()
+    assert done.stdout == "secret\n", done.stderr
+    secrets.chmod(0o1777)
+    assert "another user" in read().stderr
+
+
+def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match="symbolic links"):
+        read_key_file(tmp_path / "a")
+
+
+def test_an_edit_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    """The file and then its folder are flushed, after the file got its name."""
+    path = tmp_path / "service-keys.json"
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["file", "rename", "folder"]
 
 
 def test_a_fifo_as_key_file_does_not_hang(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import pwd
 import re
+import signal
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +17,17 @@ import pytest
 
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import parse_key_list
-from tests.support.process.home import Home, files_of, new_home, new_master_key, require_refusal, token_vault
+from tests.support.process.home import (
+    AS_USERS_HAVE_IT,
+    COMMAND,
+    Home,
+    environment,
+    files_of,
+    new_home,
+    new_master_key,
+    require_refusal,
+    token_vault,
+)
 from tests.support.process.key_commands import (
     KEY_FILE,
     create_key,
@@ -261,6 +273,14 @@ def test_only_changes_need_the_audit_key(audited: Home) -> None:
     assert entries_of(audited) == before
 
 
+def _disturbed(home: Home, *arguments: str) -> CompletedProcess[str]:
+    """Run `service-key` with the `sitecustomize.py` of the home's folder."""
+    path = f"{home.folder}:{AS_USERS_HAVE_IT['PYTHONPATH']}"
+    variables = environment({**home.settings, "PYTHONPATH": path})
+    command = [COMMAND, "service-key", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=home.folder, env=variables)
+
+
 def _audit(home: Home, *arguments: str) -> CompletedProcess[str]:
     return token_vault("audit", *arguments, folder=home.folder, settings=home.settings)
 
@@ -279,7 +299,10 @@ def test_each_change_of_a_key_leaves_an_event(audited: Home) -> None:
     user = pwd.getpwuid(os.getuid()).pw_name
     details = "scopes tokens:read; users all; providers canvas; expires 2099-03-01T00:00:00+00:00"
     assert events[0]["purpose"] == f"by {user}; {details}"
-    assert _audit(audited, "verify").returncode == 0
+    (audited.folder / "sitecustomize.py").unlink()
+    create_key(audited)  # its chain names the ends of the killed ones
+    done = _audit(audited, "verify")
+    assert done.returncode == 0, done.stdout
     content = "".join(path.read_text() for path in (audited.folder / "audit").iterdir())
     assert key not in content
     assert hash_of(key) not in content
@@ -293,6 +316,65 @@ def test_a_change_that_cannot_be_recorded_is_not_made(audited: Home) -> None:
     require_refusal(service_key(broken, "create", "--service", "b", "--scope", "tokens:read"), 2, "nothing was changed")
     require_refusal(service_key(broken, "revoke", hash_of(kept)[:12]), 2, "nothing was changed")
     assert files_of(audited.folder) == before
+
+
+# kills a command at the rename that changes the key file, or just after it
+KILL = """
+import os, signal, sys
+
+def kill(event, arguments):
+    if event == EVENT and str(arguments[0]).endswith(SUFFIX) and "keys" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+"""
+
+
+FAIL = """
+import errno, os, sys
+
+def fail(event, arguments):
+    if event == "os.rename" and "service-keys" in str(arguments[0]):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+sys.addaudithook(fail)
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "suffix", "is_made"), [("os.rename", ".new", False), ("open", "/keys", True)], ids=["before", "after"]
+)
+def test_a_change_that_is_killed_leaves_an_intent(audited: Home, event: str, suffix: str, is_made: bool) -> None:
+    stolen = create_key(audited)
+    code = KILL.replace("EVENT", repr(event)).replace("SUFFIX", repr(suffix))
+    (audited.folder / "sitecustomize.py").write_text(code)
+    arguments = ("create", "--service", "evil", "--scope", "tokens:read")
+    assert _disturbed(audited, *arguments).returncode == -signal.SIGKILL
+    assert ([entry["service"] for entry in entries_of(audited)] == ["api", "evil"]) == is_made
+    assert _disturbed(audited, "revoke", hash_of(stolen)[:12]).returncode == -signal.SIGKILL
+    assert (hash_of(stolen) not in [entry["sha256"] for entry in entries_of(audited)]) == is_made
+    shown = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
+    assert [(event["operation"], event["outcome"], event["service"]) for event in shown] == [
+        ("create_key", "success", "api"),
+        ("create_key", "no_outcome", "evil"),
+        ("revoke_key", "no_outcome", "api"),
+    ]
+    assert shown[-1]["key"] == hash_of(stolen)[:12]
+    if is_made:
+        [evil] = [entry for entry in entries_of(audited) if entry["service"] == "evil"]
+        assert shown[1]["key"] == evil["sha256"][:12]
+    done = _audit(audited, "verify")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_change_that_fails_has_its_outcome_in_the_trail(audited: Home) -> None:
+    create_key(audited)
+    (audited.folder / "sitecustomize.py").write_text(FAIL)
+    done = _disturbed(audited, "create", "--service", "b", "--scope", "tokens:read")
+    require_refusal(done, 2, "No space left on device; nothing was changed")
+    shown = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
+    assert [(event["service"], event["outcome"]) for event in shown] == [("api", "success"), ("b", "internal")]
+    assert [entry["service"] for entry in entries_of(audited)] == ["api"]
 
 
 def test_a_stream_of_audit_lines_is_not_mixed_with_the_key(audited: Home) -> None:
