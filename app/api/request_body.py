@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -14,7 +13,14 @@ from starlette.requests import ClientDisconnect
 
 from app.api.problems import invalid_request
 from app.errors import BodyTooLarge, MalformedBody
-from app.strict_json import DuplicateMemberError, unique_members
+from app.strict_json import (
+    DuplicateMemberError,
+    StrictJsonError,
+    finite,
+    refuse_constant,
+    require_depth,
+    unique_members,
+)
 
 MAXIMUM_BODY_BYTES: Final = 64 * 1024
 MAXIMUM_BODY_SECONDS: Final = 10
@@ -84,45 +90,39 @@ def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
         value = json.loads(
             body.decode("utf-8"),
             object_pairs_hook=unique_members,
-            parse_constant=_refuse_constant,
+            parse_constant=refuse_constant,
             parse_float=_number,
         )
+        require_depth(value, levels=MAXIMUM_DEPTH)
     except UnicodeDecodeError:
         _refuse("the body is not UTF-8")
     except RecursionError:
-        _refuse_depth()
+        _refuse(f"the body has more than {MAXIMUM_DEPTH} levels of nesting")
     except DuplicateMemberError:
         _refuse("an object in the body has a duplicate key")
+    except StrictJsonError as error:
+        _refuse(f"the body {error}")
     except ValueError:  # its text quotes the body
         _refuse("the body is not valid JSON")
-    _require_storable(value, levels=MAXIMUM_DEPTH)
+    _require_storable(value)
     return value
 
 
-def _refuse_constant(_: str) -> NoReturn:
-    _refuse("the body contains NaN or Infinity, which are not JSON")
-
-
 def _number(text: str) -> int | float:
-    number = float(text)
-    if not math.isfinite(number):
-        _refuse("the body contains a number that does not fit into a double")
+    number = finite(text)
     return int(number) if number.is_integer() else number
 
 
-def _require_storable(value: object, *, levels: int) -> None:
+def _require_storable(value: object) -> None:
     if isinstance(value, str):
         _require_storable_text(value)
-    elif isinstance(value, dict | list):
-        if levels == 0:
-            _refuse_depth()
-        if isinstance(value, dict):
-            for key, member in value.items():
-                _require_storable_text(key)
-                _require_storable(member, levels=levels - 1)
-        else:
-            for item in value:
-                _require_storable(item, levels=levels - 1)
+    elif isinstance(value, dict):
+        for key, member in value.items():
+            _require_storable_text(key)
+            _require_storable(member)
+    elif isinstance(value, list):
+        for item in value:
+            _require_storable(item)
 
 
 def _require_storable_text(text: str) -> None:
@@ -132,10 +132,6 @@ def _require_storable_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         _refuse("the body contains a lone surrogate")
-
-
-def _refuse_depth() -> NoReturn:
-    _refuse(f"the body has more than {MAXIMUM_DEPTH} levels of nesting")
 
 
 def _refuse(detail: str) -> NoReturn:

@@ -7,14 +7,14 @@ list. `metadata` is written as an object and read as JSON text, so that each row
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from app.errors import StoreMisconfigured
 from app.security.schemes import is_comparable
+from app.strict_json import finite, refuse_constant, require_depth
 from app.tokens.models import (
     LAST_VERSION,
     RESERVED_METADATA,
@@ -154,7 +154,7 @@ def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
         return None
     value = _STRICT_JSON.decode(text)
     if text.count("[") + text.count("{") > MAXIMUM_DEPTH:
-        _require_depth(value, levels=MAXIMUM_DEPTH)
+        require_depth(value, levels=MAXIMUM_DEPTH)
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()  # raises for a lone surrogate
     return value
@@ -205,27 +205,8 @@ def _version(value: int) -> int:
     return value
 
 
-def _refuse_constant(_: str) -> NoReturn:
-    raise ValueError
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
 # built once: `json.loads` with options builds one for each call
-_STRICT_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _require_depth(value: object, *, levels: int) -> None:
-    if isinstance(value, dict | list):
-        if levels == 0:
-            raise ValueError
-        for member in value.values() if isinstance(value, dict) else value:
-            _require_depth(member, levels=levels - 1)
+_STRICT_JSON: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite)
 
 
 def _to_text(time: datetime | None) -> str | None:
