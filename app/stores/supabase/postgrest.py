@@ -65,17 +65,17 @@ class UnknownOutcomeError(Exception):
 
 async def execute_write(query: Query) -> list[dict[str, Any]]:
     """Send a query once and return its rows; raise `UnknownOutcomeError` if it may or may not have been committed."""
-    rows, _ = await _execute(query)
+    rows, _ = await _send(query)
     return rows
 
 
-async def execute_read(query: Query) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the rows and, if the query asked for it, the count of all matching rows, which no cap cuts.
+async def execute(query: Query) -> tuple[list[dict[str, Any]], int | None]:
+    """Send a query and return its rows and, if it asked for it, the count of all matching rows, which no cap cuts.
 
-    Also for deletions, whose lost answer cannot be read back: their outcome is unknown to the caller as well.
+    For reads, and for deletions: what a lost answer leaves unknown cannot be read back, so it is a plain `StoreError`.
     """
     with _raising_store_error():
-        return await _execute(query)
+        return await _send(query)
 
 
 async def call_function(function: AsyncRPCFilterRequestBuilder) -> Any:  # noqa: ANN401  any JSON
@@ -121,7 +121,7 @@ def translating_postgrest_errors() -> Iterator[None]:
         raise UnknownOutcomeError(StoreUnavailable(_DOWN)) from None
 
 
-async def _execute(query: Query) -> tuple[list[dict[str, Any]], int | None]:
+async def _send(query: Query) -> tuple[list[dict[str, Any]], int | None]:
     with translating_postgrest_errors():
         answer = await query.execute()
     rows: Any = answer.data

@@ -29,7 +29,7 @@ from app.stores.supabase.postgrest import (
     NOT_ROWS,
     UnknownOutcomeError,
     call_function,
-    execute_read,
+    execute,
     execute_write,
     require_postgrest_answer,
 )
@@ -75,7 +75,7 @@ class SupabaseRepository:
 
     async def check(self) -> None:
         try:
-            await execute_read(self._table().select(_COLUMNS).limit(1))
+            await execute(self._table().select(_COLUMNS).limit(1))
         except StoreMisconfigured as error:
             raise await self._naming_missing_columns(error) from None
         # row level security hides rows silently, so an empty answer proves nothing
@@ -123,7 +123,7 @@ class SupabaseRepository:
     async def delete(self, row: TokenRow) -> bool:
         # not read back: a row that is gone does not show who deleted it
         query = self._table().delete().eq("id", row.id).eq("version", row.version)
-        rows, _ = await execute_read(query.select("id"))
+        rows, _ = await execute(query.select("id"))
         return bool(rows)
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> int:
@@ -133,7 +133,7 @@ class SupabaseRepository:
             conditions = ",".join(f"and(id.eq.{UUID(row.id)},version.eq.{int(row.version)})" for row in chunk)
             # not read back: a lost answer also loses the count
             # PostgREST applies `or` to what is returned as well, so it must contain both columns
-            gone, _ = await execute_read(self._table().delete().or_(conditions).select("id,version"))
+            gone, _ = await execute(self._table().delete().or_(conditions).select("id,version"))
             deleted += len(gone)
         return deleted
 
@@ -158,13 +158,13 @@ class SupabaseRepository:
             query = query.gt("id", after)
         if provider is not None:
             query = query.eq("provider", provider)
-        rows, _ = await execute_read(query.order("id").limit(limit))
+        rows, _ = await execute(query.order("id").limit(limit))
         return list(map(decode_or_report, rows))
 
     async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
         found: dict[str, StoredToken] = {}
         for chunk in _chunks(row_ids):
-            rows, _ = await execute_read(self._select().in_("id", chunk))
+            rows, _ = await execute(self._select().in_("id", chunk))
             found |= {row.id: row for row in map(decode_or_report, rows) if isinstance(row, StoredToken)}
         return found
 
@@ -208,7 +208,7 @@ class SupabaseRepository:
             query = self._select()
             for column, [value] in members.items():
                 query = query.eq(column, value)
-            rows, _ = await execute_read(query)
+            rows, _ = await execute(query)
         else:
             rows = await self._read_pages(members)
         if any(row.get(column) not in values for row in rows for column, values in members.items()):
@@ -221,7 +221,7 @@ class SupabaseRepository:
         missing = []
         for column in COLUMNS:
             try:
-                await execute_read(self._table().select(_SELECTED[column]).limit(1))
+                await execute(self._table().select(_SELECTED[column]).limit(1))
             except StoreMisconfigured:
                 missing.append(column)
         if 0 < len(missing) < len(COLUMNS):
@@ -241,7 +241,7 @@ class SupabaseRepository:
                 query = query.in_(column, values)
             if found:
                 query = query.gt("id", found[-1]["id"])
-            rows, count = await execute_read(query.order("id").limit(_PAGE_ROWS))
+            rows, count = await execute(query.order("id").limit(_PAGE_ROWS))
             if count is None or (count > 0 and not rows):
                 raise StoreUnavailable("the token store did not say how many rows there are")
             found += rows
@@ -249,7 +249,7 @@ class SupabaseRepository:
                 return found
 
     async def _read_row(self, row_id: str) -> TokenRow | None:
-        rows, _ = await execute_read(self._select().eq("id", row_id))
+        rows, _ = await execute(self._select().eq("id", row_id))
         return decode_or_report(rows[0]) if rows else None
 
 
