@@ -94,7 +94,7 @@ class SqliteRepository:
     def __init__(self, *, path: Path) -> None:
         """Open or create the file; raise a `StoreError` if that fails."""
         self._path = path
-        self._raw_schemes: dict[str | None, bytes] = {}
+        self._raw_schemes: dict[str | None, bytes] = {}  # those that are not UTF-8, for `page`, as last listed
         with translating_sqlite_errors():
             create_private(path)
             self._inode = path.stat().st_ino
@@ -166,7 +166,9 @@ class SqliteRepository:
     async def schemes(self) -> list[str | None]:
         with translating_sqlite_errors():
             rows = await asyncio.to_thread(self._read_on_new_connection, _SCHEMES, ())
-        return [self._scheme(raw) for (raw,) in rows]
+        shown = {_shown(raw): raw for (raw,) in rows}
+        self._raw_schemes = {text: raw for text, raw in shown.items() if raw is not None and text.encode() != raw}
+        return list(shown)
 
     async def page(
         self, scheme: str | None, *, after: str | None, limit: int, provider: str | None = None
@@ -222,16 +224,9 @@ class SqliteRepository:
         with translating_sqlite_errors(), self._new_connection() as connection:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
-                CensusRow(self._scheme(scheme), tuple(sorted({name for name in materials if name})), count)
+                CensusRow(_shown(scheme), tuple(sorted({name for name in materials if name})), count)
                 for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
             ]
-
-    def _scheme(self, raw: bytes | None) -> str | None:
-        """Return a scheme as text. One that is not UTF-8 is remembered, so that `page` finds its rows."""
-        shown = None if raw is None else raw.decode(errors="backslashreplace")
-        if raw is not None and shown is not None and shown.encode() != raw:
-            self._raw_schemes[shown] = raw
-        return shown
 
     def _new_connection(self) -> closing[apsw.Connection]:
         """Open the file again, for a read that may take long, as a context manager that closes it."""
