@@ -178,7 +178,7 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
         ready = "down" not in states.values()
         _log.info("started", store=settings.token_store, primary=encryption.service.primary_scheme, ready=ready)
         if states["store"] != "down":
-            await warn_of_window(repository, allowed=settings.allow_legacy_formats)
+            stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
         vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
         state = AppState(
