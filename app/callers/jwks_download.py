@@ -23,9 +23,7 @@ async def download_key_set(url: str, tls: ssl.SSLContext) -> bytes:
             client.stream("GET", url) as answer,
         ):
             return await _body(answer)
-    except TimeoutError:
-        raise KeySetError("USER_JWT_JWKS_URL does not answer in time") from None
-    except httpx.TimeoutException:
+    except (TimeoutError, httpx.TimeoutException):
         raise KeySetError("USER_JWT_JWKS_URL does not answer in time") from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
         raise KeySetError("USER_JWT_JWKS_URL cannot be reached") from None

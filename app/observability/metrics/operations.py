@@ -27,14 +27,13 @@ class OperationMetrics:
             ["operation", "on_behalf_of"],
             registry=registry,
         )
-        self._for_user: dict[Operation, Counter] = {}
-        self._for_none: dict[Operation, Counter] = {}
+        self._kinds: dict[tuple[Operation, str], Counter] = {}
 
     def record(self, event: TokenEvent) -> None:
-        kind, counters = (NONE, self._for_none) if event.caller.on_behalf_of is None else ("user", self._for_user)
-        by_kind = counters.get(event.operation)
+        kind = NONE if event.caller.on_behalf_of is None else "user"
+        by_kind = self._kinds.get((event.operation, kind))
         if by_kind is None:
-            by_kind = counters[event.operation] = self._by_kind.labels(event.operation.value, kind)
+            by_kind = self._kinds[event.operation, kind] = self._by_kind.labels(event.operation.value, kind)
         by_kind.inc()
         provider = NONE if event.token_id is None else event.token_id.provider
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
