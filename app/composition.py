@@ -146,6 +146,16 @@ async def open_repository(settings: Settings) -> TokenRepository:
     return await SupabaseRepository.connect(url=settings.supabase_url, service_key=settings.supabase_service_key)
 
 
+@asynccontextmanager
+async def opened_repository(settings: Settings) -> AsyncIterator[TokenRepository]:
+    """Open the configured store and close it afterwards; raises as `open_repository` does."""
+    tokens = await open_repository(settings)
+    try:
+        yield tokens
+    finally:
+        await tokens.close()
+
+
 def load_tracing() -> Tracing:
     """Build the tracing; raises `SettingsError` if the extra `otel` is not installed."""
     require_tracing()
@@ -311,11 +321,10 @@ def build_readiness(
 async def open_vault(settings: Settings) -> AsyncIterator[TokenVault]:
     """Open a vault for a script, and close it afterwards."""
     with closing(build_encryption(settings)) as encryption:
-        tokens = await open_repository(settings)
-        audit = await open_audit(settings)
-        try:
-            cipher = TokenCipher(encryption=encryption.service)
-            yield build_vault(tokens=tokens, cipher=cipher, events=build_events(audit))
-        finally:
-            await audit.close()
-            await tokens.close()
+        async with opened_repository(settings) as tokens:
+            audit = await open_audit(settings)
+            try:
+                cipher = TokenCipher(encryption=encryption.service)
+                yield build_vault(tokens=tokens, cipher=cipher, events=build_events(audit))
+            finally:
+                await audit.close()

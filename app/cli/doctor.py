@@ -18,7 +18,7 @@ from app.cli.doctor_finding import DoctorFinding, Severity
 from app.cli.doctor_on_behalf_of import on_behalf_of_findings
 from app.cli.doctor_rows import row_findings
 from app.cli.errors import settings_or_stop
-from app.composition import build_encryption, build_service_key_directory, open_repository
+from app.composition import build_encryption, build_service_key_directory, opened_repository
 from app.config.audit import audit_key
 from app.config.listening import unencrypted_listener
 from app.config.settings import ENV_FILE, Settings, SettingsError
@@ -133,11 +133,8 @@ def _check_store(settings: Settings) -> DoctorFinding:
 
 
 async def _require_store(settings: Settings) -> None:
-    tokens = await open_repository(settings)
-    try:
+    async with opened_repository(settings) as tokens:
         await tokens.check()
-    finally:
-        await tokens.close()
 
 
 def _check_legacy_formats(settings: Settings) -> Iterator[DoctorFinding]:
@@ -153,11 +150,8 @@ def _check_legacy_formats(settings: Settings) -> Iterator[DoctorFinding]:
 async def _legacy_window(settings: Settings) -> str | None:
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
         return WINDOW_WITHOUT_NEED if settings.allow_legacy_formats else None
-    tokens = await open_repository(settings)
-    try:
+    async with opened_repository(settings) as tokens:
         return await window_problem(tokens, allowed=settings.allow_legacy_formats)
-    finally:
-        await tokens.close()
 
 
 def _check_tls(settings: Settings) -> Iterator[DoctorFinding]:

@@ -8,10 +8,11 @@ from typing import Final
 
 from app.cli.doctor_finding import DoctorFinding
 from app.cli.output import counted_noun
-from app.composition import open_repository
+from app.composition import opened_repository
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.tokens.models import StoredToken
+from app.tokens.repository import pages
 
 MAXIMUM_ROWS: Final = 10_000  # a table of millions must not hold up the command
 _NAMED_ROWS: Final = 3
@@ -37,16 +38,14 @@ def row_findings(settings: Settings) -> Iterator[DoctorFinding]:
 async def _rows_with_invalid_url(settings: Settings) -> tuple[list[str], int]:
     """Return the ids of such rows among those without a scheme, and how many rows were looked at."""
     found: list[str] = []
-    looked_at, after = 0, None
+    looked_at = 0
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
         return found, looked_at
-    tokens = await open_repository(settings)
-    try:
-        while looked_at < MAXIMUM_ROWS and (page := await tokens.page(None, after=after, limit=1_000)):
-            after = page[-1].id
+    async with opened_repository(settings) as tokens:
+        async for page in pages(tokens, None, rows=1_000):
             looked_at += len(page)
             rows = (row for row in page if isinstance(row, StoredToken))
             found += [row.id for row in rows if row.base_url is not None and row.valid_base_url is None]
-    finally:
-        await tokens.close()
+            if looked_at >= MAXIMUM_ROWS:
+                break
     return found, looked_at

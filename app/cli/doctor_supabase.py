@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.cli.doctor_finding import DoctorFinding
-from app.composition import open_repository
+from app.composition import opened_repository
 from app.config.settings import Settings
 from app.errors import StoreError
 from app.stores.access import AccessFinding
@@ -50,11 +50,8 @@ def access_findings(settings: Settings) -> Iterator[DoctorFinding]:
 
 
 async def _read(settings: Settings) -> list[AccessFinding]:
-    tokens = await open_repository(settings)
-    try:
+    async with opened_repository(settings) as tokens:
         return await tokens.access_findings() if isinstance(tokens, SupabaseRepository) else []
-    finally:
-        await tokens.close()
 
 
 def _judged(finding: AccessFinding) -> DoctorFinding:

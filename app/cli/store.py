@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.cli.errors import UsageError
-from app.composition import open_repository
+from app.composition import opened_repository
 from app.config.settings import Settings
 from app.config.source import SettingsError
 from app.errors import StoreError
@@ -23,11 +23,8 @@ async def opened_store(settings: Settings) -> AsyncIterator[TokenRepository]:
     if settings.token_store == "sqlite" and not settings.sqlite_path.exists():  # noqa: S105  a store's name
         raise UsageError(f"SQLITE_PATH: {settings.sqlite_path} does not exist")
     try:
-        tokens = await open_repository(settings)
-        try:
+        async with opened_repository(settings) as tokens:
             yield tokens
-        finally:
-            await tokens.close()
     except StoreError as error:
         raise UsageError(f"{error.code}: {error.detail}; run `token-vault doctor`") from None
     except SettingsError as error:

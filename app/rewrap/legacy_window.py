@@ -10,12 +10,12 @@ import structlog
 from app.errors import VaultError
 from app.tokens.legacy_rows import is_legacy
 from app.tokens.models import StoredToken
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import TokenRepository, pages
 
 WINDOW_WITHOUT_NEED: Final = "ALLOW_LEGACY_FORMATS is true, and no row needs PulsePlan's formats: set it to false"
 _START_SECONDS: Final = 2.0
 _PAGE_ROWS: Final = 200
-_MAXIMUM_PAGES: Final = 50
+_MAXIMUM_ROWS: Final = 10_000
 _log = structlog.get_logger()
 
 
@@ -47,12 +47,11 @@ async def _is_needed(tokens: TokenRepository) -> bool | None:
     """Return whether a legacy row is left; `None` if the pages that were read do not show it."""
     if None not in await tokens.schemes():
         return False
-    after = None
-    for _ in range(_MAXIMUM_PAGES):
-        page = await tokens.page(None, after=after, limit=_PAGE_ROWS)
-        if not page:
-            return False
+    looked_at = 0
+    async for page in pages(tokens, None, rows=_PAGE_ROWS):
         if any(isinstance(row, StoredToken) and is_legacy(row) for row in page):
             return True
-        after = page[-1].id
-    return None
+        looked_at += len(page)
+        if looked_at >= _MAXIMUM_ROWS:
+            return None
+    return False

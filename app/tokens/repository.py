@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from app.tokens.census import CensusRow
@@ -90,3 +90,11 @@ class TokenRepository(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def pages(tokens: TokenRepository, scheme: str | None, *, rows: int) -> AsyncIterator[list[TokenRow]]:
+    """Yield every row with exactly this scheme, in pages of at most `rows`; raises a `StoreError`."""
+    after = None
+    while page := await tokens.page(scheme, after=after, limit=rows):
+        yield page
+        after = page[-1].id

@@ -9,7 +9,7 @@ from app.errors import MalformedCiphertext
 from app.security.schemes import is_written, scheme_of
 from app.tokens.census import UNKNOWN, CensusRow
 from app.tokens.models import StoredToken, TokenRow
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import TokenRepository, pages
 
 _PAGE_ROWS: Final = 1_000
 
@@ -29,9 +29,7 @@ async def verified_census(tokens: TokenRepository) -> list[CensusRow]:
     for scheme in schemes:
         if scheme in strange:
             continue
-        after = None
-        while page := await tokens.page(scheme, after=after, limit=_PAGE_ROWS):
-            after = page[-1].id
+        async for page in pages(tokens, scheme, rows=_PAGE_ROWS):
             counts.update((scheme, _schemes_of(row)) for row in page)
     return [CensusRow(scheme, schemes, rows) for (scheme, schemes), rows in counts.items()]
 
