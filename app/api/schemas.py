@@ -239,7 +239,7 @@ _EXAMPLE_TOKEN: dict[str, JsonValue] = {
 
 
 class Token(BaseModel):
-    """A token without its secrets. Whoever can write to the database can change every field but the token id."""
+    """A token without its secrets. A writer to the database can change every field but the token id."""
 
     user_id: str
     provider: str

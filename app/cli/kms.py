@@ -104,8 +104,8 @@ def _print_policies(key_arn: str, role_arn: str | None) -> None:
     click.echo("\nThe complete IAM policy for the vault's role:\n")
     click.echo(json.dumps(least_privilege_policy(key_arn), indent=2))
     click.echo(
-        "\nA key policy that lets this role alone use the key. The default one lets every principal use it to whom an\n"
-        "IAM policy of the account allows that. Save it as key-policy.json, and set it with\n"
+        "\nA key policy that lets this role alone use the key; under the default one, IAM policies decide who may.\n"
+        "Save it as key-policy.json, and set it with\n"
         f"aws kms put-key-policy --key-id {key_arn} --policy-name default --policy file://key-policy.json\n"
     )
     key_policy = restrictive_key_policy(account=account, partition=partition, role_arn=role_arn)

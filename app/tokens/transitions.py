@@ -103,7 +103,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
 def kept_refresh(current: StoredToken, given: TokenInput) -> str | None:
     """Return the ciphertext of the refresh token that a rotation keeps, `None` if it keeps none.
 
-    A refresh token does not follow another base URL: whoever may write a token could redirect it.
+    A refresh token does not follow another base URL: a caller with `tokens:write` alone could redirect it.
     """
     moves = given.base_url is not UNSET and given.base_url != current.base_url
     return None if moves or given.refresh_token is not UNSET else current.refresh_ciphertext

@@ -102,7 +102,7 @@ def test_workers_record_exactly_what_they_answered_until_a_kill(tmp_path: Path, 
 
 
 def test_a_change_of_a_killed_process_has_left_its_intent(tmp_path: Path, serve: Serve) -> None:
-    """Without intents, a kill leaves about one row in the store of which the trail says nothing."""
+    """Without intents, the trail says nothing about one row or so after each kill."""
     home = _home(tmp_path)
     with serve(home, workers=WORKERS) as server:
         clients = [StoringClient(server) for _ in range(CLIENTS)]

@@ -89,7 +89,7 @@ def _use_of_key() -> dict[str, Any]:
 
 
 def _principals(statement: dict[str, Any]) -> Iterator[str]:
-    """Yield the principals to whom a statement allows more than to look at the key; `*` is everybody."""
+    """Yield each principal that a statement lets do more than look at the key; `*` is everybody."""
     if statement.get("Effect") != "Allow":
         return
     actions = ["*"] if "NotAction" in statement else _list(statement.get("Action"))
