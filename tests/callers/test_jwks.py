@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from app.callers.jwks_download import download_key_set
 from app.callers.user_jwt import UserJwtVerifier
 from app.errors import KeyUnavailable, UserJwtRefused
 from app.observability.in_memory_counters import InMemoryUserJwtCounters
+from tests.support.process.certificates import tls_contexts
 from tests.support.security.user_jwts import AUDIENCE, ISSUER, SigningKey, key_set, new_signing_key
 from tests.support.stack.jwks import JwksEndpoint, jwks_endpoint
 from tests.support.stack.loopback import PLAIN_HTTP
@@ -242,11 +244,13 @@ async def test_an_answer_that_never_ends_is_cut_off(vault: Vault) -> None:
         await download_key_set(vault.endpoint.url, PLAIN_HTTP)
 
 
-async def test_a_certificate_that_nobody_trusts_is_refused() -> None:
-    with jwks_endpoint(FIRST) as endpoint:
-        url = endpoint.url.replace("http://", "https://")
+async def test_a_certificate_that_nobody_trusts_is_refused(tmp_path: Path) -> None:
+    trusting, issuers = tls_contexts(tmp_path)
+    with jwks_endpoint(FIRST, tls=issuers) as endpoint:
         with pytest.raises(KeySetError, match="cannot be reached"):
-            await download_key_set(url, ssl.create_default_context())
+            await download_key_set(endpoint.url, ssl.create_default_context())
+        assert endpoint.downloads == 0
+        assert await download_key_set(endpoint.url, trusting) == endpoint.document
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.process.certificates import new_authority
+from tests.support.process.certificates import tls_contexts
 from tests.support.server.echo_vault import (
     CLOSE,
     HANG_SECONDS,
@@ -252,7 +251,7 @@ async def test_an_unread_answer_is_dropped() -> None:
 @pytest.mark.parametrize("secure", [False, True])
 async def test_a_request_lasts_until_its_answer_has_left_the_process(tmp_path: Path, *, secure: bool) -> None:
     """The answer has 60 MB, more than the buffers of the network hold."""
-    callers, vaults = _tls(tmp_path) if secure else (None, None)
+    callers, vaults = tls_contexts(tmp_path) if secure else (None, None)
     async with echo_vault(tls=vaults) as vault:
         reader, writer = await vault.connect(callers)
         writer.write(b"GET /huge HTTP/1.1\r\nHost: vault\r\n\r\n")
@@ -267,14 +266,6 @@ async def test_a_request_lasts_until_its_answer_has_left_the_process(tmp_path: P
         assert received > 20_000_000
         writer.transport.abort()
         await until(lambda: not vault.protocols)
-
-
-def _tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the contexts of a caller and of the vault."""
-    authority = new_authority(folder, "servers")
-    vaults = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    vaults.load_cert_chain(*authority.issue(folder, "vault"))
-    return ssl.create_default_context(cafile=str(authority.file)), vaults
 
 
 async def test_an_unread_answer_that_is_dropped_ends_its_request() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,6 +69,14 @@ def new_authority(folder: Path, name: str) -> Authority:
     file = folder / f"{name}.pem"
     file.write_bytes(certificate.public_bytes(Encoding.PEM))
     return Authority(_name(name), key, file)
+
+
+def tls_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a client and of a server, under a new authority that only this client trusts."""
+    authority = new_authority(folder, "servers")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(*authority.issue(folder, "server"))
+    return ssl.create_default_context(cafile=str(authority.file)), server
 
 
 def _name(common_name: str) -> x509.Name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,13 @@ PATH: Final = "/auth/v1/.well-known/jwks.json"
 
 
 class JwksEndpoint:
-    """Answers with `document`, or as `status`, `headers` and `hangs` say. `downloads` counts the requests."""
+    """Answers with `document`, or as `status`, `headers` and `hangs` say. `downloads` counts the requests.
 
-    def __init__(self) -> None:
+    With `tls` it is served over HTTPS.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._port = free_port()
         self._server: ThreadingHTTPServer | None = None
         self.document = key_set()
@@ -29,7 +34,8 @@ class JwksEndpoint:
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self._port}{PATH}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{LOOPBACK}:{self._port}{PATH}"
 
     def environment(self) -> dict[str, str]:
         return {"USER_JWT_ISSUER": ISSUER, "USER_JWT_JWKS_URL": self.url}
@@ -63,6 +69,8 @@ class JwksEndpoint:
 
         self._ended.clear()
         self._server = Server((LOOPBACK, self._port), Handler)
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="jwks", daemon=True).start()
 
     def stop(self) -> None:
@@ -75,9 +83,9 @@ class JwksEndpoint:
 
 
 @contextmanager
-def jwks_endpoint(*keys: SigningKey | dict[str, Any]) -> Iterator[JwksEndpoint]:
+def jwks_endpoint(*keys: SigningKey | dict[str, Any], tls: ssl.SSLContext | None = None) -> Iterator[JwksEndpoint]:
     """Publish these keys during the block."""
-    endpoint = JwksEndpoint()
+    endpoint = JwksEndpoint(tls=tls)
     endpoint.publish(*keys)
     endpoint.start()
     try:
