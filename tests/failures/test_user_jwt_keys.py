@@ -17,7 +17,6 @@ from tests.support.stack.jwks import jwks_endpoint
 from tests.support.waiting import eventually
 
 KEY = new_signing_key()
-CHECK = "user_jwt_keys"
 
 
 def _for(client: httpx.Client, user_id: str, jwt: str) -> httpx.Response:
@@ -30,10 +29,16 @@ def _require_documented(answer: httpx.Response, failure: Failure) -> None:
     problem(answer, failure.status, failure.code)
 
 
-def _is(client: httpx.Client, state: str) -> bool:
+def _shows(client: httpx.Client, failure: Failure, state: str) -> bool:
+    """Whether the line's check of `/readyz` has this state."""
+    assert failure.check is not None
     answer = client.get("/readyz")
     assert answer.status_code == 200, "leaving the balancer would not help"
-    return bool(answer.json()["checks"][CHECK] == state)
+    return bool(answer.json()["checks"][failure.check] == state)
+
+
+def _shows_the_outage(client: httpx.Client, failure: Failure) -> bool:
+    return _shows(client, failure, "degraded" if failure.degraded else "down")
 
 
 def test_key_set_unreachable_since_the_start(tmp_path: Path) -> None:
@@ -50,13 +55,13 @@ def test_key_set_unreachable_since_the_start(tmp_path: Path) -> None:
             _require_documented(_for(client, user, KEY.jwt(user)), failure)
             problem(client.get(path_of(user)), 403, "forbidden")  # without a JWT there is nothing to verify
             assert background.get(path_of(user)).status_code == 200
-            eventually(lambda: _is(background, "degraded"))
+            eventually(lambda: _shows_the_outage(background, failure))
             endpoint.start()
             eventually(
                 lambda: _for(client, user, KEY.jwt(user)).status_code == 200,
                 within_seconds=recovery_bound_seconds(failure),
             )
-            eventually(lambda: _is(background, "up"))
+            eventually(lambda: _shows(background, failure, "up"))
 
 
 def test_key_set_unreachable_later(tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_key_set_unreachable_later(tmp_path: Path) -> None:
 
         def finds_the_outage() -> bool:  # the first call at least ten seconds after the last download
             _require_documented(_for(client, user, successor.jwt(user)), failure)
-            return _is(client, "degraded")
+            return _shows_the_outage(client, failure)
 
         eventually(finds_the_outage, within_seconds=120)
         assert _for(client, user, KEY.jwt(user)).status_code == 200
@@ -83,4 +88,4 @@ def test_key_set_unreachable_later(tmp_path: Path) -> None:
             lambda: _for(client, user, successor.jwt(user)).status_code == 200,
             within_seconds=recovery_bound_seconds(failure),
         )
-        eventually(lambda: _is(client, "up"))
+        eventually(lambda: _shows(client, failure, "up"))

@@ -358,7 +358,8 @@ TABLE: Final = (
         name="Issuer's key set unreachable since the start",
         code="key_unavailable",
         affects="calls on behalf of a user",
-        check=None,
+        check="user_jwt_keys",
+        degraded=True,
         recovers_within_seconds=15,
         tests=(f"{_USER_JWTS}::test_key_set_unreachable_since_the_start",),
     ),
@@ -366,7 +367,8 @@ TABLE: Final = (
         name="Issuer's key set unreachable later",
         code="key_unavailable",
         affects="calls on behalf of a user under a new key of the issuer; after an hour all of them",
-        check=None,
+        check="user_jwt_keys",
+        degraded=True,
         recovers_within_seconds=15,
         tests=(
             f"{_USER_JWTS}::test_key_set_unreachable_later",
@@ -405,9 +407,6 @@ TABLE: Final = (
 BY_NAME: Final = {failure.name: failure for failure in TABLE}
 
 _CHECKS_OF_WRITES: Final = ("require_documented_failure", "require_documented_state", "require_nothing_lost")
-_CHECKED_ELSEWHERE: Final = frozenset(
-    {"tests/system/test_durability.py::test_every_acknowledged_write_survives_kill_9"}
-)
 
 
 @cache
