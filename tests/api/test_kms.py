@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 from app.composition import open_vault
 from app.config.settings import Settings
+from app.security.kms import circuit_breaker
 from app.tokens.models import Caller, TokenId, TokenInput
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
@@ -44,7 +45,6 @@ CALLER = Caller("tests", "request")
 OUTAGE_SECONDS = 600.0
 RECOVERY_SECONDS = 60.0
 BLIP_SECONDS = 0.7
-BREAKER_FAILURES = 5
 READERS, READS = size(20, 100), size(5, 10)
 
 
@@ -231,7 +231,7 @@ def test_a_batch_is_503_if_every_token_in_it_would_be(kms: Kms, plain: KmsServic
 
 
 def test_a_blip_of_kms_asks_new_users_to_come_back_in_a_second(kms: Kms, plain: KmsService) -> None:
-    """With one pause of five seconds a blip of 0.7 seconds took 5.1; now it takes 0.7 to 1.7 on a machine at rest."""
+    """The breaker's first pauses are below a second; the third failed probe, if the machine stalls, makes it two."""
 
     def stores() -> httpx.Response:
         return plain.client.put(_path(str(uuid4())), json=BODY)
@@ -240,10 +240,11 @@ def test_a_blip_of_kms_asks_new_users_to_come_back_in_a_second(kms: Kms, plain: 
     began = time.monotonic()
     kms.faults.down()
     refused: list[httpx.Response] = []
-    while time.monotonic() - began < BLIP_SECONDS or len(refused) < BREAKER_FAILURES + 2:
+    while time.monotonic() - began < BLIP_SECONDS or len(refused) < circuit_breaker.FAILURES + 2:
         refused.append(stores())
     kms.faults.clear()
-    assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
+    assert {answer.status_code for answer in refused} == {503}
+    assert {answer.headers["retry-after"] for answer in refused} <= {"1", "2"}
     eventually(lambda: stores().status_code == 201, within_seconds=RECOVERY_SECONDS)
 
 

@@ -136,7 +136,7 @@ async def test_a_withdrawn_key_ends_at_the_next_download(vault: Vault) -> None:
 
 @pytest.mark.parametrize("left", [b'{"keys": []}', key_set({**FIRST.public(), "use": "enc"})])
 async def test_all_keys_that_the_issuer_withdraws_end_at_once(vault: Vault, left: bytes) -> None:
-    token, generation = FIRST.jwt(USER), None
+    token = FIRST.jwt(USER)
     assert await vault.verifier.user_of(token) == USER
     generation = vault.keys.generation()
     vault.endpoint.document = left
@@ -154,7 +154,7 @@ async def test_all_keys_that_the_issuer_withdraws_end_at_once(vault: Vault, left
     assert vault.keys.generation() not in {None, generation}, "no JWT from before is remembered"
 
 
-async def test_run_downloads_before_any_call_and_keeps_trying(vault: Vault) -> None:
+async def test_run_downloads_before_any_call(vault: Vault) -> None:
     running = asyncio.create_task(vault.keys.run())
     await eventually_async(lambda: vault.counters.counts["key_set_downloads.success"] == 1)
     running.cancel()
@@ -206,11 +206,6 @@ async def test_a_caller_that_leaves_does_not_end_the_download(vault: Vault) -> N
     assert vault.endpoint.downloads == 1
 
 
-def _answering(endpoint: JwksEndpoint, **changes: Any) -> None:
-    for name, value in changes.items():
-        setattr(endpoint, name, value)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -229,7 +224,8 @@ def _answering(endpoint: JwksEndpoint, **changes: Any) -> None:
 )
 async def test_a_wrong_answer_is_refused_and_the_keys_stay(vault: Vault, changes: dict[str, Any], words: str) -> None:
     assert await vault.accepts(FIRST)
-    _answering(vault.endpoint, **changes)
+    for name, value in changes.items():
+        setattr(vault.endpoint, name, value)
     vault.clock += RETRY_SECONDS
     with pytest.raises(KeyUnavailable):
         await vault.accepts(SECOND)

@@ -228,6 +228,7 @@ async def test_remembered_jwts_are_bounded_and_stay_right() -> None:
     tokens = [secret_jwt(user) for user in users]
     for _ in range(2):
         assert [await verifier.user_of(token) for token in tokens] == users
+        assert len(verifier._verified) == 3  # noqa: SLF001  shows how many are remembered
 
 
 async def test_every_changed_character_is_refused() -> None:

@@ -155,8 +155,11 @@ def test_one_port_for_both_is_refused(tmp_path: Path, options: tuple[str, ...]) 
     require_refusal(token_vault("serve", *options, folder=tmp_path, settings=home.settings), 2, "METRICS_PORT")
 
 
-def test_each_can_be_switched_off(tmp_path: Path, serve: Serve) -> None:
-    home = new_home(tmp_path, METRICS_PORT=str(free_port()), API_DOCS="false")
+@pytest.mark.parametrize(("setting", "path"), [("METRICS", "/metrics"), ("API_DOCS", "/openapi.json")])
+def test_each_can_be_switched_off(tmp_path: Path, serve: Serve, setting: str, path: str) -> None:
+    home = new_home(tmp_path, METRICS_PORT=str(free_port()), **{setting: "false"})
     with serve(home) as server:
-        eventually(lambda: _is_up(server))
-        assert _code(_send(_second(server), "/openapi.json")) == (404, "route_not_found")
+        eventually(lambda: _is_open(int(home.settings["METRICS_PORT"])))
+        answers = {each: _send(_second(server), each) for each in KEYLESS}
+        assert _code(answers.pop(path)) == (404, "route_not_found")
+        assert [answer.status_code for answer in answers.values()] == [200]

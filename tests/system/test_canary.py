@@ -80,9 +80,12 @@ def test_no_log_or_file_contains_a_secret(run: Run) -> None:
 def test_no_command_prints_a_secret(run: Run) -> None:
     printed = {place.name: place.content for place in run.commands}
     assert {"doctor: 0", "rewrap: 1", f"{SCRIPT}: 1"} <= printed.keys(), "unreadable rows remain"
-    assert {name for name in printed if name.startswith("wrong file")} <= {"wrong file, doctor: 2"}
     assert "health: 1" in printed, "the vault has stopped"
-    if "doctor: 2" not in printed:
+    wrong_files = {name for name in printed if name.startswith("wrong file")}
+    if "doctor: 2" in printed:  # of broken settings, on Supabase only
+        assert wrong_files == set()
+    else:
+        assert wrong_files == {"wrong file, doctor: 2"}
         assert b"Intact: " in printed["audit verify: 0"]
         assert b'"outcome":"success"' in printed["audit show --json: 0"]
     assert find(run.everything, run.commands) == []
