@@ -31,10 +31,7 @@ SECRETS = sorted(name.upper() for name in file_fields(Settings))
 
 
 @pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    for name in (*Settings.model_fields, *file_fields(Settings).values()):
-        monkeypatch.delenv(name.upper(), raising=False)
+def usual_umask() -> Iterator[None]:
     umask = os.umask(0o022)
     yield
     os.umask(umask)

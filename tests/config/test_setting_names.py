@@ -14,13 +14,6 @@ from tests.support.security.keys import MASTER_KEY
 SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlYw=="
 
 
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in (*Settings.model_fields, *file_fields(Settings).values()):
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 def _refusal(text: str) -> str:
     Path(".env").write_text(f"TOKEN_ENCRYPTION_KEY={MASTER_KEY}\n{text}\n")
     with pytest.raises(SettingsError) as caught:

@@ -13,13 +13,6 @@ from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
 CANARY = "CANARY-secret-value"
 
 
-@pytest.fixture(autouse=True)
-def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 def _load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
     for name, value in {"TOKEN_ENCRYPTION_KEY": MASTER_KEY, **environment}.items():
         monkeypatch.setenv(name, value)
