@@ -1,14 +1,11 @@
 """The migrations create the vault's table, or change PulsePlan's table in place, and lose nothing."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.rows import DictRow
 
 from tests.support.stack.postgres import Database, Postgres
 from tests.support.stores.pulseplan_table import TRIGGER, USER, VARIANTS, Variant, with_pulseplan_table
@@ -16,6 +13,7 @@ from tests.support.stores.table_inspection import (
     FILES,
     INSERT,
     access_findings,
+    acting_as,
     assert_is_the_vaults_table,
     constraints,
     metadata,
@@ -91,15 +89,6 @@ def assert_only_the_service_sees_rows(database: Database) -> None:
         ):
             with acting_as(database, role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
-
-
-@contextmanager
-def acting_as(database: Database, role: str) -> Iterator[psycopg.Connection[DictRow]]:
-    database.connection.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
-    try:
-        yield database.connection
-    finally:
-        database.connection.execute("reset role")
 
 
 def test_an_empty_database_gets_the_table(empty_database: Database) -> None:

@@ -7,12 +7,11 @@ from typing import LiteralString
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.rows import DictRow
 
 from tests.support.stack.postgres import Database, Postgres
 from tests.support.stores.pulseplan_table import POLICIES, TRIGGER, with_pulseplan_table
-from tests.support.stores.table_inspection import FILES, access_findings, migrate_each_file_twice
+from tests.support.stores.table_inspection import FILES, access_findings, acting_as, migrate_each_file_twice
 
 OUTSIDERS = ("anon", "authenticated", "nobody")
 VAULT_ROLES = ("service_role", "token_vault")
@@ -52,13 +51,6 @@ def migrated(migrated_database: Database) -> Iterator[Database]:
     """The module's database in a transaction that is rolled back, which also undoes changes of roles."""
     with migrated_database.connection.transaction(force_rollback=True):
         yield migrated_database
-
-
-@contextmanager
-def acting_as(database: Database, role: str) -> Iterator[psycopg.Connection[DictRow]]:
-    with database.connection.transaction(force_rollback=True):
-        database.connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
-        yield database.connection
 
 
 def require_refusal(connection: psycopg.Connection[DictRow], query: bytes, *parameters: str) -> None:

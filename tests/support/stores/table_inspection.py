@@ -1,8 +1,14 @@
 """Inspect public.oauth_tokens, and assert the definition that the migrations must give it."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import DictRow
 
 from tests.support.stack.postgres import MIGRATIONS, Database, Postgres
 
@@ -57,6 +63,14 @@ def migrate_each_file_twice(database: Database) -> None:
     final = definition(database)
     database.migrate()
     assert definition(database) == final
+
+
+@contextmanager
+def acting_as(database: Database, role: str) -> Iterator[psycopg.Connection[DictRow]]:
+    """Act as this role during the block, whose changes are rolled back."""
+    with database.connection.transaction(force_rollback=True):
+        database.connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
+        yield database.connection
 
 
 def psql(postgres: Postgres, database: Database, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
