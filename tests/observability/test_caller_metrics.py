@@ -13,6 +13,7 @@ from app.tokens.events import Operation, TokenEvent
 from app.tokens.models import Caller, TokenId
 from tests.support.api.service import Service, running_service
 from tests.support.observability.exposed import scraped
+from tests.support.security.clock import Clock
 
 SECRET = "canary-access"
 USERS = 30
@@ -22,16 +23,6 @@ USERS = 30
 def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with running_service(tmp_path_factory.mktemp("vault"), {}) as service:
         yield service
-
-
-class Clock:
-    """Seconds that only a test moves."""
-
-    def __init__(self) -> None:
-        self.seconds = 5 * WINDOW_SECONDS
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def _reveal(service: str, user: str, outcome: str = "success") -> TokenEvent:
@@ -71,13 +62,13 @@ def test_users_are_counted_by_service_in_this_hour_and_the_last() -> None:
     for _ in range(5):
         callers.record(_reveal("jobs", str(uuid4())))
     assert (shown("api"), shown("jobs")) == (1, 5)
-    clock.seconds += WINDOW_SECONDS
+    clock.advance(WINDOW_SECONDS)
     callers.record(_reveal("api", str(uuid4())))
     callers.record(_reveal("api", str(uuid4())))
     assert (shown("api"), shown("jobs")) == (2, 5)
-    clock.seconds += WINDOW_SECONDS
+    clock.advance(WINDOW_SECONDS)
     assert (shown("api"), shown("jobs")) == (2, 0)
-    clock.seconds += 5 * WINDOW_SECONDS
+    clock.advance(5 * WINDOW_SECONDS)
     assert (shown("api"), shown("jobs")) == (0, 0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -23,12 +22,6 @@ OLD = "0a:0b:0c"
 OLD_WITH_VERSION = "v3:0a:0b:0c"
 PACKAGE = '{"ciphertext":"eA==","algorithm":"KMS"}'
 ENVELOPE = 'kms:{"fmt":1,"kid":"k"}'
-
-
-@pytest.fixture
-async def tokens(store: Store) -> AsyncIterator[TokenRepository]:
-    async with store.open() as repository:
-        yield repository
 
 
 def _rewrap(row: StoredToken, **changes: Any) -> Rewrap:

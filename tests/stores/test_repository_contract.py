@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -16,12 +15,6 @@ from tests.support.stores.stores import NOW, Store, insert_all, raw_row, token
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS = TokenId(USER, "canvas")
-
-
-@pytest.fixture
-async def tokens(store: Store) -> AsyncIterator[TokenRepository]:
-    async with store.open() as repository:
-        yield repository
 
 
 async def test_a_fresh_store_passes_its_check(tokens: TokenRepository) -> None:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import apsw
-import pytest
 
 from app.errors import StoreMisconfigured
 from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 from app.tokens.repository import TokenRepository
 from tests.support.stores.stores import SqliteStore, Store, token
 from tests.support.stores.unreadable import damage, damages_of
-
-
-@pytest.fixture
-async def tokens(store: Store) -> AsyncIterator[TokenRepository]:
-    async with store.open() as repository:
-        yield repository
 
 
 async def _pair(tokens: TokenRepository) -> tuple[StoredToken, StoredToken]:

@@ -1,6 +1,6 @@
 """The stores under test, and rows to put into them.
 
-The fixture `store` is an empty store; a test that uses it runs once on each.
+The fixture `store` is an empty store, and `tokens` its repository; a test that uses them runs once on each.
 """
 
 from __future__ import annotations
@@ -157,6 +157,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
         return SqliteStore(tmp_path / "vault.db")
     return SupabaseStore(request.getfixturevalue("supabase"))
+
+
+@pytest.fixture
+async def tokens(store: Store) -> AsyncIterator[TokenRepository]:
+    async with store.open() as repository:
+        yield repository
 
 
 def _with_python_types(row: dict[str, Any]) -> dict[str, Any]:
