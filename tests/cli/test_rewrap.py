@@ -14,7 +14,6 @@ import termios
 from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from app.rewrap.sweep import PAGE_ROWS
@@ -49,6 +48,7 @@ from tests.support.rewrap.stored_rows import (
 )
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import sqlite_connection
 from tests.support.waiting import eventually
 
 SCRIPT = ROOT / "scripts" / "migrate_to_kms.py"
@@ -416,8 +416,7 @@ def test_a_notice_about_legacy_rows_precedes_the_first_rewrap(sqlite: SqliteRows
     old = _old_rows()
     sqlite.insert([*old, *rows_under_first(2)])
     before = sqlite.rows()
-    with closing(apsw.Connection(str(sqlite.path))) as connection:
-        connection.set_busy_timeout(10_000)
+    with closing(sqlite_connection(sqlite.path)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # nobody else can write
         process = started(folder=tmp_path, settings=sqlite.settings() | SECOND)
         assert process.stderr is not None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from tests.support.api.fixtures import problem
@@ -19,7 +18,7 @@ from tests.support.failures.load import path_of
 from tests.support.failures.scenario import require_documented_failure
 from tests.support.failures.table import BY_NAME
 from tests.support.process.home import COMMAND, environment, new_home, token_vault
-from tests.support.stores.stores import SqliteStore
+from tests.support.stores.stores import SqliteStore, sqlite_connection
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 # a user namespace needs no root, and lets tmpfs mount a file system of any size
@@ -111,8 +110,7 @@ def test_file_size_limit(service: Service, store: SqliteStore) -> None:
 
 
 def test_locked(service: Service, store: SqliteStore) -> None:
-    other = apsw.Connection(str(store.path))
-    other.set_busy_timeout(30_000)
+    other = sqlite_connection(store.path)
     require_documented_failure(
         "SQLite's file locked by another process",
         service=service,

@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
-import apsw
 import httpx
 import pytest
 from prometheus_client import generate_latest
@@ -32,7 +31,7 @@ from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.kms import Kms
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SqliteStore, SupabaseStore
+from tests.support.stores.stores import SqliteStore, SupabaseStore, sqlite_connection
 from tests.support.waiting import eventually
 
 TOKEN_ROUTE = "/v1/users/{user_id}/tokens/{provider}"
@@ -57,8 +56,7 @@ def _path(user: object, provider: str = "canvas") -> str:
 
 
 def _edit(store: SqliteStore, statement: str, *values: str | None) -> None:
-    with closing(apsw.Connection(str(store.path))) as connection:
-        connection.set_busy_timeout(30_000)
+    with closing(sqlite_connection(store.path)) as connection:
         connection.execute(statement, values)
 
 

@@ -13,7 +13,7 @@ import pytest
 from app.stores.sqlite.database import connect, prepare_database
 from app.stores.sqlite.group_commit import GroupCommitWriter
 from app.tokens.models import StoredToken, TokenId
-from tests.support.stores.stores import SqliteStore, insert_all, token
+from tests.support.stores.stores import SqliteStore, insert_all, sqlite_connection, token
 from tests.support.waiting import eventually_async
 
 ERASED, KEPT = str(uuid4()), str(uuid4())
@@ -81,8 +81,7 @@ async def test_the_next_start_ends_the_erasure_of_a_killed_process(tmp_path: Pat
     [row] = _rows(ERASED, "erased-mark", 1)
     async with store.open() as tokens:
         await tokens.insert(row)
-        other = apsw.Connection(str(store.path))  # keeps the write-ahead log, as a kill would
-        other.set_busy_timeout(30_000)  # the store may be at a checkpoint
+        other = sqlite_connection(store.path)  # keeps the write-ahead log, as a kill would
     other.execute("PRAGMA secure_delete = ON")
     other.execute("DELETE FROM oauth_tokens")
     copied = tmp_path / "copied"

@@ -12,7 +12,7 @@ from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable, Write
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import TokenId
 from tests.support.audit.trails import file_size_limit
-from tests.support.stores.stores import SqliteStore, token
+from tests.support.stores.stores import SqliteStore, sqlite_connection, token
 from tests.support.waiting import once_available
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
@@ -51,8 +51,7 @@ async def test_a_cancelled_write_does_not_happen_later(tmp_path: Path) -> None:
     path = tmp_path / "vault.db"
     store = SqliteStore(path)
     async with store.open() as tokens:
-        other = apsw.Connection(str(path))
-        other.set_busy_timeout(30_000)
+        other = sqlite_connection(path)
         other.execute("BEGIN IMMEDIATE")
         first = asyncio.ensure_future(tokens.insert(token(TokenId(USER, "first"))))
         await asyncio.sleep(0.1)
@@ -70,8 +69,7 @@ async def test_a_cancelled_write_does_not_happen_later(tmp_path: Path) -> None:
 async def test_a_locked_database_times_out_and_writes_nothing(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "vault.db")
     async with store.open() as tokens:
-        other = apsw.Connection(str(store.path))
-        other.set_busy_timeout(30_000)
+        other = sqlite_connection(store.path)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreTimeout):
             await tokens.insert(token())

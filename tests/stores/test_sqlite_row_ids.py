@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
-import apsw
 import pytest
 from pydantic import SecretStr
 
@@ -23,7 +22,7 @@ from app.tokens.vault import TokenVault
 from app.tokens.verified_census import verified_census
 from tests.support.rewrap.stored_rows import local_encryption
 from tests.support.rewrap.sweeps import Observed, sweep
-from tests.support.stores.stores import SqliteStore
+from tests.support.stores.stores import SqliteStore, sqlite_connection
 from tests.support.stores.unreadable import damage
 
 T = TypeVar("T")
@@ -109,8 +108,7 @@ async def test_a_verified_census_counts_each_row_once(tokens: TokenRepository) -
 
 
 async def test_an_erasure_ends_when_the_store_keeps_a_row(store: SqliteStore, tokens: TokenRepository) -> None:
-    connection = apsw.Connection(str(store.path))
-    connection.set_busy_timeout(30_000)  # the store may be at a checkpoint
+    connection = sqlite_connection(store.path)
     connection.execute(
         "CREATE TRIGGER keep BEFORE DELETE ON oauth_tokens WHEN OLD.provider = 'google' BEGIN SELECT RAISE(IGNORE); END"
     )

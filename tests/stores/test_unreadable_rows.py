@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-import apsw
-
 from app.errors import StoreMisconfigured
 from app.tokens.models import Rewrap, StoredToken, TokenId, UnreadableRow
 from app.tokens.repository import TokenRepository
-from tests.support.stores.stores import SqliteStore, Store, token
+from tests.support.stores.stores import SqliteStore, Store, sqlite_connection, token
 from tests.support.stores.unreadable import damage, damages_of
 
 
@@ -94,8 +92,7 @@ async def test_a_write_that_sqlite_refuses_fails_no_other_write(tmp_path: Path) 
     async with store.open() as tokens:
         good, bad = await _pair(tokens)
         damage(store, bad.token_id.user_id, "google", "metadata", "{")
-        other = apsw.Connection(str(store.path))
-        other.set_busy_timeout(30_000)
+        other = sqlite_connection(store.path)
         other.execute("BEGIN IMMEDIATE")  # so that all share one commit
         first = asyncio.ensure_future(tokens.insert(token()))
         await asyncio.sleep(0.1)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-import apsw
-
 from app.composition import build_encryption
 from app.config.settings import Settings
 from app.security.context import SecretField
@@ -22,7 +20,7 @@ from app.stores.sqlite.database import prepare_database
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import raw_row
+from tests.support.stores.stores import raw_row, sqlite_connection
 
 # the master keys by version, as settings have them; the committed vectors of PulsePlan's formats are under the first
 KEYS: Final = {
@@ -139,7 +137,7 @@ class SqliteRows:
         return {"TOKEN_STORE": "sqlite", "SQLITE_PATH": str(self.path)}
 
     def insert(self, rows: Iterable[Row]) -> None:
-        with closing(self._connect()) as connection, connection:
+        with closing(sqlite_connection(self.path)) as connection, connection:
             for row in rows:
                 values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
                 names, marks = ", ".join(row), ", ".join("?" * len(row))
@@ -147,13 +145,13 @@ class SqliteRows:
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Replace all rows by these."""
-        with closing(self._connect()) as connection:
+        with closing(sqlite_connection(self.path)) as connection:
             connection.execute("DELETE FROM oauth_tokens")
         self.insert(rows)
 
     def rows(self) -> dict[str, Row]:
         """Return every row by id."""
-        with closing(self._connect()) as connection:
+        with closing(sqlite_connection(self.path)) as connection:
             cursor = connection.execute("SELECT * FROM oauth_tokens")
             names = [column[0] for column in cursor.get_description()]
             found = [dict(zip(names, values, strict=True)) for values in cursor]
@@ -161,17 +159,12 @@ class SqliteRows:
 
     def count(self, scheme: str) -> int:
         """Return how many rows have this scheme."""
-        with closing(self._connect()) as connection:
+        with closing(sqlite_connection(self.path)) as connection:
             [(found,)] = connection.execute("SELECT count(*) FROM oauth_tokens WHERE encryption_scheme = ?", (scheme,))
         return int(found)
 
     def settle(self) -> None:
         """Do nothing: SQLite finishes no write of a dead process."""
-
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(10_000)
-        return connection
 
 
 class SupabaseRows:

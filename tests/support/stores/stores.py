@@ -28,6 +28,13 @@ _BUSY_MILLISECONDS = 30_000
 NOW = datetime(2026, 11, 23, 9, 0, 0, 123456, tzinfo=UTC)
 
 
+def sqlite_connection(path: Path) -> apsw.Connection:
+    """Open a store's file beside a vault that may be writing or at a checkpoint."""
+    connection = apsw.Connection(str(path))
+    connection.set_busy_timeout(_BUSY_MILLISECONDS)
+    return connection
+
+
 class Store(Protocol):
     """A store that a test accesses through its repository and directly."""
 
@@ -72,22 +79,19 @@ class SqliteStore:
             name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in columns.items()
         }
         names, marks = ", ".join(values), ", ".join("?" * len(values))
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)  # a service may be writing
+        connection = sqlite_connection(self.path)
         connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  column names of a test
         connection.close()
 
     def update_raw(self, row_id: str, **columns: Any) -> None:
         values = [json.dumps(value) if isinstance(value, dict | list) else value for value in columns.values()]
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        connection = sqlite_connection(self.path)
         connection.execute(f"UPDATE oauth_tokens SET {assignments} WHERE id = ?", (*values, row_id))  # noqa: S608  column names of a test
         connection.close()
 
     def rows(self) -> list[dict[str, Any]]:
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(30_000)  # the store may be at a checkpoint
+        connection = sqlite_connection(self.path)
         cursor = connection.execute("SELECT * FROM oauth_tokens ORDER BY user_id, provider, service_type")
         cursor.row_trace = _row_as_mapping
         found = [_with_python_types(row) for row in cursor]
@@ -96,8 +100,7 @@ class SqliteStore:
 
     def truncate(self) -> None:
         """Delete all tokens."""
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(_BUSY_MILLISECONDS)
+        connection = sqlite_connection(self.path)
         connection.execute("DELETE FROM oauth_tokens")
         connection.close()
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import apsw
-
-from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
+from tests.support.stores.stores import SqliteStore, Store, SupabaseStore, sqlite_connection
 
 DEEP: Final = '{"a":' * 3_000 + "1" + "}" * 3_000
 _BOTH: Final[dict[str, tuple[str, object]]] = {
@@ -51,8 +49,7 @@ def damage(store: Store, user_id: str, provider: str, column: str, value: object
         )
         return
     assert isinstance(store, SqliteStore)
-    connection = apsw.Connection(str(store.path))
-    connection.set_busy_timeout(30_000)
+    connection = sqlite_connection(store.path)
     given = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
     connection.execute(
         f"UPDATE oauth_tokens SET {column} = {given} WHERE user_id = ? AND provider = ?",  # noqa: S608  columns of a test
