@@ -19,7 +19,7 @@ from app.config.settings import Settings
 from app.main import create_app
 from tests.support.api.service import Service, running_service
 from tests.support.audit.trails import KEY_TEXT, files, members, verified
-from tests.support.rewrap.stored_rows import local_encryption, sealed_row
+from tests.support.rewrap.stored_rows import half_legacy_row, local_encryption, sealed_row
 from tests.support.security.keys import MASTER_KEY
 from tests.support.security.legacy_tokens import legacy_ciphertext
 from tests.support.stack.loopback import PLAIN_HTTP
@@ -125,8 +125,7 @@ def test_a_reveal_names_the_family_that_was_opened(audited: Audited) -> None:
     bound = sealed_row(local_encryption(1))
     legacy = raw_row(metadata={"status": "ok", "encryption_method": "kms", "kms_key_id": "canvas_kms_0"})
     legacy["access_token"] = legacy_ciphertext("old", legacy["user_id"])
-    both = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
-    both["refresh_token"] = legacy_ciphertext("old", both["user_id"])
+    both = half_legacy_row()
     for row in (bound, legacy, both):
         store.insert_raw(**row)
     with audited.recorded() as events, audited.service.client() as client:
@@ -152,8 +151,7 @@ def test_a_rotation_names_the_families_that_it_opened(audited: Audited) -> None:
     legacy = raw_row()
     for column in ("access_token", "refresh_token"):
         legacy[column] = legacy_ciphertext(column, legacy["user_id"])
-    half = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
-    half["refresh_token"] = legacy_ciphertext("old", half["user_id"])
+    half = half_legacy_row()
     bare = raw_row(provider_url=None, access_token="unreadable", refresh_token=None)
     for row in (legacy, half, bare):
         store.insert_raw(**row)

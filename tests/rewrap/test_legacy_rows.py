@@ -30,8 +30,10 @@ from tests.support.rewrap.stored_rows import (
     SqliteRows,
     SupabaseRows,
     access_of,
+    half_legacy_row,
     key_settings,
     local_encryption,
+    row_without_scheme,
     sealed_row,
     what_a_row_holds,
 )
@@ -53,7 +55,7 @@ def _legacy_row(user_id: str, provider: str, secret: str | None = None, **column
 
 def _bound_rows() -> list[Row]:
     """Return rows that are due and bound: under the first key, and the same without its scheme."""
-    return [sealed_row(local_encryption(1)), sealed_row(local_encryption(1)) | {"encryption_scheme": None}]
+    return [sealed_row(local_encryption(1)), row_without_scheme()]
 
 
 def _token_id(row: Row) -> TokenId:
@@ -82,7 +84,7 @@ def _on_read(tokens: TokenRepository, observed: Observed, *, rewrap_legacy: bool
         cipher=TokenCipher(encryption=local_encryption(2)),
         events=TokenEvents(audit=NoAuditTrail(), observers=[observed]),
         delay_seconds=0,
-        **({"rewrap_legacy": True} if rewrap_legacy else {}),
+        rewrap_legacy=rewrap_legacy,
     )
 
 
@@ -90,10 +92,8 @@ def _on_read(tokens: TokenRepository, observed: Observed, *, rewrap_legacy: bool
 
 
 async def test_a_read_leaves_a_legacy_row_to_the_old_service(rows: Rows) -> None:
-    legacy, observed = _legacy_row(str(uuid4()), "canvas"), Observed()
-    half = sealed_row(local_encryption(1)) | {"encryption_scheme": None}
-    half["refresh_token"] = legacy_ciphertext("old", half["user_id"])
-    bound = sealed_row(local_encryption(1))
+    legacy, half, bound = _legacy_row(str(uuid4()), "canvas"), half_legacy_row(), sealed_row(local_encryption(1))
+    observed = Observed()
     rows.insert([legacy, half, bound])
     _derive_keys(legacy, half, bound)
     before = rows.rows()

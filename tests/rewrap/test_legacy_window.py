@@ -11,27 +11,18 @@ import pytest
 from app.rewrap.legacy_window import window_problem
 from tests.support.api.service import running_service
 from tests.support.rewrap.stored_rows import (
-    Row,
     Rows,
     SqliteRows,
     broken_rows,
+    half_legacy_row,
     local_encryption,
     pulseplan_rows,
+    row_without_scheme,
     sealed_row,
 )
 from tests.support.rewrap.sweeps import opened
-from tests.support.security.legacy_tokens import legacy_ciphertext
 
 _WITHOUT_NEED = "ALLOW_LEGACY_FORMATS is true, and no row needs PulsePlan's formats"
-
-
-def _without_scheme() -> Row:
-    return sealed_row(local_encryption(1)) | {"encryption_scheme": None}
-
-
-def _half_legacy() -> Row:
-    row = _without_scheme()
-    return row | {"refresh_token": legacy_ciphertext("old", row["user_id"])}
 
 
 @pytest.mark.parametrize(
@@ -49,11 +40,11 @@ async def test_the_window_is_compared_with_the_rows(rows: Rows, kind: str, neede
     stored = {
         "empty": [],
         "bound": [sealed_row(local_encryption(1))],
-        "without a scheme": [_without_scheme(), broken_rows()["nonsense"]],
+        "without a scheme": [row_without_scheme(), broken_rows()["nonsense"]],
         "planted": [pulseplan_rows()[0][0] | {"encryption_scheme": "pulseplan-local:v1"}],
-        "half": [_without_scheme(), _half_legacy()],
+        "half": [row_without_scheme(), half_legacy_row()],
         "last of many": [
-            *(_without_scheme() | {"user_id": str(uuid4())} for _ in range(201)),
+            *(row_without_scheme() | {"user_id": str(uuid4())} for _ in range(201)),
             pulseplan_rows()[0][0] | {"id": "ffffffff-ffff-4fff-bfff-ffffffffffff"},
         ],
     }

@@ -19,6 +19,7 @@ from app.security.schemes import scheme_of
 from app.stores.sqlite.database import prepare_database
 from tests.support.paths import VECTORS
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY
+from tests.support.security.legacy_tokens import legacy_ciphertext
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import raw_row, sqlite_connection
 
@@ -83,6 +84,17 @@ def sealed_row(service: EncryptionService, *, provider: str = "canvas", **column
         metadata={"status": "ok", "course": "algebra"},
         **columns,
     )
+
+
+def row_without_scheme() -> Row:
+    """Return a row under the first master key as it was before the column for its scheme."""
+    return sealed_row(local_encryption(1)) | {"encryption_scheme": None}
+
+
+def half_legacy_row() -> Row:
+    """Return such a row whose refresh token is in PulsePlan's format."""
+    row = row_without_scheme()
+    return row | {"refresh_token": legacy_ciphertext("old", row["user_id"])}
 
 
 def rows_under_first(count: int, provider: str = "canvas") -> list[Row]:
