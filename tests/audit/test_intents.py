@@ -50,12 +50,12 @@ GIVEN = TokenInput(access_token=SecretStr("secret"))
 ID = "0123456789abcdef"
 
 
-def an_intent(number: int = 0, *, intent: str = ID) -> TokenEvent:
+def an_intent(number: int, *, intent: str = ID) -> TokenEvent:
     return replace(an_event(number), operation=Operation.STORE, outcome=INTENT, revealed=(), intent=intent)
 
 
-def an_outcome(number: int = 0, *, outcome: str = "success", intent: str = ID) -> TokenEvent:
-    return replace(an_event(number), operation=Operation.STORE, outcome=outcome, revealed=(), intent=intent)
+def an_outcome(number: int, *, intent: str = ID) -> TokenEvent:
+    return replace(an_intent(number, intent=intent), outcome="success")
 
 
 @asynccontextmanager

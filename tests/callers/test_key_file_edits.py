@@ -34,10 +34,17 @@ from tests.support.process.wire import token_path
 from tests.support.process.workers import one_wire_to_each_worker
 from tests.support.waiting import eventually
 
+IS_ROOT = os.geteuid() == 0
+NEEDS_ROOT = pytest.mark.skipif(not IS_ROOT, reason="only root can give files away")
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return home_with_key_file(tmp_path)
+
+
+def _key(service: str) -> ServiceKey:
+    return ServiceKey(service=service, sha256=hash_of(service), scopes=frozenset({Scope.READ}))
 
 
 def test_eight_keys_created_at_once_are_all_in_the_file(home: Home) -> None:
@@ -110,7 +117,7 @@ def test_no_draft_has_a_name_that_can_be_foretold(tmp_path: Path) -> None:
     path, victim = tmp_path / "service-keys.json", tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / f"{path.name}.{os.getpid()}.new").symlink_to(victim)
-    add_key(path, ServiceKey(service="api", sha256="0" * 64, scopes=frozenset({Scope.READ})))
+    add_key(path, _key("api"))
     assert victim.read_text() == "precious"
     assert [key.service for key in read_key_file(path)] == ["api"]
 
@@ -134,18 +141,13 @@ def test_a_file_that_others_can_write_is_refused(home: Home, mode: int) -> None:
 @pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o770, True), (0o1777, False), (0o755, False)])
 def test_a_file_in_a_folder_that_others_can_write_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
     folder = tmp_path / "keys"
-    key = ServiceKey(service="api", sha256="0" * 64, scopes=frozenset({Scope.READ}))
-    add_key(folder / "service-keys.json", key)
+    add_key(folder / "service-keys.json", _key("api"))
     (tmp_path / "link.json").symlink_to(folder / "service-keys.json")
     folder.chmod(mode)
     for path in (folder / "service-keys.json", tmp_path / "link.json"):
         assert (ServiceKeyDirectory(file=path).problem is not None) == refused
         with pytest.raises(KeyListError, match="folder") if refused else nullcontext():
             read_key_file(path)
-
-
-def _key(service: str) -> ServiceKey:
-    return ServiceKey(service=service, sha256=hash_of(service), scopes=frozenset({Scope.READ}))
 
 
 def test_an_edit_through_a_link_brings_no_revoked_key_back(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_an_edit_through_a_link_brings_no_revoked_key_back(tmp_path: Path) -> No
     assert [key.service for key in read_key_file(path)] == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@NEEDS_ROOT
 def test_the_owner_of_a_folder_edits_after_root(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     folder.mkdir(mode=0o700)
@@ -186,7 +188,7 @@ def test_the_owner_of_a_folder_edits_after_root(tmp_path: Path) -> None:
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (SOMEBODY, SOMEBODY, 0o600)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@NEEDS_ROOT
 def test_root_gives_no_file_away_that_is_linked_as_lock(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     folder.mkdir(mode=0o700)
@@ -197,7 +199,7 @@ def test_root_gives_no_file_away_that_is_linked_as_lock(tmp_path: Path) -> None:
     assert (tmp_path / "precious").stat().st_uid == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@NEEDS_ROOT
 @pytest.mark.parametrize(("folder_owner", "refused"), [(0, True), (SOMEBODY, False)])
 def test_a_file_of_another_user_is_refused(tmp_path: Path, folder_owner: int, refused: bool) -> None:
     folder = tmp_path / "keys"
@@ -211,7 +213,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, folder_owner: int, re
         read_key_file(path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@NEEDS_ROOT
 def test_a_link_of_another_user_is_refused(tmp_path: Path) -> None:
     """The target is in a folder of the other user, and so would be trusted there."""
     sticky, theirs = tmp_path / "sticky", tmp_path / "theirs"
@@ -237,7 +239,7 @@ print(read_private_file(Path(sys.argv[1]), maximum_bytes=100).decode())' "$2/sec
 """
 
 
-@pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("unshare")), reason="needs root and unshare")
+@pytest.mark.skipif(not (IS_ROOT and shutil.which("unshare")), reason="needs root and unshare")
 def test_a_secret_that_is_mounted_alone_may_belong_to_anybody(tmp_path: Path) -> None:
     """Docker Compose mounts each secret so, with the owner that it has on the host."""
     host, secrets = tmp_path / "host", tmp_path / "secrets"

@@ -13,7 +13,6 @@ from pydantic import SecretStr
 
 from app.errors import StoreMisconfigured, TokenNotFound
 from app.rewrap.sweep import SweepPlan
-from app.security.encryption_service import EncryptionService
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput, UnreadableRow
@@ -52,15 +51,8 @@ async def tokens(store: SqliteStore) -> AsyncIterator[TokenRepository]:
 
 
 def _vault(tokens: TokenRepository) -> TokenVault:
-    return TokenVault(tokens=tokens, cipher=TokenCipher(encryption=_service()), events=_events())
-
-
-def _service(version: int = 1) -> EncryptionService:
-    return local_encryption(version)
-
-
-def _events() -> TokenEvents:
-    return TokenEvents(audit=NoAuditTrail())
+    cipher, events = TokenCipher(encryption=local_encryption(1)), TokenEvents(audit=NoAuditTrail())
+    return TokenVault(tokens=tokens, cipher=cipher, events=events)
 
 
 async def _bounded(call: Awaitable[T]) -> T:
@@ -96,7 +88,7 @@ async def test_a_page_after_it_is_the_end(tokens: TokenRepository) -> None:
 
 async def test_a_sweep_ends_and_names_it_in_text(tokens: TokenRepository) -> None:
     observed = Observed()
-    report = await _bounded(sweep(tokens, _service(2), observed=observed, plan=SweepPlan()).run())
+    report = await _bounded(sweep(tokens, local_encryption(2), observed=observed, plan=SweepPlan()).run())
     assert (report.rewrapped, report.unreadable, report.stopped) == (2, {"store_misconfigured": 1}, None)
     [named] = observed.unreadable_ids
     assert named.isascii()
