@@ -71,6 +71,6 @@ def test_tokens_beyond_the_size_of_an_answer_get_a_problem(client: httpx.Client,
     assert [one["token"]["refresh_token"] for one in results] == [LARGE] * len(left)
 
 
-def test_a_problem_that_cannot_pass_stays_with_its_token(client: httpx.Client) -> None:
+def test_a_batch_of_missing_tokens_has_a_problem_for_each(client: httpx.Client) -> None:
     results = client.post(BATCH, json={"tokens": _asked(2, str(uuid4()))}).json()["results"]
     assert [one["problem"]["code"] for one in results] == ["token_not_found"] * 2
