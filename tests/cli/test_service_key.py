@@ -7,7 +7,6 @@ import os
 import pwd
 import re
 import signal
-import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,14 +17,14 @@ import pytest
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import parse_key_list
 from tests.support.process.home import (
-    AS_USERS_HAVE_IT,
     COMMAND,
     Home,
-    environment,
+    at_its_start,
     files_of,
     new_home,
     new_master_key,
     require_refusal,
+    run,
     token_vault,
 )
 from tests.support.process.key_commands import (
@@ -273,12 +272,10 @@ def test_only_changes_need_the_audit_key(audited: Home) -> None:
     assert entries_of(audited) == before
 
 
-def _disturbed(home: Home, *arguments: str) -> CompletedProcess[str]:
-    """Run `service-key` with the `sitecustomize.py` of the home's folder."""
-    path = f"{home.folder}:{AS_USERS_HAVE_IT['PYTHONPATH']}"
-    variables = environment({**home.settings, "PYTHONPATH": path})
-    command = [COMMAND, "service-key", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=home.folder, env=variables)
+def _disturbed(home: Home, code: str, *arguments: str) -> CompletedProcess[str]:
+    """Run `service-key` after this code."""
+    settings = {**home.settings, **at_its_start(code, home.folder)}
+    return run(COMMAND, "service-key", *arguments, folder=home.folder, settings=settings)
 
 
 def _audit(home: Home, *arguments: str) -> CompletedProcess[str]:
@@ -344,11 +341,10 @@ sys.addaudithook(fail)
 def test_a_change_that_is_killed_leaves_an_intent(audited: Home, event: str, suffix: str, is_made: bool) -> None:
     stolen = create_key(audited)
     code = KILL.replace("EVENT", repr(event)).replace("SUFFIX", repr(suffix))
-    (audited.folder / "sitecustomize.py").write_text(code)
     arguments = ("create", "--service", "evil", "--scope", "tokens:read")
-    assert _disturbed(audited, *arguments).returncode == -signal.SIGKILL
+    assert _disturbed(audited, code, *arguments).returncode == -signal.SIGKILL
     assert ([entry["service"] for entry in entries_of(audited)] == ["api", "evil"]) == is_made
-    assert _disturbed(audited, "revoke", hash_of(stolen)[:12]).returncode == -signal.SIGKILL
+    assert _disturbed(audited, code, "revoke", hash_of(stolen)[:12]).returncode == -signal.SIGKILL
     assert (hash_of(stolen) not in [entry["sha256"] for entry in entries_of(audited)]) == is_made
     shown = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
     assert [(event["operation"], event["outcome"], event["service"]) for event in shown] == [
@@ -360,7 +356,6 @@ def test_a_change_that_is_killed_leaves_an_intent(audited: Home, event: str, suf
     if is_made:
         [evil] = [entry for entry in entries_of(audited) if entry["service"] == "evil"]
         assert shown[1]["key"] == evil["sha256"][:12]
-    (audited.folder / "sitecustomize.py").unlink()
     create_key(audited)  # its chain names the ends of the killed ones
     done = _audit(audited, "verify")
     assert done.returncode == 0, done.stdout
@@ -368,8 +363,7 @@ def test_a_change_that_is_killed_leaves_an_intent(audited: Home, event: str, suf
 
 def test_a_change_that_fails_has_its_outcome_in_the_trail(audited: Home) -> None:
     create_key(audited)
-    (audited.folder / "sitecustomize.py").write_text(FAIL)
-    done = _disturbed(audited, "create", "--service", "b", "--scope", "tokens:read")
+    done = _disturbed(audited, FAIL, "create", "--service", "b", "--scope", "tokens:read")
     require_refusal(done, 2, "No space left on device; nothing was changed")
     shown = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
     assert [(event["service"], event["outcome"]) for event in shown] == [("api", "success"), ("b", "internal")]

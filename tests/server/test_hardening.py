@@ -18,7 +18,7 @@ import pytest
 
 from app.server.hardening import swap_is_in_use
 from tests.support.paths import ROOT
-from tests.support.process.home import AS_USERS_HAVE_IT, COMMAND, environment, new_home
+from tests.support.process.home import COMMAND, at_its_start, environment, new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.workers import workers_of
 from tests.support.waiting import eventually
@@ -149,8 +149,7 @@ if "--multiprocessing-fork" in sys.orig_argv:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can always read the memory of another process")
 def test_a_worker_is_protected_before_a_secret_is_in_its_memory(tmp_path: Path, serve: Serve) -> None:
-    (tmp_path / "sitecustomize.py").write_text(STOP_WORKERS)
-    home = new_home(tmp_path, PYTHONPATH=f"{tmp_path}:{AS_USERS_HAVE_IT['PYTHONPATH']}")
+    home = new_home(tmp_path, **at_its_start(STOP_WORKERS, tmp_path))
     needle = home.settings["TOKEN_ENCRYPTION_KEY"].encode()
     stopped: dict[int, bool] = {}
     up = threading.Event()
@@ -214,8 +213,7 @@ sys.addaudithook(stop)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / ".env").write_text("LOG_LEVEL=ERROR\n")
-    (tmp_path / "sitecustomize.py").write_text(STOP_AT_SETTINGS)
-    variables = environment({"PYTHONPATH": f"{tmp_path}:{AS_USERS_HAVE_IT['PYTHONPATH']}"})
+    variables = environment(at_its_start(STOP_AT_SETTINGS, tmp_path))
     with subprocess.Popen(
         command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

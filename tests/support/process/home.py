@@ -42,6 +42,12 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ} | AS_USERS_HAVE_IT | dict(settings)
 
 
+def at_its_start(code: str, folder: Path) -> dict[str, str]:
+    """Return the settings under which a program runs this code first, from a `sitecustomize.py` in the folder."""
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{folder}:{AS_USERS_HAVE_IT['PYTHONPATH']}"}
+
+
 def token_vault(
     *arguments: str, folder: Path, settings: Mapping[str, str] | None = None, broken: str | None = None
 ) -> subprocess.CompletedProcess[str]:
