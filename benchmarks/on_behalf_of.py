@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -17,6 +18,7 @@ from typing import Final
 from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.load import Plan
 from benchmarks.requests import new_user_ids
+from benchmarks.rounds import run_rounds
 from benchmarks.servers import Server
 from benchmarks.table import Line, Target
 from tests.support.security.user_jwts import new_signing_key
@@ -54,36 +56,30 @@ def measure(bench: Bench) -> list[Line]:
     ):
         bench.stored(vault, user_ids)
         bench.drive(Plan(port=vault.port, requests=with_seen_jwts, connections=CONNECTIONS, seconds=60.0))
-        rounds = [[_microseconds(bench, vault, one) for one in contestants] for _ in range(bench.rounds + 1)][1:]
-    without = [one[0] for one in rounds]
+        without, *with_jwt = run_rounds(
+            [partial(_microseconds, bench, vault, one) for one in contestants], rounds=bench.rounds
+        )
     return [
         Line("reveal, SQLite, no JWT, processor time", median(without), "us"),
         *(
             Line(
                 f"more for a {one.name}",
-                median(figures[number] - figures[0] for figures in rounds),
+                median(figure - other for figure, other in zip(figures, without, strict=True)),
                 "us",
-                median(figures[number] / figures[0] for figures in rounds),
+                median(figure / other for figure, other in zip(figures, without, strict=True)),
                 "no JWT",
                 one.target,
             )
-            for number, one in enumerate(contestants)
-            if number
+            for one, figures in zip(contestants[1:], with_jwt, strict=True)
         ),
     ]
 
 
 def _microseconds(bench: Bench, vault: Server, contestant: _Contestant) -> float:
     """Return the processor time of the server for one request."""
-    plan = Plan(
-        port=vault.port,
-        requests=contestant.requests(),
-        connections=CONNECTIONS,
-        seconds=bench.load_seconds,
-        over_and_over=True,
-    )
+    run = bench.over_and_over(vault, contestant.requests())
     before = _processor_seconds(vault.pid)
-    load = bench.drive(plan)
+    load = run()
     return (_processor_seconds(vault.pid) - before) / len(load.latencies) * 1e6
 
 

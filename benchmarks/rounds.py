@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import median, quantiles
+from typing import TypeVar
 
 from benchmarks.load import Load
 
 Contestant = Callable[[], Load]
+Result = TypeVar("Result")
 
 
-def run_rounds(contestants: Sequence[Contestant], *, rounds: int) -> list[list[Load]]:
-    """Run the contestants for a warm-up round and then `rounds` rounds; return each one's loads."""
+def run_rounds(contestants: Sequence[Callable[[], Result]], *, rounds: int) -> list[list[Result]]:
+    """Run the contestants for a warm-up round and then `rounds` rounds; return each one's results."""
     for contestant in contestants:
         contestant()
-    loads = [[contestant() for contestant in contestants] for _ in range(rounds)]
-    return [list(one) for one in zip(*loads, strict=True)]
+    results = [[contestant() for contestant in contestants] for _ in range(rounds)]
+    return [list(one) for one in zip(*results, strict=True)]
 
 
 def median_rate(loads: Sequence[Load]) -> float:

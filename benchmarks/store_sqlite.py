@@ -18,13 +18,14 @@ _PER_SECOND = 8_000
 
 def measure(bench: Bench) -> list[Line]:
     with bench.servers.vault("store") as vault, bench.servers.vault("store-2", workers=2) as two_workers:
+        contestants: list[Contestant] = [
+            _stores(bench, vault, CONNECTIONS),
+            _stores(bench, vault, 1),
+            _stores(bench, two_workers, CONNECTIONS),
+            partial(_raw, bench),
+        ]
         many, one, two, raw = run_rounds(
-            [
-                _stores(bench, vault, CONNECTIONS),
-                _stores(bench, vault, 1),
-                _stores(bench, two_workers, CONNECTIONS),
-                partial(_raw, bench),
-            ],
+            contestants,
             rounds=bench.rounds,
         )
     return [
