@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import click
 
 from app.cli.errors import UsageError, settings_or_stop
-from app.cli.keys import key_state, unneeded_versions
+from app.cli.keys import STRANGE_REMEDY, key_state, strange_tokens, unneeded_versions
 from app.cli.output import counted_noun, print_table
 from app.cli.store import opened_store
 from app.composition import Encryption, build_encryption
@@ -143,11 +143,14 @@ def _advice(found: StatusReport) -> Iterator[str]:
     missing = [str(version) for version in census.versions if key_state(version, settings) == "missing"]
     if missing:
         yield f"Restore the master keys of version {', '.join(missing)}: without them tokens cannot be read."
-    if census.unknown:
-        unknown = counted_noun(census.unknown, "token")
-        yield f"{unknown} of unknown format: `token-vault rewrap --dry-run` lists the unreadable rows."
+    if census.malformed:
+        malformed = counted_noun(census.malformed, "token")
+        yield f"{malformed} of unknown format: `token-vault rewrap --dry-run` lists the unreadable rows."
+    if census.strange:
+        yield f"{strange_tokens(census)}: {STRANGE_REMEDY}."
     if census.due:
-        yield "Run `token-vault rewrap`: it rewraps the rows that are due."
+        if census.due > census.strange:
+            yield "Run `token-vault rewrap`: it rewraps the rows that are due."
         if census.legacy:
             yield "PulsePlan's own service cannot read the rows in its formats once they are rewrapped."
     elif census.due == 0 and census.rows:

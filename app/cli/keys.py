@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 import click
 
@@ -21,6 +22,10 @@ _REMINDER = """
 The count is of the rows that are stored now. It is a proof only if no replica encrypts under version {version} any
 more: one that was not restarted with another key stores more such rows. Backups from before need the old key: keep a
 copy of it as long as you keep them."""
+
+STRANGE_REMEDY: Final = (
+    "set their encryption_scheme to null and run `token-vault rewrap`, or store the tokens again with PUT"
+)
 
 
 @click.group(short_help="Generate and retire master keys.")
@@ -111,11 +116,18 @@ def reasons_to_keep(version: int, settings: Settings, census: Census) -> Iterato
             f"{counted_noun(census.disagreeing, 'token')} whose row names another scheme than its ciphertext has; "
             "`token-vault encryption status --verify` counts them"
         )
-    if census.unknown:
+    if census.malformed:
         yield (
-            f"{counted_noun(census.unknown, 'token')} of unknown format, which may need any key; "
+            f"{counted_noun(census.malformed, 'token')} of unknown format, which may need any key; "
             "`token-vault rewrap --dry-run` lists the unreadable rows"
         )
+    if census.strange:
+        yield f"{strange_tokens(census)}; `token-vault encryption status` shows these schemes: {STRANGE_REMEDY}"
+
+
+def strange_tokens(census: Census) -> str:
+    """Describe the tokens that no sweep reads."""
+    return f"{counted_noun(census.strange, 'token')} with a scheme that the vault does not write"
 
 
 def settings_without(version: int, settings: Settings, census: Census) -> Iterator[str]:

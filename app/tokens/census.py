@@ -109,6 +109,11 @@ class Census:
         return sum(line.rows for line in self.lines if line.is_unknown)
 
     @property
+    def malformed(self) -> int:
+        """Rows with a ciphertext in no known format, under a scheme that the vault writes or under none."""
+        return self.unknown - self.strange
+
+    @property
     def disagreeing(self) -> int:
         """Rows that name another known scheme than their ciphertexts have; only a verified census finds them."""
         return sum(line.rows for line in self.lines if line.disagrees and not line.is_unknown)

@@ -266,13 +266,25 @@ def test_the_version_of_the_fallback_is_kept(kms: Kms, sqlite: SqliteRows, tmp_p
 def test_rows_of_unknown_format_keep_every_version(sqlite: SqliteRows, tmp_path: Path) -> None:
     settings = sqlite.settings() | SECOND
     nonsense = sealed_row(local_encryption(2)) | {"access_token": "nonsense", "encryption_scheme": None}
-    for unknown in (
-        nonsense,
-        nonsense | {"access_token": "", "refresh_token": None},
-        sealed_row(local_encryption(2)) | {"encryption_scheme": "somebody's own"},
-    ):
+    for unknown in (nonsense, nonsense | {"access_token": "", "refresh_token": None}):
         sqlite.replace([unknown])
         require_refusal(_retire(1, tmp_path, settings), 1, "1 token of unknown format", "rewrap --dry-run")
+
+
+def test_rows_under_a_strange_scheme_get_advice_that_helps(sqlite: SqliteRows, tmp_path: Path) -> None:
+    settings = sqlite.settings() | SECOND
+    row = sealed_row(local_encryption(1)) | {"encryption_scheme": "somebody's own"}
+    sqlite.replace([row])
+    text = _status(tmp_path, settings).stdout
+    assert "somebody's own" in text
+    assert "- 1 token with a scheme that the vault does not write: set their encryption_scheme to null" in text
+    for misleading in ("of unknown format", "it rewraps the rows that are due"):
+        assert misleading not in text
+    strange = "1 token with a scheme that the vault does not write"
+    require_refusal(_retire(1, tmp_path, settings), 1, strange, "`token-vault encryption status`", "to null")
+    sqlite.replace([row | {"encryption_scheme": None}])
+    assert rewrap(folder=tmp_path, settings=settings).exit_code == 0
+    assert _retire(1, tmp_path, settings).returncode == 0
 
 
 def test_a_version_in_the_middle_leaves_the_lower_ones(sqlite: SqliteRows, tmp_path: Path) -> None:
