@@ -288,7 +288,7 @@ class Sweep:
         return row.encryption_scheme is not None or not is_legacy(row)
 
     async def _without_copies(self, page: Page) -> Page:
-        """Report the legacy rows whose ciphertext stands in another row too, and return the others."""
+        """Report the legacy rows whose ciphertext stands in another place too, and return the others."""
         tokens = [row for row in page if isinstance(row, StoredToken)]
         copies = await find_copies(tokens, partial(self._retry.call, self._tokens.list_for_user))
         for row, error in copies.values():

@@ -25,7 +25,7 @@ class WriteOutcome(Enum):
 async def prepare_rewrap(tokens: TokenRepository, cipher: TokenCipher, token: StoredToken) -> Rewrap | None:
     """Decrypt a token and encrypt it under the primary; `None` if it is already.
 
-    Raises an `EncryptionError`, also for a legacy row whose ciphertext stands in another row too.
+    Raises an `EncryptionError`, also for a legacy row whose ciphertext stands in another place too.
     """
     await require_own_secrets(tokens, token)
     sealed = await cipher.seal_as_primary(Binding.of(token), await cipher.open(token))
