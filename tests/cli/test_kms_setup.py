@@ -304,12 +304,13 @@ def test_a_policy_that_cannot_be_read_is_a_refusal(account: Account) -> None:
     assert CHANGES.isdisjoint(account.kms.operations())
 
 
-@pytest.mark.parametrize("how", ["policy", "grant", "origin"])
+@pytest.mark.parametrize("how", ["policy", "grant", "origin", "Regions"])
 def test_a_planted_key_with_the_tag_is_not_adopted(account: Account, how: str) -> None:
     other = "arn:aws:iam::123456789012:role/attacker"
     tags = [{"TagKey": "token-vault-alias", "TagValue": account.alias}]
     policy = _policy(_allow({"AWS": other})) if how == "policy" else _policy()
-    planted = account.new_key(Tags=tags, Policy=policy, **({"Origin": "EXTERNAL"} if how == "origin" else {}))
+    more: dict[str, dict[str, Any]] = {"origin": {"Origin": "EXTERNAL"}, "Regions": {"MultiRegion": True}}
+    planted = account.new_key(Tags=tags, Policy=policy, **more.get(how, {}))
     if how == "grant":
         account.client.create_grant(KeyId=planted["KeyId"], GranteePrincipal=other, Operations=["Decrypt"])
     done = account.run()

@@ -105,8 +105,8 @@ class KmsSetup:
                 break
             yield Step(
                 StepState.LOOK,
-                f"the key {candidate['Arn']} has the tag of this alias, but others may use it or its material is "
-                "imported: it is not taken. Delete it if it is yours",
+                f"the key {candidate['Arn']} has the tag of this alias, but others may use it, its material is "
+                "imported, or it may have copies in other Regions: it is not taken. Delete it if it is yours",
             )
         if key is not None:
             yield Step(StepState.KEPT, f"the key {key['Arn']}, which an earlier run left without its alias")
@@ -180,9 +180,10 @@ class KmsSetup:
             yield Step(StepState.LOOK, "the key has copies in other Regions, or may have: each has a policy of its own")
 
     def _is_untouched(self, key: dict[str, Any]) -> bool:
-        """Whether nobody else may use the key, and its material is of KMS; a tag alone proves nothing."""
-        nobody = KeyAccess(foreign=(), local=())
-        return _has_material_of_kms(key) and self._access_by_policy(key) == self._access_by_grants(key) == nobody
+        """Whether nobody else may use the key, and its material is of KMS and in one Region; a tag proves nothing."""
+        if not _has_material_of_kms(key) or key.get("MultiRegion"):
+            return False
+        return self._access_by_policy(key) == self._access_by_grants(key) == KeyAccess(foreign=(), local=())
 
     def _left_behind(self) -> Iterator[dict[str, Any]]:
         """Yield the metadata of keys that a run may have left because it ended before CreateAlias."""
