@@ -97,8 +97,8 @@ def _is_for_verifying(member: dict[str, Any]) -> bool:
 class JwksKeys:
     """`VerificationKeys` from a key set that `download` returns.
 
-    - `run` downloads it at the start and every five minutes, so no call waits for a refresh; after a failure it tries
-      again every ten seconds.
+    - `run` downloads it at the start and every five to six minutes, so no call waits for a refresh; after a failure it
+      tries again every ten seconds.
     - A JWT with an unknown key id starts a download too, since the issuer may have a new key. All such calls share it,
       and there is at most one in ten seconds; until the next one such JWTs are `KeyUnavailable`.
     - After a failure the keys stay in use until they are an hour old. A key set without usable keys is no failure: the

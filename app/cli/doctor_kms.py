@@ -48,7 +48,7 @@ _failure = partial(DoctorFinding.failure, "kms")
 def kms_findings(settings: Settings) -> Iterator[DoctorFinding]:
     """Check identity, key state, permissions, the condition on the encryption context, and rotation.
 
-    Sends at most nine requests, and two more for each previous key. Those with a wrong context should be denied.
+    Sends at most seven requests, and two more for each previous key. Those with a wrong context should be denied.
     """
     connection = settings.kms_connection()
     try:
