@@ -63,7 +63,7 @@ class BodyTooLarge(VaultError):
 
 
 class AnswerTooLarge(VaultError):
-    """The answer to a batch is full, so this token is not in it."""
+    """The answer to a batch is full, so this token is not in it; or a user has too many tokens for a list."""
 
     code = "answer_too_large"
 

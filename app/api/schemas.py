@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +42,7 @@ from app.tokens.models import (
     parse_base_url,
 )
 
+MAXIMUM_ANSWER_BYTES: Final = 1024 * 1024  # of several tokens; a problem of a batch takes some 300 bytes more
 EXAMPLE_USER_ID = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -334,7 +335,7 @@ class UnreadableToken(BaseModel):
 
 
 class TokenList(BaseModel):
-    """A user's tokens. `unreadable` is there only if there are any."""
+    """A user's tokens, all of them. `unreadable` is there only if there are any."""
 
     tokens: list[Token]
     unreadable: list[UnreadableToken] = []

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 
 T = TypeVar("T")
 
@@ -37,8 +37,8 @@ class InstrumentedRepository:
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         return await self._observe("get_many", self._tokens.get_many(token_ids))
 
-    async def list_for_user(self, user_id: str) -> list[TokenRow]:
-        return await self._observe("list_for_user", self._tokens.list_for_user(user_id))
+    async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
+        return await self._observe("list_for_user", self._tokens.list_for_user(user_id, limit=limit))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         return await self._observe("insert", self._tokens.insert(token))

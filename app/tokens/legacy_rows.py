@@ -16,10 +16,13 @@ from app.security.context import SecretField
 from app.security.formats import legacy_spelling
 from app.tokens.models import StoredToken, UnreadableRow
 from app.tokens.provider_rules import CANVAS
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 
 _Place = tuple[str, SecretField]  # row id and column
 _SAME_CIPHERTEXT: Final = "the same PulsePlan ciphertext, and nothing shows which place it was made for"
+_TOO_MANY_ROWS: Final = (
+    f"this user has more than {MAXIMUM_LISTED} tokens, too many to look for copies of the row's PulsePlan ciphertext"
+)
 
 
 def is_legacy(row: StoredToken) -> bool:
@@ -43,14 +46,20 @@ async def find_copies(
 
     At Canvas one ciphertext in both columns is no copy: PulsePlan stored a token that a user made by hand as access and
     as refresh token.
+
+    Of a user with more rows than a store lists, a copy could be among the others: every legacy row is then returned.
     """
     of_user: defaultdict[str, list[StoredToken]] = defaultdict(list)
     for row in filter(is_legacy, rows):
         of_user[row.token_id.user_id].append(row)
-    copies = {}
+    copies: dict[str, tuple[StoredToken, IntegrityError]] = {}
     for user_id, legacy in of_user.items():
         places: defaultdict[str, set[_Place]] = defaultdict(set)
-        for found in await list_for_user(user_id):
+        listed = await list_for_user(user_id)
+        if len(listed) > MAXIMUM_LISTED:
+            copies |= {row.id: (row, IntegrityError(_TOO_MANY_ROWS)) for row in legacy}
+            continue
+        for found in listed:
             for place, spelling in _legacy_spellings(found) if isinstance(found, StoredToken) else ():
                 places[spelling].add(place)
         for row in legacy:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+
+MAXIMUM_LISTED: Final = 500  # tokens of one user, who usually has a few
 
 
 class TokenRepository(Protocol):
@@ -32,8 +34,11 @@ class TokenRepository(Protocol):
         """Return the tokens that exist among up to 100 ids."""
         ...
 
-    async def list_for_user(self, user_id: str) -> list[TokenRow]:
-        """Return all of a user's tokens, ordered by provider and service type."""
+    async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
+        """Return a user's tokens, ordered by provider and service type; of more than `limit` any `limit`.
+
+        More rows than `MAXIMUM_LISTED` are not all of the user's for sure: the caller must not take them for all.
+        """
         ...
 
     async def insert(self, token: StoredToken) -> StoredToken | None:

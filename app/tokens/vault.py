@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from app.errors import (
+    AnswerTooLarge,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -43,7 +44,7 @@ from app.tokens.models import (
 )
 from app.tokens.provider_rules import ProviderRule
 from app.tokens.recorded_operation import RecordedOperation, too_slow
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 
 T = TypeVar("T")
@@ -159,10 +160,16 @@ class TokenVault:
         return results
 
     async def list_for_user(self, user_id: str, *, caller: Caller) -> list[TokenRow]:
-        """Return all of a user's tokens, with their secrets still encrypted, and the rows that do not decode."""
+        """Return all of a user's tokens, with their secrets still encrypted, and the rows that do not decode.
+
+        Raises `AnswerTooLarge` if there are more than `MAXIMUM_LISTED`.
+        """
         user_id = parse_user_id(user_id)
         async with self._recorded_for_user(Operation.LIST, caller, user_id):
-            return await self._tokens.list_for_user(user_id)
+            rows = await self._tokens.list_for_user(user_id)
+            if len(rows) > MAXIMUM_LISTED:
+                raise AnswerTooLarge(f"the user has more than {MAXIMUM_LISTED} tokens, too many to list")
+            return rows
 
     async def rotate(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION
@@ -251,6 +258,7 @@ class TokenVault:
         user_id = parse_user_id(user_id)
         async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id) as operation:
             deleted, kept = 0, set[tuple[str, int]]()
+            # in rounds of as many rows as the store lists, so that a user with more is erased too
             # each at its version: a statement that arrives late deletes no token that was stored after it
             while tokens := await self._tokens.list_for_user(user_id):
                 found = {(token.id, token.version) for token in tokens}

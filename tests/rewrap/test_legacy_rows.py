@@ -18,7 +18,7 @@ from app.rewrap.sweep import SweepPlan
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
-from app.tokens.repository import TokenRepository
+from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 from app.tokens.vault import TokenVault
 from tests.support.process.home import new_home
 from tests.support.process.server import Serve
@@ -242,6 +242,23 @@ async def test_a_copy_is_not_rewrapped_on_request_or_read(rows: Rows) -> None:
         await on_read.close()
     assert [event.outcome for event in observed.events] == ["integrity", "integrity"]
     assert rows.rows() == before
+
+
+async def test_no_legacy_row_is_bound_if_its_user_has_too_many_rows(rows: Rows) -> None:
+    """A copy could be among the rows that are not read."""
+    legacy = _legacy_row(str(uuid4()), "canvas")
+    bound = sealed_row(local_encryption(2)) | {"user_id": legacy["user_id"], "provider": "google"}
+    others = [bound | {"id": str(uuid4()), "service_type": f"s{number}"} for number in range(MAXIMUM_LISTED)]
+    rows.insert([legacy, *others])
+    _derive_keys(legacy)
+    async with opened(rows) as tokens:
+        vault = _vault(tokens, Observed())
+        with pytest.raises(IntegrityError, match="more than 500 tokens"):
+            await vault.rewrap(_token_id(legacy), caller=CALLER)
+        assert rows.rows()[legacy["id"]] == legacy | {"version": 1}
+        await vault.delete(_token_id(others[0]), caller=CALLER)
+        await vault.rewrap(_token_id(legacy), caller=CALLER)
+    assert rows.rows()[legacy["id"]]["encryption_scheme"] == "local:v2"
 
 
 async def test_a_rotation_does_not_keep_a_copied_refresh_token(rows: Rows) -> None:

@@ -64,6 +64,17 @@ async def test_service_types_and_providers_are_separate_tokens(tokens: TokenRepo
     assert [row.token_id for row in await tokens.list_for_user(USER)] == ids
 
 
+async def test_a_list_of_a_user_has_no_more_rows_than_its_limit(tokens: TokenRepository) -> None:
+    """One row more than a caller takes shows it that there are too many."""
+    rows = [token(TokenId(USER, "google", f"s{number}")) for number in range(7)]
+    await insert_all(tokens, [*rows, token()])
+    for limit, length in ((1, 1), (6, 6), (7, 7), (8, 7)):
+        found = [row.token_id for row in await tokens.list_for_user(USER, limit=limit)]
+        assert len(set(found)) == len(found) == length, limit
+        assert found == sorted(found)
+    assert await tokens.list_for_user(USER) == rows
+
+
 async def test_replace_is_conditional_on_the_version(tokens: TokenRepository) -> None:
     first = token(CANVAS)
     await tokens.insert(first)

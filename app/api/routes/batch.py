@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Depends, Request
@@ -17,12 +17,11 @@ from app.api.openapi import BODY_ERRORS, STORE_ERRORS, extra, responses
 from app.api.problems import Problem, problem_of
 from app.api.refusal_events import record_refused_item
 from app.api.request_body import strict_body
-from app.api.schemas import BatchGetRequest, BatchGetResponse, BatchItem, Revealed
+from app.api.schemas import MAXIMUM_ANSWER_BYTES, BatchGetRequest, BatchGetResponse, BatchItem, Revealed
 from app.callers.service_keys import Scope
 from app.errors import AnswerTooLarge, Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId
 
-MAXIMUM_ANSWER_BYTES: Final = 1024 * 1024  # of the tokens in it; a problem takes some 300 bytes more
 _log = structlog.get_logger("app.requests")
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
 

@@ -8,17 +8,21 @@ from starlette.responses import Response
 from app.api.authentication import Deleter, Reader
 from app.api.dependencies import UserIdPath, Vault
 from app.api.openapi import STORE_ERRORS, responses
-from app.api.schemas import Erased, Token, TokenList, UnreadableToken, json_response
+from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, Token, TokenList, UnreadableToken, json_response
+from app.errors import AnswerTooLarge
 from app.tokens.models import StoredToken, UnreadableRow
 
 router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"])
 
 
-@router.get("", summary="List a user's tokens", response_model=TokenList, responses=responses(*STORE_ERRORS))
+@router.get(
+    "", summary="List a user's tokens", response_model=TokenList, responses=responses(*STORE_ERRORS, AnswerTooLarge)
+)
 async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) -> Response:
     """List the user's tokens of the providers that the key may use, without secrets. Needs `tokens:read`.
 
-    Tokens whose rows do not decode are in `unreadable`, each with its problem.
+    Tokens whose rows do not decode are in `unreadable`, each with its problem. A user with more than 500 tokens, or
+    with more than 1 MiB of them, gets the problem `answer_too_large`.
     """
     rows = await vault.list_for_user(user_id, caller=authenticated.caller)
     visible = [row for row in rows if authenticated.key.may_use(row.token_id.provider)]
@@ -26,7 +30,10 @@ async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) 
     if len(answer.tokens) < len(visible):
         request_id = authenticated.caller.request_id
         answer.unreadable = [UnreadableToken.of(row, request_id) for row in visible if isinstance(row, UnreadableRow)]
-    return json_response(answer)
+    response = json_response(answer)
+    if len(response.body) > MAXIMUM_ANSWER_BYTES:
+        raise AnswerTooLarge("the user's tokens take more than 1 MiB, too much to list")
+    return response
 
 
 @router.delete("", summary="Erase a user", response_model=Erased, responses=responses(*STORE_ERRORS))

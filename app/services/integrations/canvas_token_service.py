@@ -39,7 +39,8 @@ class CanvasTokenService:
     async def retrieve_canvas_token(self, user_id: str) -> dict[str, Any] | None:
         """Return `api_token`, `base_url`, `status` and `user_id`, or `None` if the user has no token.
 
-        `api_token` is `None` if `status` is not `ok`. Raises the errors of `TokenVault.reveal`.
+        `api_token` is `None` if `status` is not `ok`. Raises the errors of `TokenVault.reveal`, and
+        `AnswerTooLarge` if the user's tokens are too many to list.
         """
         token_id = TokenId.parse(user_id, CANVAS)
         async with self._open_vault() as vault:

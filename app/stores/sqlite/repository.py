@@ -33,6 +33,7 @@ from app.stores.sqlite.database import (
 from app.stores.sqlite.group_commit import GroupCommitWriter
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.repository import MAXIMUM_LISTED
 
 _CHUNK_ROWS: Final = 500  # rows in one statement
 _PROBE_SECONDS: Final = 1.0  # another process may hold the lock for longer
@@ -130,8 +131,8 @@ class SqliteRepository:
         rows = await self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
         return {row.token_id: row for row in rows}
 
-    async def list_for_user(self, user_id: str) -> list[TokenRow]:
-        return await self._read("WHERE user_id = ? ORDER BY provider, service_type", (user_id,))
+    async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
+        return await self._read("WHERE user_id = ? ORDER BY provider, service_type LIMIT ?", (user_id, limit))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         columns = _encode(to_columns(token))

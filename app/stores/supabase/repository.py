@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -36,6 +37,7 @@ from app.stores.supabase.postgrest import (
 from app.stores.supabase.read_batching import ReadBatcher
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.repository import MAXIMUM_LISTED
 
 Item = TypeVar("Item")
 _Filterable = TypeVar("_Filterable", bound=AsyncSelectRequestBuilder | AsyncFilterRequestBuilder)
@@ -94,8 +96,8 @@ class SupabaseRepository:
         found = await asyncio.gather(*(self._read_chunk(chunk) for chunk in _chunks(wanted)))
         return {row.token_id: row for rows in found for row in rows}
 
-    async def list_for_user(self, user_id: str) -> list[TokenRow]:
-        rows = await self._read_pages({"user_id": [user_id]})
+    async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
+        rows = await self._read_pages({"user_id": [user_id]}, limit=limit)
         return sorted(map(decode_or_report, rows), key=lambda row: row.token_id)
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
@@ -228,8 +230,8 @@ class SupabaseRepository:
             return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run migrations/")
         return error
 
-    async def _read_pages(self, members: Mapping[str, list[str]]) -> list[dict[str, Any]]:
-        """Read every row whose columns are among `members`.
+    async def _read_pages(self, members: Mapping[str, list[str]], *, limit: int = sys.maxsize) -> list[dict[str, Any]]:
+        """Read every row whose columns are among `members`, or `limit` of them.
 
         PostgREST silently caps an answer at a number of rows, usually 1 000. Only the count proves that the answer
         is complete; if it is not, the next page starts after the last id.
@@ -241,11 +243,11 @@ class SupabaseRepository:
                 query = query.in_(column, values)
             if found:
                 query = query.gt("id", found[-1]["id"])
-            rows, count = await execute(query.order("id").limit(_PAGE_ROWS))
+            rows, count = await execute(query.order("id").limit(min(_PAGE_ROWS, limit - len(found))))
             if count is None or (count > 0 and not rows):
                 raise StoreUnavailable("the token store did not say how many rows there are")
             found += rows
-            if len(rows) == count:
+            if len(rows) == count or len(found) == limit:
                 return found
 
     async def _read_row(self, row_id: str) -> TokenRow | None:

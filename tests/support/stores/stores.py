@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,10 @@ class Store(Protocol):
         """Write a row as another program would, past the repository."""
         ...
 
+    def insert_many_raw(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows with the same columns, as `insert_raw` does, in one transaction."""
+        ...
+
     def update_raw(self, row_id: str, **columns: Any) -> None:
         """Change columns of a row as another program would, past the repository and every trigger."""
         ...
@@ -75,13 +79,14 @@ class SqliteStore:
         return {"TOKEN_STORE": "sqlite", "SQLITE_PATH": str(self.path)}
 
     def insert_raw(self, **columns: Any) -> None:
-        values = {
-            name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in columns.items()
-        }
-        names, marks = ", ".join(values), ", ".join("?" * len(values))
-        connection = sqlite_connection(self.path)
-        connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608  column names of a test
-        connection.close()
+        self.insert_many_raw([columns])
+
+    def insert_many_raw(self, rows: Sequence[dict[str, Any]]) -> None:
+        names, marks = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
+        with closing(sqlite_connection(self.path)) as connection, connection:
+            for row in rows:
+                values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
+                connection.execute(f"INSERT INTO oauth_tokens ({names}) VALUES ({marks})", values)  # noqa: S608  column names of a test
 
     def update_raw(self, row_id: str, **columns: Any) -> None:
         values = [json.dumps(value) if isinstance(value, dict | list) else value for value in columns.values()]
@@ -131,9 +136,13 @@ class SupabaseStore:
         }
 
     def insert_raw(self, **columns: Any) -> None:
+        self.insert_many_raw([columns])
+
+    def insert_many_raw(self, rows: Sequence[dict[str, Any]]) -> None:
         self.stack.sql(
-            "insert into public.oauth_tokens select * from jsonb_populate_record(null::public.oauth_tokens, %s::jsonb)",
-            [json.dumps(columns)],
+            "insert into public.oauth_tokens"
+            " select * from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
+            [json.dumps(rows)],
         )
 
     def update_raw(self, row_id: str, **columns: Any) -> None:
