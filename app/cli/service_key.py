@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +24,7 @@ from app.callers.service_keys import (
 )
 from app.cli.errors import UsageError
 from app.cli.output import print_table
-from app.cli.service_key_changes import record_changes
+from app.cli.service_key_changes import UnrecordedRevocationError, record_changes
 from app.config.service_keys import ServiceKeyListSettings, ServiceKeySettings
 from app.config.settings import Settings
 from app.config.source import S, SettingsError, loaded
@@ -166,8 +167,10 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
 
     FINGERPRINT is the first 8 or more digits that `token-vault service-key list` shows. Give it or --service.
 
-    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file or AUDIT_LOG cannot be
-    used.
+    A key is revoked even if AUDIT_LOG cannot be written, for example because its disk is full.
+
+    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used, 3
+    revoked, but AUDIT_LOG has no record of it.
     """
     if (fingerprint is None) == (service is None):
         raise UsageError("give either FINGERPRINT or --service")
@@ -185,13 +188,20 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
         removed = record_changes(
             settings, Operation.REVOKE_KEY, lambda announce: revoke_keys(path, is_revoked, announce=announce)
         )
+    except UnrecordedRevocationError as error:
+        _print_revoked(error.keys)
+        raise
     except (KeyListError, OSError) as error:
         raise _unusable(path, error) from None
     except EditNotFlushedError as error:
         raise UsageError(f"{path}: {error}") from None
     if not removed:
         raise click.ClickException(f"there is no such key in {path}; nothing was changed")
-    for key in removed:
+    _print_revoked(removed)
+
+
+def _print_revoked(keys: Sequence[ServiceKey]) -> None:
+    for key in keys:
         click.echo(f"Revoked {key.fingerprint} of {key.service}.")
 
 

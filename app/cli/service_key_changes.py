@@ -6,8 +6,10 @@ import asyncio
 import os
 import pwd
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+
+import click
 
 from app.audit.targets import STANDARD_ERROR
 from app.callers.service_key_file import Announce
@@ -29,7 +31,9 @@ def record_changes(settings: ServiceKeySettings, operation: Operation, change: C
     `change` gives its keys to its argument before it changes anything. That leaves an intent for each, and an event
     with the outcome follows, so a command that is killed in between leaves a trace.
 
-    Raises `UsageError` before the change if the trail cannot be written, or after it if an event was not.
+    If the trail cannot be written, the creation of a key raises `UsageError` before the change. A revocation is made
+    all the same, because a full disk must not keep a stolen key in use; it raises `UnrecordedRevocationError`
+    afterwards. Raises `UsageError` after a creation that has no event.
     """
     if settings.audit_log is None:
         return change(lambda _: None)
@@ -37,16 +41,29 @@ def record_changes(settings: ServiceKeySettings, operation: Operation, change: C
     return asyncio.run(_record_changes(settings, operation, change))
 
 
+class UnrecordedRevocationError(click.ClickException):
+    """`keys` are revoked, and the trail has no event of it."""
+
+    exit_code = 3
+
+    def __init__(self, keys: Sequence[ServiceKey]) -> None:
+        super().__init__(
+            "AUDIT_LOG cannot be written: this revocation has no record there; note it yourself, and repair the trail"
+        )
+        self.keys = keys
+
+
 async def _record_changes(settings: ServiceKeySettings, operation: Operation, change: Change) -> Sequence[ServiceKey]:
     audit = await open_audit(settings, standard_stream=STANDARD_ERROR)  # standard output is for the key
     loop = asyncio.get_running_loop()
+    is_urgent = operation is Operation.REVOKE_KEY
     intents: list[TokenEvent] = []
 
     async def announce(keys: Sequence[ServiceKey]) -> None:
-        for key in keys:
-            intent = _intent(operation, key)
-            await audit.append(intent)
-            intents.append(intent)
+        intents.extend(_intent(operation, key) for key in keys)
+        with suppress(AuditUnavailable) if is_urgent else nullcontext():
+            for intent in intents:
+                await audit.append(intent)
 
     async def conclude(outcome: str) -> None:
         for intent in intents:
@@ -54,7 +71,8 @@ async def _record_changes(settings: ServiceKeySettings, operation: Operation, ch
 
     try:
         try:
-            audit.require_open()
+            if not is_urgent:
+                audit.require_open()
             # in a thread, because the change holds the file's lock while it waits for its intents
             keys = await asyncio.to_thread(
                 change, lambda keys: asyncio.run_coroutine_threadsafe(announce(keys), loop).result()
@@ -68,6 +86,8 @@ async def _record_changes(settings: ServiceKeySettings, operation: Operation, ch
         try:
             await conclude(SUCCESS)
         except AuditUnavailable:
+            if is_urgent:
+                raise UnrecordedRevocationError(keys) from None
             changed = ", ".join(key.fingerprint for key in keys)
             raise UsageError(f"{changed}: the change was made, but AUDIT_LOG could not be written") from None
     finally:

@@ -302,14 +302,55 @@ def test_each_change_of_a_key_leaves_an_event(audited: Home) -> None:
     assert hash_of(key) not in content
 
 
-def test_a_change_that_cannot_be_recorded_is_not_made(audited: Home) -> None:
-    kept = create_key(audited)
-    before = files_of(audited.folder)
-    settings = {**audited.settings, "AUDIT_LOG": f"{KEY_FILE}/audit.jsonl"}  # below a file
-    broken = replace(audited, settings=settings)
-    require_refusal(service_key(broken, "create", "--service", "b", "--scope", "tokens:read"), 2, "nothing was changed")
-    require_refusal(service_key(broken, "revoke", hash_of(kept)[:12]), 2, "nothing was changed")
-    assert files_of(audited.folder) == before
+@pytest.fixture
+def without_trail(audited: Home) -> Home:
+    """A home with two keys and an audit trail that cannot be written, because its folder is a file."""
+    for _ in range(2):
+        create_key(audited)
+    return replace(audited, settings={**audited.settings, "AUDIT_LOG": f"{KEY_FILE}/audit.jsonl"})
+
+
+def _require_revocation_without_record(done: CompletedProcess[str], sha256: str) -> None:
+    assert (done.returncode, done.stdout) == (3, f"Revoked {sha256[:12]} of api.\n"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: AUDIT_LOG cannot be written: this revocation has no record")
+
+
+def test_a_key_whose_creation_cannot_be_recorded_is_not_made(without_trail: Home) -> None:
+    before = files_of(without_trail.folder)
+    create = ("create", "--service", "b", "--scope", "tokens:read")
+    require_refusal(service_key(without_trail, *create), 2, "nothing was changed")
+    assert files_of(without_trail.folder) == before
+
+
+def test_a_revocation_that_cannot_be_recorded_is_made_and_says_so(without_trail: Home) -> None:
+    """A full disk must not keep a stolen key in use."""
+    first, second = (entry["sha256"] for entry in entries_of(without_trail))
+    done = service_key(without_trail, "revoke", first[:12])
+    _require_revocation_without_record(done, first)
+    assert [entry["sha256"] for entry in entries_of(without_trail)] == [second]
+    unknown = service_key(without_trail, "revoke", first[:12])
+    require_refusal(unknown, 1, "nothing was changed")
+
+
+def test_a_revocation_whose_trail_breaks_meanwhile_says_so(audited: Home) -> None:
+    key = create_key(audited)
+    done = _disturbed(audited, BREAK_THE_TRAIL, "revoke", hash_of(key)[:12])
+    _require_revocation_without_record(done, hash_of(key))
+    assert entries_of(audited) == []
+    shown = [json.loads(line) for line in _audit(audited, "show", "--json").stdout.splitlines()]
+    assert [(event["operation"], event["outcome"]) for event in shown][1:] == [("revoke_key", "no_outcome")]
+
+
+# limits the size of files to what they have when the key file has been changed
+BREAK_THE_TRAIL = """
+import resource, sys
+
+def limit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("/keys"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+sys.addaudithook(limit)
+"""
 
 
 # kills a command at the rename that changes the key file, or just after it
