@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import structlog
 from fastapi import FastAPI
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
+from app.api.direct_route import DirectRoute
 from app.api.metrics_listener import MetricsListener
 from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
-from app.api.problems import install_problem_handlers
+from app.api.problems import PROBLEM_HANDLERS
 from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.user_jwt import UserJwtVerifier
@@ -108,13 +111,8 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         # FastAPI's spans and metrics would send paths to any exporter that the environment configures
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    install_problem_handlers(app)
-    app.add_middleware(Admission, limits=build_limits(settings))
-    if instrumentation.tracing is not None:
-        app.add_middleware(RequestSpans, tracing=instrumentation.tracing)
-    app.add_middleware(
-        RequestContext, metrics=None if instrumentation.metrics is None else instrumentation.metrics.requests
-    )
+    app.router.route_class = DirectRoute
+    app.middleware_stack = _middleware(app, settings, instrumentation)
     for router in routers():
         app.router.routes.extend(router.routes)  # include_router would match each path twice
     keyless = metrics_routes() if instrumentation.metrics is not None else []
@@ -126,6 +124,15 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
         app.router.routes.insert(0, MetricsListener(port=settings.metrics_port, routes=keyless))
     app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+def _middleware(app: FastAPI, settings: Settings, instrumentation: Instrumentation) -> ASGIApp:
+    """Return the vault's middlewares around the router, without FastAPI's, which direct routes do not need."""
+    handled = ExceptionMiddleware(app.router, handlers=PROBLEM_HANDLERS)
+    admitted = Admission(handled, limits=build_limits(settings))
+    tracing, metrics = instrumentation.tracing, instrumentation.metrics
+    traced = admitted if tracing is None else RequestSpans(admitted, tracing=tracing)
+    return RequestContext(traced, metrics=None if metrics is None else metrics.requests)
 
 
 def create_hardened_app() -> FastAPI:

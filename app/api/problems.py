@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Request
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -100,25 +99,12 @@ def problem_response(error: errors.VaultError, request_id: str) -> Response:
     return JSONResponse(problem_of(error, request_id), STATUS[type(error)], headers, media_type=MEDIA_TYPE)
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Answer every error of a route with a problem document."""
-    app.exception_handlers |= {
-        errors.VaultError: _on_vault_error,
-        RequestValidationError: _on_validation_error,
-        HTTPException: _on_http_exception,
-    }
-
-
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:
     if isinstance(error, errors.UserJwtRefused) and request.state.user_jwts is not None:
         request.state.user_jwts.refused(error)
     if isinstance(error, _REFUSALS) and not error.recorded:
         await record_refused_request(request, error)
     return problem_response(error, request.state.request_id)
-
-
-async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
-    return await _on_vault_error(request, invalid_request(error.errors()))
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -129,6 +115,10 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
     headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
     return JSONResponse(problem, error.status_code, headers, media_type=MEDIA_TYPE)
+
+
+# of Starlette's `ExceptionMiddleware`: every error of a route becomes a problem document
+PROBLEM_HANDLERS: Final[dict[Any, Any]] = {errors.VaultError: _on_vault_error, HTTPException: _on_http_exception}
 
 
 def _allowed(request: Request) -> str:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app import errors
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.dependencies import Events, Vault
+from app.api.direct_route import DirectRoute
 from app.api.openapi import BODY_ERRORS, STORE_ERRORS, extra, responses
 from app.api.problems import Problem, problem_of
 from app.api.refusal_events import record_refused_item
@@ -23,7 +24,7 @@ from app.errors import AnswerTooLarge, Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId
 
 _log = structlog.get_logger("app.requests")
-router = APIRouter(prefix="/v1/tokens", tags=["tokens"])
+router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=DirectRoute)
 
 Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
 

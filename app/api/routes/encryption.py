@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from app.api.authentication import Admin
 from app.api.dependencies import Vault
+from app.api.direct_route import DirectRoute
 from app.api.openapi import STORE_ERRORS, responses
 from app.api.schemas import json_response
 from app.tokens.census import Census
 
-router = APIRouter(prefix="/v1/encryption", tags=["encryption"])
+router = APIRouter(prefix="/v1/encryption", tags=["encryption"], route_class=DirectRoute)
 
 
 class SchemeCount(BaseModel):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.direct_route import DirectRoute
 from app.api.schemas import Health, Ready, json_response
 from app.observability.metrics.registry import MEDIA_TYPE
 
-router = APIRouter(tags=["health"])
-metrics_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=DirectRoute)
+metrics_router = APIRouter(tags=["health"], route_class=DirectRoute)
 
 
 @router.get("/healthz", summary="Check that the process answers", response_model=Health)

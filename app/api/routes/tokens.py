@@ -15,6 +15,7 @@ from starlette.responses import Response
 from app import errors
 from app.api.conditional_requests import ChangeCondition, StoreCondition
 from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
+from app.api.direct_route import DirectRoute
 from app.api.openapi import (
     BODY_ERRORS,
     DECRYPT_ERRORS,
@@ -32,7 +33,7 @@ from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Toke
 from app.callers.service_keys import Scope
 from app.tokens.models import StoredToken
 
-router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens"])
+router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens"], route_class=DirectRoute)
 
 StoreBody = Annotated[StoreTokenRequest, Depends(strict_body(StoreTokenRequest))]
 PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))]

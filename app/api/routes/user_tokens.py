@@ -7,12 +7,13 @@ from starlette.responses import Response
 
 from app.api.authentication import Deleter, Reader
 from app.api.dependencies import UserIdPath, Vault
+from app.api.direct_route import DirectRoute
 from app.api.openapi import STORE_ERRORS, responses
 from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, Token, TokenList, UnreadableToken, json_response
 from app.errors import AnswerTooLarge
 from app.tokens.models import StoredToken, UnreadableRow
 
-router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"])
+router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"], route_class=DirectRoute)
 
 
 @router.get(

@@ -1,0 +1,57 @@
+"""Route that calls its dependencies directly; FastAPI resolves their graph again for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class DirectRoute(APIRoute):
+    """`APIRoute` whose endpoint takes the request, path parameters, and dependencies that take the request alone.
+
+    Dependencies are called in the order of the parameters. A path parameter is passed as it is, unvalidated. The
+    endpoint returns the response. The OpenAPI document is FastAPI's. docs/decisions/direct-routes.md has the figures.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  FastAPI's
+        super().__init__(*arguments, **options)
+        self.app = _application(self.dependant)
+
+
+def _application(endpoint: Dependant) -> ASGIApp:
+    call = cast("Callable[..., Awaitable[Response]]", endpoint.call)
+    dependencies = [(cast("str", one.name), _dependency(one)) for one in endpoint.dependencies]
+    in_path = [one.name for one in endpoint.path_params]
+    request_name = endpoint.request_param_name
+    _refuse_parameters(endpoint)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        arguments: dict[str, Any] = {name: scope["path_params"][name] for name in in_path}
+        if request_name is not None:
+            arguments[request_name] = request
+        for name, dependency in dependencies:
+            arguments[name] = await dependency(request)
+        response = await call(**arguments)
+        await response(scope, receive, send)
+
+    return application
+
+
+def _dependency(dependant: Dependant) -> Callable[[Request], Awaitable[Any]]:
+    if dependant.dependencies or dependant.path_params or dependant.request_param_name is None:
+        raise TypeError(f"{dependant.call} must take the request alone")
+    _refuse_parameters(dependant)
+    return cast("Callable[[Request], Awaitable[Any]]", dependant.call)
+
+
+def _refuse_parameters(dependant: Dependant) -> None:
+    """Raise `TypeError` for parameters that FastAPI would read, convert and validate."""
+    if dependant.query_params or dependant.header_params or dependant.cookie_params or dependant.body_params:
+        raise TypeError(f"{dependant.call} must read query, headers and body by itself")
