@@ -169,8 +169,8 @@ def revoke(fingerprint: str | None, service: str | None) -> None:
 
     A key is revoked even if AUDIT_LOG cannot be written, for example because its disk is full.
 
-    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used, 3
-    revoked, but AUDIT_LOG has no record of it.
+    Exit codes: 0 revoked, 1 there is no such key, 2 an option or a setting is wrong, or the file cannot be used,
+    3 revoked, but AUDIT_LOG has no record of it.
     """
     if (fingerprint is None) == (service is None):
         raise UsageError("give either FINGERPRINT or --service")
