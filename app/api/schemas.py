@@ -1,10 +1,13 @@
-"""Bodies of requests and responses."""
+"""Bodies of requests and responses, as the OpenAPI document shows them.
+
+`app.api.answers` builds the responses.
+"""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,10 +21,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from starlette.responses import Response
 
-from app.api.conditional_requests import entity_tag
-from app.api.problems import Problem, problem_of
+from app.api.problems import Problem
 from app.errors import InvalidRequest
 from app.tokens.models import (
     DEFAULT_SERVICE_TYPE,
@@ -32,13 +33,10 @@ from app.tokens.models import (
     SLUG_PATTERN,
     UNSET,
     UUID_PATTERN,
-    RevealedToken,
-    StoredToken,
     TokenId,
     TokenInput,
     TokenPatch,
     TokenStatus,
-    UnreadableRow,
     parse_base_url,
 )
 
@@ -264,10 +262,6 @@ class Token(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_TOKEN]})
 
-    @classmethod
-    def of(cls, token: StoredToken) -> Self:
-        return cls.model_construct(**_fields_of(token))
-
 
 class Revealed(Token):
     """A token with its secrets. `refresh_token` is present only if it was asked for.
@@ -281,37 +275,6 @@ class Revealed(Token):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example"}]})
 
-    @classmethod
-    def with_secrets(cls, revealed: RevealedToken, *, include_refresh: bool) -> Self:
-        fields = _fields_of(revealed.token)
-        fields["access_token"] = revealed.access_token.get_secret_value()
-        if include_refresh:
-            fields["refresh_token"] = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None
-        return cls.model_construct(**fields)
-
-
-def _fields_of(token: StoredToken) -> dict[str, Any]:
-    """Return the fields of `Token`. They are the vault's own, so the models are constructed without validation."""
-    return {
-        "user_id": token.token_id.user_id,
-        "provider": token.token_id.provider,
-        "service_type": token.token_id.service_type,
-        "status": token.status,
-        "status_reason": token.status_reason,
-        "expires_at": token.expires_at,
-        "scopes": list(token.scopes),
-        "email": token.email,
-        "base_url": token.valid_base_url,
-        "metadata": dict(token.metadata),
-        "has_refresh_token": token.refresh_ciphertext is not None,
-        "encryption_method": token.encryption_method,
-        "kms_key_id": token.kms_key_id,
-        "version": token.version,
-        "created_at": token.created_at,
-        "updated_at": token.updated_at,
-        "last_refreshed": token.last_refreshed,
-    }
-
 
 class UnreadableToken(BaseModel):
     """A token whose row does not decode. It can be replaced and deleted."""
@@ -321,17 +284,6 @@ class UnreadableToken(BaseModel):
     service_type: str
     version: int
     problem: Problem
-
-    @classmethod
-    def of(cls, row: UnreadableRow, request_id: str) -> Self:
-        token_id = row.token_id
-        return cls(
-            user_id=token_id.user_id,
-            provider=token_id.provider,
-            service_type=token_id.service_type,
-            version=row.version,
-            problem=Problem(**problem_of(row.error(), request_id)),
-        )
 
 
 class TokenList(BaseModel):
@@ -365,13 +317,3 @@ class Health(BaseModel):
 class Ready(BaseModel):
     status: Literal["ready", "not_ready"]
     checks: dict[str, Literal["up", "degraded", "down"]]
-
-
-def json_response(body: BaseModel, *, status: int = 200, version: int | None = None) -> Response:
-    """Return the model as JSON without unset fields, and the token's version as ETag.
-
-    Routes return this response because FastAPI would validate the model a second time.
-    """
-    headers = {} if version is None else {"ETag": entity_tag(version)}
-    content = body.model_dump_json(exclude_unset=True)
-    return Response(content, status, headers, media_type="application/json")

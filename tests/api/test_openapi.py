@@ -8,13 +8,18 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from app import errors
+from app.api.answers import json_bytes, revealed_answer, token_answer, unreadable_answer
 from app.api.problems import STATUS
+from app.api.schemas import Revealed, Token, UnreadableToken
 from app.callers.service_keys import Scope
+from app.tokens.models import RevealedToken, UnreadableRow
 from tests.support.api.service import Service
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
+from tests.support.stores.stores import token as new_token
 
 TOKEN = "/v1/users/{user_id}/tokens/{provider}"
 ROUTES = {
@@ -160,3 +165,18 @@ def test_codes_and_statuses_match_the_contract() -> None:
         "rate_limited",
         "overloaded",
     }
+
+
+def test_answers_have_exactly_the_fields_of_their_schemas() -> None:
+    token = new_token()
+    revealed = RevealedToken(token=token, access_token=SecretStr("a"), refresh_token=None)
+    row = UnreadableRow("1", token.token_id, 1, "why")
+    expected: list[tuple[dict[str, Any], type[BaseModel], set[str]]] = [
+        (token_answer(token), Token, set()),
+        (revealed_answer(revealed, include_refresh=True), Revealed, set()),
+        (revealed_answer(revealed, include_refresh=False), Revealed, {"refresh_token"}),
+        (unreadable_answer(row, "id"), UnreadableToken, set()),
+    ]
+    for answer, schema, absent in expected:
+        schema.model_validate_json(json_bytes(answer), strict=True)
+        assert list(answer) == [name for name in schema.model_fields if name not in absent]

@@ -11,14 +11,15 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import errors
+from app.api.answers import json_bytes, revealed_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.dependencies import Events, Vault
 from app.api.direct_route import DirectRoute
 from app.api.openapi import BODY_ERRORS, STORE_ERRORS, extra, responses
-from app.api.problems import Problem, problem_of
+from app.api.problems import problem_of
 from app.api.refusal_events import record_refused_item
 from app.api.request_body import strict_body
-from app.api.schemas import MAXIMUM_ANSWER_BYTES, BatchGetRequest, BatchGetResponse, BatchItem, Revealed
+from app.api.schemas import MAXIMUM_ANSWER_BYTES, BatchGetRequest, BatchGetResponse
 from app.callers.service_keys import Scope
 from app.errors import AnswerTooLarge, Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId
@@ -79,8 +80,7 @@ class _Answer:
 
     def add(self, revealed: RevealedToken) -> None:
         """Add a token, or raise `AnswerTooLarge`."""
-        token = Revealed.with_secrets(revealed, include_refresh=self._include_refresh)
-        item = _json(BatchItem(token=token))
+        item = json_bytes({"token": revealed_answer(revealed, include_refresh=self._include_refresh)})
         if len(item) > self._room_bytes:
             raise AnswerTooLarge("the other tokens fill the answer: ask for this one in another call")
         self._room_bytes -= len(item)
@@ -92,11 +92,7 @@ class _Answer:
         return Response(b'{"results":[%b]}' % b",".join(items), media_type="application/json")
 
     def _problem(self, error: VaultError) -> bytes:
-        return _json(BatchItem(problem=Problem(**problem_of(error, self._request_id))))
-
-
-def _json(item: BatchItem) -> bytes:
-    return item.model_dump_json(exclude_unset=True).encode()
+        return json_bytes({"problem": problem_of(error, self._request_id)})
 
 
 def _raise_common_failure(failures: Sequence[VaultError], requested: Sequence[TokenId]) -> None:

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from app.api.answers import json_response
 from app.api.authentication import Admin
 from app.api.dependencies import Vault
 from app.api.direct_route import DirectRoute
 from app.api.openapi import STORE_ERRORS, responses
-from app.api.schemas import json_response
 from app.tokens.census import Census
 
 router = APIRouter(prefix="/v1/encryption", tags=["encryption"], route_class=DirectRoute)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.answers import json_response
 from app.api.direct_route import DirectRoute
-from app.api.schemas import Health, Ready, json_response
+from app.api.schemas import Health, Ready
 from app.observability.metrics.registry import MEDIA_TYPE
 
 router = APIRouter(tags=["health"], route_class=DirectRoute)

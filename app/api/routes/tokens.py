@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import errors
+from app.api.answers import json_response, revealed_answer, token_answer
 from app.api.conditional_requests import ChangeCondition, StoreCondition
 from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
 from app.api.direct_route import DirectRoute
@@ -29,7 +30,7 @@ from app.api.openapi import (
     responses,
 )
 from app.api.request_body import strict_body
-from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token, json_response
+from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token
 from app.callers.service_keys import Scope
 from app.tokens.models import StoredToken
 
@@ -65,8 +66,8 @@ async def reveal(call: RevealCall, request: Request) -> Response:
     if include_refresh:
         call.authenticated.require_scope(Scope.REVEAL_REFRESH)
     revealed = await call.vault.reveal(call.token_id, caller=call.caller, include_refresh=include_refresh)
-    body = Revealed.with_secrets(revealed, include_refresh=include_refresh)
-    return json_response(body, version=revealed.token.version)
+    answer = revealed_answer(revealed, include_refresh=include_refresh)
+    return json_response(answer, version=revealed.token.version)
 
 
 @router.patch(
@@ -135,4 +136,4 @@ def _includes_refresh(request: Request) -> bool:
 
 
 def _token_response(token: StoredToken, *, status: int = 200) -> Response:
-    return json_response(Token.of(token), status=status, version=token.version)
+    return json_response(token_answer(token), status=status, version=token.version)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from app.api.answers import json_response, token_answer, unreadable_answer
 from app.api.authentication import Deleter, Reader
 from app.api.dependencies import UserIdPath, Vault
 from app.api.direct_route import DirectRoute
 from app.api.openapi import STORE_ERRORS, responses
-from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, Token, TokenList, UnreadableToken, json_response
+from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, TokenList
 from app.errors import AnswerTooLarge
 from app.tokens.models import StoredToken, UnreadableRow
 
@@ -27,10 +28,10 @@ async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) 
     """
     rows = await vault.list_for_user(user_id, caller=authenticated.caller)
     visible = [row for row in rows if authenticated.key.may_use(row.token_id.provider)]
-    answer = TokenList(tokens=[Token.of(row) for row in visible if isinstance(row, StoredToken)])
-    if len(answer.tokens) < len(visible):
+    answer = {"tokens": [token_answer(row) for row in visible if isinstance(row, StoredToken)]}
+    if len(answer["tokens"]) < len(visible):
         request_id = authenticated.caller.request_id
-        answer.unreadable = [UnreadableToken.of(row, request_id) for row in visible if isinstance(row, UnreadableRow)]
+        answer["unreadable"] = [unreadable_answer(row, request_id) for row in visible if isinstance(row, UnreadableRow)]
     response = json_response(answer)
     if len(response.body) > MAXIMUM_ANSWER_BYTES:
         raise AnswerTooLarge("the user's tokens take more than 1 MiB, too much to list")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from pydantic import SecretStr
 
-from app.api.schemas import Token
+from app.api.answers import json_bytes, token_answer
 from app.errors import TokenNotFound, VaultError
 from app.rewrap.on_read import RewrapOnRead
 from app.rewrap.report import SilentObserver, SweepReport
@@ -197,7 +197,7 @@ class MaliciousDatabase(RuleBasedStateMachine):
         assert {row.token_id for row in rows} == {token_id_of(r) for r in self._rows() if r["user_id"] == user_id}
         for row in rows:
             if isinstance(row, StoredToken):
-                Token.of(row).model_dump_json()
+                json_bytes(token_answer(row))
             else:
                 assert row.token_id not in self.model.untouched, "a row that nobody touched is unreadable"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from app.api.schemas import Revealed
+from app.api.answers import json_bytes, revealed_answer
 from app.errors import VaultError
 from app.security.context import SecretField
 from app.security.formats import Family, legacy_spelling
@@ -91,20 +91,20 @@ class Model:
         if isinstance(answer, VaultError):
             assert untouched is None, f"a token that nobody touched is refused: {answer.code} {answer.detail}"
             return
-        revealed = Revealed.with_secrets(answer, include_refresh=True)
-        revealed.model_dump_json()
-        assert TokenId(revealed.user_id, revealed.provider, revealed.service_type) == asked
+        revealed = revealed_answer(answer, include_refresh=True)
+        json_bytes(revealed)
+        assert TokenId(revealed["user_id"], revealed["provider"], revealed["service_type"]) == asked
         row = answer.token
         opened = [row.access_ciphertext, *([row.refresh_ciphertext] if include_refresh else [])]
         needed = {scheme_of(ciphertext) for ciphertext in opened if ciphertext is not None}
         assert row.encryption_scheme is None or needed == {row.encryption_scheme}, "a row's false scheme is believed"
-        pair = Pair(revealed.access_token, revealed.refresh_token)
+        pair = Pair(revealed["access_token"], revealed["refresh_token"])
         if untouched is not None:
             expected = untouched if include_refresh else replace(untouched, refresh=None)
             assert pair == expected, "a token that nobody touched has other secrets"
         for secret, column in zip((pair.access, pair.refresh), SecretField, strict=True):
             if secret is not None:
-                self._require_place(secret, Place(asked, column, revealed.base_url), event)
+                self._require_place(secret, Place(asked, column, revealed["base_url"]), event)
 
     def _require_place(self, secret: str, place: Place, event: TokenEvent) -> None:
         if self.reads_legacy and secret in self.old:

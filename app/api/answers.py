@@ -1,0 +1,70 @@
+"""Answers: dictionaries with the fields of the schemas, serialised by pydantic-core.
+
+The schemas are not instantiated: constructing a model costs more than serialising the answer. The values are the
+vault's own and need no validation. docs/decisions/answers-from-dictionaries.md has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.api.conditional_requests import entity_tag
+from app.api.problems import problem_of
+from app.tokens.models import RevealedToken, StoredToken, UnreadableRow
+
+
+def token_answer(token: StoredToken) -> dict[str, Any]:
+    """Return the fields of `Token`."""
+    return {
+        "user_id": token.token_id.user_id,
+        "provider": token.token_id.provider,
+        "service_type": token.token_id.service_type,
+        "status": token.status,
+        "status_reason": token.status_reason,
+        "expires_at": token.expires_at,
+        "scopes": token.scopes,
+        "email": token.email,
+        "base_url": token.valid_base_url,
+        "metadata": token.metadata,
+        "has_refresh_token": token.refresh_ciphertext is not None,
+        "encryption_method": token.encryption_method,
+        "kms_key_id": token.kms_key_id,
+        "version": token.version,
+        "created_at": token.created_at,
+        "updated_at": token.updated_at,
+        "last_refreshed": token.last_refreshed,
+    }
+
+
+def revealed_answer(revealed: RevealedToken, *, include_refresh: bool) -> dict[str, Any]:
+    """Return the fields of `Revealed`, with `refresh_token` only if it was asked for."""
+    answer = token_answer(revealed.token)
+    answer["access_token"] = revealed.access_token.get_secret_value()
+    if include_refresh:
+        answer["refresh_token"] = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None
+    return answer
+
+
+def unreadable_answer(row: UnreadableRow, request_id: str) -> dict[str, Any]:
+    """Return the fields of `UnreadableToken`."""
+    return {
+        "user_id": row.token_id.user_id,
+        "provider": row.token_id.provider,
+        "service_type": row.token_id.service_type,
+        "version": row.version,
+        "problem": problem_of(row.error(), request_id),
+    }
+
+
+def json_bytes(answer: object) -> bytes:
+    """Return a dictionary or a model as JSON."""
+    return to_json(answer, inf_nan_mode="null")
+
+
+def json_response(answer: object, *, status: int = 200, version: int | None = None) -> Response:
+    """Return the answer as JSON, and the token's version as ETag."""
+    headers = {} if version is None else {"ETag": entity_tag(version)}
+    return Response(json_bytes(answer), status, headers, media_type="application/json")
