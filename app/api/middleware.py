@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final
-from uuid import uuid4
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -99,7 +99,7 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _VALID_REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    return uuid4().hex
+    return token_hex(16)
 
 
 class RequestSpans:

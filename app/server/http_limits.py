@@ -179,18 +179,16 @@ class LimitedHttp(HttpToolsProtocol):
         The body goes in pieces, because over TLS only the second write waits for the first.
         """
 
-        async def write(message: Any) -> None:  # noqa: ANN401  ASGI's
-            await send(message)
-            if self.flow.write_paused:
-                await self.flow.drain()
-
         async def send_in_pieces(message: Any) -> None:  # noqa: ANN401  ASGI's
             body = message.get("body", b"")
             last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
             for start in range(0, last, _PIECE_BYTES):
                 piece = body[start : start + _PIECE_BYTES]
-                await write({"type": message["type"], "body": piece, "more_body": True})
-            await write(message | {"body": body[last:]} if last else message)
+                await send({"type": message["type"], "body": piece, "more_body": True})
+                await self.flow.drain()
+            await send(message | {"body": body[last:]} if last else message)
+            if self.flow.write_paused:
+                await self.flow.drain()
 
         await self._application(scope, receive, send_in_pieces)
 
