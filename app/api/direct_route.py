@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
@@ -22,6 +25,20 @@ class DirectRoute(APIRoute):
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  FastAPI's
         super().__init__(*arguments, **options)
         self.app = _application(self.dependant)
+        self._methods = frozenset(self.methods or ())
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match path and method. FastAPI's way also looks for included routers and converts path parameters."""
+        found = self.path_regex.match(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            return Match.NONE, {}
+        matched = {"endpoint": self.endpoint, "path_params": found.groupdict(), "route": self}
+        return (Match.FULL if scope["method"] in self._methods else Match.PARTIAL), matched
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in self._methods:
+            raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)
+        await self.app(scope, receive, send)
 
 
 def _application(endpoint: Dependant) -> ASGIApp:
