@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from app.server.hardening import protect_process
+from app.server.hardening import UnprotectedProcessError, protect_process
 
 # each command is in the module of the same name, with _ for -
 COMMANDS: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
@@ -19,11 +19,17 @@ COMMANDS: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "k
 class ProtectedCommand(click.Command):
     """A command that protects its process first and ends with one line and exit code 2 on an unexpected exception.
 
+    A process that cannot be protected ends at once with exit code 2.
+
     Python's own traceback would print the exception's text, which may hold a secret.
     """
 
     def main(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  click's
-        protect_process()
+        try:
+            protect_process()
+        except UnprotectedProcessError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
         try:
             return super().main(*arguments, **options)
         except Exception as error:  # noqa: BLE001  click handles its own exceptions

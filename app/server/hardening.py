@@ -16,8 +16,15 @@ _LOCKABLE_BYTES: Final = 4 * 1024**3  # the limit counts address space, and thre
 _OPEN_FILES: Final = 4096
 
 
+class UnprotectedProcessError(Exception):
+    """The system refuses to keep other processes out, so this process must get no secret."""
+
+
 def protect_process() -> None:
-    """Forbid core dumps and lock the memory, as far as permitted. Call it before the process reads a secret."""
+    """Forbid core dumps, and lock the memory as far as permitted. Call it before the process reads a secret.
+
+    Raises `UnprotectedProcessError`.
+    """
     forbid_core_dumps()
     lock_memory()
 
@@ -25,11 +32,15 @@ def protect_process() -> None:
 def forbid_core_dumps() -> None:
     """Disable core dumps.
 
-    On Linux also keep other processes of this user from attaching and from reading memory or environment.
+    On Linux also keep other processes of this user from attaching and from reading memory or environment. Raises
+    `UnprotectedProcessError`.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise UnprotectedProcessError(
+            "the process cannot be protected from other processes of its user: "
+            f"prctl(PR_SET_DUMPABLE): {os.strerror(ctypes.get_errno())}; a seccomp filter may refuse it"
+        )
 
 
 def lock_memory() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from app.server.hardening import swap_is_in_use
 from tests.support.paths import ROOT
-from tests.support.process.home import COMMAND, at_its_start, environment, new_home
+from tests.support.process.home import COMMAND, at_its_start, environment, new_home, require_refusal, run
 from tests.support.process.server import Serve, Server
 from tests.support.process.workers import workers_of
 from tests.support.waiting import eventually
@@ -196,6 +197,66 @@ def _memory(process: int) -> bytes:
                     memory.seek(start)
                     pieces.append(memory.read(end - start))
     return b"".join(pieces)
+
+
+# makes the kernel refuse to forbid debuggers, in programs with this argument
+REFUSE_PROTECTION = """
+import ctypes, os, sys
+
+if ARGUMENT in sys.orig_argv:
+    class Filter(ctypes.Structure):
+        _fields_ = [("code", ctypes.c_ushort), ("yes", ctypes.c_ubyte), ("no", ctypes.c_ubyte), ("k", ctypes.c_uint)]
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.POINTER(Filter))]
+
+    prctl = ctypes.CDLL(None).prctl
+    filters = (Filter * 6)(  # EPERM for prctl(PR_SET_DUMPABLE); linux/filter.h, linux/seccomp.h
+        Filter(0x20, 0, 0, 0), Filter(0x15, 0, 3, 157),
+        Filter(0x20, 0, 0, 16), Filter(0x15, 0, 1, 4),
+        Filter(6, 0, 0, 0x00050001), Filter(6, 0, 0, 0x7FFF0000),
+    )
+    assert prctl(38, 1, 0, 0, 0) == 0  # no new privileges
+    assert prctl(22, 2, ctypes.byref(Program(6, filters)), 0, 0) == 0
+"""
+ONLY_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter has a system call's number")
+
+
+@ONLY_X86
+def test_a_command_that_cannot_be_protected_ends_at_once(tmp_path: Path) -> None:
+    settings = at_its_start(REFUSE_PROTECTION.replace("ARGUMENT", "'health'"), tmp_path)
+    done = run(COMMAND, "health", folder=tmp_path, settings=settings)
+    require_refusal(done, 2, "cannot be protected", "Operation not permitted")
+
+
+@ONLY_X86
+def test_a_worker_that_cannot_be_protected_does_not_serve(tmp_path: Path) -> None:
+    code = REFUSE_PROTECTION.replace("ARGUMENT", "'--multiprocessing-fork'")
+    home = new_home(tmp_path, **at_its_start(code, tmp_path))
+    done = run(COMMAND, "serve", "--workers", "2", folder=tmp_path, settings=home.settings)
+    assert done.returncode == 1
+    assert "cannot be protected" in done.stderr
+    assert "ready" not in done.stdout
+
+
+# ends the first workers before they run any of the vault's code
+END_WORKERS = """
+import os, pathlib, sys
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    ended = pathlib.Path(FOLDER, "ended")
+    ended.mkdir(exist_ok=True)
+    if len(list(ended.iterdir())) < 6:
+        (ended / str(os.getpid())).touch()
+        os._exit(9)
+"""
+
+
+def test_a_worker_that_ends_at_its_start_leaves_no_thread_behind(tmp_path: Path, serve: Serve) -> None:
+    home = new_home(tmp_path, **at_its_start(END_WORKERS.replace("FOLDER", repr(str(tmp_path))), tmp_path))
+    with serve(home, workers=2) as server:
+        assert len(list((tmp_path / "ended").iterdir())) >= 6
+        eventually(lambda: len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 2)  # its own and the log's
 
 
 # stops a command when it opens the file of its settings
