@@ -91,7 +91,10 @@ def _locked(path: Path) -> Iterator[Path]:
 
 
 def _open_lock(path: Path) -> int:
-    """Open the lock; a new one that root makes belongs to the folder's owner, who edits the file too."""
+    """Open the lock; a new one that root makes belongs to the folder's owner, who edits the file too.
+
+    Raises `KeyListError` if an existing one belongs to another user, or `OSError`.
+    """
     while True:
         try:
             descriptor = os.open(path, _LOCK | os.O_CREAT | os.O_EXCL, 0o600)
@@ -100,6 +103,11 @@ def _open_lock(path: Path) -> int:
                 return os.open(path, _LOCK)
             except FileNotFoundError:  # removed meanwhile
                 continue
+            except PermissionError:
+                raise KeyListError(
+                    f"its lock {path} belongs to another user; give it to this one as root (chown {os.geteuid()} "
+                    f"{path}), or remove it while no other command edits the keys"
+                ) from None
         _give_to_owner_of_folder(descriptor, path.parent)
         return descriptor
 

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -186,6 +188,27 @@ def test_the_owner_of_a_folder_edits_after_root(tmp_path: Path) -> None:
     for name in ("service-keys.json", "service-keys.json.lock"):
         status = (folder / name).stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (SOMEBODY, SOMEBODY, 0o600)
+
+
+@NEEDS_ROOT
+def test_a_lock_of_another_user_is_named_with_the_remedy() -> None:
+    """For example one that root made before the folder was given to the vault's user."""
+    with (
+        TemporaryDirectory() as name,
+        ProcessPoolExecutor(1, get_context("fork"), initializer=os.setuid, initargs=(SOMEBODY,)) as somebody,
+    ):
+        path = Path(name) / "service-keys.json"
+        os.chown(name, SOMEBODY, SOMEBODY)
+        somebody.submit(add_key, path, _key("api")).result()
+        lock = path.with_name("service-keys.json.lock")
+        os.chown(lock, 0, 0)
+        with pytest.raises(
+            KeyListError, match=f"{lock} belongs to another user; .*chown {SOMEBODY} {lock}.*, or remove it"
+        ):
+            somebody.submit(revoke_keys, path, bool).result()
+        assert [key.service for key in read_key_file(path)] == ["api"]
+        os.chown(lock, SOMEBODY, SOMEBODY)
+        assert len(somebody.submit(revoke_keys, path, bool).result()) == 1
 
 
 @NEEDS_ROOT
