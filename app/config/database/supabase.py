@@ -53,13 +53,12 @@ async def open_supabase_client(
             if request.url.path.endswith(path):
                 request.extensions["timeout"]["read"] = seconds
 
-    connector = aiohttp.TCPConnector(
-        limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=client_ssl_context()
-    )
+    tls = client_ssl_context()
+    connector = aiohttp.TCPConnector(limit=MAXIMUM_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS, ssl=tls)
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
     session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the DELETE requests
     http = httpx.AsyncClient(
-        transport=AiohttpTransport(client=session),
+        transport=AiohttpTransport(verify=tls, client=session),  # else it loads the authorities a second time
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
         follow_redirects=False,
         event_hooks={"request": [set_read_timeout], "response": [on_response]},

@@ -16,6 +16,7 @@ from typing import Final
 
 from tests.support.paths import ROOT
 from tests.support.process.prepared import run_prepared
+from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.loopback import free_port
 
 COMMAND: Final = str(Path(sys.executable).with_name("token-vault"))
@@ -96,7 +97,7 @@ class Home:
 
 
 def new_home(folder: Path, **settings: str) -> Home:
-    """Return a home on SQLite with new keys and a free port; `settings` add to it or replace parts."""
+    """Return a home on SQLite with a new service key and a free port; `settings` add to it or replace parts."""
     service_key = f"ptv_{secrets.token_urlsafe(32)}"
     entry = {
         "service": "tests",
@@ -107,7 +108,7 @@ def new_home(folder: Path, **settings: str) -> Home:
         folder=folder,
         service_key=service_key,
         settings={
-            "TOKEN_ENCRYPTION_KEY": new_master_key(),
+            "TOKEN_ENCRYPTION_KEY": MASTER_KEY,
             "SERVICE_KEYS": json.dumps([entry]),
             "PORT": str(free_port()),
             **settings,

@@ -37,6 +37,7 @@ _PRELOADED: Final = (
     "uvicorn.loops.uvloop",
     "app.security.kms.setup",
     "app.stores.supabase.repository",
+    "tests.support.process.shared_roots",
 )
 
 
