@@ -20,7 +20,7 @@ from tests.support.sizes import size
 
 PROCESSES = size(2, 4)
 EVENTS = size(2_000, 25_000)  # of each process
-HOLE_BYTES = 8 * MAXIMUM_LINE_BYTES
+HOLE_BYTES = size(4, 16) * MAXIMUM_LINE_BYTES
 MAXIMUM_BYTES = EVENTS * 80  # an event has about 600 bytes: at least seven files for each process
 
 WRITE = """
@@ -78,7 +78,7 @@ def test_a_fifo_named_like_a_chain_does_not_hang_the_start(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("end", [b"", b"\n"], ids=["half a line", "a line"])
 def test_a_sparse_file_costs_a_start_bounded_memory_and_is_found(tmp_path: Path, end: bytes) -> None:
-    """A gigabyte of nothing takes no space on the disk, and was read into memory."""
+    """A hole takes no space on the disk, and was read into memory."""
     [killed] = keep(tmp_path, 1)
     interrupt(killed)
     planted = log_files(tmp_path).file(Chain(key=KEY).id, 1)

@@ -17,6 +17,7 @@ import pytest
 
 from app.rewrap.background import ROWS_PER_SECOND
 from app.rewrap.sweep import RETRY_SECONDS
+from app.security.encryption_service import EncryptionService
 from tests.support.paths import ROOT
 from tests.support.process.home import Home, new_home, token_vault
 from tests.support.process.server import Serve, Server
@@ -31,9 +32,10 @@ from tests.support.rewrap.stored_rows import (
     access_of,
     encryption,
     key_settings,
+    local_encryption,
     pulseplan_rows,
+    rows_of_users,
     rows_under_first,
-    sealed_row,
 )
 from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
@@ -194,7 +196,7 @@ def _schemes(rows: Rows) -> set[str | None]:
 def test_a_new_master_key(sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
     stands_for = {"<key of version 1>": KEYS[1]}
     with _operator(sqlite, tmp_path, serve, key_settings(1), stands_for) as operator:
-        _fill(sqlite, operator, rows_under_first(TOKENS))
+        _fill(sqlite, operator, _rows(local_encryption(1)))
         operator.follow("A new master key")
         assert _schemes(sqlite) == {"local:v2"}
         assert KEYS[1] not in (tmp_path / ".env").read_text(), "the old key is out"
@@ -205,7 +207,7 @@ def test_from_the_master_key_to_kms(supabase: SupabaseStack, kms: Kms, tmp_path:
     rows = SupabaseRows(supabase)
     settings = kms.environment() | {"USE_KMS": "false", "KMS_KEY_ID": ""} | key_settings(1)
     with _operator(rows, tmp_path, serve, settings, {ARN_A: kms.key_arn}) as operator:
-        _fill(rows, operator, rows_under_first(TOKENS))
+        _fill(rows, operator, _rows(local_encryption(1)))
         operator.follow("From the master key to KMS")
         assert _schemes(rows) == {f"kms:{kms.key_arn}"}
         assert KEYS[1] not in (tmp_path / ".env").read_text(), "the master key is out"
@@ -215,7 +217,7 @@ def test_from_the_master_key_to_kms(supabase: SupabaseStack, kms: Kms, tmp_path:
 def test_from_one_kms_key_to_another(kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
     other = kms.create_key()
     with _operator(sqlite, tmp_path, serve, kms.environment(), {ARN_A: kms.key_arn, ARN_B: other}) as operator:
-        _fill(sqlite, operator, _under_kms(kms))
+        _fill(sqlite, operator, _rows(encryption(kms.environment())))
         operator.follow("From one KMS key to another")
         assert _schemes(sqlite) == {f"kms:{other}"}
         kms.disable(kms.key_arn)
@@ -226,7 +228,7 @@ def test_from_one_kms_key_to_another(kms: Kms, sqlite: SqliteRows, tmp_path: Pat
 def test_leaving_kms(kms: Kms, sqlite: SqliteRows, tmp_path: Path, serve: Serve) -> None:
     stands_for = {"<key of version 1>": KEYS[1], ARN_A: kms.key_arn}
     with _operator(sqlite, tmp_path, serve, kms.environment() | {"TOKEN_ENCRYPTION_KEY": ""}, stands_for) as operator:
-        _fill(sqlite, operator, _under_kms(kms))
+        _fill(sqlite, operator, _rows(encryption(kms.environment())))
         operator.follow("Leaving KMS")
         assert _schemes(sqlite) == {"local:v1"}
         kms.faults.down()
@@ -244,15 +246,14 @@ def test_from_pulseplans_formats(sqlite: SqliteRows, tmp_path: Path, serve: Serv
         assert _schemes(sqlite) == {"local:v1"}
 
 
-def _under_kms(kms: Kms) -> list[Row]:
-    service = encryption(kms.environment())
-    return [sealed_row(service) for _ in range(TOKENS)]
+def _rows(service: EncryptionService) -> list[Row]:
+    return rows_of_users(service, TOKENS, users=10)
 
 
 def test_the_requests_to_kms_are_those_of_the_table(kms: Kms, sqlite: SqliteRows, tmp_path: Path) -> None:
     table = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([0-9])", section("Running it"), re.MULTILINE)
     stated = {(source, target): int(requests) for source, target, requests in table}
-    rows, other = 100, kms.create_key()
+    rows, other = 40, kms.create_key()
     to_kms = sqlite.settings() | key_settings(1) | kms.environment()
     sqlite.insert(rows_under_first(rows))
 

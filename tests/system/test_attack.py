@@ -16,6 +16,7 @@ from tests.support.process.key_commands import create_key
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import token_path, wires
 from tests.support.process.workers import workers_of
+from tests.support.sizes import SOAK
 from tests.support.stack.reaper import Reaper
 
 ATTACK_SECONDS = 4.0
@@ -25,7 +26,7 @@ DERIVED = 5  # on a busy machine few, because derivations have the lowest priori
 MOST_BYTES = 200_000_000
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2] if SOAK else [2])
 def test_other_callers_are_served_and_memory_stays_bounded(
     tmp_path: Path, serve: Serve, stack_reaper: Reaper, workers: int
 ) -> None:

@@ -12,14 +12,15 @@ import pytest
 from tests.support.api.service import Service
 from tests.support.fuzz.run import fuzz
 from tests.support.paths import ROOT
-from tests.support.sizes import size
+from tests.support.sizes import SOAK, size
 from tests.support.stack.loopback import PLAIN_HTTP
 
-EXAMPLES = size(6, 50)
+EXAMPLES = size(4, 50)
 SECONDS = 300
 
 
 @pytest.mark.timeout(SECONDS + 20)
+@pytest.mark.parametrize("served", ["sqlite", "supabase"] if SOAK else ["sqlite"], indirect=True)
 def test_every_request_is_answered_as_documented(service: Service) -> None:
     """Every check of schemathesis for every operation, with healthy dependencies. `make fuzz` runs longer."""
     with service.logged() as lines:

@@ -18,9 +18,9 @@ from tests.support.stack.supabase import SupabaseStack
 
 WORKERS = 3
 CONTENDERS = 8
-ROTATIONS = {"sqlite": size(100, 1_000), "supabase": size(40, 250)}
-NEW_TOKENS = size(8, 25)
-CHANGES = size(40, 300)
+ROTATIONS = {"sqlite": size(50, 1_000), "supabase": size(20, 250)}
+NEW_TOKENS = size(4, 25)
+CHANGES = size(20, 300)
 
 
 def _home(store: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:

@@ -62,13 +62,21 @@ def refresh_of(row_id: str) -> str:
     return f"refresh of {row_id}"
 
 
-def sealed_row(service: EncryptionService, *, provider: str = "canvas", **columns: Any) -> Row:
-    """Return a row as the vault writes it under this service's primary."""
-    row_id, user_id, url = str(uuid4()), str(uuid4()), "https://canvas.example.edu"
+def sealed_row(
+    service: EncryptionService,
+    *,
+    provider: str = "canvas",
+    service_type: str = "default",
+    user_id: str | None = None,
+    **columns: Any,
+) -> Row:
+    """Return a row as the vault writes it under this service's primary; of a new user unless one is given."""
+    row_id, url = str(uuid4()), "https://canvas.example.edu"
+    user_id = user_id or str(uuid4())
 
     def seal(text: str, field: SecretField) -> str:
         return service.encrypt_token(
-            text, user_id, provider=provider, service_type="default", field=field, base_url=url
+            text, user_id, provider=provider, service_type=service_type, field=field, base_url=url
         )
 
     access = seal(access_of(row_id), SecretField.ACCESS_TOKEN)
@@ -77,6 +85,7 @@ def sealed_row(service: EncryptionService, *, provider: str = "canvas", **column
         id=row_id,
         user_id=user_id,
         provider=provider,
+        service_type=service_type,
         access_token=access,
         refresh_token=seal(refresh_of(row_id), SecretField.REFRESH_TOKEN),
         encryption_scheme=scheme,
@@ -100,6 +109,17 @@ def half_legacy_row() -> Row:
 def rows_under_first(count: int, provider: str = "canvas") -> list[Row]:
     """Return so many rows under the first master key, each of another user."""
     return [sealed_row(local_encryption(1), provider=provider) for _ in range(count)]
+
+
+def rows_of_users(service: EncryptionService, count: int, *, users: int) -> list[Row]:
+    """Return so many rows under this service's primary, shared out among `users` users.
+
+    KMS is asked once for each user, and the stand-in for it takes longer than the vault.
+    """
+    ids = [str(uuid4()) for _ in range(users)]
+    return [
+        sealed_row(service, user_id=ids[number % users], service_type=f"s{number // users}") for number in range(count)
+    ]
 
 
 def pulseplan_rows() -> list[tuple[Row, str]]:
