@@ -11,18 +11,23 @@ import hashlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from app.security.local_strategy import PBKDF2_ITERATIONS
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _derive: Final = hashlib.pbkdf2_hmac
 _folder: Final = TemporaryDirectory(prefix="roots-")
 
 
-def _shared(hash_name: str, password: bytes, salt: bytes, iterations: int, dklen: int | None = None) -> bytes:
+def _shared(
+    hash_name: str, password: ReadableBuffer, salt: ReadableBuffer, iterations: int, dklen: int | None = None
+) -> bytes:
     if iterations != PBKDF2_ITERATIONS:
         return _derive(hash_name, password, salt, iterations, dklen)
-    name = hashlib.sha256(repr((hash_name, password, salt, iterations, dklen)).encode()).hexdigest()
+    name = hashlib.sha256(repr((hash_name, bytes(password), bytes(salt), dklen)).encode()).hexdigest()
     known = Path(_folder.name, name)
     if known.exists():
         return known.read_bytes()
