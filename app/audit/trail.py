@@ -96,12 +96,36 @@ class SignedAuditTrail:
             raise _unavailable()
 
     async def append(self, event: TokenEvent) -> None:
+        if (recorded := self._pend(event)) is not None:
+            await recorded
+
+    async def append_many(self, events: Sequence[TokenEvent]) -> None:
+        if not self._has_room(len(events)):
+            raise _unavailable()
+        futures = [future for event in events if (future := self._pend(event)) is not None]
+        for result in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def append_refusal(self, event: TokenEvent) -> None:
+        if self._is_unavailable():
+            self._limiter.leave_out()
+        else:
+            await self.append(event)
+
+    def _has_room(self, events: int) -> bool:
+        if not self._closed and self._pending + events <= MAXIMUM_PENDING:
+            return True
+        self._writer.refused += events
+        self._counters.audit_failure("closed" if self._closed else "full")
+        return False
+
+    def _pend(self, event: TokenEvent) -> asyncio.Future[None] | None:
+        """Gather the event for the writer; return its future, or `None` if the limiter leaves it out."""
         if not self._limiter.admits(event):
             self._counters.audit_omitted()
-            return
-        if self._closed or self._pending >= MAXIMUM_PENDING:
-            self._writer.refused += 1
-            self._counters.audit_failure("closed" if self._closed else "full")
+            return None
+        if not self._has_room(1):
             raise _unavailable()
         omitted = 0 if event.outcome == INTENT else self._limiter.take_omitted()
         pending = PendingEvent(time.time(), event, omitted, self._loop.create_future())
@@ -111,13 +135,7 @@ class SignedAuditTrail:
             self._loop.call_soon(self._hand_over)
         self._gathered.append(pending)
         self._pending += 1
-        await pending.recorded
-
-    async def append_refusal(self, event: TokenEvent) -> None:
-        if self._is_unavailable():
-            self._limiter.leave_out()
-        else:
-            await self.append(event)
+        return pending.recorded
 
     async def close(self) -> None:
         """Write the pending events and the end line, in bounded time."""

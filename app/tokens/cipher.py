@@ -103,6 +103,11 @@ class TokenCipher:
             self._encryption.note_fallback(error)
             return sealed
 
+    def open_now(self, token: StoredToken, *, include_refresh: bool) -> Secrets:
+        """Decrypt with keys in memory, the refresh token only if asked; raises `KeyNotCached` if a key is missing."""
+        refresh = token.refresh_ciphertext if include_refresh else None
+        return self._open_both(Binding.of(token), token.access_ciphertext, refresh, token.encryption_scheme, wait=False)
+
     async def open(self, token: StoredToken) -> Secrets:
         """Decrypt both."""
         ciphertexts = token.access_ciphertext, token.refresh_ciphertext

@@ -80,6 +80,10 @@ class AuditTrail(Protocol):
         """Return once the event is durable; raises `AuditUnavailable` within a bounded time."""
         ...
 
+    async def append_many(self, events: Sequence[TokenEvent]) -> None:
+        """Return once every event is durable; raises as `append` does, for all of them."""
+        ...
+
     async def append_refusal(self, event: TokenEvent) -> None:
         """Append the event of a call that was refused for another reason; leave it out if the trail refuses events."""
         ...
@@ -115,17 +119,35 @@ class TokenEvents:
         try:
             await self._audit.append(event)
         except AuditUnavailable as error:
-            event = replace(event, outcome=error.code, detail=error.detail, revealed=())
+            event = _refused(event, error)
             raise
         finally:
-            for observer in self._observers:
-                observer.record(event)
+            self._observe(event)
+
+    async def record_many(self, events: Sequence[TokenEvent]) -> None:
+        """Record events together as `record` does each; if one cannot be recorded, none of their outcomes may leave."""
+        try:
+            await self._audit.append_many(events)
+        except AuditUnavailable as error:
+            events = [_refused(event, error) for event in events]
+            raise
+        finally:
+            for event in events:
+                self._observe(event)
 
     async def record_refusal(self, event: TokenEvent) -> None:
         """Append the event of an operation that was refused before it began; a failure changes nothing."""
         self._on_refusal(event)
         with suppress(AuditUnavailable):
             await self._audit.append_refusal(event)
+
+    def _observe(self, event: TokenEvent) -> None:
+        for observer in self._observers:
+            observer.record(event)
+
+
+def _refused(event: TokenEvent, error: AuditUnavailable) -> TokenEvent:
+    return replace(event, outcome=error.code, detail=error.detail, revealed=())
 
 
 class NoAuditTrail:
@@ -134,6 +156,8 @@ class NoAuditTrail:
     def require_open(self) -> None: ...
 
     async def append(self, event: TokenEvent) -> None: ...
+
+    async def append_many(self, events: Sequence[TokenEvent]) -> None: ...
 
     async def append_refusal(self, event: TokenEvent) -> None: ...
 

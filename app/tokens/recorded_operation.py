@@ -56,7 +56,7 @@ class RecordedOperation:
         """
         if self.intent is None:
             self.intent = new_intent()
-            await self.events.announce(self._event(INTENT, None))
+            await self.events.announce(self.event(INTENT, None))
 
     async def __aenter__(self) -> Self:
         self.events.require_open()
@@ -82,7 +82,12 @@ class RecordedOperation:
         finally:
             await self._record(outcome, detail)
 
-    def _event(self, outcome: str, detail: str | None) -> TokenEvent:
+    def event_of(self, error: VaultError | None) -> TokenEvent:
+        """Return the event of this operation, which ended with `error` or successfully."""
+        return self.event(SUCCESS, None) if error is None else self.event(error.code, error.detail)
+
+    def event(self, outcome: str, detail: str | None) -> TokenEvent:
+        """Return the event of this operation with its outcome."""
         return TokenEvent(
             operation=self.operation,
             user_id=self.user_id,
@@ -99,7 +104,7 @@ class RecordedOperation:
 
     async def _record(self, outcome: str, detail: str | None) -> None:
         try:
-            await self.events.record(self._event(outcome, detail))
+            await self.events.record(self.event(outcome, detail))
         except AuditUnavailable:
             if outcome != CANCELLED:  # a cancelled task ends as cancelled
                 raise

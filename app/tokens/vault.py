@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from app.errors import (
     AnswerTooLarge,
+    InternalError,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
@@ -20,11 +22,12 @@ from app.errors import (
 )
 from app.security.context import SecretField
 from app.security.schemes import scheme_of
+from app.security.strategy import KeyNotCached
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
-from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
-from app.tokens.events import Operation, TokenEvents
+from app.tokens.cipher import Binding, SealedSecrets, Secrets, TokenCipher
+from app.tokens.events import Operation, TokenEvent, TokenEvents
 from app.tokens.legacy_rows import require_own_secrets
 from app.tokens.models import (
     NO_PRECONDITION,
@@ -126,38 +129,52 @@ class TokenVault:
         include_refresh: bool = False,
         accept: Callable[[RevealedToken], None] | None = None,
     ) -> list[RevealedToken | VaultError]:
-        """Decrypt several tokens; return for each, in order, the token or its error.
+        """Decrypt several different tokens; return for each, in order, the token or its error.
 
         One deadline holds for all of them, and each leaves an audit event. All rows are read at once; if that fails,
         the call raises the `StoreError`. A `VaultError` that `accept` raises is the error of that token, whose secrets
-        are then not returned.
+        are then not returned. Tokens whose key is not in memory are decrypted after the others, concurrently.
         """
+        self._events.require_open()
         until = self._deadline()
-        found: Mapping[TokenId, TokenRow] | StoreError
-        try:
-            async with asyncio.timeout_at(until):
-                found = await self._tokens.get_many(token_ids)
-        except StoreError as error:
-            found = error
-        except TimeoutError:
-            found = too_slow()
+        found = await self._find_many(token_ids, until)
 
-        async def reveal(token_id: TokenId) -> RevealedToken | VaultError:
+        def reveal_now(operation: RecordedOperation, token_id: TokenId) -> RevealedToken | VaultError:
+            try:
+                if isinstance(found, StoreError):
+                    raise found
+                token = _require_active(found.get(token_id), operation)
+                secrets = self._cipher.open_now(token, include_refresh=include_refresh)
+                return self._revealed(token, secrets, operation, include_refresh=include_refresh, accept=accept)
+            except VaultError as error:
+                return _recorded_error(error)
+
+        async def reveal_waiting(token_id: TokenId) -> RevealedToken | VaultError:
             try:
                 async with self._recorded(Operation.REVEAL, caller, token_id, until=until) as operation:
-                    if isinstance(found, StoreError):
-                        raise found
-                    row = found.get(token_id)
+                    row = None if isinstance(found, StoreError) else found.get(token_id)
                     return await self._reveal(row, operation, include_refresh=include_refresh, accept=accept)
             except VaultError as error:
-                # its traceback is in a cycle with the task, which would keep the row until the next garbage collection
-                error.__traceback__ = error.__context__ = None
-                return error
+                return _recorded_error(error)
 
-        results = await asyncio.gather(*map(reveal, token_ids))
+        results: dict[TokenId, RevealedToken | VaultError] = {}
+        events: list[TokenEvent] = []
+        try:
+            for token_id in token_ids:
+                operation = self._recorded(Operation.REVEAL, caller, token_id, until=until)
+                with suppress(KeyNotCached):
+                    results[token_id] = result = reveal_now(operation, token_id)
+                    events.append(operation.event_of(result if isinstance(result, VaultError) else None))
+        except Exception:
+            events.append(operation.event(InternalError.code, None))
+            raise
+        finally:
+            await self._events.record_many(events)
         if isinstance(found, StoreError):
             raise found
-        return results
+        waiting = [token_id for token_id in token_ids if token_id not in results]
+        results |= zip(waiting, await asyncio.gather(*map(reveal_waiting, waiting)), strict=True)
+        return [results[token_id] for token_id in token_ids]
 
     async def list_for_user(self, user_id: str, *, caller: Caller) -> list[TokenRow]:
         """Return all of a user's tokens, with their secrets still encrypted, and the rows that do not decode.
@@ -301,6 +318,16 @@ class TokenVault:
             raise StoreMisconfigured("the store returned another token than the requested one")
         return token
 
+    async def _find_many(self, token_ids: Sequence[TokenId], until: float) -> Mapping[TokenId, TokenRow] | StoreError:
+        """Read the rows; return the error instead of raising it, because each token gets an event with it."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._tokens.get_many(token_ids)
+        except StoreError as error:
+            return error
+        except TimeoutError:
+            return too_slow()
+
     async def _is_gone(self, row: TokenRow, error: StoreError) -> bool:
         """Whether the row no longer exists; raises `error` if the store cannot say."""
         try:
@@ -320,27 +347,31 @@ class TokenVault:
 
     async def _reveal(
         self,
-        token: TokenRow | None,
+        row: TokenRow | None,
         operation: RecordedOperation,
         *,
         include_refresh: bool,
         accept: Callable[[RevealedToken], None] | None = None,
     ) -> RevealedToken:
-        if token is None:
-            raise _not_found()
-        if isinstance(token, UnreadableRow):
-            raise token.error()
-        operation.note(token)
-        if token.status is not TokenStatus.OK:
-            raise TokenInactive(f"the token's status is {token.status.value}")
+        token = _require_active(row, operation)
         if include_refresh:
             secrets = await self._cipher.open(token)
-            operation.note_opened(token.access_ciphertext, token.refresh_ciphertext)
-            revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
         else:
-            access = await self._cipher.open_access(token)
-            operation.note_opened(token.access_ciphertext)
-            revealed = RevealedToken(token=token, access_token=access, refresh_token=None)
+            secrets = Secrets(await self._cipher.open_access(token), None)
+        return self._revealed(token, secrets, operation, include_refresh=include_refresh, accept=accept)
+
+    def _revealed(
+        self,
+        token: StoredToken,
+        secrets: Secrets,
+        operation: RecordedOperation,
+        *,
+        include_refresh: bool,
+        accept: Callable[[RevealedToken], None] | None = None,
+    ) -> RevealedToken:
+        """Return the token with its secrets, unless `accept` raises, and note in the operation what was opened."""
+        operation.note_opened(token.access_ciphertext, token.refresh_ciphertext if include_refresh else None)
+        revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
         if accept is not None:
             accept(revealed)
         operation.revealed = _secrets_of(revealed)
@@ -393,6 +424,25 @@ def _require_token(found: TokenRow | None, precondition: Precondition) -> Stored
     if isinstance(row, UnreadableRow):
         raise row.error()
     return row
+
+
+def _require_active(row: TokenRow | None, operation: RecordedOperation) -> StoredToken:
+    if row is None:
+        raise _not_found()
+    if isinstance(row, UnreadableRow):
+        raise row.error()
+    operation.note(row)
+    if row.status is not TokenStatus.OK:
+        raise TokenInactive(f"the token's status is {row.status.value}")
+    return row
+
+
+def _recorded_error(error: VaultError) -> VaultError:
+    """Return the error of one token of several, which its event has."""
+    # its traceback is in a cycle with the frame, which would keep the row until the next garbage collection
+    error.__traceback__ = error.__context__ = None
+    error.recorded = True
+    return error
 
 
 def _secrets_of(revealed: RevealedToken) -> tuple[SecretField, ...]:

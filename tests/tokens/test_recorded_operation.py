@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from app.security.encryption_service import EncryptionService
 from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvent, TokenEvents
-from app.tokens.models import NO_SERVICE, Caller, TokenId, TokenInput, current_service
+from app.tokens.models import NO_SERVICE, Caller, RevealedToken, TokenId, TokenInput, current_service
 from app.tokens.vault import TokenVault
 from tests.support.security.keys import keyring
 from tests.support.stores.stores import SqliteStore
@@ -42,6 +42,10 @@ class _Trail:
         if self.refuses:
             raise AuditUnavailable("no")
         self.kept.append(event)
+
+    async def append_many(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            await self.append(event)
 
     async def append_refusal(self, event: TokenEvent) -> None:
         await self.append(event)
@@ -75,6 +79,47 @@ async def test_observers_get_the_outcome_that_the_caller_gets(tmp_path: Path) ->
             await vault.reveal(token_id, caller=CALLER)
     assert (observer.observed[-1].outcome, observer.observed[-1].revealed) == ("audit_unavailable", ())
     assert [event.outcome for event in trail.kept] == ["intent", "success", "success"]
+
+
+async def _stored(vault: TokenVault, count: int) -> list[TokenId]:
+    token_ids = [TokenId(str(uuid4()), "google") for _ in range(count)]
+    for token_id in token_ids:
+        await vault.store(token_id, TokenInput(access_token=SecretStr("secret")), caller=CALLER)
+    return token_ids
+
+
+async def test_a_batch_leaves_one_event_for_each_token_or_is_refused(tmp_path: Path) -> None:
+    trail, observer, missing = _Trail(), _Observer(), TokenId(str(uuid4()), "google")
+    async with _opened(tmp_path, trail, observer) as vault:
+        token_ids = [*await _stored(vault, 2), missing]
+        del trail.kept[:], observer.observed[:]
+        await vault.reveal_many(token_ids, caller=CALLER)
+        assert [(one.token_id, one.outcome) for one in trail.kept] == list(
+            zip(token_ids, ["success", "success", "token_not_found"], strict=True)
+        )
+        assert observer.observed == trail.kept
+        trail.refuses = True
+        with pytest.raises(AuditUnavailable):
+            await vault.reveal_many(token_ids, caller=CALLER)
+    assert {(one.outcome, one.revealed) for one in observer.observed[3:]} == {("audit_unavailable", ())}
+
+
+async def test_a_batch_that_fails_unexpectedly_leaves_the_events_so_far(tmp_path: Path) -> None:
+    trail, accepted = _Trail(), list[RevealedToken]()
+
+    def accept(revealed: RevealedToken) -> None:
+        if accepted:
+            raise RuntimeError
+        accepted.append(revealed)
+
+    async with _opened(tmp_path, trail, _Observer()) as vault:
+        token_ids = await _stored(vault, 3)
+        del trail.kept[:]
+        with pytest.raises(RuntimeError):
+            await vault.reveal_many(token_ids, caller=CALLER, accept=accept)
+    assert [(one.token_id, one.outcome) for one in trail.kept] == list(
+        zip(token_ids[:2], ["success", "internal"], strict=True)
+    )
 
 
 async def test_a_success_is_returned_only_after_its_event_is_durable(tmp_path: Path) -> None:

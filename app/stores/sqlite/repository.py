@@ -291,7 +291,8 @@ def _decode(row: tuple[Any, ...]) -> TokenRow:
     columns = dict(zip(COLUMNS, row, strict=True))
     row_id = columns["id"]
     try:
-        columns |= {name: value.decode() for name, value in columns.items() if isinstance(value, bytes)}
+        if bytes in map(type, row):
+            columns |= {name: value.decode() for name, value in columns.items() if isinstance(value, bytes)}
         columns["scopes"] = parse_json(columns["scopes"])
     except (ValueError, RecursionError):
         shown = {name: _shown(value) for name, value in columns.items()}

@@ -85,6 +85,10 @@ class Trail:
         if event.outcome != INTENT:
             self._events.append(event)
 
+    async def append_many(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            await self.append(event)
+
     async def append_refusal(self, event: TokenEvent) -> None:
         await self.append(event)
 
