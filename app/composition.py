@@ -138,6 +138,10 @@ async def open_repository(settings: Settings) -> TokenRepository:
     """Open the store that TOKEN_STORE names; raises `StoreError` or `SettingsError` if it can never work."""
     if settings.token_store == "sqlite":  # noqa: S105  a store's name
         return SqliteRepository(path=settings.sqlite_path)
+    if settings.token_store == "postgres":  # noqa: S105  a store's name
+        from app.stores.postgres.repository import PostgresRepository  # noqa: PLC0415  imports asyncpg
+
+        return await PostgresRepository.connect(url=settings.read_database_url, pool_size=settings.database_pool_size)
     # importing supabase takes seconds
     from app.stores.supabase.repository import SupabaseRepository  # noqa: PLC0415  see above
 

@@ -14,8 +14,10 @@ import click
 
 from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
+from app.cli.doctor_access import access_findings
 from app.cli.doctor_finding import DoctorFinding, Severity
 from app.cli.doctor_on_behalf_of import on_behalf_of_findings
+from app.cli.doctor_postgres import server_findings
 from app.cli.doctor_rows import row_findings
 from app.cli.errors import settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, opened_repository
@@ -60,9 +62,9 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
         yield from kms_findings(settings)
     store = _check_store(settings)
     yield store
-    if settings.token_store == "supabase" and store.severity is Severity.OK:  # noqa: S105  a store's name
-        from app.cli.doctor_supabase import access_findings  # noqa: PLC0415  imports supabase
-
+    if settings.token_store == "postgres":  # noqa: S105  a store's name
+        yield from server_findings(settings)
+    if settings.token_store != "sqlite" and store.severity is Severity.OK:  # noqa: S105  a store's name
         yield from access_findings(settings)
     if store.severity is Severity.OK:
         yield from row_findings(settings)
@@ -125,7 +127,7 @@ def _check_store(settings: Settings) -> DoctorFinding:
     try:
         asyncio.run(_require_store(settings))
     except VaultError as error:
-        advice = f" {_TABLE_MISSING}" if settings.token_store == "supabase" else ""  # noqa: S105  a store's name
+        advice = f" {_TABLE_MISSING}" if settings.token_store != "sqlite" else ""  # noqa: S105  a store's name
         return DoctorFinding.failure(subject, f"{error.code}: {error.detail}.{advice}")
     except SettingsError as error:
         return DoctorFinding.failure(subject, str(error))

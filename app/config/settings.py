@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import NoDecode
 
 from app.config.audit import AuditKeyText, AuditKeyTexts
+from app.config.database_url import DatabaseUrl, DatabaseUrlError, database_url_source
 from app.config.listening import ListeningSettings, is_loopback
 from app.config.setting_names import misspelt_variables, setting_names
 from app.config.source import ENV_FILE, EnvironmentSettings, SettingsError, loaded
@@ -32,8 +33,11 @@ KeyVersion = Annotated[int, Field(ge=1, le=999_999_999)]
 class Settings(ListeningSettings):
     """Settings of the process; .env.example describes each one."""
 
-    token_store: Literal["sqlite", "supabase"] = "sqlite"  # noqa: S105  a store's name
+    token_store: Literal["sqlite", "postgres", "supabase"] = "sqlite"  # noqa: S105  a store's name
     sqlite_path: Path = Path("data/vault.db")
+    database_url: SecretStr | None = None
+    database_url_file: Path | None = None
+    database_pool_size: Annotated[int, Field(ge=1, le=1_000)] = 10
     supabase_url: str | None = None
     supabase_service_key: SecretStr | None = None
 
@@ -170,6 +174,17 @@ class Settings(ListeningSettings):
             yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 
     def _wrong_store(self) -> Iterator[str]:
+        if self.database_url is not None and self.database_url_file is not None:
+            yield "DATABASE_URL and DATABASE_URL_FILE are both set; set one of them"
+        elif self.token_store == "postgres":  # noqa: S105  a store's name
+            name = "DATABASE_URL" if self.database_url_file is None else "DATABASE_URL_FILE"
+            if self.database_url is None and self.database_url_file is None:
+                yield "DATABASE_URL is needed because TOKEN_STORE is postgres"
+                return
+            try:
+                self.read_database_url()
+            except DatabaseUrlError as error:
+                yield f"{name}: {error}"
         if self.token_store != "supabase":  # noqa: S105  a store's name
             return
         if self.supabase_url is None:
@@ -213,6 +228,10 @@ class Settings(ListeningSettings):
         keys[self.encryption_key_version] = _decode(self.token_encryption_key)
         return Keyring(self.encryption_key_version, keys, self.min_key_version)
 
+    def read_database_url(self) -> DatabaseUrl:
+        """Return DATABASE_URL, read again if it is in a file; raises `DatabaseUrlError`."""
+        return database_url_source(self.database_url, self.database_url_file)()
+
     def kms_connection(self) -> KmsConnection:
         return KmsConnection(
             key_id=self.kms_key_id,
@@ -239,6 +258,7 @@ class Settings(ListeningSettings):
             yield "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
         if self.supabase_url is not None and _crosses_a_network(self.supabase_url):
             yield "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
+        yield from self._database_warnings()
         yield from misspelt_variables(os.environ, setting_names(Settings))
 
     def _without_effect(self) -> Iterator[str]:
@@ -250,6 +270,16 @@ class Settings(ListeningSettings):
             yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
         if self.metrics_port is not None and not (self.metrics or self.api_docs):
             yield "METRICS_PORT has no effect while METRICS and API_DOCS are false"
+
+    def _database_warnings(self) -> Iterator[str]:
+        if self.token_store != "postgres":  # noqa: S105  a store's name
+            return
+        url = self.read_database_url()
+        if url.crosses_network and not url.verifies_server:
+            yield (
+                f"DATABASE_URL has sslmode={url.ssl_mode}: another server can pose as the database and read the "
+                "password and all rows"
+            )
 
     def _audit_warnings(self) -> Iterator[str]:
         if self.audit_log is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +16,12 @@ class AccessFinding:
 
     kind: str
     text: str
+
+
+@runtime_checkable
+class ReportsAccess(Protocol):
+    """A store in PostgreSQL."""
+
+    async def access_findings(self) -> list[AccessFinding]:
+        """Return what in the database lets other roles than the vault's reach the rows; empty if nothing does."""
+        ...

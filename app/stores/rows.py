@@ -18,6 +18,7 @@ from app.strict_json import finite, refuse_constant, require_depth
 from app.tokens.models import (
     LAST_VERSION,
     RESERVED_METADATA,
+    Rewrap,
     StoredToken,
     TokenId,
     TokenRow,
@@ -89,6 +90,22 @@ def encryption_metadata(token: StoredToken) -> dict[str, Any]:
         "encryption_method": token.encryption_method,
         "kms_key_id": token.kms_key_id,
         "encryption_fallback": token.encryption_fallback or None,
+    }
+
+
+def rewrap_columns(rewrap: Rewrap) -> dict[str, Any]:
+    """Return one element of the argument of `token_vault_replace_ciphertexts()` in migration 0003."""
+    before, after = rewrap.before, rewrap.after
+    return {
+        "id": before.id,
+        "version": before.version,
+        "old_scheme": before.encryption_scheme,
+        "old_access_token": before.access_ciphertext,
+        "old_refresh_token": before.refresh_ciphertext,
+        "access_token": after.access_ciphertext,
+        "refresh_token": after.refresh_ciphertext,
+        "encryption_scheme": after.encryption_scheme,
+        "metadata": {name: value for name, value in encryption_metadata(after).items() if value is not None},
     }
 
 

@@ -1,4 +1,4 @@
-"""One token of one user over HTTP, on both stores."""
+"""One token of one user over HTTP, on every store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.api.fixtures import problem
+from tests.support.api.fixtures import ON_EVERY_STORE, problem
 from tests.support.api.service import Service
 from tests.support.paths import VECTORS
 from tests.support.stores.stores import Store, raw_row
 from tests.support.waiting import eventually
 
+pytestmark = ON_EVERY_STORE
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 TOKENS = f"/v1/users/{USER}/tokens"
 CANVAS = f"{TOKENS}/canvas"

@@ -1,4 +1,4 @@
-"""One row that does not decode costs nothing but itself, on either store."""
+"""One row that does not decode costs nothing but itself, on every store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from uuid import uuid4
 
 import httpx
 
-from tests.support.api.fixtures import problem
+from tests.support.api.fixtures import ON_EVERY_STORE, problem
 from tests.support.api.service import Service
 from tests.support.stores.stores import Store
 from tests.support.stores.unreadable import DEEP, damage, damages_of
 
+pytestmark = ON_EVERY_STORE
 REPLACES = "PUT replaces it"
 
 

@@ -15,8 +15,9 @@ from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenStatus, UnreadableRow
 from app.tokens.repository import TokenRepository
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import NOW, SqliteStore, Store, SupabaseStore, raw_row, token
+from tests.support.stores.stores import NOW, PostgresStore, SqliteStore, Store, SupabaseStore, raw_row, token
 
+_ON_SERVERS = pytest.mark.parametrize("kind", [PostgresStore, SupabaseStore])
 BOUND = "v1:" + "A" * 40
 OLD = "0a:0b:0c"
 OLD_WITH_VERSION = "v3:0a:0b:0c"
@@ -319,8 +320,11 @@ async def _until_pages_have(tokens: TokenRepository, rows: int, *, of: int) -> N
         found = max(map(len, pages))
 
 
-async def test_a_secret_written_by_something_else_is_due_at_a_new_version(supabase: SupabaseStack) -> None:
-    async with SupabaseStore(supabase).open() as tokens:
+@_ON_SERVERS
+async def test_a_secret_written_by_something_else_is_due_at_a_new_version(
+    supabase: SupabaseStack, kind: type[SupabaseStore]
+) -> None:
+    async with kind(supabase).open() as tokens:
         access, refresh, other = await _inserted(tokens, 3, refresh_ciphertext="v1:refresh")
         supabase.sql("update public.oauth_tokens set access_token = 'theirs' where id = %s", [access.id])
         supabase.sql("update public.oauth_tokens set refresh_token = 'theirs' where id = %s", [refresh.id])
@@ -336,8 +340,9 @@ async def test_a_secret_written_by_something_else_is_due_at_a_new_version(supaba
         assert [row.id for row in await tokens.page(None, after=None, limit=9)] == [access.id, refresh.id]
 
 
-async def test_a_locked_row_is_skipped_without_waiting(supabase: SupabaseStack) -> None:
-    async with SupabaseStore(supabase).open() as tokens:
+@_ON_SERVERS
+async def test_a_locked_row_is_skipped_without_waiting(supabase: SupabaseStack, kind: type[SupabaseStore]) -> None:
+    async with kind(supabase).open() as tokens:
         held, free = await _inserted(tokens, 2)
         with supabase.postgres.connect(supabase.database.name) as other, other.connection.transaction():
             other.sql("select from public.oauth_tokens where id = %s for update", [held.id])

@@ -26,7 +26,7 @@ from tests.support.rewrap.sweeps import sweep
 from tests.support.sizes import size
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.pausing import pauses, pausing
-from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
+from tests.support.stores.stores import PostgresStore, SqliteStore, Store, SupabaseStore
 
 CALLER: Final = Caller("tests")
 EVENTS: Final = TokenEvents(audit=NoAuditTrail())
@@ -136,6 +136,13 @@ def test_histories_on_sqlite(histories: list[list[tuple[str, int]]], timing: Tim
 def test_histories_on_supabase(supabase: SupabaseStack, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
     supabase.reset()  # for each history, not only for the first
     asyncio.run(_history(SupabaseStore(supabase), histories, timing))
+
+
+@settings(max_examples=size(6, 40), deadline=None, suppress_health_check=list(HealthCheck))
+@all_histories
+def test_histories_on_postgres(supabase: SupabaseStack, histories: list[list[tuple[str, int]]], timing: Timing) -> None:
+    supabase.reset()  # for each history, not only for the first
+    asyncio.run(_history(PostgresStore(supabase), histories, timing))
 
 
 async def _history(store: Store, histories: list[list[tuple[str, int]]], timing: Timing) -> None:

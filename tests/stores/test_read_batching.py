@@ -6,7 +6,7 @@ import asyncio
 from uuid import uuid4
 
 from app.errors import StoreTimeout, StoreUnavailable
-from app.stores.supabase.read_batching import MAXIMUM_REQUESTS
+from app.stores.read_batching import MAXIMUM_REQUESTS
 from app.tokens.models import TokenId
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.stores.stores import SupabaseStore, insert_all, token

@@ -18,6 +18,7 @@ from postgrest._async.request_builder import AsyncQueryRequestBuilder as Query
 from postgrest.exceptions import APIError
 
 from app.errors import InvalidRequest, StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.stores.lost_answers import UnknownOutcomeError
 
 NOT_ROWS: Final = "the token store answered with something that is not rows"
 _DOWN: Final = "the token store is down or cannot be reached"
@@ -53,14 +54,6 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "57014": (StoreTimeout, _SLOW),
 }
 _FOREIGN_KEY_VIOLATION: Final = "23503"
-
-
-class UnknownOutcomeError(Exception):
-    """A write may or may not have been committed. `store_error` is the error to raise if that stays unknown."""
-
-    def __init__(self, store_error: StoreError) -> None:
-        super().__init__()
-        self.store_error = store_error
 
 
 async def execute_write(query: Query) -> list[dict[str, Any]]:

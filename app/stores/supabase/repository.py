@@ -17,24 +17,23 @@ from supabase import AsyncClient
 from app.config.database.supabase import open_supabase_client
 from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.access import AccessFinding
+from app.stores.lost_answers import UnknownOutcomeError, confirm_write
+from app.stores.read_batching import ReadBatcher
 from app.stores.rows import (
     COLUMNS,
     changed_columns,
     decode_or_report,
-    encryption_metadata,
     from_columns,
+    rewrap_columns,
     to_columns,
 )
-from app.stores.supabase.lost_answers import confirm_write
 from app.stores.supabase.postgrest import (
     NOT_ROWS,
-    UnknownOutcomeError,
     call_function,
     execute,
     execute_write,
     require_postgrest_answer,
 )
-from app.stores.supabase.read_batching import ReadBatcher
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
@@ -171,7 +170,7 @@ class SupabaseRepository:
         return found
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
-        changes = [_rewrap_columns(rewrap) for rewrap in rewraps]
+        changes = [rewrap_columns(rewrap) for rewrap in rewraps]
         return set(await self._call("token_vault_replace_ciphertexts", {"changes": changes}))
 
     async def access_findings(self) -> list[AccessFinding]:
@@ -262,18 +261,3 @@ def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
     return (items[at : at + _CHUNK_IDS] for at in range(0, len(items), _CHUNK_IDS))
-
-
-def _rewrap_columns(rewrap: Rewrap) -> dict[str, Any]:
-    before, after = rewrap.before, rewrap.after
-    return {
-        "id": before.id,
-        "version": before.version,
-        "old_scheme": before.encryption_scheme,
-        "old_access_token": before.access_ciphertext,
-        "old_refresh_token": before.refresh_ciphertext,
-        "access_token": after.access_ciphertext,
-        "refresh_token": after.refresh_ciphertext,
-        "encryption_scheme": after.encryption_scheme,
-        "metadata": {name: value for name, value in encryption_metadata(after).items() if value is not None},
-    }

@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.api.service import Service, running_service
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
+from tests.support.stores.stores import PostgresStore, SqliteStore, Store, SupabaseStore
+
+ON_EVERY_STORE = pytest.mark.parametrize("served", ["sqlite", "postgres", "supabase"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +33,23 @@ def supabase_service(
         yield service, store
 
 
+@pytest.fixture(scope="session")
+def postgres_service(
+    tmp_path_factory: pytest.TempPathFactory, supabase_stack: SupabaseStack
+) -> Iterator[tuple[Service, PostgresStore]]:
+    folder = tmp_path_factory.mktemp("service-postgres")
+    store = PostgresStore(supabase_stack)
+    with running_service(folder, store.environment()) as service:
+        yield service, store
+
+
 @pytest.fixture(params=["sqlite", "supabase"])
 def served(request: pytest.FixtureRequest) -> tuple[Service, Store]:
-    """A running service and its empty store, once for each kind of store."""
-    if request.param == "supabase":
+    """A running service and its empty store, for two kinds of stores.
+
+    Modules about what a store does are parametrised with `ON_EVERY_STORE`: the others are about the API alone.
+    """
+    if request.param != "sqlite":
         request.getfixturevalue("supabase")  # resets the store
     pair: tuple[Service, Store] = request.getfixturevalue(f"{request.param}_service")
     if isinstance(pair[1], SqliteStore):

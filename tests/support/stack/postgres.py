@@ -72,6 +72,11 @@ class Postgres:
         self._server.start()
         self._reaper.watch(self._server.get_postmaster_info().pid, signal.SIGINT)  # "fast": waits for no client
 
+    @property
+    def socket(self) -> Path:
+        """The server's Unix socket."""
+        return self._socket_folder / ".s.PGSQL.5432"
+
     def uri(self, database: str, user: str = "postgres") -> str:
         """Return the libpq URI of this database. No role needs a password."""
         return f"postgresql://{user}@/{database}?host={self._socket_folder}"

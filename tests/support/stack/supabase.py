@@ -17,6 +17,15 @@ from tests.support.stack.postgres import Database, Parameters, Postgres
 from tests.support.stack.postgrest import Postgrest
 from tests.support.stack.reaper import Reaper
 
+# 0004 reports no member of token_vault with such a name, and roles belong to the server that all tests share
+VAULT_LOGIN: Final = "supabase_vault_login"
+_CREATE_LOGIN: LiteralString = """
+do $$ begin
+    if not exists (select from pg_roles where rolname = 'supabase_vault_login') then
+        create role supabase_vault_login login bypassrls in role token_vault;
+    end if;
+end $$
+"""
 _TEN_YEARS_SECONDS: Final = 10 * 365 * 24 * 3600
 
 
@@ -92,6 +101,11 @@ class SupabaseStack:
         self.gateway.admit(key, authorization=f"Bearer {self.keys.service_for(-60)}")
 
     @property
+    def login_url(self) -> str:
+        """The value of `DATABASE_URL` for a login role that was granted `token_vault`."""
+        return self.postgres.uri(self.database.name, user=VAULT_LOGIN)
+
+    @property
     def faults(self) -> Faults:
         """The faults that the gateway injects."""
         return self.gateway.faults
@@ -143,6 +157,7 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
     ):
         reaper.remove_folder(Path(folder))
         database.migrate()
+        database.connection.execute(_CREATE_LOGIN)
         postgrest = Postgrest(
             database_uri=postgres.uri(database.name, user="authenticator"),
             jwt_secret=keys.jwt_secret,

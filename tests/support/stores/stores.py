@@ -19,6 +19,8 @@ import apsw
 import pytest
 from pydantic import SecretStr
 
+from app.config.database_url import parse_database_url
+from app.stores.postgres.repository import PostgresRepository
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import StoredToken, TokenId, TokenStatus
 from app.tokens.repository import TokenRepository
@@ -158,16 +160,36 @@ class SupabaseStore:
         return [_with_python_types(dict(one["row"])) for one in found]
 
 
+@dataclass(frozen=True, slots=True)
+class PostgresStore(SupabaseStore):
+    """The database of a Supabase project, without PostgREST."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[TokenRepository]:
+        repository = await PostgresRepository.connect(
+            url=lambda: parse_database_url(self.stack.login_url), pool_size=10
+        )
+        try:
+            yield repository
+        finally:
+            await repository.close()
+
+    def environment(self) -> dict[str, str]:
+        return {"TOKEN_STORE": "postgres", "DATABASE_URL": self.stack.login_url}
+
+
 async def insert_all(tokens: TokenRepository, rows: Sequence[StoredToken]) -> None:
     """Insert many rows, a few at a time: PostgREST has ten connections, and a call two seconds."""
     for at in range(0, len(rows), 8):
         await asyncio.gather(*(tokens.insert(row) for row in rows[at : at + 8]))
 
 
-@pytest.fixture(params=["sqlite", "supabase"])
+@pytest.fixture(params=["sqlite", "postgres", "supabase"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
         return SqliteStore(tmp_path / "vault.db")
+    if request.param == "postgres":
+        return PostgresStore(request.getfixturevalue("supabase"))
     return SupabaseStore(request.getfixturevalue("supabase"))
 
 

@@ -1,4 +1,4 @@
-"""Checks of a Supabase database for `token-vault doctor`."""
+"""Findings about access to `oauth_tokens` in PostgreSQL, on both stores that use it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from app.cli.doctor_finding import DoctorFinding
 from app.composition import opened_repository
 from app.config.settings import Settings
 from app.errors import StoreError
-from app.stores.access import AccessFinding
-from app.stores.supabase.repository import SupabaseRepository
+from app.stores.access import AccessFinding, ReportsAccess
 
 _SUBJECT: Final = "store"
 _MIGRATE: Final = "run migrations/ again, which takes it away"
@@ -51,7 +50,7 @@ def access_findings(settings: Settings) -> Iterator[DoctorFinding]:
 
 async def _read(settings: Settings) -> list[AccessFinding]:
     async with opened_repository(settings) as tokens:
-        return await tokens.access_findings() if isinstance(tokens, SupabaseRepository) else []
+        return await tokens.access_findings() if isinstance(tokens, ReportsAccess) else []
 
 
 def _judged(finding: AccessFinding) -> DoctorFinding:

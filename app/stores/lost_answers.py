@@ -10,12 +10,19 @@ from typing import Final
 
 from app.errors import StoreError
 from app.stores.rows import changed_columns
-from app.stores.supabase.postgrest import UnknownOutcomeError
 from app.tokens.models import StoredToken, TokenRow
 
 ReadBack = Callable[[str], Awaitable[TokenRow | None]]
 
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
+
+
+class UnknownOutcomeError(Exception):
+    """A write may or may not have been committed. `store_error` is the error to raise if that stays unknown."""
+
+    def __init__(self, store_error: StoreError) -> None:
+        super().__init__()
+        self.store_error = store_error
 
 
 async def confirm_write(

@@ -1,0 +1,210 @@
+"""Connections to PostgreSQL: which server, how many, and for how long.
+
+**A statement is never cancelled.** It runs in a task of its own, so a caller that leaves does not disturb the
+connection. One that exceeds its deadline loses its connection, without a cancel request: a cancelled COMMIT that waits
+for a synchronous replica is reported as committed although no replica has it
+(<https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>), and through a pooler a late
+cancel request may hit another session's statement.
+
+**Poolers.** A transaction pooler (PgBouncer, Supavisor) runs each transaction on another session, where a prepared
+statement does not exist. It also invents the process id that it gives to clients. So each new connection compares that
+id with the session's own; if they differ, nothing is prepared and no session setting is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from app.config.database_url import DatabaseUrl, DatabaseUrlError
+from app.config.source import SettingsError
+from app.errors import StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.stores.lost_answers import UnknownOutcomeError
+from app.stores.postgres.errors import DOWN, FAILURES, FULL, SLOW, STALE_SESSION, meaning, meaning_at_connect
+
+WAIT_SECONDS: Final = 1.0  # for a free connection
+STATEMENT_SECONDS: Final = 4.0
+_CONNECT_SECONDS: Final = 2.0  # for each host
+_CLOSE_SECONDS: Final = 5.0
+_PREPARED_STATEMENTS: Final = 100
+# without a pooler, the server ends a statement before the client gives up its connection
+_SESSION: Final = {"statement_timeout": "3000", "idle_in_transaction_session_timeout": "10000", "DateStyle": "ISO"}
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    def get_reset_query(self) -> str:
+        """Reset nothing between two uses: the vault's statements leave nothing in a session."""
+        return ""
+
+
+class Connections:
+    """A pool that connects when it is first used, and finds the primary again after a failover."""
+
+    def __init__(self, *, url: Callable[[], DatabaseUrl], size: int) -> None:
+        """`url` is called for each new connection and raises `DatabaseUrlError`."""
+        self._url = url
+        self._size = size
+        self._pool: Any = None
+        self._free = asyncio.Semaphore(size)
+        self._running: set[asyncio.Task[Any]] = set()
+        self._last_host: tuple[str, int] | None = None
+        self.direct = False  # whether the last connection reached PostgreSQL without a pooler
+
+    async def open(self) -> None:
+        """Create the pool. Connects to nothing."""
+        self._pool = await asyncpg.create_pool(
+            min_size=0, max_size=self._size, connect=self._connect, connection_class=_Connection
+        )
+
+    async def read(self, sql: str, *arguments: object) -> list[Any]:
+        """Run a statement that changes nothing; raises a `StoreError`."""
+        try:
+            return await self.write(sql, *arguments)
+        except UnknownOutcomeError as unknown:
+            raise unknown.store_error from None
+
+    async def write(self, sql: str, *arguments: object) -> list[Any]:
+        """Run one statement once and return its rows; raises a `StoreError` or `UnknownOutcomeError`."""
+        return await self._shielded(self._run(sql, arguments))
+
+    async def read_slowly(self, sql: str, *arguments: object, seconds: float) -> list[Any]:
+        """Run a statement that changes nothing and takes longer than others may; raises a `StoreError`."""
+        try:
+            return await self._shielded(self._run(sql, arguments, slow_seconds=seconds))
+        except UnknownOutcomeError as unknown:
+            raise unknown.store_error from None
+
+    async def close(self) -> None:
+        """Let running statements end for a few seconds, then close every connection."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=_CLOSE_SECONDS)
+        if self._pool is not None:
+            try:
+                await asyncio.wait_for(self._pool.close(), timeout=1)
+            except FAILURES:
+                self._pool.terminate()
+
+    async def _shielded(self, statement: Any) -> list[Any]:  # noqa: ANN401  a coroutine
+        task: asyncio.Task[list[Any]] = asyncio.create_task(statement)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may have left
+
+    async def _run(self, sql: str, arguments: Sequence[object], *, slow_seconds: float | None = None) -> list[Any]:
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._free.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(FULL) from None
+        try:
+            connection = await self._acquire()
+            try:
+                return await self._execute(connection, sql, arguments, slow_seconds)
+            finally:
+                await self._release(connection)
+        finally:
+            self._free.release()
+
+    async def _acquire(self) -> Any:  # noqa: ANN401  asyncpg has no types
+        try:
+            return await self._pool.acquire()
+        except StoreError:
+            raise
+        except FAILURES:
+            raise StoreUnavailable(DOWN) from None
+
+    async def _release(self, connection: Any) -> None:  # noqa: ANN401  asyncpg has no types
+        try:
+            await self._pool.release(connection)
+        except FAILURES:
+            connection.terminate()
+
+    async def _execute(
+        self,
+        connection: Any,  # noqa: ANN401  asyncpg has no types
+        sql: str,
+        arguments: Sequence[object],
+        slow_seconds: float | None,
+    ) -> list[Any]:
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            connection.terminate()
+
+        timer = asyncio.get_running_loop().call_later(slow_seconds or STATEMENT_SECONDS, give_up)
+        try:
+            if slow_seconds is None:
+                rows = await connection.fetch(sql, *arguments)
+            else:
+                async with connection.transaction():
+                    await connection.execute(f"set local statement_timeout = '{slow_seconds:.0f}s'")
+                    rows = await connection.fetch(sql, *arguments)
+        except (*FAILURES, UnicodeEncodeError) as error:
+            if late:
+                raise UnknownOutcomeError(StoreTimeout(SLOW)) from None
+            if getattr(error, "sqlstate", None) in STALE_SESSION:
+                await self._pool.expire_connections()
+            raise meaning(error) from None
+        finally:
+            timer.cancel()
+        return list(rows)
+
+    async def _connect(self, *_: object, **pool_options: Any) -> Any:  # noqa: ANN401  asyncpg has no types
+        """Connect to the first host that takes writes, the last one that did before the others."""
+        try:
+            url = self._url()
+            tls = url.tls()
+        except (DatabaseUrlError, SettingsError):
+            raise StoreMisconfigured("DATABASE_URL, or a file that it or DATABASE_URL_FILE names, is wrong") from None
+        hosts: list[tuple[str, int] | None] = sorted(url.hosts, key=lambda host: host != self._last_host) or [None]
+        failures: list[StoreError] = []
+        for host in hosts:
+            try:
+                connection = await self._connect_host(url, tls, host, pool_options)
+            except FAILURES as error:
+                self.direct = False  # a pooler refuses the session settings
+                failures.append(meaning_at_connect(error))
+                continue
+            self._last_host = host
+            return connection
+        raise min(failures, key=lambda failure: not isinstance(failure, StoreMisconfigured))
+
+    async def _connect_host(
+        self,
+        url: DatabaseUrl,
+        tls: Any,  # noqa: ANN401  an SSLContext, a mode of libpq or None
+        host: tuple[str, int] | None,
+        pool_options: dict[str, Any],
+    ) -> Any:  # noqa: ANN401  asyncpg has no types
+        place = {} if host is None else {"host": host[0], "port": host[1]}
+        while True:
+            direct = self.direct
+            connection = await asyncpg.connect(
+                url.text,
+                **place,
+                **pool_options,
+                ssl=tls,
+                target_session_attrs=url.target_session_attrs,
+                timeout=_CONNECT_SECONDS,
+                statement_cache_size=_PREPARED_STATEMENTS if direct else 0,
+                server_settings={"application_name": "token-vault", **(_SESSION if direct else {})},
+            )
+            try:
+                own_id = await connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=_CONNECT_SECONDS)
+            except BaseException:
+                connection.terminate()
+                raise
+            self.direct = own_id == connection.get_server_pid()
+            if self.direct == direct:
+                return connection
+            connection.terminate()

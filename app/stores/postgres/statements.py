@@ -1,0 +1,81 @@
+"""The SQL of the PostgreSQL store.
+
+Every read returns `in_recovery` beside the row, and one row of nulls if there is none: a pooler may lead to a replica,
+which may lack a token that is stored, so its "no row" is no answer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from app.stores.rows import COLUMNS
+
+# as text: a timestamp outside of Python's years, or JSON that does not parse, must not fail the read of other rows
+_AS_TEXT: Final = frozenset({"id", "user_id", "metadata", "expires_at", "created_at", "updated_at", "last_refreshed"})
+_TYPES: Final = {
+    "id": "$::uuid",
+    "user_id": "$::uuid",
+    "scopes": "$::text[]",
+    "metadata": "$::text::jsonb",
+    "is_active": "$::boolean",
+    "version": "$::bigint",
+    **dict.fromkeys(("expires_at", "created_at", "updated_at", "last_refreshed"), "$::text::timestamptz"),
+}
+SELECTED: Final = ", ".join(f"{name}::text" if name in _AS_TEXT else name for name in COLUMNS)
+
+
+def _reading(where: str) -> str:
+    return (
+        "select pg_catalog.pg_is_in_recovery() as in_recovery, found.* from (values (1)) as one left join "  # noqa: S608  constants only
+        f"(select {SELECTED} from public.oauth_tokens {where}) as found on true"
+    )
+
+
+def _calling(function: str) -> str:
+    return f"select pg_catalog.pg_is_in_recovery() as in_recovery, public.{function}::text as answer"
+
+
+def parameter(name: str, position: int) -> str:
+    """Return the placeholder of a column's value."""
+    return _TYPES.get(name, "$::text").replace("$", f"${position}")
+
+
+BY_TOKEN_IDS: Final = _reading(
+    "where (user_id, provider, service_type) in (select * from unnest($1::uuid[], $2::text[], $3::text[]))"
+)
+BY_USER: Final = _reading("where user_id = $1::uuid order by provider, service_type limit $2")
+BY_ROW_IDS: Final = _reading("where id = any ($1::uuid[])")
+ANY_ROW: Final = _reading("limit 1")
+_PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by id limit $3"
+PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")
+PAGE_WITHOUT_SCHEME: Final = _reading(f"where encryption_scheme is null and {_PAGE}")
+INSERT: Final = (
+    f"insert into public.oauth_tokens ({', '.join(COLUMNS)}) "  # noqa: S608  constants only
+    f"values ({', '.join(parameter(name, at) for at, name in enumerate(COLUMNS, 1))}) "
+    f"on conflict (user_id, provider, service_type) do nothing returning {SELECTED}"
+)
+DELETE: Final = "delete from public.oauth_tokens where id = $1::uuid and version = $2 returning version"
+DELETE_MANY: Final = (
+    "delete from public.oauth_tokens as tokens using unnest($1::uuid[], $2::bigint[]) as due (id, version) "
+    "where tokens.id = due.id and tokens.version = due.version returning tokens.version"
+)
+CENSUS: Final = _calling("token_vault_census($1::text)")
+SCHEMES: Final = _calling("token_vault_schemes()")
+SEES_EVERY_ROW: Final = _calling("token_vault_sees_every_row()")
+ACCESS_FINDINGS: Final = _calling("token_vault_access_findings()")
+REPLACE_CIPHERTEXTS: Final = "select public.token_vault_replace_ciphertexts($1::text::jsonb)::text as answer"
+COLUMN_NAMES: Final = (
+    "select attname::text as name from pg_catalog.pg_attribute "
+    "where attrelid = to_regclass('public.oauth_tokens') and attnum > 0 and not attisdropped"
+)
+
+
+def update(columns: list[str], *, with_scheme: bool) -> str:
+    """Return the statement that sets these columns of the row with an id, a version and, if given, a scheme."""
+    at = len(columns)
+    assignments = ", ".join(f"{name} = {parameter(name, position)}" for position, name in enumerate(columns, 1))
+    scheme = f" and encryption_scheme is not distinct from ${at + 3}::text" if with_scheme else ""
+    return (
+        f"update public.oauth_tokens set {assignments} "  # noqa: S608  column names only
+        f"where id = ${at + 1}::uuid and version = ${at + 2}::bigint{scheme} returning {SELECTED}"
+    )
