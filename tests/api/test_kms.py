@@ -43,7 +43,7 @@ BODY = {"access_token": "access", "refresh_token": "refresh"}
 POLICY = Policy(frozenset({"kms:Decrypt", "kms:GenerateDataKey"}), {"service": "pulseplan"})
 CALLER = Caller("tests", "request")
 OUTAGE_SECONDS = 600.0
-RECOVERY_SECONDS = 60.0
+RECOVERY_SECONDS = 180.0
 BLIP_SECONDS = 0.7
 READERS, READS = size(20, 100), size(5, 10)
 

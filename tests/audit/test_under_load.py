@@ -27,7 +27,7 @@ CLIENTS = 8
 REVEALS = size(30, 100)  # of each client
 BEFORE_KILL = size(150, 400)  # answers of all clients
 SECRET = "canary-secret"
-BOUND_SECONDS = 30.0
+BOUND_SECONDS = 120.0
 INTENT_BYTES = 700  # more than the intent of a deletion, and less than that and its event
 STOPPED_SECONDS = 3.0  # more than a caller waits for its record
 

@@ -160,11 +160,11 @@ def test_a_run_continues_after_a_killed_one(account: Account, call: str, arrives
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        eventually(lambda: call in account.kms.operations(), within_seconds=60)
+        eventually(lambda: call in account.kms.operations(), within_seconds=120)
         process.kill()
     account.kms.faults.clear()  # ends the delay
     if arrives:
-        eventually(lambda: _is_done(account, call, before), within_seconds=60)
+        eventually(lambda: _is_done(account, call, before), within_seconds=120)
     done = account.run()
     assert (done.returncode, done.stderr) == (0, "")
     assert len(account.keys() - before) == 1, "a second key would be paid for"

@@ -101,7 +101,7 @@ class Operator:
                 names = ("user_id", "provider", "service_type")
                 chunk = [dict(zip(names, key, strict=True)) for key in keys[at : at + _BATCH]]
                 expected = [self.holds[key] for key in keys[at : at + _BATCH]]
-                eventually(lambda: _revealed(wire, chunk) == expected, within_seconds=60)  # noqa: B023  called at once
+                eventually(lambda: _revealed(wire, chunk) == expected, within_seconds=120)  # noqa: B023  called at once
 
     def store(self, user_id: str, secret: str) -> str:
         """Store a token through the service; return the encryption method of the answer."""

@@ -150,7 +150,7 @@ def test_rewrap_legacy_lets_a_service_rewrap_them(
         if setting == "REWRAP_ON_READ":
             path = token_path(legacy["user_id"])
             eventually(lambda: wire.call("GET", path).status == 200)  # 503 while a busy machine derives the key
-        eventually(lambda: sqlite.count("local:v2") == 1, within_seconds=60)
+        eventually(lambda: sqlite.count("local:v2") == 1, within_seconds=120)
     after = sqlite.rows()[legacy["id"]]
     assert what_a_row_holds(local_encryption(2), after) == (access_of(legacy["id"]), "")
 

@@ -279,7 +279,7 @@ def test_a_command_is_protected_before_it_reads_a_secret(tmp_path: Path, command
         command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            eventually(lambda: _status(process.pid, "State") == "T", within_seconds=60)
+            eventually(lambda: _status(process.pid, "State") == "T", within_seconds=120)
             assert _limit(process.pid, "Max core file size") == ["0", "0"]
             if _may_lock_memory():
                 assert int(_status(process.pid, "VmLck")) > 10_000

@@ -44,10 +44,10 @@ def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
     with serve(home, workers=workers, installed=True) as server:
         clients = [StoringClient(server) for _ in range(CLIENTS)]
         try:
-            eventually(lambda: sum(client.acknowledgements for client in clients) > ACKNOWLEDGED, within_seconds=60)
+            eventually(lambda: sum(client.acknowledgements for client in clients) > ACKNOWLEDGED, within_seconds=120)
             with closing(_begin_put(server, unfinished, body)) as connection:
                 server.terminate()
-                eventually(lambda: "Shutting down" in server.output, within_seconds=60)
+                eventually(lambda: "Shutting down" in server.output, within_seconds=120)
                 if workers == 1:  # of several, the supervisor keeps the socket until the workers have ended
                     assert server.refuses_connections()
                 assert server.is_running(), "a request is in flight"

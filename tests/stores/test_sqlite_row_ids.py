@@ -29,7 +29,7 @@ USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 CANVAS, GOOGLE = TokenId(USER, "canvas"), TokenId(USER, "google")
 CALLER = Caller("test")
 GIVEN = TokenInput(access_token=SecretStr("secret"))
-BOUND_SECONDS = 30.0
+BOUND_SECONDS = 120.0
 SHOWN = "\\xff"
 
 

@@ -12,7 +12,7 @@ from app.errors import VaultError
 _Result = TypeVar("_Result")
 
 
-def eventually(holds: Callable[[], bool], *, within_seconds: float = 30.0) -> None:
+def eventually(holds: Callable[[], bool], *, within_seconds: float = 120.0) -> None:
     """Return once the condition holds; fail the test if it does not in time."""
     deadline = time.monotonic() + within_seconds
     while not holds():
@@ -20,7 +20,7 @@ def eventually(holds: Callable[[], bool], *, within_seconds: float = 30.0) -> No
         time.sleep(0.02)
 
 
-async def eventually_async(holds: Callable[[], bool], *, within_seconds: float = 30.0) -> None:
+async def eventually_async(holds: Callable[[], bool], *, within_seconds: float = 120.0) -> None:
     """Do the same on the event loop, which stays free."""
     deadline = time.monotonic() + within_seconds
     while not holds():
@@ -28,7 +28,7 @@ async def eventually_async(holds: Callable[[], bool], *, within_seconds: float =
         await asyncio.sleep(0.01)
 
 
-async def once_available(call: Callable[[], Awaitable[_Result]], *, within_seconds: float = 60.0) -> _Result:
+async def once_available(call: Callable[[], Awaitable[_Result]], *, within_seconds: float = 120.0) -> _Result:
     """Return the result of a call that callers may repeat: on a busy machine it may miss its own deadline."""
     deadline = time.monotonic() + within_seconds
     while True:
