@@ -6,32 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from app.config.database_url import database_url_source, parse_database_url
+from app.config.database_url import database_url_source
 from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.postgres.errors import FULL
 from app.stores.postgres.repository import PostgresRepository
 from app.tokens.models import StoredToken
-from app.tokens.repository import TokenRepository
 from tests.support.sizes import size
 from tests.support.stack.relay import Relay, running_relay
 from tests.support.stack.supabase import VAULT_LOGIN, SupabaseStack
+from tests.support.stores.postgres import cancel_many, connected
 from tests.support.stores.stores import PostgresStore, insert_all, token
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, once_available
 
 _SESSIONS = "select count(*) as n from pg_stat_activity where usename = %s"
-
-
-@asynccontextmanager
-async def connected(url: str, *, pool_size: int = 4) -> AsyncIterator[PostgresRepository]:
-    repository = await PostgresRepository.connect(url=lambda: parse_database_url(url), pool_size=pool_size)
-    try:
-        yield repository
-    finally:
-        await repository.close()
 
 
 @asynccontextmanager
@@ -105,23 +97,11 @@ async def test_cancelled_reads_and_writes_leave_the_pool_intact(supabase: Supaba
     async with connected(supabase.login_url) as tokens:
         await insert_all(tokens, rows)
         await cancel_many(tokens, size(500, 10_000))
-        assert await asyncio.gather(*(tokens.get(row.token_id) for row in rows)) == rows
+        for row in rows:
+            assert await once_available(partial(tokens.get, row.token_id)) == row
         [sessions] = supabase.sql(_SESSIONS, [VAULT_LOGIN])
         assert sessions["n"] <= 4
     eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN]) == [{"n": 0}])
-
-
-async def cancel_many(tokens: TokenRepository, count: int) -> None:
-    """Cancel this many reads and writes at different moments; none of them may end with another error."""
-    for turn in range(count // 10):
-        calls = [asyncio.ensure_future(tokens.insert(token())) for _ in range(5)]
-        reads = [asyncio.ensure_future(tokens.list_for_user(token().token_id.user_id)) for _ in range(5)]
-        await asyncio.sleep(turn % 7 / 2_000)
-        for call in (*calls, *reads):
-            call.cancel()
-        for result in await asyncio.gather(*calls, *reads, return_exceptions=True):
-            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
-                raise result
 
 
 async def test_a_read_only_database_is_unavailable_not_empty(supabase: SupabaseStack) -> None:

@@ -68,12 +68,12 @@ class Connections:
 
     async def write(self, sql: str, *arguments: object) -> list[Any]:
         """Run one statement once and return its rows; raises a `StoreError` or `UnknownOutcomeError`."""
-        return await self._shielded(self._run(sql, arguments))
+        return await self._shielded(sql, arguments)
 
     async def read_slowly(self, sql: str, *arguments: object, seconds: float) -> list[Any]:
         """Run a statement that changes nothing and takes longer than others may; raises a `StoreError`."""
         try:
-            return await self._shielded(self._run(sql, arguments, slow_seconds=seconds))
+            return await self._shielded(sql, arguments, slow_seconds=seconds)
         except UnknownOutcomeError as unknown:
             raise unknown.store_error from None
 
@@ -87,31 +87,30 @@ class Connections:
             except FAILURES:
                 self._pool.terminate()
 
-    async def _shielded(self, statement: Any) -> list[Any]:  # noqa: ANN401  a coroutine
-        task: asyncio.Task[list[Any]] = asyncio.create_task(statement)
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may have left
-
-    async def _run(self, sql: str, arguments: Sequence[object], *, slow_seconds: float | None = None) -> list[Any]:
+    async def _shielded(self, sql: str, arguments: Sequence[object], *, slow_seconds: float | None = None) -> list[Any]:
+        """Wait for a free connection, which a caller may leave, and run the statement, which goes on without it."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._free.acquire()
         except TimeoutError:
             raise StoreUnavailable(FULL) from None
+        task = asyncio.create_task(self._run(sql, arguments, slow_seconds))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._free.release()
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may have left
+
+    async def _run(self, sql: str, arguments: Sequence[object], slow_seconds: float | None) -> list[Any]:
+        connection = await self._acquire()
         try:
-            connection = await self._acquire()
-            try:
-                return await self._execute(connection, sql, arguments, slow_seconds)
-            finally:
-                await self._release(connection)
+            return await self._execute(connection, sql, arguments, slow_seconds)
         finally:
-            self._free.release()
+            await self._release(connection)
 
     async def _acquire(self) -> Any:  # noqa: ANN401  asyncpg has no types
         try:

