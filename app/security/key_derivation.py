@@ -18,7 +18,7 @@ T = TypeVar("T")
 MAXIMUM_OF_A_SERVICE: Final = 128  # more than the largest batch, and than one thread derives in 2.5 s at 20 ms each
 REFUSAL_SECONDS: Final = 1.0
 _RETRY_AFTER_SECONDS: Final = 2
-_LOWEST_PRIORITY: Final = 19
+_LOW_PRIORITY: Final = 10  # a tenth of a normal thread's share; the lowest would starve beside any busy program
 
 
 class _Share:
@@ -33,7 +33,7 @@ class KeyDerivationQueue:
     """Slow derivations, for the tasks of one event loop. docs/decisions/key-derivation.md has the reasons and figures.
 
     The pool has a thread for every usable processor but one, which is left to the event loop; on Linux its threads
-    run at the lowest priority. No service has more derivations in the pool than there are threads. So a service with
+    run at a low priority. No service has more derivations in the pool than there are threads. So a service with
     one token to read waits for one round of each other service, however long their queues are. A running derivation
     cannot be stopped: it keeps its slot until it ends, even if its caller has left.
 
@@ -93,5 +93,6 @@ class KeyDerivationQueue:
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere priorities belong to processes
+        thread = threading.get_native_id()
         with suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, thread, max(_LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))

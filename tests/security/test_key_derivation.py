@@ -174,12 +174,12 @@ async def test_services_alternate_each_with_its_oldest_derivation() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to processes")
-async def test_its_threads_have_the_lowest_priority_and_no_other_thread_has() -> None:
+async def test_its_threads_have_a_low_priority_and_no_other_thread_has() -> None:
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     here = priority()
-    assert await KeyDerivationQueue().run(priority) == 19
+    assert await KeyDerivationQueue().run(priority) == max(10, here)
     assert priority() == await asyncio.to_thread(priority) == here
 
 

@@ -22,7 +22,7 @@ from tests.support.stack.reaper import Reaper
 ATTACK_SECONDS = 4.0
 HANG_SECONDS = 90.0
 CALLS = 20
-DERIVED = 5  # on a busy machine few, because derivations have the lowest priority
+DERIVED = 5  # on a busy machine few, because derivations have a low priority
 MOST_BYTES = 200_000_000
 
 
