@@ -55,6 +55,16 @@ def test_an_edited_base_url_makes_both_secrets_unreadable(
     problem(client.post(f"{CANVAS}/rewrap"), 500, "integrity")
 
 
+def test_a_refresh_token_from_before_another_base_url_is_unreadable(client: httpx.Client, served_store: Store) -> None:
+    """The access token beside it is in its place, so the refresh token must itself be bound to the URL."""
+    client.put(CANVAS, json={**BODY, "base_url": EVIL})
+    old = _row(served_store)["refresh_token"]
+    client.put(CANVAS, json=BODY)
+    _edit(served_store, refresh_token=old)
+    assert client.get(CANVAS).json()["base_url"] == URL
+    problem(client.get(CANVAS, params=REFRESH), 500, "integrity")
+
+
 def test_an_added_base_url_makes_a_token_unreadable(client: httpx.Client, served_store: Store) -> None:
     client.put(CANVAS, json={"access_token": "access"})
     _edit(served_store, provider_url=EVIL)
