@@ -8,16 +8,22 @@ from __future__ import annotations
 import socket
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import uvicorn
 
 _log = structlog.get_logger()
+# connections that one process accepts in one turn of its loop; several workers share them more evenly if it is few
+_ACCEPTED_ALONE: Final = 16
+_ACCEPTED_OF_SEVERAL: Final = 4
 
 
 def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket]:
-    """Bind the sockets and log their addresses; exits with uvicorn's code if a port is taken."""
+    """Bind the sockets and log their addresses; exits with uvicorn's code if a port is taken.
+
+    Each is there several times, because uvloop accepts one connection for each socket in one turn of its loop.
+    """
     sockets = [config.bind_socket()]
     if metrics_port is not None:
         second = uvicorn.Config(
@@ -28,14 +34,12 @@ def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket
         except SystemExit:  # uvicorn's line has the reason alone
             _log.critical("failed", reason="METRICS_PORT cannot be opened")
             raise
-    return sockets
+    accepted = _ACCEPTED_ALONE if config.workers == 1 else _ACCEPTED_OF_SEVERAL
+    return [each for bound in sockets for each in (bound, *(bound.dup() for _ in range(accepted - 1)))]
 
 
 def run_one_process(app: str, *, metrics_port: int | None, **options: Any) -> None:  # noqa: ANN401  uvicorn's
-    """Serve in this process, as `uvicorn.run` does, on both listeners."""
-    if metrics_port is None:
-        uvicorn.run(app, **options)
-        return
+    """Serve in this process, as `uvicorn.run` does."""
     config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
