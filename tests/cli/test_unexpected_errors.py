@@ -20,7 +20,7 @@ _PRINTS, _LOOPS = "click.echo", "asyncio.run"
 # for each command a function that it calls
 CALLED: Final = {
     ("init",): _PRINTS,
-    ("serve",): "uvicorn.run",
+    ("serve",): "uvicorn.Server",
     ("keys", "generate"): "secrets.token_bytes",
     ("keys", "retire", "1"): _LOOPS,
     ("service-key", "create", "--service", "x", "--scope", "tokens:read"): "secrets.token_urlsafe",

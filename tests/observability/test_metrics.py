@@ -167,9 +167,9 @@ def test_10_000_users_and_500_providers_leave_fewer_than_400_series(vault: Servi
 
         assert set(threads.map(reveal, range(0, 10_000, 100))) == {200}
         body = {"access_token": SECRET}
-        stored = [client.put(_path(users[0], provider), json=body).status_code for provider in providers + known]
+        stored = [client.put(_path(users[0], provider), json=body).status_code for provider in providers[:495] + known]
         assert set(stored) == {201}
-        assert len(client.get(f"/v1/users/{users[0]}/tokens").json()["tokens"]) == 505
+        assert len(client.get(f"/v1/users/{users[0]}/tokens").json()["tokens"]) == 500
         for provider in known:
             path = _path(users[0], provider)
             client.get(path)

@@ -99,7 +99,7 @@ def _every(nth: int, when: Callable[[Request], bool]) -> Callable[[Request], boo
 
 
 async def test_a_sweep_ends_under_the_new_key_of_an_alias_that_moves(kms: Kms, sqlite: SqliteRows) -> None:
-    new, count = kms.create_key(), PAGE_ROWS + 20
+    new, count = kms.create_key(), 2 * PAGE_ROWS
     alias = {"KMS_KEY_ID": kms.alias, "KMS_PREVIOUS_KEY_IDS": json.dumps([kms.key_arn])}
     sqlite.insert(rows_under_first(count))
     written_under_the_old_key: list[int] = []
