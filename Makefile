@@ -16,6 +16,9 @@ run: $(VENV)/.runtime ## install, create what is missing, and serve on the embed
 # a folder, a file or one test: make test T=tests/security
 T := tests
 
+# keep compiled modules, whatever the environment says: hundreds of processes import the same ones
+test soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.dev ## install, start PostgreSQL, PostgREST and the gateway, and run the tests; T=tests/security runs a part
 	@$(BIN)/python -m tests.support.stack.install
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(T)
