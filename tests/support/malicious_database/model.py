@@ -120,6 +120,15 @@ def token_id_of(row: Row) -> TokenId:
     return TokenId(row["user_id"], row["provider"], row["service_type"])
 
 
+def shown_token_id_of(row: Row) -> TokenId:
+    """Return the token id as a list shows it: bytes that are not UTF-8 are escaped."""
+
+    def shown(text: str) -> str:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+    return TokenId(*(shown(row[name]) for name in ("user_id", "provider", "service_type")))
+
+
 def legacy_ciphertexts(row: Row) -> set[str]:
     """Return the ciphertexts of the row that are in PulsePlan's formats, each in one spelling."""
     texts = (row[column] for column in SECRET_COLUMNS)
