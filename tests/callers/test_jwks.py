@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
-from jwt.algorithms import OKPAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 
 from app.callers.jwks import (
     MAXIMUM_AGE_SECONDS,
@@ -271,6 +271,12 @@ async def test_a_certificate_that_nobody_trusts_is_refused(tmp_path: Path) -> No
 def test_a_key_for_another_purpose_is_left_out(change: dict[str, Any]) -> None:
     document = json.loads(key_set(FIRST, RSA))
     document["keys"][1] |= change
+    assert list(parse_key_set(json.dumps(document).encode())) == [("ES256", FIRST.key_id)]
+
+
+def test_a_private_key_is_left_out() -> None:
+    document = json.loads(key_set(FIRST, SECOND))
+    document["keys"][1] |= json.loads(ECAlgorithm.to_jwk(SECOND.private))
     assert list(parse_key_set(json.dumps(document).encode())) == [("ES256", FIRST.key_id)]
 
 
