@@ -59,21 +59,13 @@ class Connections:
             min_size=0, max_size=self._size, connect=self._connect, connection_class=_Connection
         )
 
-    async def read(self, sql: str, *arguments: object) -> list[Any]:
-        """Run a statement that changes nothing; raises a `StoreError`."""
-        try:
-            return await self.write(sql, *arguments)
-        except UnknownOutcomeError as unknown:
-            raise unknown.store_error from None
+    async def read(self, sql: str, *arguments: object, slow_seconds: float | None = None) -> list[Any]:
+        """Run a statement whose outcome need not be known; raises a `StoreError`.
 
-    async def write(self, sql: str, *arguments: object) -> list[Any]:
-        """Run one statement once and return its rows; raises a `StoreError` or `UnknownOutcomeError`."""
-        return await self._shielded(sql, arguments)
-
-    async def read_slowly(self, sql: str, *arguments: object, seconds: float) -> list[Any]:
-        """Run a statement that changes nothing and takes longer than others may; raises a `StoreError`."""
+        `slow_seconds` is the time limit of one that takes longer than others may.
+        """
         try:
-            return await self._shielded(sql, arguments, slow_seconds=seconds)
+            return await self.write(sql, *arguments, slow_seconds=slow_seconds)
         except UnknownOutcomeError as unknown:
             raise unknown.store_error from None
 
@@ -87,8 +79,11 @@ class Connections:
             except FAILURES:
                 self._pool.terminate()
 
-    async def _shielded(self, sql: str, arguments: Sequence[object], *, slow_seconds: float | None = None) -> list[Any]:
-        """Wait for a free connection, which a caller may leave, and run the statement, which goes on without it."""
+    async def write(self, sql: str, *arguments: object, slow_seconds: float | None = None) -> list[Any]:
+        """Run one statement once and return its rows; raises a `StoreError` or `UnknownOutcomeError`.
+
+        A caller may leave the wait for a free connection, and the statement too, which goes on without it.
+        """
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._free.acquire()

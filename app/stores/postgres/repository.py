@@ -100,7 +100,7 @@ class PostgresRepository:
         return deleted
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
-        answer = await self._connections.read_slowly(statements.CENSUS, provider, seconds=_CENSUS_SECONDS)
+        answer = await self._connections.read(statements.CENSUS, provider, slow_seconds=_CENSUS_SECONDS)
         return [
             CensusRow(line["scheme"], tuple(sorted({line["access"], line["refresh"]} - {None})), int(line["rows"]))
             for line in _answer(answer)
