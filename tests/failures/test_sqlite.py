@@ -21,19 +21,28 @@ from tests.support.process.home import COMMAND, environment, new_home, token_vau
 from tests.support.stores.stores import SqliteStore, sqlite_connection
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
-# a user namespace needs no root, and lets tmpfs mount a file system of any size
-NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+# a user namespace needs no root; some systems refuse to mount in one, and root needs none
+NAMESPACES = (("unshare", "--user", "--map-root-user", "--mount"), ("unshare", "--mount"))
 DISK_BYTES = 2 * 1024 * 1024
 
 
-def _has_namespaces() -> bool:
+def _may_mount(namespace: tuple[str, ...]) -> bool:
+    mount = (*namespace, "mount", "-t", "tmpfs", "none", "/mnt")
     try:
-        return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False, timeout=60).returncode == 0
+        return subprocess.run(mount, capture_output=True, check=False, timeout=60).returncode == 0
     except FileNotFoundError:
         return False
 
 
-needs_namespaces = pytest.mark.skipif(not _has_namespaces(), reason="this kernel gives users no namespaces")
+NAMESPACE = next(filter(_may_mount, NAMESPACES), None)
+needs_mount = pytest.mark.skipif(NAMESPACE is None, reason="this system does not let this user mount a tmpfs")
+
+
+def _with_disk(disk: Path, options: str) -> tuple[str, ...]:
+    """Return the start of a command that runs with a file system of its own at `disk`."""
+    assert NAMESPACE is not None
+    disk.mkdir()
+    return (*NAMESPACE, "sh", "-c", f'mount -t tmpfs -o {options} none "$0" && exec "$@"', str(disk))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +57,11 @@ def service(store: SqliteStore) -> Iterator[Service]:
         yield service
 
 
-@needs_namespaces
+@needs_mount
 def test_disk_full(tmp_path: Path) -> None:
     """A file system of two megabytes, filled to the last byte, gives the kernel's ENOSPC."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounts = f'mount -t tmpfs -o size={DISK_BYTES} none "$0" && exec "$@"'
-    within = (*NAMESPACE, "sh", "-c", mounts, str(disk))
+    within = _with_disk(disk, f"size={DISK_BYTES}")
     with running_service(tmp_path, SqliteStore(disk / "vault.db").environment(), within=within) as service:
         mounted = Path(f"/proc/{service.process.pid}/root{disk}")  # the disk as the service sees it
         ballast = mounted / "ballast"
@@ -178,14 +185,12 @@ def test_read_only(service: Service, store: SqliteStore, tmp_path: Path) -> None
         assert client.put(path_of(USER), json={"access_token": "new"}).status_code == 200
 
 
-@needs_namespaces
+@needs_mount
 def test_read_only_file_system(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
     home = new_home(tmp_path, SQLITE_PATH=str(disk / "vault.db"))
-    within = (*NAMESPACE, "sh", "-c", 'mount -t tmpfs -o ro none "$0" && exec "$@"', str(disk))
     started = subprocess.run(
-        [*within, COMMAND, "serve"],
+        [*_with_disk(disk, "ro"), COMMAND, "serve"],
         cwd=tmp_path,
         env=environment(home.settings),
         capture_output=True,
