@@ -188,3 +188,60 @@ class MalformedCiphertext(EncryptionError):
     """The text is of no known ciphertext format."""
 
     code = "malformed_ciphertext"
+
+
+class ProviderError(VaultError):
+    """Base of the errors of OAuth providers. None of them holds any text of a provider's answer."""
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider is down, throttles, or answers with nothing usable.
+
+    `sent` is whether the request may have reached the provider, and `may_be_spent` whether the provider may also have
+    used up the refresh token or the code: it is false after an answer that proves a refusal, such as 429.
+    `provider_pause_seconds` is the provider's own Retry-After, bounded; `None` without one.
+    """
+
+    code = "provider_unavailable"
+    retryable = True
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        sent: bool = False,
+        may_be_spent: bool | None = None,
+        provider_pause_seconds: int | None = None,
+    ) -> None:
+        super().__init__(detail, retry_after_seconds=provider_pause_seconds or 1)
+        self.sent = sent
+        self.may_be_spent = sent if may_be_spent is None else may_be_spent
+        self.provider_pause_seconds = provider_pause_seconds
+
+
+class ProviderMisconfigured(ProviderError):
+    """The provider refuses the vault's client, or the configuration permits no request. Says nothing about a token."""
+
+    code = "provider_misconfigured"
+
+
+class RefreshInProgress(ProviderError):
+    """Another refresh of the token is in progress, and has not ended in time."""
+
+    code = "refresh_in_progress"
+    retryable = True
+
+
+class GrantRejected(TokenInactive):
+    """The provider refuses the refresh token or the code: the user must sign in again.
+
+    `reason` is the provider's error code, one of those that its entry in the registry names.
+    """
+
+    def __init__(self, detail: str, *, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class RevocationUnsupported(InvalidRequest):
+    """The provider cannot revoke a token of this kind."""

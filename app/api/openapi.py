@@ -31,6 +31,7 @@ _SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 STORE_ERRORS = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
 ENCRYPT_ERRORS = (errors.KeyUnavailable, errors.KeyDenied)
 DECRYPT_ERRORS = (*ENCRYPT_ERRORS, errors.IntegrityError, errors.MalformedCiphertext)
+PROVIDER_ERRORS = (errors.ProviderUnavailable, errors.ProviderMisconfigured, errors.RefreshInProgress)
 BODY_ERRORS = (errors.MalformedBody, errors.BodyTooLarge)
 _EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.Unauthenticated,

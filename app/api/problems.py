@@ -42,6 +42,11 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.CredentialsDenied: 500,
     errors.IntegrityError: 500,
     errors.MalformedCiphertext: 500,
+    errors.ProviderUnavailable: 503,
+    errors.ProviderMisconfigured: 500,
+    errors.RefreshInProgress: 503,
+    errors.GrantRejected: 409,
+    errors.RevocationUnsupported: 422,
     errors.InternalError: 500,
 }
 

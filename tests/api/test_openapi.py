@@ -130,7 +130,7 @@ def _subclasses(of: type[errors.VaultError]) -> Iterator[type[errors.VaultError]
 
 
 def test_every_error_has_a_status() -> None:
-    bases = {errors.StoreError, errors.EncryptionError}
+    bases = {errors.StoreError, errors.EncryptionError, errors.ProviderError}
     assert set(STATUS) == set(_subclasses(errors.VaultError)) - bases
 
 
@@ -155,6 +155,9 @@ def test_codes_and_statuses_match_the_contract() -> None:
         "key_denied": 500,
         "integrity": 500,
         "malformed_ciphertext": 500,
+        "provider_unavailable": 503,
+        "provider_misconfigured": 500,
+        "refresh_in_progress": 503,
         "internal": 500,
     }
     assert {error.code for error in STATUS if error.retryable} == {
@@ -164,6 +167,8 @@ def test_codes_and_statuses_match_the_contract() -> None:
         "audit_unavailable",
         "rate_limited",
         "overloaded",
+        "provider_unavailable",
+        "refresh_in_progress",
     }
 
 

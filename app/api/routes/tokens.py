@@ -24,6 +24,7 @@ from app.api.openapi import (
     IF_MATCH,
     IF_NONE_MATCH,
     INCLUDE,
+    PROVIDER_ERRORS,
     STORE_ERRORS,
     TOKEN_ID,
     extra,
@@ -57,7 +58,9 @@ async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> 
     "",
     summary="Reveal a token",
     response_model=Revealed,
-    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.TokenInactive, etag=True),
+    responses=responses(
+        *STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, errors.TokenNotFound, errors.TokenInactive, etag=True
+    ),
     openapi_extra=extra(*TOKEN_ID, INCLUDE),
 )
 async def reveal(call: RevealCall, request: Request) -> Response:

@@ -1,0 +1,1 @@
+"""Refreshing, revoking and exchanging tokens at their providers."""
