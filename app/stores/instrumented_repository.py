@@ -69,5 +69,12 @@ class InstrumentedRepository:
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         return await self._observe("replace_ciphertexts", self._tokens.replace_ciphertexts(rewraps))
 
+    async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+        call = self._tokens.claim_refresh(token, holder=holder, lease_seconds=lease_seconds)
+        return await self._observe("claim_refresh", call)
+
+    async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
+        return await self._observe("settle_refresh", self._tokens.settle_refresh(claimed, after))
+
     async def close(self) -> None:
         await self._tokens.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from app.security.schemes import is_comparable
 from app.strict_json import finite, refuse_constant, require_depth
 from app.tokens.models import (
     LAST_VERSION,
+    NO_REFRESH,
     RESERVED_METADATA,
+    RefreshState,
     Rewrap,
     StoredToken,
     TokenId,
@@ -27,6 +30,7 @@ from app.tokens.models import (
 )
 
 MAXIMUM_DEPTH: Final = 64  # of JSON in a column; requests have half of it, and answers can be written
+_MANY_ATTEMPTS: Final = 2**31 - 1
 _YEAR_ABOVE_9999: Final = re.compile(r"[0-9]{5,6}-")
 _UNREADABLE: Final = "the row of this token does not decode: PUT replaces it, DELETE deletes it"
 COLUMNS: Final = (
@@ -47,6 +51,12 @@ COLUMNS: Final = (
     "created_at",
     "updated_at",
     "last_refreshed",
+    "refresh_token_expires_at",
+    "refresh_generation",
+    "refresh_holder",
+    "refresh_attempts",
+    "refresh_retry_at",
+    "refresh_failure",
 )
 
 
@@ -69,6 +79,12 @@ def to_columns(token: StoredToken) -> dict[str, Any]:
         "created_at": _to_text(token.created_at),
         "updated_at": _to_text(token.updated_at),
         "last_refreshed": _to_text(token.last_refreshed),
+        "refresh_token_expires_at": _to_text(token.refresh_token_expires_at),
+        "refresh_generation": token.refresh_state.generation,
+        "refresh_holder": token.refresh_state.holder,
+        "refresh_attempts": token.refresh_state.attempts,
+        "refresh_retry_at": _to_text(token.refresh_state.retry_at),
+        "refresh_failure": token.refresh_state.failure,
     }
 
 
@@ -78,10 +94,63 @@ def changed_columns(before: TokenRow, after: StoredToken) -> dict[str, Any]:
     If the row before is unreadable, every column but `id` differs.
 
     A write that changes no secret therefore leaves the secret columns alone, even if a program that does not raise
-    `version` has changed them since `before` was read.
+    `version` has changed them since `before` was read. A write of another access token ends the lease of a refresh,
+    also of one that began after `before` was read: the result of that refresh is then discarded.
     """
     old = to_columns(before) if isinstance(before, StoredToken) else {"id": before.id}
-    return {name: value for name, value in to_columns(after).items() if name not in old or value != old[name]}
+    changed = {name: value for name, value in to_columns(after).items() if name not in old or value != old[name]}
+    return changed | {"refresh_holder": None} if "access_token" in changed else changed
+
+
+@dataclass(frozen=True, slots=True)
+class SettledColumns:
+    """The end of a refresh as a store writes it: the lease ends, and the version is one higher if `raises_version`.
+
+    `columns` have new values. In `metadata` a value of `None` removes its key, and every other key stays.
+    """
+
+    columns: dict[str, Any]
+    metadata: dict[str, Any]
+    raises_version: bool
+
+
+def refresh_claim(token: StoredToken, *, holder: str, lease_seconds: int) -> dict[str, Any]:
+    """Return the argument of `token_vault_claim_refresh()` in migration 0005."""
+    return {
+        "id": token.id,
+        "version": token.version,
+        "scheme": token.encryption_scheme,
+        "generation": token.refresh_state.generation,
+        "old_holder": token.refresh_state.holder,
+        "holder": holder,
+        "lease_seconds": lease_seconds,
+    }
+
+
+def refresh_settlement(claimed: StoredToken, after: StoredToken) -> dict[str, Any]:
+    """Return the argument of `token_vault_settle_refresh()` in migration 0005."""
+    settled = settled_columns(claimed, after)
+    return {
+        "id": claimed.id,
+        "holder": claimed.refresh_state.holder,
+        "generation": claimed.refresh_state.generation,
+        "columns": settled.columns,
+        "metadata": settled.metadata,
+        "raises_version": settled.raises_version,
+    }
+
+
+def settled_columns(claimed: StoredToken, after: StoredToken) -> SettledColumns:
+    """Return the columns in which a claimed row and the same row after its refresh differ."""
+    columns = changed_columns(claimed, after)
+    for name in ("metadata", "version", "refresh_holder"):
+        columns.pop(name, None)
+    old, new = _vaults_metadata(claimed), _vaults_metadata(after)
+    return SettledColumns(
+        columns,
+        {name: value for name, value in new.items() if value != old[name]},
+        raises_version=after.version != claimed.version,
+    )
 
 
 def encryption_metadata(token: StoredToken) -> dict[str, Any]:
@@ -139,6 +208,8 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
             created_at=_to_time(row["created_at"]),
             updated_at=_to_time(row["updated_at"]),
             last_refreshed=_to_time(row["last_refreshed"]),
+            refresh_token_expires_at=_to_time(row["refresh_token_expires_at"]),
+            refresh_state=_refresh_state(row),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise StoreMisconfigured(_UNREADABLE) from None  # the original message quotes the row
@@ -178,13 +249,26 @@ def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
 
 
 def _to_metadata(token: StoredToken) -> dict[str, Any]:
-    vaults = {
+    return {**token.metadata, **{key: value for key, value in _vaults_metadata(token).items() if value is not None}}
+
+
+def _vaults_metadata(token: StoredToken) -> dict[str, Any]:
+    return {
         "base_url": token.base_url,
         "status": token.status.value,
         "status_reason": token.status_reason,
         **encryption_metadata(token),
     }
-    return {**token.metadata, **{key: value for key, value in vaults.items() if value is not None}}
+
+
+def _refresh_state(row: Mapping[str, Any]) -> RefreshState:
+    generation, attempts = row["refresh_generation"], row["refresh_attempts"]
+    if generation == 0 and attempts == 0:  # as in most rows that are read
+        return NO_REFRESH
+    if not 0 <= generation < LAST_VERSION or not 0 <= attempts < _MANY_ATTEMPTS:
+        raise ValueError
+    retry_at = _to_time(row["refresh_retry_at"])
+    return RefreshState(generation, row["refresh_holder"], attempts, retry_at, row["refresh_failure"])
 
 
 def _status(status: object, *, is_active: object) -> TokenStatus:

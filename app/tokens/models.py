@@ -83,6 +83,25 @@ def parse_base_url(url: str) -> str:
     return url
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshState:
+    """The columns of a row about refreshing.
+
+    `generation` counts the claims. `holder` is the id of the refresh that holds the lease, or that died with it.
+    `attempts` counts failed refreshes since the last success, `failure` names the last one, and `retry_at` is the
+    earliest time of the next.
+    """
+
+    generation: int = 0
+    holder: str | None = None
+    attempts: int = 0
+    retry_at: datetime | None = None
+    failure: str | None = None
+
+
+NO_REFRESH: Final = RefreshState()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredToken:
     """One row, with its secrets still encrypted.
@@ -111,6 +130,8 @@ class StoredToken:
     created_at: datetime | None
     updated_at: datetime | None
     last_refreshed: datetime | None
+    refresh_token_expires_at: datetime | None = None
+    refresh_state: RefreshState = NO_REFRESH
 
     @property
     def valid_base_url(self) -> str | None:
@@ -183,6 +204,15 @@ class TokenPatch:
     status: TokenStatus | Unset = UNSET
     status_reason: str | None = None
     metadata: Mapping[str, Any] | Unset = UNSET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshAnswer:
+    """What a provider's answer says about its new tokens, besides the secrets. `scopes` is `None` if it names none."""
+
+    expires_at: datetime | None
+    refresh_token_expires_at: datetime | None = None
+    scopes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

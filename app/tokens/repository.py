@@ -94,6 +94,24 @@ class TokenRepository(Protocol):
         """
         ...
 
+    async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+        """Take the lease for a refresh of this token, `holder` being a new UUID; return whether it was taken.
+
+        The row must still have the version, scheme, generation and holder of `token`, and nobody's lease may be alive
+        by the store's clock. Neither the version nor any other column changes. After a `StoreError` the lease may have
+        been taken: `get` shows its holder.
+        """
+        ...
+
+    async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
+        """Write how a claimed row differs after its refresh, and end the lease; return whether that was done.
+
+        The row must still have the holder and generation of `claimed`; it may have another version. A version that is
+        higher in `after` is one higher than the row's, and the caller's metadata stays. After a `StoreError` it may
+        have been done; repeating the call is safe.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -13,8 +13,11 @@ from app.errors import InvalidRequest
 from app.tokens.cipher import SealedSecrets
 from app.tokens.models import (
     LAST_VERSION,
+    NO_REFRESH,
     RESERVED_METADATA,
     UNSET,
+    RefreshAnswer,
+    RefreshState,
     StoredToken,
     TokenId,
     TokenInput,
@@ -58,6 +61,7 @@ def stored(
         created_at=current.created_at if isinstance(current, StoredToken) else now,
         updated_at=now,
         last_refreshed=now,
+        refresh_state=_released(current) if isinstance(current, StoredToken) else NO_REFRESH,
     )
 
 
@@ -97,6 +101,8 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         version=current.version + 1,
         updated_at=now,
         last_refreshed=now,
+        refresh_token_expires_at=current.refresh_token_expires_at if kept_refresh(current, given) else None,
+        refresh_state=_released(current),
     )
 
 
@@ -135,6 +141,55 @@ def patched(current: StoredToken, changes: TokenPatch, *, now: datetime) -> Stor
         version=current.version + 1,
         updated_at=now,
     )
+
+
+def claimed(current: StoredToken, holder: str) -> StoredToken:
+    """Return the row as a claim leaves it: with the next generation, held by `holder`."""
+    state = replace(current.refresh_state, generation=current.refresh_state.generation + 1, holder=holder)
+    return replace(current, refresh_state=state)
+
+
+def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets, *, now: datetime) -> StoredToken:
+    """Return the row with the provider's new tokens; its status, metadata and what the answer leaves out stay."""
+    return replace(
+        claimed,
+        access_ciphertext=sealed.access.ciphertext,
+        refresh_ciphertext=None if sealed.refresh is None else sealed.refresh.ciphertext,
+        encryption_scheme=sealed.access.scheme,
+        encryption_method=sealed.access.method,
+        kms_key_id=sealed.access.key_id,
+        encryption_fallback=sealed.access.fallback,
+        expires_at=answer.expires_at,
+        refresh_token_expires_at=answer.refresh_token_expires_at or claimed.refresh_token_expires_at,
+        scopes=claimed.scopes if answer.scopes is None else answer.scopes,
+        version=claimed.version + 1,
+        updated_at=now,
+        last_refreshed=now,
+        refresh_state=_released(claimed),
+    )
+
+
+def refresh_failed(claimed: StoredToken, failure: str, *, retry_at: datetime | None) -> StoredToken:
+    """Return the row after a refresh that may succeed later; the token does not change."""
+    state = _released(claimed)
+    attempts = claimed.refresh_state.attempts + 1
+    return replace(claimed, refresh_state=replace(state, attempts=attempts, retry_at=retry_at, failure=failure))
+
+
+def reauthentication_needed(claimed: StoredToken, reason: str, *, now: datetime) -> StoredToken:
+    """Return the row of a token whose refresh token the provider refuses: the user must sign in again."""
+    return replace(
+        claimed,
+        status=TokenStatus.NEEDS_REAUTH,
+        status_reason=reason,
+        version=claimed.version + 1,
+        updated_at=now,
+        refresh_state=replace(_released(claimed), failure=reason),
+    )
+
+
+def _released(current: StoredToken) -> RefreshState:
+    return RefreshState(generation=current.refresh_state.generation)
 
 
 def given_or(value: T | Unset, otherwise: T) -> T:

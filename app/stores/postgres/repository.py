@@ -15,7 +15,16 @@ from app.stores.postgres.connections import Connections
 from app.stores.postgres.errors import STANDBY
 from app.stores.postgres.server import SERVER, ServerReport, server_report
 from app.stores.read_batching import ReadBatcher
-from app.stores.rows import COLUMNS, changed_columns, decode_or_report, from_columns, rewrap_columns, to_columns
+from app.stores.rows import (
+    COLUMNS,
+    changed_columns,
+    decode_or_report,
+    from_columns,
+    refresh_claim,
+    refresh_settlement,
+    rewrap_columns,
+    to_columns,
+)
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
@@ -121,10 +130,14 @@ class PostgresRepository:
         return {row.id: row for row in rows if isinstance(row, StoredToken)}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
-        changes = json.dumps([rewrap_columns(rewrap) for rewrap in rewraps])
-        # read: repeating the call is safe, so an unknown outcome is a plain error
-        [row] = await self._connections.read(statements.REPLACE_CIPHERTEXTS, changes)
-        return set(json.loads(row["answer"]))
+        return set(await self._change(statements.REPLACE_CIPHERTEXTS, list(map(rewrap_columns, rewraps))))
+
+    async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+        claim = refresh_claim(token, holder=holder, lease_seconds=lease_seconds)
+        return bool(await self._change(statements.CLAIM_REFRESH, claim))
+
+    async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
+        return bool(await self._change(statements.SETTLE_REFRESH, refresh_settlement(claimed, after)))
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what lets other roles than the vault's reach the rows; the login role's own membership is none."""
@@ -157,6 +170,13 @@ class PostgresRepository:
 
     async def _call(self, sql: str) -> Any:  # noqa: ANN401  any JSON
         return _answer(await self._connections.read(sql))
+
+    async def _change(self, sql: str, change: object) -> list[str]:
+        """Call a function of the migrations that writes; return the ids of the rows that it has written."""
+        # read: these changes can be repeated safely, so an unknown outcome is a plain error
+        [row] = await self._connections.read(sql, json.dumps(change))
+        written: list[str] = json.loads(row["answer"])
+        return written
 
     async def _naming_missing_columns(self, error: StoreMisconfigured) -> StoreMisconfigured:
         """Return an error that names the missing columns, or `error` if it has another cause."""

@@ -11,7 +11,15 @@ from typing import Final
 from app.stores.rows import COLUMNS
 
 # as text: a timestamp outside of Python's years, or JSON that does not parse, must not fail the read of other rows
-_AS_TEXT: Final = frozenset({"id", "user_id", "metadata", "expires_at", "created_at", "updated_at", "last_refreshed"})
+_TIMES: Final = (
+    "expires_at",
+    "created_at",
+    "updated_at",
+    "last_refreshed",
+    "refresh_token_expires_at",
+    "refresh_retry_at",
+)
+_AS_TEXT: Final = frozenset({"id", "user_id", "metadata", "refresh_holder", *_TIMES})
 _TYPES: Final = {
     "id": "$::uuid",
     "user_id": "$::uuid",
@@ -19,7 +27,10 @@ _TYPES: Final = {
     "metadata": "$::text::jsonb",
     "is_active": "$::boolean",
     "version": "$::bigint",
-    **dict.fromkeys(("expires_at", "created_at", "updated_at", "last_refreshed"), "$::text::timestamptz"),
+    "refresh_generation": "$::bigint",
+    "refresh_holder": "$::uuid",
+    "refresh_attempts": "$::integer",
+    **dict.fromkeys(_TIMES, "$::text::timestamptz"),
 }
 SELECTED: Final = ", ".join(f"{name}::text" if name in _AS_TEXT else name for name in COLUMNS)
 
@@ -64,6 +75,8 @@ SCHEMES: Final = _calling("token_vault_schemes()")
 SEES_EVERY_ROW: Final = _calling("token_vault_sees_every_row()")
 ACCESS_FINDINGS: Final = _calling("token_vault_access_findings()")
 REPLACE_CIPHERTEXTS: Final = "select public.token_vault_replace_ciphertexts($1::text::jsonb)::text as answer"
+CLAIM_REFRESH: Final = "select public.token_vault_claim_refresh($1::text::jsonb)::text as answer"
+SETTLE_REFRESH: Final = "select public.token_vault_settle_refresh($1::text::jsonb)::text as answer"
 COLUMN_NAMES: Final = (
     "select attname::text as name from pg_catalog.pg_attribute "
     "where attrelid = to_regclass('public.oauth_tokens') and attnum > 0 and not attisdropped"

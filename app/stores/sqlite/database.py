@@ -35,6 +35,13 @@ CREATE TABLE IF NOT EXISTS oauth_tokens (
     created_at        TEXT,
     updated_at        TEXT,
     last_refreshed    TEXT NOT NULL,
+    refresh_token_expires_at TEXT,
+    refresh_generation INTEGER NOT NULL DEFAULT 0,
+    refresh_holder    TEXT,
+    refresh_leased_until REAL,
+    refresh_attempts  INTEGER NOT NULL DEFAULT 0,
+    refresh_retry_at  TEXT,
+    refresh_failure   TEXT,
     UNIQUE (user_id, provider, service_type)
 ) STRICT
 """

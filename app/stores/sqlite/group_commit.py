@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,12 +24,13 @@ ERASURE_CHECKPOINT_SECONDS: Final = 0.5  # erasures within this time share a che
 CHECKPOINT_INTERVAL_SECONDS: Final = 10.0
 REFUSAL_SECONDS: Final = 3.0
 Rows = list[tuple[Any, ...]]
+Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 @dataclass(slots=True, eq=False)
 class _Write:
     sql: str
-    parameters: Sequence[Any]
+    parameters: Parameters
     future: asyncio.Future[Rows]
     loop: asyncio.AbstractEventLoop
     erases: bool
@@ -75,7 +76,7 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
-    async def execute(self, sql: str, parameters: Sequence[Any], *, erases: bool = False) -> Rows:
+    async def execute(self, sql: str, parameters: Parameters, *, erases: bool = False) -> Rows:
         """Run one statement and return its rows once it is durable.
 
         Cancelling the call before its statement has started skips the statement; later it may still be committed.

@@ -20,6 +20,8 @@ from app.stores.rows import (
     decode_or_report,
     encryption_metadata,
     parse_json,
+    refresh_claim,
+    settled_columns,
     to_columns,
     unreadable,
 )
@@ -30,7 +32,7 @@ from app.stores.sqlite.database import (
     require_columns,
     translating_sqlite_errors,
 )
-from app.stores.sqlite.group_commit import GroupCommitWriter
+from app.stores.sqlite.group_commit import GroupCommitWriter, Parameters
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
@@ -40,7 +42,7 @@ _PROBE_SECONDS: Final = 1.0  # another process may hold the lock for longer
 _FEW_BYTES: Final = 64 * 1024  # with less on the disk, `check` fails before a write does
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
-_INTEGERS: Final = frozenset({"version", "is_active"})
+_INTEGERS: Final = frozenset({"version", "is_active", "refresh_generation", "refresh_attempts"})
 _BYTES = ", ".join(name if name in _INTEGERS else f"CAST({name} AS BLOB)" for name in COLUMNS)
 _SELECT_BYTES = f"SELECT {_BYTES} FROM oauth_tokens"  # noqa: S608  constants only
 _INSERT = (
@@ -54,6 +56,22 @@ SET access_token = ?, refresh_token = coalesce(?, refresh_token), encryption_sch
     metadata = json_patch(metadata, ?)
 WHERE id = ? AND version = ? AND encryption_scheme IS ?
   AND access_token = ? AND coalesce(refresh_token, '') = ?
+RETURNING id
+"""
+_CLAIM = """
+UPDATE oauth_tokens
+SET refresh_generation = refresh_generation + 1, refresh_holder = :holder,
+    refresh_leased_until = unixepoch('subsec') + :lease_seconds
+WHERE id = :id AND version = :version AND encryption_scheme IS :scheme
+  AND refresh_generation = :generation AND refresh_holder IS :old_holder
+  AND (refresh_holder IS NULL OR coalesce(refresh_leased_until < unixepoch('subsec'), 1))
+RETURNING id
+"""
+_SETTLE = """
+UPDATE oauth_tokens
+SET {assignments}refresh_holder = NULL, refresh_leased_until = NULL, version = version + :raise,
+    metadata = json_patch(metadata, :changes)
+WHERE id = CAST(:id AS TEXT) AND refresh_holder = :holder AND refresh_generation = :generation
 RETURNING id
 """
 _CENSUS = """
@@ -202,6 +220,23 @@ class SqliteRepository:
             written.update(row[0] for row in rows)
         return written
 
+    async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+        return bool(await self._write(_CLAIM, refresh_claim(token, holder=holder, lease_seconds=lease_seconds)))
+
+    async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
+        settled = settled_columns(claimed, after)
+        columns = _encode(settled.columns)
+        assignments = "".join(f"{name} = :{name}, " for name in columns)
+        parameters = {
+            **columns,
+            "raise": int(settled.raises_version),
+            "changes": json.dumps(settled.metadata, ensure_ascii=False),
+            "id": _raw_id(claimed.id),
+            "holder": claimed.refresh_state.holder,
+            "generation": claimed.refresh_state.generation,
+        }
+        return bool(await self._write(_SETTLE.format(assignments=assignments), parameters))
+
     async def close(self) -> None:
         self._reader.close()
         await self._writer.close()
@@ -256,7 +291,7 @@ class SqliteRepository:
             raise WritesUnavailable("the disk has refused writes; reads go on") from None
         self._writer.disk_refused = False
 
-    async def _write(self, sql: str, parameters: Sequence[Any], *, erases: bool = False) -> list[tuple[Any, ...]]:
+    async def _write(self, sql: str, parameters: Parameters, *, erases: bool = False) -> list[tuple[Any, ...]]:
         try:
             with translating_sqlite_errors():
                 return await self._writer.execute(sql, parameters, erases=erases)

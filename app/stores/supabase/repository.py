@@ -24,6 +24,8 @@ from app.stores.rows import (
     changed_columns,
     decode_or_report,
     from_columns,
+    refresh_claim,
+    refresh_settlement,
     rewrap_columns,
     to_columns,
 )
@@ -172,6 +174,14 @@ class SupabaseRepository:
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         changes = [rewrap_columns(rewrap) for rewrap in rewraps]
         return set(await self._call("token_vault_replace_ciphertexts", {"changes": changes}))
+
+    async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+        claim = refresh_claim(token, holder=holder, lease_seconds=lease_seconds)
+        return bool(await self._call("token_vault_claim_refresh", {"claim": claim}))
+
+    async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
+        settlement = refresh_settlement(claimed, after)
+        return bool(await self._call("token_vault_settle_refresh", {"settlement": settlement}))
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what in the database lets other roles than the vault's reach the rows; empty if nothing does."""

@@ -213,10 +213,12 @@ class SupabaseRows:
         }
 
     def insert(self, rows: Iterable[Row]) -> None:
+        listed = list(rows)
+        names = ", ".join(listed[0]) if listed else "id"
         self.stack.sql(
-            "insert into public.oauth_tokens"
-            " select * from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
-            [json.dumps(list(rows))],
+            f"insert into public.oauth_tokens ({names})"  # noqa: S608  column names of a test
+            f" select {names} from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
+            [json.dumps(listed)],
         )
 
     def replace(self, rows: Iterable[Row]) -> None:

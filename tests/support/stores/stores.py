@@ -141,9 +141,10 @@ class SupabaseStore:
         self.insert_many_raw([columns])
 
     def insert_many_raw(self, rows: Sequence[dict[str, Any]]) -> None:
+        names = ", ".join(rows[0])
         self.stack.sql(
-            "insert into public.oauth_tokens"
-            " select * from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
+            f"insert into public.oauth_tokens ({names})"  # noqa: S608  column names of a test
+            f" select {names} from jsonb_populate_recordset(null::public.oauth_tokens, %s::jsonb)",
             [json.dumps(rows)],
         )
 

@@ -1,0 +1,166 @@
+-- What the vault needs to refresh a token once, however many replicas try, and to
+-- lose no new refresh token on the way.
+--
+-- Safe to run twice; no row changes.
+
+do $migration$
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '10s', true);
+    end if;
+
+    alter table public.oauth_tokens
+        -- when the refresh token ends, where the provider says so
+        add column if not exists refresh_token_expires_at timestamptz,
+        -- the lease: counted by each claim, held by one refresh, alive until a time by this database's clock
+        add column if not exists refresh_generation bigint not null default 0,
+        add column if not exists refresh_holder uuid,
+        add column if not exists refresh_leased_until timestamptz,
+        -- failures since the last success, and when the next attempt is due
+        add column if not exists refresh_attempts integer not null default 0,
+        add column if not exists refresh_retry_at timestamptz,
+        add column if not exists refresh_failure text;
+
+    -- Tokens of a provider in the order in which they end: for background refresh and the list of all tokens.
+    create index if not exists oauth_tokens_provider_expires_at_idx
+        on public.oauth_tokens (provider, expires_at, id);
+end
+$migration$;
+
+-- A secret that something else than the vault writes ends the lease as well: the
+-- result of a refresh that is under way would otherwise replace that secret.
+create or replace function public.token_vault_mark_foreign_write() returns trigger
+language plpgsql
+set search_path = ''
+as $function$
+begin
+    new.encryption_scheme := null;
+    new.version := old.version + 1;
+    new.refresh_holder := null;
+    return new;
+end
+$function$;
+
+-- Takes the lease for one refresh, in one statement on this database's clock.
+-- Returns the row's id in an array, or an empty array if somebody else refreshes
+-- it or the row is no longer what the caller read.
+create or replace function public.token_vault_claim_refresh(claim jsonb) returns jsonb
+language sql
+volatile
+security invoker
+set search_path = ''
+as $function$
+    with wanted as (
+        select *
+        from pg_catalog.jsonb_to_record(claim) as members(
+            id uuid,
+            version bigint,
+            scheme text,
+            generation bigint,
+            old_holder uuid,
+            holder uuid,
+            lease_seconds integer
+        )
+    ),
+    claimed as (
+        update public.oauth_tokens as tokens
+        set refresh_generation = tokens.refresh_generation + 1,
+            refresh_holder = wanted.holder,
+            refresh_leased_until =
+                pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => wanted.lease_seconds)
+        from wanted
+        where tokens.id = wanted.id
+          and tokens.version = wanted.version
+          and tokens.encryption_scheme is not distinct from wanted.scheme
+          and tokens.refresh_generation = wanted.generation
+          and tokens.refresh_holder is not distinct from wanted.old_holder
+          and (
+              tokens.refresh_holder is null
+              or coalesce(tokens.refresh_leased_until < pg_catalog.clock_timestamp(), true)
+          )
+        returning tokens.id
+    )
+    select coalesce(pg_catalog.jsonb_agg(id), '[]'::jsonb) from claimed
+$function$;
+
+comment on function public.token_vault_claim_refresh(jsonb) is
+    'Takes the lease for the refresh of one token.';
+
+-- Writes the result of a refresh and ends its lease, if this refresh still holds
+-- it. Columns that `columns` does not name stay, and so does the caller's
+-- metadata; a null in `metadata` removes a key of the vault's. The row may have
+-- another version by now: a change of its status or metadata must not discard a
+-- new refresh token.
+create or replace function public.token_vault_settle_refresh(settlement jsonb) returns jsonb
+language sql
+volatile
+security invoker
+set search_path = ''
+as $function$
+    with wanted as (
+        select *
+        from pg_catalog.jsonb_to_record(settlement) as members(
+            id uuid,
+            holder uuid,
+            generation bigint,
+            columns jsonb,
+            metadata jsonb,
+            raises_version boolean
+        )
+    ),
+    settled as (
+        update public.oauth_tokens as tokens
+        set (
+                access_token, refresh_token, encryption_scheme, expires_at, refresh_token_expires_at, scopes,
+                is_active, updated_at, last_refreshed, refresh_attempts, refresh_retry_at, refresh_failure
+            ) = (
+                select
+                    after.access_token, after.refresh_token, after.encryption_scheme, after.expires_at,
+                    after.refresh_token_expires_at, after.scopes, after.is_active, after.updated_at,
+                    after.last_refreshed, after.refresh_attempts, after.refresh_retry_at, after.refresh_failure
+                -- what is not given is the row's, as it is once nobody else writes it
+                from pg_catalog.jsonb_populate_record(tokens, wanted.columns) as after
+            ),
+            refresh_holder = null,
+            refresh_leased_until = null,
+            version = tokens.version + wanted.raises_version::integer,
+            metadata = case
+                when pg_catalog.jsonb_typeof(tokens.metadata) = 'object' then
+                    (
+                        tokens.metadata
+                        - array(select pg_catalog.jsonb_object_keys(wanted.metadata))
+                    ) || pg_catalog.jsonb_strip_nulls(wanted.metadata)
+                else pg_catalog.jsonb_strip_nulls(wanted.metadata)
+            end
+        from wanted
+        where tokens.id = wanted.id
+          and tokens.refresh_holder = wanted.holder
+          and tokens.refresh_generation = wanted.generation
+        returning tokens.id
+    )
+    select coalesce(pg_catalog.jsonb_agg(id), '[]'::jsonb) from settled
+$function$;
+
+comment on function public.token_vault_settle_refresh(jsonb) is
+    'Writes the result of a refresh and ends its lease.';
+
+do $migration$
+declare
+    vault_function regprocedure;
+    role_name text;
+begin
+    foreach vault_function in array array[
+        'public.token_vault_claim_refresh(jsonb)', 'public.token_vault_settle_refresh(jsonb)'
+    ]::regprocedure[] loop
+        execute format('revoke all on function %s from public cascade', vault_function);
+        foreach role_name in array array['anon', 'authenticated', 'service_role', 'token_vault'] loop
+            continue when not exists (select from pg_catalog.pg_roles where rolname = role_name);
+            execute format('revoke all on function %s from %I cascade', vault_function, role_name);
+            continue when role_name in ('anon', 'authenticated');
+            execute format('grant execute on function %s to %I', vault_function, role_name);
+        end loop;
+    end loop;
+end
+$migration$;
+
+notify pgrst, 'reload schema';
