@@ -127,6 +127,17 @@ begin
         add column if not exists version bigint not null default 1,
         -- null: written by something else than the vault, so due for a rewrap
         add column if not exists encryption_scheme text,
+        -- when the refresh token ends, where the provider says so
+        add column if not exists refresh_token_expires_at timestamptz,
+        -- the lease of a refresh: counted by each claim, held by one refresh, alive
+        -- until a time by this database's clock
+        add column if not exists refresh_generation bigint not null default 0,
+        add column if not exists refresh_holder uuid,
+        add column if not exists refresh_leased_until timestamptz,
+        -- failed refreshes since the last success, and when the next one is due
+        add column if not exists refresh_attempts integer not null default 0,
+        add column if not exists refresh_retry_at timestamptz,
+        add column if not exists refresh_failure text,
         alter column id set default gen_random_uuid(),
         alter column created_at set default now(),
         alter column updated_at set default now(),
@@ -182,6 +193,10 @@ begin
     -- A sweep walks the rows of each stale scheme in id order.
     create index if not exists oauth_tokens_encryption_scheme_id_idx
         on public.oauth_tokens (encryption_scheme, id);
+
+    -- The tokens of a provider in the order in which they expire.
+    create index if not exists oauth_tokens_provider_expires_at_id_idx
+        on public.oauth_tokens (provider, expires_at, id);
 end
 $migration$;
 

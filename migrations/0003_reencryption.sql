@@ -160,7 +160,8 @@ comment on function public.token_vault_schemes() is
 -- The vault raises version with each change of a token, or changes the scheme
 -- with a rewrap. A secret that changes without either was written by something
 -- else, PulsePlan's own code for example: it is then due for a rewrap, and the
--- vault's own writers, which condition on version, must notice.
+-- vault's own writers, which condition on version, must notice. A refresh that is
+-- under way loses its lease, because its result would replace that secret.
 create or replace function public.token_vault_mark_foreign_write() returns trigger
 language plpgsql
 set search_path = ''
@@ -168,6 +169,7 @@ as $function$
 begin
     new.encryption_scheme := null;
     new.version := old.version + 1;
+    new.refresh_holder := null;
     return new;
 end
 $function$;

@@ -10,7 +10,8 @@ from uuid import uuid4
 from app.tokens import transitions
 from app.tokens.models import RefreshState, Rewrap, StoredToken, TokenId, TokenStatus
 from app.tokens.repository import TokenRepository
-from tests.support.stores.stores import NOW, Store, token
+from tests.support.stack.supabase import SupabaseStack
+from tests.support.stores.stores import NOW, Store, SupabaseStore, token
 
 GOOGLE = TokenId("cd613e30-d8f1-4adf-91b7-584a2265b1f5", "google")
 
@@ -139,6 +140,16 @@ async def test_a_rewrap_during_a_refresh_keeps_the_lease(tokens: TokenRepository
     assert isinstance(found, StoredToken)
     assert found.refresh_ciphertext == after.refresh_ciphertext
     assert found.encryption_scheme == after.encryption_scheme
+
+
+async def test_a_secret_of_another_program_ends_the_lease(supabase: SupabaseStack) -> None:
+    """PulsePlan's own code raises no version; the trigger of the migrations sees its write."""
+    async with SupabaseStore(supabase).open() as tokens:
+        claimed = await _claimed(tokens, await _inserted(tokens))
+        supabase.sql("update public.oauth_tokens set access_token = 'theirs' where id = %s", [claimed.id])
+        assert not await tokens.settle_refresh(claimed, _refreshed(claimed))
+    [row] = SupabaseStore(supabase).rows()
+    assert row["access_token"] == "theirs"
 
 
 async def _inserted(tokens: TokenRepository) -> StoredToken:

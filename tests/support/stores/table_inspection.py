@@ -33,6 +33,13 @@ COLUMNS = {
     "metadata": ("jsonb", "NO", "'{}'::jsonb"),
     "version": ("bigint", "NO", "(floor((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric)))::bigint"),
     "encryption_scheme": ("text", "YES", None),
+    "refresh_token_expires_at": ("timestamp with time zone", "YES", None),
+    "refresh_generation": ("bigint", "NO", "0"),
+    "refresh_holder": ("uuid", "YES", None),
+    "refresh_leased_until": ("timestamp with time zone", "YES", None),
+    "refresh_attempts": ("integer", "NO", "0"),
+    "refresh_retry_at": ("timestamp with time zone", "YES", None),
+    "refresh_failure": ("text", "YES", None),
 }
 
 
