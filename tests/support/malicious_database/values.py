@@ -59,6 +59,12 @@ EDITS: Final[Mapping[str, Sequence[Any]]] = {
     "created_at": [None, "0001-01-01T00:00:00+14:00"],
     "updated_at": [None],
     "last_refreshed": ["2020-01-01T00:00:00+00:00", NOT_UTF8],
+    "refresh_token_expires_at": [None, "never", NOT_UTF8],
+    "refresh_generation": [0, 1, -1, 2**63 - 1],
+    "refresh_holder": [None, ALICE, "nobody", NOT_UTF8],
+    "refresh_attempts": [0, 1, -1, 2**31 - 1, 2**63 - 1],
+    "refresh_retry_at": [None, "0001-01-01T00:00:00+14:00", "never"],
+    "refresh_failure": [None, "answer_lost", _HUGE, NOT_UTF8],
 }
 assert EDITS.keys() == set(COLUMNS)
 
