@@ -60,7 +60,7 @@ def _may_lock_memory() -> bool:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
     """Two workers that run as this user."""
-    with serve(new_home(tmp_path_factory.mktemp("hardened")), workers=2) as server:
+    with serve(new_home(tmp_path_factory.mktemp("hardened")), workers=2, installed=True) as server:
         yield server
 
 
@@ -166,7 +166,7 @@ def test_a_worker_is_protected_before_a_secret_is_in_its_memory(tmp_path: Path, 
     with ThreadPoolExecutor(1) as pool:
         searching = pool.submit(search_stopped_workers)
         try:
-            with serve(home, workers=2) as server:
+            with serve(home, workers=2, installed=True) as server:
                 workers = workers_of(server)
                 assert all(needle in _memory(process) for process in workers), "the search finds a secret"
         finally:
@@ -254,7 +254,7 @@ if "--multiprocessing-fork" in sys.orig_argv:
 
 def test_a_worker_that_ends_at_its_start_leaves_no_thread_behind(tmp_path: Path, serve: Serve) -> None:
     home = new_home(tmp_path, **at_its_start(END_WORKERS.replace("FOLDER", repr(str(tmp_path))), tmp_path))
-    with serve(home, workers=2) as server:
+    with serve(home, workers=2, installed=True) as server:
         assert len(list((tmp_path / "ended").iterdir())) >= 6
         eventually(lambda: len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 2)  # its own and the log's
 

@@ -90,7 +90,7 @@ def test_an_idle_server_exits_with_0_although_callers_stay_connected(
 
 def test_a_worker_that_dies_is_replaced_and_the_others_exit_with_0(tmp_path: Path, serve: Serve) -> None:
     path = token_path(uuid4())
-    with serve(new_home(tmp_path), workers=2) as server:
+    with serve(new_home(tmp_path), workers=2, installed=True) as server:
         with server.client() as client:
             assert client.put(path, json={"access_token": "kept"}).status_code == 201
         before = workers_of(server)

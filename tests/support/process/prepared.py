@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -23,6 +24,7 @@ from typing import Final, Never
 from unittest import mock
 
 from app.cli.group import COMMANDS
+from tests.support.process.forked_workers import fork_workers
 
 BROKEN_TEXT: Final = "CANARY-of-a-library"
 _PRELOADED: Final = (
@@ -168,13 +170,16 @@ def _become(
 ) -> None:
     if own_session:
         os.setsid()
-    for descriptor, path in enumerate(outputs, start=1):
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    fork_workers()
+    for descriptor, path in enumerate([os.devnull, *outputs]):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
         os.close(opened)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  a descriptor, for as long as the process lives
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # chosen anew from TMPDIR
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in environment
     sys.argv = command
     if broken is not None:

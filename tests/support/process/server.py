@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,8 +28,8 @@ _PAUSE_SECONDS: Final = 0.02
 class Serve(Protocol):
     """Starts `token-vault serve` with these options and kills what still runs at the end of the `with` block.
 
-    A single worker is forked with everything imported, unless the `installed` program is asked for. `prefix` is a
-    command that runs the server as its argument.
+    The server and its workers are forked with everything imported, unless the `installed` program is asked for.
+    `prefix` is a command that runs the installed program as its argument.
     """
 
     def __call__(
@@ -124,8 +124,10 @@ class Server:
         raise RuntimeError(f"the server did not start:\n{self.output}")
 
     def _kill_group(self) -> None:
-        if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        # a forked server that has ended is reaped; its group lives while a worker does
+        if self.process.returncode is None or isinstance(self.process, PreparedServer):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def serving(
     variables = {"TMPDIR": str(home.folder.parent), **environment(home.settings)}
     process: subprocess.Popen[bytes] | PreparedServer
     log.touch()
-    if workers == 1 and not prefix and not installed:
+    if not prefix and not installed:
         process = PreparedServer(*command, folder=home.folder, environment=variables, log=log)
     else:
         with log.open("wb") as output:

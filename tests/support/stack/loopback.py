@@ -36,7 +36,7 @@ def workers_below(pid: int) -> frozenset[int]:
     tasks = (_PROC / str(pid) / "task").iterdir()
     children = [child for task in tasks for child in (task / "children").read_text().split()]
     # the resource tracker of `multiprocessing` is a child too
-    workers = {int(child) for child in children if b"--multiprocessing-fork" in _command(child)}
+    workers = {int(child) for child in children if b"resource_tracker" not in _command(child)}
     return frozenset(workers or {pid})
 
 
