@@ -29,10 +29,9 @@ _SESSIONS = 3
 @pytest.fixture(scope="module")
 def port(supabase_stack: SupabaseStack, stack_reaper: Reaper) -> Iterator[int]:
     """A pooler with fewer sessions than the vault's pool has connections."""
-    with running_pgbouncer(
-        postgres=supabase_stack.postgres, user=VAULT_LOGIN, sessions=_SESSIONS, reaper=stack_reaper
-    ) as port:
-        yield port
+    server = f"host={supabase_stack.postgres.socket.parent}"
+    with running_pgbouncer(server=server, user=VAULT_LOGIN, sessions=_SESSIONS, reaper=stack_reaper) as pooler:
+        yield pooler.port
 
 
 def _url(port: int, supabase: SupabaseStack, options: str = "sslmode=disable") -> str:
@@ -68,13 +67,14 @@ async def test_the_servers_certificate_and_name_are_verified(
 ) -> None:
     authority, other = (new_authority(tmp_path, name) for name in ("trusted", "other"))
     certificate = authority.issue(tmp_path, "database")
+    server = f"host={postgres.socket.parent}"
     with running_pgbouncer(
-        postgres=postgres, user=VAULT_LOGIN, sessions=1, reaper=stack_reaper, certificate=certificate
-    ) as port:
-        async with connected(_url(port, supabase, f"sslrootcert={authority.file}")) as tokens:
+        server=server, user=VAULT_LOGIN, sessions=1, reaper=stack_reaper, certificate=certificate
+    ) as pooler:
+        async with connected(_url(pooler.port, supabase, f"sslrootcert={authority.file}")) as tokens:
             await tokens.check()
         for host, root in (("127.0.0.1", other.file), ("localhost", authority.file)):
-            url = _url(port, supabase, f"sslrootcert={root}").replace("127.0.0.1", host)
+            url = _url(pooler.port, supabase, f"sslrootcert={root}").replace("127.0.0.1", host)
             async with connected(url) as tokens:
                 with pytest.raises(StoreMisconfigured, match="certificate"):
                     await tokens.check()

@@ -9,6 +9,9 @@ cancel request may hit another session's statement.
 **Poolers.** A transaction pooler (PgBouncer, Supavisor) runs each transaction on another session, where a prepared
 statement does not exist. It also invents the process id that it gives to clients. So each new connection compares that
 id with the session's own; if they differ, nothing is prepared and no session setting is sent.
+
+**Replicas.** PgBouncer repeats to new clients what the server said about being a standby when it last connected. So
+each new connection asks the server itself, and every read says whether a standby answered it.
 """
 
 from __future__ import annotations
@@ -23,15 +26,20 @@ from app.config.database_url import DatabaseUrl, DatabaseUrlError
 from app.config.source import SettingsError
 from app.errors import StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.lost_answers import UnknownOutcomeError
-from app.stores.postgres.errors import DOWN, FAILURES, FULL, SLOW, STALE_SESSION, meaning, meaning_at_connect
+from app.stores.postgres.errors import DOWN, FAILURES, FULL, SLOW, STALE_SESSION, STANDBY, meaning, meaning_at_connect
 
 WAIT_SECONDS: Final = 1.0  # for a free connection
 STATEMENT_SECONDS: Final = 4.0
 _CONNECT_SECONDS: Final = 2.0  # for each host
 _CLOSE_SECONDS: Final = 5.0
 _PREPARED_STATEMENTS: Final = 100
+_STATE: Final = """
+select pg_catalog.pg_backend_pid() as backend, pg_catalog.pg_is_in_recovery() as in_recovery,
+    pg_catalog.current_setting('transaction_read_only')::boolean as read_only
+"""
 # without a pooler, the server ends a statement before the client gives up its connection
 _SESSION: Final = {"statement_timeout": "3000", "idle_in_transaction_session_timeout": "10000", "DateStyle": "ISO"}
+_Host = tuple[str, int]
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
@@ -50,8 +58,13 @@ class Connections:
         self._pool: Any = None
         self._free = asyncio.Semaphore(size)
         self._running: set[asyncio.Task[Any]] = set()
-        self._last_host: tuple[str, int] | None = None
-        self.direct = False  # whether the last connection reached PostgreSQL without a pooler
+        self._last_host: _Host | None = None
+        self._direct_hosts: set[_Host | None] = set()
+
+    @property
+    def direct(self) -> bool:
+        """Whether the last connection reached PostgreSQL without a pooler."""
+        return self._last_host in self._direct_hosts
 
     async def open(self) -> None:
         """Create the pool. Connects to nothing."""
@@ -151,6 +164,9 @@ class Connections:
             raise meaning(error) from None
         finally:
             timer.cancel()
+        if rows and rows[0].get("in_recovery"):  # it may lack what is stored
+            await self._pool.expire_connections()
+            raise StoreUnavailable(STANDBY)
         return list(rows)
 
     async def _connect(self, *_: object, **pool_options: Any) -> Any:  # noqa: ANN401  asyncpg has no types
@@ -160,45 +176,51 @@ class Connections:
             tls = url.tls()
         except (DatabaseUrlError, SettingsError):
             raise StoreMisconfigured("DATABASE_URL, or a file that it or DATABASE_URL_FILE names, is wrong") from None
-        hosts: list[tuple[str, int] | None] = sorted(url.hosts, key=lambda host: host != self._last_host) or [None]
+        hosts: list[_Host | None] = sorted(url.hosts, key=lambda host: host != self._last_host) or [None]
         failures: list[StoreError] = []
         for host in hosts:
             try:
                 connection = await self._connect_host(url, tls, host, pool_options)
             except FAILURES as error:
-                self.direct = False  # a pooler refuses the session settings
+                self._direct_hosts.discard(host)  # a pooler refuses the session settings
                 failures.append(meaning_at_connect(error))
-                continue
-            self._last_host = host
-            return connection
+            except StoreError as error:
+                failures.append(error)
+            else:
+                self._last_host = host
+                return connection
         raise min(failures, key=lambda failure: not isinstance(failure, StoreMisconfigured))
 
     async def _connect_host(
         self,
         url: DatabaseUrl,
         tls: Any,  # noqa: ANN401  an SSLContext, a mode of libpq or None
-        host: tuple[str, int] | None,
+        host: _Host | None,
         pool_options: dict[str, Any],
     ) -> Any:  # noqa: ANN401  asyncpg has no types
         place = {} if host is None else {"host": host[0], "port": host[1]}
         while True:
-            direct = self.direct
+            direct = host in self._direct_hosts
             connection = await asyncpg.connect(
                 url.text,
                 **place,
                 **pool_options,
                 ssl=tls,
-                target_session_attrs=url.target_session_attrs,
+                target_session_attrs="any",  # asyncpg believes a pooler; `_STATE` asks the server
                 timeout=_CONNECT_SECONDS,
                 statement_cache_size=_PREPARED_STATEMENTS if direct else 0,
                 server_settings={"application_name": "token-vault", **(_SESSION if direct else {})},
             )
             try:
-                own_id = await connection.fetchval("select pg_catalog.pg_backend_pid()", timeout=_CONNECT_SECONDS)
+                state = await connection.fetchrow(_STATE, timeout=_CONNECT_SECONDS)
             except BaseException:
                 connection.terminate()
                 raise
-            self.direct = own_id == connection.get_server_pid()
-            if self.direct == direct:
+            refused = state["in_recovery"] or (state["read_only"] and url.target_session_attrs == "read-write")
+            as_expected = (state["backend"] == connection.get_server_pid()) == direct
+            if as_expected and not refused:
                 return connection
             connection.terminate()
+            if refused:
+                raise StoreUnavailable(STANDBY)
+            self._direct_hosts ^= {host}

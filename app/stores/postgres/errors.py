@@ -20,6 +20,7 @@ DOWN: Final = "the database is down or cannot be reached"
 SLOW: Final = "the database did not answer in time"
 FULL: Final = "every connection to the database is in use"
 STANDBY: Final = "no server of DATABASE_URL takes writes at the moment: it is a replica, or read-only"
+_NO_CONNECTION: Final = "the database takes no more connections; see Connections in docs/stores.md"
 _READ_ONLY: Final = "the database is read-only at the moment"
 _BUSY: Final = "the database gave up this statement for another one; nothing was changed"
 _LOGIN: Final = "the database refuses the user, the password or the database's name of DATABASE_URL"
@@ -52,6 +53,7 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "57014": (StoreTimeout, SLOW),
 }
 _UNKNOWN_COMPLETION: Final = "40003"
+_TOO_MANY_CONNECTIONS: Final = "53300"
 _FOREIGN_KEY_VIOLATION: Final = "23503"
 # a session with one of these does not serve: a demoted server, or a pooler that an earlier check did not see
 STALE_SESSION: Final = frozenset({"25006", "26000", "42P05"})
@@ -74,8 +76,6 @@ def meaning(error: BaseException) -> Exception:
 
 def meaning_at_connect(error: BaseException) -> StoreError:
     """Return the vault's error for an attempt to connect. No statement was sent."""
-    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return StoreUnavailable(STANDBY)
     if isinstance(error, ssl.SSLCertVerificationError):
         return StoreMisconfigured(_CERTIFICATE)
     if isinstance(error, ConnectionError) and "rejected SSL upgrade" in str(error):
@@ -84,4 +84,6 @@ def meaning_at_connect(error: BaseException) -> StoreError:
         code = str(error.sqlstate)
         if code[:2] == "28" or code == "3D000":
             return StoreMisconfigured(_LOGIN)
+        if code == _TOO_MANY_CONNECTIONS:
+            return StoreUnavailable(_NO_CONNECTION)
     return StoreUnavailable(DOWN)

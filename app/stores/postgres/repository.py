@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from app.config.database_url import DatabaseUrl
-from app.errors import StoreMisconfigured, StoreUnavailable, WritesUnavailable
+from app.errors import StoreMisconfigured, WritesUnavailable
 from app.stores.access import AccessFinding
 from app.stores.lost_answers import UnknownOutcomeError, confirm_write
 from app.stores.postgres import statements
 from app.stores.postgres.connections import Connections
-from app.stores.postgres.errors import STANDBY
 from app.stores.postgres.server import SERVER, ServerReport, server_report
 from app.stores.read_batching import ReadBatcher
 from app.stores.rows import (
@@ -157,7 +156,6 @@ class PostgresRepository:
 
     async def _read(self, sql: str, *arguments: object) -> list[TokenRow]:
         rows = await self._connections.read(sql, *arguments)
-        _require_primary(rows)
         return [decode_or_report(row) for row in rows if row["id"] is not None]
 
     async def _read_tokens(self, wanted: Iterable[TokenId]) -> list[TokenRow]:
@@ -165,7 +163,7 @@ class PostgresRepository:
         return await self._read(statements.BY_TOKEN_IDS, *columns)
 
     async def _read_row(self, row_id: str) -> TokenRow | None:
-        rows = await self._read(statements.BY_ROW_IDS, [row_id])
+        rows = await self._read(statements.DURABLE_BY_ROW_ID, row_id)
         return rows[0] if rows else None
 
     async def _call(self, sql: str) -> Any:  # noqa: ANN401  any JSON
@@ -193,11 +191,5 @@ def _encode(columns: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _require_primary(rows: Sequence[Mapping[str, Any]]) -> None:
-    if not rows or rows[0]["in_recovery"]:
-        raise StoreUnavailable(STANDBY)
-
-
 def _answer(rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401  any JSON
-    _require_primary(rows)
     return json.loads(rows[0]["answer"])

@@ -1,7 +1,7 @@
 """The SQL of the PostgreSQL store.
 
 Every read returns `in_recovery` beside the row, and one row of nulls if there is none: a pooler may lead to a replica,
-which may lack a token that is stored, so its "no row" is no answer.
+which may lack a token that is stored, so its "no row" is no answer. `Connections` checks it.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ BY_TOKEN_IDS: Final = _reading(
 )
 BY_USER: Final = _reading("where user_id = $1::uuid order by provider, service_type limit $2")
 BY_ROW_IDS: Final = _reading("where id = any ($1::uuid[])")
+# The lock makes the statement a write, which ends when the synchronous standby has everything before it. The row may be
+# that of a commit that no standby has: the server shows it if the session ended while it waited.
+# <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA>
+DURABLE_BY_ROW_ID: Final = _reading("where id = $1::uuid for no key update")
 ANY_ROW: Final = _reading("limit 1")
 _PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by id limit $3"
 PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")

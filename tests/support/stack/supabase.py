@@ -19,7 +19,7 @@ from tests.support.stack.reaper import Reaper
 
 # 0004 reports no member of token_vault with such a name, and roles belong to the server that all tests share
 VAULT_LOGIN: Final = "supabase_vault_login"
-_CREATE_LOGIN: LiteralString = """
+CREATE_LOGIN: LiteralString = """
 do $$ begin
     if not exists (select from pg_roles where rolname = 'supabase_vault_login') then
         create role supabase_vault_login login bypassrls in role token_vault;
@@ -157,7 +157,7 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
     ):
         reaper.remove_folder(Path(folder))
         database.migrate()
-        database.connection.execute(_CREATE_LOGIN)
+        database.connection.execute(CREATE_LOGIN)
         postgrest = Postgrest(
             database_uri=postgres.uri(database.name, user="authenticator"),
             jwt_secret=keys.jwt_secret,
