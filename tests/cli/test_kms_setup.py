@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from tests.support.process.home import COMMAND, environment, require_refusal, token_vault
+from tests.support.process.prepared import PreparedCommand
 from tests.support.stack.kms import REGION, Kms
 from tests.support.stack.kms_faults import Cut, KmsFault
 from tests.support.stack.kms_gate import ADMINISTRATOR
@@ -83,6 +84,7 @@ class Account:
 
 @pytest.fixture
 def account(kms: Kms, tmp_path: Path) -> Account:
+    kms.empty()  # a run looks at every key
     return Account(kms, tmp_path)
 
 
@@ -153,15 +155,11 @@ def test_a_run_continues_after_a_killed_one(account: Account, call: str, arrives
     # the process is killed while it waits for an answer, and its request arrives or is lost
     fault = KmsFault(delay_seconds=30, cut=None if arrives else Cut.BEFORE_THE_ANSWER)
     account.kms.faults.inject(fault, operation=call)
-    with subprocess.Popen(
-        [COMMAND, *account.arguments],
-        cwd=account.folder,
-        env=environment(account.settings),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        eventually(lambda: call in account.kms.operations(), within_seconds=120)
-        process.kill()
+    process = PreparedCommand(
+        COMMAND, account.arguments, folder=account.folder, environment=environment(account.settings)
+    )
+    eventually(lambda: call in account.kms.operations(), within_seconds=120)
+    process.kill()
     account.kms.faults.clear()  # ends the delay
     if arrives:
         eventually(lambda: _is_done(account, call, before), within_seconds=120)

@@ -27,7 +27,7 @@ from tests.support.process.home import (
     run,
     token_vault,
 )
-from tests.support.rewrap.command import Printed, ended, rewrap, started, without_progress
+from tests.support.rewrap.command import Printed, ended, prepared, printed, rewrap, started, without_progress
 from tests.support.rewrap.stored_rows import (
     KEYS,
     Row,
@@ -174,9 +174,10 @@ def test_only_the_given_provider_is_rewrapped_and_counted(rows: Rows, tmp_path: 
 def test_a_signal_ends_it_cleanly_with_true_counts(sqlite: SqliteRows, tmp_path: Path, number: signal.Signals) -> None:
     settings = sqlite.settings() | SECOND
     sqlite.insert(rows_under_first(1_000))
-    process = started("--rate", "100", folder=tmp_path, settings=settings)
+    process = prepared("--rate", "100", folder=tmp_path, settings=settings)
     eventually(lambda: sqlite.count("local:v2") > 0, within_seconds=COMMAND_SECONDS)
-    done = ended(process, by=number)
+    process.send_signal(number)
+    done = printed(process.end(COMMAND_SECONDS))
     left = sqlite.count("local:v1")
     assert (done.exit_code, without_progress(done.stderr)) == (2, "")
     assert 0 < left < 1_000
@@ -204,11 +205,11 @@ def test_progress_without_a_terminal_is_a_line_every_few_seconds(sqlite: SqliteR
 
 def test_two_shards_at_once_rewrap_every_row_once(rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | SECOND
-    rows.insert(rows_under_first(1_200))
-    processes = [started("--shard", shard, folder=tmp_path, settings=settings) for shard in ("1/2", "2/2")]
-    done = [ended(process) for process in processes]
+    rows.insert(rows_under_first(400))
+    processes = [prepared("--shard", shard, folder=tmp_path, settings=settings) for shard in ("1/2", "2/2")]
+    done = [printed(process.end(COMMAND_SECONDS)) for process in processes]
     assert [one.exit_code for one in done] == [0, 0], done
-    assert sum(one.counts["rewrapped"] or 0 for one in done) == 1_200
+    assert sum(one.counts["rewrapped"] or 0 for one in done) == 400
     assert [one.counts["overtaken"] for one in done] == [0, 0]
     assert {row["encryption_scheme"] for row in rows.rows().values()} == {"local:v2"}
 
@@ -234,10 +235,10 @@ def test_a_finished_shard_reports_the_rows_of_the_others(sqlite: SqliteRows, tmp
 
 def test_throttling_is_printed_once_and_every_row_is_rewrapped(kms: Kms, rows: Rows, tmp_path: Path) -> None:
     settings = rows.settings() | key_settings(1) | kms.environment()
-    rows.insert(rows_under_first(150))
+    rows.insert(rows_under_first(60))
     kms.faults.error("ThrottlingException", every=3)
     done = rewrap(folder=tmp_path, settings=settings)
-    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 150, 0), done
+    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 60, 0), done
     assert {row["encryption_scheme"] for row in rows.rows().values()} == {f"kms:{kms.key_arn}"}
     waits = [line for line in done.stderr.splitlines() if line.startswith("waiting")]
     assert len(waits) == len(set(waits)) <= 4, "not for each row"
@@ -458,11 +459,9 @@ def test_migrate_to_kms_rewraps_everything_under_kms(kms: Kms, sqlite: SqliteRow
     settings = sqlite.settings() | key_settings(1) | kms.environment()
     old = _old_rows()
     sqlite.insert([*rows_under_first(20), *old])
-    done = _migrate("--limit", "5", folder=tmp_path, settings=settings)
-    assert (done.exit_code, done.counts["rewrapped"]) == (2, 5)
-    assert f"notice  {len(old)} rows in PulsePlan's formats" in done.stderr
     done = _migrate(folder=tmp_path, settings=settings)
-    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 15 + len(old), 0)
+    assert f"notice  {len(old)} rows in PulsePlan's formats" in done.stderr
+    assert (done.exit_code, done.counts["rewrapped"], done.counts["remaining"]) == (0, 20 + len(old), 0)
     assert {row["encryption_scheme"] for row in sqlite.rows().values()} == {f"kms:{kms.key_arn}"}
 
 

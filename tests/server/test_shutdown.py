@@ -41,7 +41,7 @@ def _begin_put(server: Server, path: str, body: bytes) -> socket.socket:
 def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
     home = new_home(tmp_path)
     unfinished, body = token_path(uuid4()), json.dumps({"access_token": "in flight"}).encode()
-    with serve(home, workers=workers, installed=True) as server:
+    with serve(home, workers=workers, installed=workers == 1) as server:
         clients = [StoringClient(server) for _ in range(CLIENTS)]
         try:
             eventually(lambda: sum(client.acknowledgements for client in clients) > ACKNOWLEDGED, within_seconds=120)
@@ -65,7 +65,7 @@ def test_sigterm_under_load(tmp_path: Path, serve: Serve, workers: int) -> None:
     assert "Traceback" not in ended.output
     assert [status for client in clients for status in client.unexpected] == []
     acknowledged = {user_id: version for client in clients for user_id, version in client.acknowledged.items()}
-    with serve(home, installed=True) as server, wires(server, 1) as (wire,):
+    with serve(home) as server, wires(server, 1) as (wire,):
         assert wire.call("GET", unfinished).body["access_token"] == "in flight"
         for user_id, version in acknowledged.items():
             stored = wire.call("GET", token_path(user_id))

@@ -29,7 +29,7 @@ BOUND_SECONDS = 180  # shows a hang
 
 def _write_until_killed(serve: Serve, home: Home, *, workers: int) -> dict[UUID, int]:
     """Kill the server at a random moment after the writes; return the acknowledged version of each user's token."""
-    with serve(home, workers=workers, installed=True) as server:
+    with serve(home, workers=workers) as server:
         clients = [StoringClient(server) for _ in range(CLIENTS)]
         try:
             eventually(

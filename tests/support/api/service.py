@@ -110,7 +110,7 @@ def running_service(
     command = [*within, COMMAND, "serve", *arguments]
     variables = inherited | AS_USERS_HAVE_IT | settings
     process: subprocess.Popen[bytes] | PreparedServer
-    if within or "--workers" in arguments:
+    if within:
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=folder, env=variables, stdout=output, stderr=output)
     else:

@@ -40,6 +40,7 @@ _PRELOADED: Final = (
     "app.security.kms.setup",
     "app.stores.supabase.repository",
     "tests.support.process.shared_roots",
+    "tests.support.stack.aws_models",
 )
 
 
@@ -68,6 +69,10 @@ class PreparedCommand:
     @property
     def is_running(self) -> bool:
         return self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def end(self, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
         """Wait for the end; after the time kill the command and raise `subprocess.TimeoutExpired`."""

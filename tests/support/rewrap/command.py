@@ -55,11 +55,15 @@ class Printed:
 def rewrap(*arguments: str, folder: Path, settings: Mapping[str, str]) -> Printed:
     """Run the command to its end."""
     done = token_vault("rewrap", *arguments, folder=folder, settings=settings)
+    return printed(done)
+
+
+def printed(done: subprocess.CompletedProcess[str]) -> Printed:
     return Printed(done.returncode, done.stdout, done.stderr)
 
 
 def started(*arguments: str, folder: Path, settings: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start the command."""
+    """Start the installed command; its outputs are pipes."""
     return subprocess.Popen(
         [COMMAND, "rewrap", *arguments],
         cwd=folder,
@@ -72,7 +76,7 @@ def started(*arguments: str, folder: Path, settings: Mapping[str, str]) -> subpr
 
 
 def prepared(*arguments: str, folder: Path, settings: Mapping[str, str]) -> PreparedCommand:
-    """Start the command with the libraries imported, to be killed."""
+    """Start the command with the libraries imported."""
     return PreparedCommand(COMMAND, ("rewrap", *arguments), folder=folder, environment=environment(settings))
 
 

@@ -19,6 +19,7 @@ from unittest import mock
 
 import boto3
 from botocore.config import Config
+from moto.kms.models import kms_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
@@ -150,6 +151,11 @@ class Kms:
         self.key_arn = self.create_key()
         self.alias = self.create_alias(self.key_arn)
         self.forget_requests()
+
+    def empty(self) -> None:
+        """Delete every key of the account, and `renew`."""
+        kms_backends.reset()
+        self.renew()
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.support.stack.aws_models  # noqa: F401  what it does to every client
 from tests.support.stack.kms import Kms
 
 
