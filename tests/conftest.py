@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+import tests.support.process.shared_roots  # noqa: F401  each service that a test builds would derive its root anew
+
 # pytest explains its assertions as those of a test
 pytest.register_assert_rewrite("tests.support.stores.table_inspection")
 

@@ -200,7 +200,7 @@ def test_progress_without_a_terminal_is_a_line_every_few_seconds(sqlite: SqliteR
     assert process.stderr is not None
     pattern = re.compile(r"[0-9]+ of 500 done, [0-9]+ rows/s, [0-9]+:[0-9]{2} left\n")
     assert any(pattern.fullmatch(line) for line in process.stderr)
-    ended(process, by=signal.SIGKILL)
+    assert ended(process, by=signal.SIGTERM).exit_code == 2
 
 
 def test_two_shards_at_once_rewrap_every_row_once(rows: Rows, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ def _rows() -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in rows if len(row) == 2 and row[0] not in {"control", "---"}]
 
 
+@cache
 def _tests_of(file: Path) -> set[str]:
     return {
         node.name

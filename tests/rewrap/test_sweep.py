@@ -51,7 +51,7 @@ from tests.support.stack.kms import Kms
 from tests.support.stack.supabase import SupabaseStack
 from tests.support.waiting import eventually_async
 
-MANY: Final = size(1_000, 20_000)
+MANY: Final = size(500, 20_000)
 _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
 
 
@@ -256,7 +256,7 @@ async def test_scattered_sweeps_rewrap_every_row(rows: Rows) -> None:
 
 async def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     few = await _peak_bytes(SqliteRows(tmp_path / "few.db"), 1_000)
-    many = await _peak_bytes(SqliteRows(tmp_path / "many.db"), 2_500)
+    many = await _peak_bytes(SqliteRows(tmp_path / "many.db"), 2_000)
     assert many < 1.25 * few, (few, many)
     assert PAGE_ROWS * CONCURRENT_PAGES < 1_000, "both tables are larger than the pages in memory"
 

@@ -28,8 +28,8 @@ from tests.support.rewrap.stored_rows import KEYS, Row, Rows, SqliteRows, access
 from tests.support.stack.kms import Kms
 from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
 
-_PULSEPLAN_USERS: Final = 16
-_KMS_USERS: Final = 16
+_PULSEPLAN_USERS: Final = 8
+_KMS_USERS: Final = 8
 
 
 @dataclass(slots=True)
