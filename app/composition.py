@@ -55,6 +55,7 @@ from app.tokens.vault import TokenVault
 if TYPE_CHECKING:  # OpenTelemetry is an extra, and boto3 and prometheus-client take a while to import
     from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
+    from app.refresh.provider_client import ProviderClient
     from app.security.kms.client import KmsObserver
 
 
@@ -244,6 +245,13 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
     except KeyListError as error:
         raise SettingsError(f"SERVICE_KEYS: {error}") from None
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
+
+
+def build_provider_client() -> ProviderClient:
+    """Build the client that asks OAuth providers; raises `SettingsError` if SSL_CERT_FILE is wrong."""
+    from app.refresh.provider_client import ProviderClient  # noqa: PLC0415  imports aiohttp
+
+    return ProviderClient(tls=client_ssl_context())
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from app.cli.errors import UsageError, settings_or_stop
 from app.composition import build_encryption, build_service_key_directory, require_tracing
 from app.config.certificate_authorities import client_ssl_context
 from app.config.listening import is_host, unencrypted_listener
+from app.config.oauth_providers import load_provider_registry
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
@@ -175,12 +176,13 @@ def _warn_about(expires_at: datetime | None) -> None:
 
 
 def _require_collaborators(settings: Settings) -> None:
-    """Stop with one line if SERVICE_KEYS or an AWS setting is wrong, or an extra is missing.
+    """Stop with one line if SERVICE_KEYS, an OAuth provider or an AWS setting is wrong, or an extra is missing.
 
     A wrong file of service keys does not stop the start, because it is read again when it changes.
     """
     try:
         build_service_key_directory(settings)
+        load_provider_registry(settings)
         build_encryption(settings).close()
         if settings.otel_traces:
             require_tracing()

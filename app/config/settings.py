@@ -64,6 +64,9 @@ class Settings(ListeningSettings):
     rewrap_legacy: bool = False
     rewrap_interval_seconds: Annotated[float, Field(ge=0, le=31 * 86_400)] = 0
 
+    oauth_providers_file: Path | None = None
+    oauth_providers: SecretStr | None = None
+
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
     user_jwt_issuer: str | None = None
@@ -170,6 +173,8 @@ class Settings(ListeningSettings):
         if self.metrics_port == self.port:
             yield "METRICS_PORT is PORT; the second listener needs a port of its own"
         yield from self._wrong_user_jwt()
+        if self.oauth_providers is not None and self.oauth_providers_file is not None:
+            yield "OAUTH_PROVIDERS and OAUTH_PROVIDERS_FILE are both set; set one of them"
         if self.audit_log is not None and self.audit_key is None:
             yield "AUDIT_KEY is needed because AUDIT_LOG is set: 32 random bytes in base64"
 

@@ -1,41 +1,65 @@
-# ruff: noqa: ARG002
 """Requests to OAuth providers: refresh, exchange and revoke."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from typing import Final, Literal, TypeVar
+from urllib.parse import urlencode
 
+from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from app.errors import ProviderUnavailable
-from app.refresh.providers import OAuthProvider
+from app.errors import GrantRejected, ProviderMisconfigured, RevocationUnsupported
+from app.refresh.client_authentication import authenticate
+from app.refresh.endpoints import revocation_endpoint, token_endpoint
+from app.refresh.provider_connection import (
+    CONNECT_SECONDS,
+    TOTAL_SECONDS,
+    ProviderAnswer,
+    ProviderConnections,
+    ProviderRequest,
+)
+from app.refresh.providers import OAuthProvider, Revocation
+from app.refresh.token_answer import ClientRefusedError, ProviderTokens, error_code, parse_tokens, require_success
 
+__all__ = ["ProviderClient", "ProviderTokens", "TokenTypeHint"]
 TokenTypeHint = Literal["access_token", "refresh_token"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderTokens:
-    """The answer of a token endpoint. What the answer leaves out is `None`: an omitted refresh token stays valid."""
-
-    access_token: SecretStr
-    refresh_token: SecretStr | None = None
-    expires_in_seconds: int | None = None
-    refresh_token_expires_in_seconds: int | None = None
-    scopes: tuple[str, ...] | None = None
+T = TypeVar("T")
+_NOT_KNOWN: Final = frozenset({"invalid_token", "invalid_grant"})  # to the provider: so there is nothing to revoke
 
 
 class ProviderClient:
-    """Asks providers for tokens. Each method sends at most one request that can spend a refresh token or a code.
+    """Asks providers for tokens. No request that can spend a refresh token or a code is sent twice.
 
-    Every method raises `ProviderUnavailable` or `ProviderMisconfigured`.
+    If the client authentication is refused, the provider has not looked at the grant, so the next client secret of the
+    entry is tried. Every method raises `ProviderUnavailable` or `ProviderMisconfigured`.
     """
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext,
+        resolver: AbstractResolver | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        total_seconds: float = TOTAL_SECONDS,
+    ) -> None:
+        self._connections = ProviderConnections(
+            tls=tls, resolver=resolver, connect_seconds=connect_seconds, total_seconds=total_seconds
+        )
 
     async def refresh(
         self, provider: OAuthProvider, *, refresh_token: SecretStr, base_url: str | None, scopes: tuple[str, ...]
     ) -> ProviderTokens:
         """Spend the refresh token; raises `GrantRejected` if the provider refuses it."""
-        raise ProviderUnavailable(f"{provider.name} is not asked yet", sent=False)
+        parameters = {"grant_type": "refresh_token", "refresh_token": refresh_token.get_secret_value()}
+        if provider.send_scope and scopes:
+            parameters["scope"] = " ".join(scopes)
+        return await self._tokens(provider, parameters, base_url)
 
     async def exchange(
         self,
@@ -47,13 +71,96 @@ class ProviderClient:
         base_url: str | None,
     ) -> ProviderTokens:
         """Redeem an authorization code; raises `GrantRejected` if the provider refuses it."""
-        raise ProviderUnavailable(f"{provider.name} is not asked yet", sent=False)
+        parameters = {
+            "grant_type": "authorization_code",
+            "code": code.get_secret_value(),
+            "redirect_uri": redirect_uri,
+        }
+        if code_verifier is not None:
+            parameters["code_verifier"] = code_verifier.get_secret_value()
+        return await self._tokens(provider, parameters, base_url)
 
     async def revoke(
         self, provider: OAuthProvider, *, token: SecretStr, hint: TokenTypeHint, base_url: str | None
     ) -> None:
-        """Revoke one token; raises `RevocationUnsupported` if the provider cannot."""
-        raise ProviderUnavailable(f"{provider.name} is not asked yet", sent=False)
+        """Revoke one token; raises `RevocationUnsupported` if the provider cannot.
+
+        A token that the provider does not know counts as revoked (RFC 7009, section 2.2).
+        """
+        if provider.revocation is Revocation.NONE or (provider.revoke_url is None and not provider.uses_base_url):
+            raise RevocationUnsupported(f"{provider.name} has no endpoint that revokes a token")
+        url = revocation_endpoint(provider, base_url)
+        if provider.revocation is Revocation.DELETE_WITH_ACCESS_TOKEN:
+            await self._delete(provider, url, token, hint)
+            return
+        parameters = {"token": token.get_secret_value(), "token_type_hint": hint}
+        if provider.revocation is Revocation.TOKEN_ONLY:
+            _require_revoked(provider, await self._post(provider, url, parameters, {}, self._connections.deadline()))
+        else:
+            await self._authenticated(provider, url, parameters, partial(_require_revoked, provider))
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._connections.close()
+
+    async def _tokens(
+        self, provider: OAuthProvider, parameters: Mapping[str, str], base_url: str | None
+    ) -> ProviderTokens:
+        read = partial(parse_tokens, provider.name, reauth_errors=provider.reauth_errors)
+        return await self._authenticated(provider, token_endpoint(provider, base_url), parameters, read)
+
+    async def _authenticated(
+        self, provider: OAuthProvider, url: str, parameters: Mapping[str, str], read: Callable[[ProviderAnswer], T]
+    ) -> T:
+        deadline = self._connections.deadline()
+        for secret in provider.client_secrets:
+            headers, proof = authenticate(provider, secret, endpoint=url)
+            answer = await self._post(provider, url, {**parameters, **proof}, headers, deadline)
+            with suppress(ClientRefusedError):
+                return read(answer)
+        raise ProviderMisconfigured(f"{provider.name} refuses the vault's client id or client secret")
+
+    async def _post(
+        self,
+        provider: OAuthProvider,
+        url: str,
+        parameters: Mapping[str, str],
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> ProviderAnswer:
+        is_json = provider.body == "json"
+        body = json.dumps(parameters) if is_json else urlencode(parameters)
+        kind = "application/json" if is_json else "application/x-www-form-urlencoded"
+        request = ProviderRequest(
+            provider=provider.name,
+            method="POST",
+            url=url,
+            headers={**dict(provider.headers), **headers, "Content-Type": kind},
+            body=body.encode(),
+            allow_insecure=provider.allow_insecure,
+        )
+        return await self._connections.send(request, deadline=deadline)
+
+    async def _delete(self, provider: OAuthProvider, url: str, token: SecretStr, hint: TokenTypeHint) -> None:
+        if hint != "access_token":
+            raise RevocationUnsupported(f"{provider.name} revokes a refresh token together with its access token only")
+        request = ProviderRequest(
+            provider=provider.name,
+            method="DELETE",
+            url=url,
+            headers={"Authorization": f"Bearer {token.get_secret_value()}"},
+            body=None,
+            allow_insecure=provider.allow_insecure,
+        )
+        answer = await self._connections.send(request, deadline=self._connections.deadline())
+        if answer.status == HTTPStatus.UNAUTHORIZED:  # expired, and then the refresh token of the grant still works
+            raise GrantRejected(f"{provider.name} does not know the access token", reason="invalid_token")
+        require_success(provider.name, answer)
+
+
+def _require_revoked(provider: OAuthProvider, answer: ProviderAnswer) -> None:
+    code = error_code(answer) if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR else None
+    if code == "unsupported_token_type":
+        raise RevocationUnsupported(f"{provider.name} does not revoke tokens of this kind")
+    if code not in _NOT_KNOWN:
+        require_success(provider.name, answer)
