@@ -41,9 +41,12 @@ format: $(VENV)/.dev ## rewrite the code in its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## measure side by side, and print a table
+# OpenBao's program: from its release page, a package of the system, or `go build` in its sources.
+BAO ?=
+
+bench: $(VENV)/.dev ## measure side by side, and print a table in Markdown; BAO=path/to/bao takes part
 	@$(BIN)/python -m tests.support.stack.install
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(if $(BAO),--bao $(BAO))
 
 # promtool comes with Prometheus; `go install github.com/prometheus/prometheus/cmd/promtool@latest` builds it in some
 # minutes, which is why `make test` does without it and checks less.

@@ -47,12 +47,12 @@ def _measure(bench: Bench, key: str, workers: int) -> list[Line]:
         prepare(bench.folder / name / "data" / "vault.db", key, users)
         others = bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids))
         others()
-        quiet = [others() for _ in range(bench.rounds)]
+        quiet = [others() for _ in range(bench.turns)]
         attacked: list[Load] = []
         held: list[int | None] = []
         with attacked_by(bench.reaper, vault.port, users, workers=workers) as loris:
             time.sleep(_WARM_UP_SECONDS)
-            for _ in range(bench.rounds):
+            for _ in range(bench.turns):
                 held.append(fewest_held(vault.pid, vault.port, loris))
                 attacked.append(others())
             held.append(fewest_held(vault.pid, vault.port, loris))

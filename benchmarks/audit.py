@@ -33,7 +33,7 @@ def measure(bench: Bench) -> list[Line]:
             vault = stack.enter_context(bench.servers.vault(name.replace(" ", "-"), settings))
             bench.stored(vault, user_ids)
             reveals.append(bench.over_and_over(vault, tuple(bench.requests.reveal(user_id) for user_id in user_ids)))
-        loads = dict(zip(contestants, run_rounds(reveals, rounds=bench.rounds), strict=True))
+        loads = dict(zip(contestants, run_rounds(reveals, turns=bench.turns), strict=True))
     baseline = loads[_NONE]
     lines = [Line(f"reveal, {_NONE}", median_rate(baseline), "requests/s")]
     for name in list(contestants)[1:]:

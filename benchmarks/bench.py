@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from app.callers.service_key_file import add_key
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key
 from app.security.keyring import new_key_text
-from benchmarks.load import Load, Plan, drive
+from benchmarks.load import Load, OpenPlan, Plan, drive, drive_open
 from benchmarks.requests import Requests
 from benchmarks.rounds import Contestant
 from benchmarks.servers import Server, Servers
@@ -29,6 +29,8 @@ class Bench:
     """One run."""
 
     quick: bool
+    turns: int
+    openbao: Path | None
     folder: Path
     servers: Servers
     requests: Requests
@@ -37,15 +39,17 @@ class Bench:
     loads: list[Load] = field(default_factory=list)
 
     @property
-    def rounds(self) -> int:
-        return 2 if self.quick else 5
-
-    @property
     def load_seconds(self) -> float:
-        return 0.8 if self.quick else 2.0
+        """The time of one turn."""
+        return 0.8 if self.quick else 1.5
 
     def drive(self, plan: Plan) -> Load:
         load = self.client.submit(drive, plan).result()
+        self.loads.append(load)
+        return load
+
+    def drive_open(self, plan: OpenPlan) -> Load:
+        load = self.client.submit(drive_open, plan).result()
         self.loads.append(load)
         return load
 
@@ -62,14 +66,14 @@ class Bench:
         )
         return lambda: self.drive(plan)
 
-    def stored(self, server: Server, user_ids: list[str]) -> None:
-        """Store a token for each user through the vault."""
-        requests = tuple(self.requests.store(user_id) for user_id in user_ids)
+    def stored(self, server: Server, user_ids: list[str], store: Callable[[str], bytes] | None = None) -> None:
+        """Store a token for each user, with the vault's request or that of another server."""
+        requests = tuple(map(store or self.requests.store, user_ids))
         self.drive(Plan(port=server.port, requests=requests, connections=CONNECTIONS, seconds=60.0))
 
 
 @contextmanager
-def opened(*, quick: bool) -> Iterator[Bench]:
+def opened(*, quick: bool = False, turns: int = 3, openbao: Path | None = None) -> Iterator[Bench]:
     """Set up a run, and remove its processes and files afterwards."""
     with (
         closing(Reaper()) as reaper,
@@ -85,6 +89,8 @@ def opened(*, quick: bool) -> Iterator[Bench]:
         settings = {"TOKEN_ENCRYPTION_KEY": new_key_text(), "SERVICE_KEYS_FILE": str(service_keys)}
         yield Bench(
             quick=quick,
+            turns=turns,
+            openbao=openbao,
             folder=folder,
             servers=Servers(folder, reaper, settings),
             requests=Requests(key),

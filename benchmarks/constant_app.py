@@ -40,6 +40,7 @@ if __name__ == "__main__":
         "benchmarks.constant_app:create_app",
         factory=True,
         port=int(sys.argv[1]),
+        workers=int(sys.argv[2]),
         log_config=None,
         access_log=False,
         proxy_headers=False,

@@ -229,7 +229,7 @@ def _over_http(bench: Bench, kms: Kms) -> list[Line]:
         bench.stored(sealed_locally, user_ids)
         with_kms, locally = run_rounds(
             [bench.over_and_over(sealed_by_kms, requests), bench.over_and_over(sealed_locally, requests)],
-            rounds=bench.rounds,
+            turns=bench.turns,
         )
     target = Target(at_least=0.9, of_ratio=True)
     ratio = median_ratio(with_kms, locally)

@@ -31,7 +31,7 @@ def measure(bench: Bench) -> list[Line]:
         ]
         for vault in vaults:
             bench.stored(vault, user_ids)
-        loads_of_ways = run_rounds([bench.over_and_over(vault, reveals) for vault in vaults], rounds=bench.rounds)
+        loads_of_ways = run_rounds([bench.over_and_over(vault, reveals) for vault in vaults], turns=bench.turns)
     baseline = loads_of_ways[0]
     return [
         Line(

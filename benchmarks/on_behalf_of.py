@@ -7,16 +7,15 @@ target.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 from benchmarks.bench import CONNECTIONS, Bench
 from benchmarks.load import Plan
+from benchmarks.processor import processor_seconds
 from benchmarks.requests import new_user_ids
 from benchmarks.rounds import run_rounds
 from benchmarks.servers import Server
@@ -26,8 +25,6 @@ from tests.support.stack.jwks import jwks_endpoint
 
 _TOKENS: Final = 500
 _NEW_PER_USER: Final = 14  # more than a round sends
-_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-_UTIME: Final = 11  # of the fields after the command in /proc/PID/stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ def measure(bench: Bench) -> list[Line]:
         bench.stored(vault, user_ids)
         bench.drive(Plan(port=vault.port, requests=with_seen_jwts, connections=CONNECTIONS, seconds=60.0))
         without, *with_jwt = run_rounds(
-            [partial(_microseconds, bench, vault, one) for one in contestants], rounds=bench.rounds
+            [partial(_microseconds, bench, vault, one) for one in contestants], turns=bench.turns
         )
     return [
         Line("reveal, SQLite, no JWT, processor time", median(without), "us"),
@@ -78,11 +75,6 @@ def measure(bench: Bench) -> list[Line]:
 def _microseconds(bench: Bench, vault: Server, contestant: _Contestant) -> float:
     """Return the processor time of the server for one request."""
     run = bench.over_and_over(vault, contestant.requests())
-    before = _processor_seconds(vault.pid)
+    before = processor_seconds([vault.pid])
     load = run()
-    return (_processor_seconds(vault.pid) - before) / len(load.latencies) * 1e6
-
-
-def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[_UTIME]) + int(fields[_UTIME + 1])) / _TICKS_PER_SECOND
+    return (processor_seconds([vault.pid]) - before) / len(load.latencies) * 1e6

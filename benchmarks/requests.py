@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 # the length of a Canvas token
 ACCESS_TOKEN = "1234~TmG6vNQAyIsNfZAzheilKivu74uLX-URSFLu-nCmqxznsTP-y8RAu7SzXummb6tQ"
+STORED = {
+    "access_token": ACCESS_TOKEN,
+    "expires_at": (datetime.now(UTC) + timedelta(days=90)).isoformat(),
+    "base_url": "https://canvas.example.edu",
+    "metadata": {"course_count": 4},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +25,12 @@ class Requests:
     service_key: str
 
     def store(self, user_id: str) -> bytes:
-        body = json.dumps(
-            {
-                "access_token": ACCESS_TOKEN,
-                "expires_at": (datetime.now(UTC) + timedelta(days=90)).isoformat(),
-                "base_url": "https://canvas.example.edu",
-                "metadata": {"course_count": 4},
-            }
-        ).encode()
-        head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        return self._request("PUT", _token(user_id), head) + body
+        return self._with_body("PUT", _token(user_id), STORED)
+
+    def batch(self, user_ids: Sequence[str]) -> bytes:
+        """Reveal the tokens of all these users."""
+        tokens = [{"user_id": user_id, "provider": "canvas"} for user_id in user_ids]
+        return self._with_body("POST", "/v1/tokens/batch-get", {"tokens": tokens})
 
     def reveal(self, user_id: str) -> bytes:
         return self._request("GET", _token(user_id))
@@ -38,6 +41,11 @@ class Requests:
 
     def get(self, path: str) -> bytes:
         return self._request("GET", path)
+
+    def _with_body(self, method: str, path: str, content: object) -> bytes:
+        body = json.dumps(content).encode()
+        head = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return self._request(method, path, head) + body
 
     def _request(self, method: str, path: str, headers: str = "") -> bytes:
         return (

@@ -31,7 +31,7 @@ from app.tokens.repository import TokenRepository
 from benchmarks.bench import Bench
 from benchmarks.kms_stand_in import ARNS
 from benchmarks.rewrap_runs import Run, plain_loop, run_sweep
-from benchmarks.servers import supabase_project
+from benchmarks.servers import Database, supabase_project
 from benchmarks.table import Line, Target
 from tests.support.rewrap.stored_rows import KEYS, Row, SqliteRows, key_settings
 from tests.support.rewrap.sweeps import bound_row, pulseplan_row
@@ -234,9 +234,9 @@ def _sqlite(folder: Path) -> _Store:
     return _Store("SQLite", rows.settings(), rows.insert, lambda: rows.replace([]))
 
 
-def _supabase(project: dict[str, str]) -> _Store:
+def _supabase(project: Database) -> _Store:
     def run(statement: bytes, *parameters: str) -> None:
-        with psycopg.connect(project["POSTGRES_URI"], autocommit=True) as connection:
+        with psycopg.connect(project.superuser_url, autocommit=True) as connection:
             connection.execute(statement, parameters)
 
     def insert(rows: list[Row]) -> None:
@@ -246,6 +246,6 @@ def _supabase(project: dict[str, str]) -> _Store:
             json.dumps(rows),
         )
 
-    settings = {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY")}
+    settings = dict(project.supabase)
     settings["TOKEN_STORE"] = "supabase"
     return _Store("Supabase", settings, insert, lambda: run(b"truncate public.oauth_tokens"))

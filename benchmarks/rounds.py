@@ -12,11 +12,11 @@ Contestant = Callable[[], Load]
 Result = TypeVar("Result")
 
 
-def run_rounds(contestants: Sequence[Callable[[], Result]], *, rounds: int) -> list[list[Result]]:
-    """Run the contestants for a warm-up round and then `rounds` rounds; return each one's results."""
+def run_rounds(contestants: Sequence[Callable[[], Result]], *, turns: int) -> list[list[Result]]:
+    """Run the contestants for a warm-up round and then `turns` rounds; return each one's results."""
     for contestant in contestants:
         contestant()
-    results = [[contestant() for contestant in contestants] for _ in range(rounds)]
+    results = [[contestant() for contestant in contestants] for _ in range(turns)]
     return [list(one) for one in zip(*results, strict=True)]
 
 
@@ -31,4 +31,4 @@ def median_ratio(loads: Sequence[Load], baseline: Sequence[Load]) -> float:
 
 def percentile(loads: Sequence[Load], percent: int) -> float:
     """Return the latency, in seconds, over all rounds."""
-    return quantiles([latency for load in loads for latency in load.latencies], n=100)[percent - 1]
+    return quantiles([latency for load in loads for latency in load.latencies], n=100, method="inclusive")[percent - 1]

@@ -54,19 +54,26 @@ class Servers:
         """Serve with the command of production, with the log in a file."""
         port = free_port()
         command = [str(_TOKEN_VAULT), "serve", "--port", str(port), "--workers", str(workers)]
-        with self._serving(folder, command, port, settings or {}) as server:
+        with self.serving(folder, command, port, settings or {}) as server:
             _wait_until_all_have_started(self.folder / folder / "log", workers)
             yield server
 
     @contextmanager
-    def program(self, folder: str, module: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-        """Serve with a module of the benchmarks that takes the port as its argument."""
+    def program(
+        self, folder: str, module: str, settings: Mapping[str, str] | None = None, *, workers: int = 1
+    ) -> Iterator[Server]:
+        """Serve with a module of the benchmarks that takes the port and the number of workers as its arguments."""
         port = free_port()
-        with self._serving(folder, [sys.executable, "-m", module, str(port)], port, settings or {}) as server:
+        command = [sys.executable, "-m", module, str(port), str(workers)]
+        with self.serving(folder, command, port, settings or {}) as server:
+            _wait_until_all_have_started(self.folder / folder / "log", workers)
             yield server
 
     @contextmanager
-    def _serving(self, name: str, command: Sequence[str], port: int, settings: Mapping[str, str]) -> Iterator[Server]:
+    def serving(
+        self, name: str, command: Sequence[str], port: int, settings: Mapping[str, str], *, health: str = "/healthz"
+    ) -> Iterator[Server]:
+        """Run any server until the block ends; it is up once this path answers with 200."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(_ROOT), **self.settings, **settings}
@@ -83,16 +90,29 @@ class Servers:
             )
         self.reaper.watch(process.pid, signal.SIGTERM)
         try:
-            _wait_until_healthy(process, port, folder / "log")
+            _wait_until_healthy(process, port, health, folder / "log")
             yield Server(port, process.pid, time.perf_counter() - started)
         finally:
             stop(process)
             self.reaper.forget(process.pid)
 
 
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A running Supabase project: what to reach it with, and the processes of its parts."""
+
+    supabase: Mapping[str, str]  # SUPABASE_URL and SUPABASE_SERVICE_KEY
+    url: str  # DATABASE_URL of a login role with the vault's privileges
+    superuser_url: str
+    postgrest_port: int
+    postgres_pid: int
+    postgrest_pid: int
+    gateway_pid: int
+
+
 @contextmanager
-def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
-    """Start PostgreSQL, PostgREST and the gateway; yield the settings for them, and the address of the database."""
+def supabase_project(folder: Path, reaper: Reaper) -> Iterator[Database]:
+    """Start PostgreSQL, PostgREST and the gateway."""
     with (folder / "supabase.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.stack", "--durable"],
@@ -109,7 +129,15 @@ def supabase_project(folder: Path, reaper: Reaper) -> Iterator[dict[str, str]]:
         if not line:
             raise RuntimeError(f"the Supabase project does not start: {(folder / 'supabase.log').read_text()[-2000:]}")
         project = json.loads(line)
-        yield {name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY", "POSTGRES_URI")}
+        yield Database(
+            supabase={name: project[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_KEY")},
+            url=project["DATABASE_URL"],
+            superuser_url=project["POSTGRES_URI"],
+            postgrest_port=project["POSTGREST_PORT"],
+            postgres_pid=project["POSTGRES_PID"],
+            postgrest_pid=project["POSTGREST_PID"],
+            gateway_pid=process.pid,
+        )
     finally:
         stop(process)
         reaper.forget(process.pid)
@@ -131,9 +159,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not _is_healthy(port):
+    while not _is_healthy(port, path):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the server does not answer: {log.read_text()[-2000:]}")
         time.sleep(_POLL_SECONDS)
@@ -148,10 +176,10 @@ def _wait_until_all_have_started(log: Path, workers: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is_healthy(port: int) -> bool:
+def _is_healthy(port: int, path: str) -> bool:
     try:
         with socket.create_connection((LOOPBACK, port), timeout=_START_SECONDS) as connection:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: vault\r\nConnection: close\r\n\r\n")
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: vault\r\nConnection: close\r\n\r\n".encode())
             return connection.recv(64).startswith(b"HTTP/1.1 200 ")
     except OSError:
         return False

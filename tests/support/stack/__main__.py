@@ -32,12 +32,16 @@ def main() -> None:
         running_postgres(reaper=reaper, durable=options.durable) as postgres,
         running_supabase(postgres=postgres, reaper=reaper, pool_size=options.pool_size) as supabase,
     ):
-        environment = {
+        project = {
             "SUPABASE_URL": supabase.url,
             "SUPABASE_SERVICE_KEY": supabase.service_key,
             "POSTGRES_URI": postgres.uri(supabase.database.name),
+            "DATABASE_URL": supabase.login_url,
+            "POSTGREST_PORT": supabase.postgrest.port,
+            "POSTGRES_PID": postgres.pid,
+            "POSTGREST_PID": supabase.postgrest.pid,
         }
-        sys.stdout.write(f"{json.dumps(environment)}\n")
+        sys.stdout.write(f"{json.dumps(project)}\n")
         sys.stdout.flush()
         stopped.wait()
 

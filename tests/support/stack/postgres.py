@@ -75,6 +75,11 @@ class Postgres:
         self._reaper.watch(self._server.get_postmaster_info().pid, signal.SIGINT)  # "fast": waits for no client
 
     @property
+    def pid(self) -> int:
+        """The process that starts one for each connection."""
+        return int(self._server.get_postmaster_info().pid)
+
+    @property
     def socket(self) -> Path:
         """The server's Unix socket."""
         return self._socket_folder / ".s.PGSQL.5432"

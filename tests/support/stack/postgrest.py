@@ -43,6 +43,12 @@ class Postgrest:
             "PGRST_LOG_LEVEL": "error",
         }
 
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None, "PostgREST does not run"
+        return self._process.pid
+
     def start(self) -> None:
         """Return once it answers; raise `RuntimeError` with its log if it does not start."""
         if self._process is not None:
