@@ -14,11 +14,9 @@ from app.audit.log_files import LogFiles
 from app.audit.targets import STANDARD_OUTPUT, AuditTarget, FileTarget, StreamTarget, is_stream
 from app.audit.trail import SignedAuditTrail
 from app.audit.writer import AuditCounters
-from app.callers.jwks import JwksKeys
 from app.callers.rate_limits import RequestLimits
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import KeyListError, parse_key_list
-from app.callers.user_jwt import SharedSecret, UserJwtCounters, UserJwtVerifier, VerificationKeys
 from app.config.audit import audit_key
 from app.config.certificate_authorities import client_ssl_context
 from app.config.service_keys import ServiceKeySettings
@@ -52,7 +50,10 @@ from app.tokens.provider_rules import PROVIDER_RULES
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:  # OpenTelemetry is an extra, and boto3 and prometheus-client take a while to import
+if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-client take a while to import
+    from app.callers.jwks import JwksKeys
+    from app.callers.user_jwt import UserJwtVerifier, VerificationKeys
+    from app.callers.user_jwt_refusals import UserJwtCounters
     from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
     from app.refresh.provider_client import ProviderClient
@@ -72,18 +73,28 @@ class Encryption:
             self.kms.close()
 
 
+def build_local_strategy(settings: Settings) -> LocalStrategy | None:
+    keyring = settings.keyring()
+    return None if keyring is None else LocalStrategy(keyring=keyring)
+
+
 def build_encryption(
-    settings: Settings, *, counters: EncryptionCounters | None = None, observe_kms: KmsObserver = nullcontext
+    settings: Settings,
+    *,
+    local: LocalStrategy | None = None,
+    counters: EncryptionCounters | None = None,
+    observe_kms: KmsObserver = nullcontext,
 ) -> Encryption:
     """Build the primary strategy and every reader that the settings allow; raises `SettingsError`.
 
-    Each request to KMS runs inside the context that `observe_kms` returns.
+    `local` is the local strategy of these settings if it was built before. Each request to KMS runs inside the context
+    that `observe_kms` returns.
     """
     counters = counters or InMemoryCounters()
     strategies: list[EncryptionStrategy] = []
     readers: list[EncryptionReader] = []
     keyring = settings.keyring()
-    local = None if keyring is None else LocalStrategy(keyring=keyring)
+    local = local or build_local_strategy(settings)
     if local is not None:
         strategies.append(local)
     if keyring is not None and settings.allow_legacy_formats:
@@ -266,6 +277,9 @@ def build_user_jwts(settings: Settings, *, counters: UserJwtCounters | None = No
     """Build the verifier; `None` without USER_JWT_ISSUER. Downloads nothing yet. Raises `SettingsError`."""
     if settings.user_jwt_issuer is None:
         return None
+    from app.callers.jwks import JwksKeys  # noqa: PLC0415  imports PyJWT
+    from app.callers.user_jwt import SharedSecret, UserJwtVerifier  # noqa: PLC0415  imports PyJWT
+
     counters = counters or InMemoryUserJwtCounters()
     key_set = None
     keys: VerificationKeys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from importlib.metadata import version
@@ -21,7 +20,6 @@ from app.api.openapi import document, document_route
 from app.api.problems import PROBLEM_HANDLERS
 from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.callers.user_jwt import UserJwtVerifier
 from app.composition import (
     Encryption,
     build_encryption,
@@ -44,14 +42,15 @@ from app.observability.unhandled import log_unexpected_end, log_unhandled_in_loo
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.legacy_window import warn_of_window
 from app.rewrap.on_read import RewrapOnRead
-from app.server.hardening import lock_memory_and_log, protect_process
+from app.security.local_strategy import LocalStrategy
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvents
 from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:  # OpenTelemetry is an extra
+if TYPE_CHECKING:  # OpenTelemetry is an extra, and PyJWT takes a while to import
+    from app.callers.user_jwt import UserJwtVerifier
     from app.observability.tracing import Tracing
 
 
@@ -77,10 +76,12 @@ class AppState(TypedDict):
     wire: NotRequired[WireMetrics]
 
 
-def create_app(settings: Settings | None = None, *, tracing: Tracing | None = None) -> FastAPI:
-    """Build the application; without `settings`, from the environment, as uvicorn's workers do.
+def create_app(
+    settings: Settings | None = None, *, tracing: Tracing | None = None, local: LocalStrategy | None = None
+) -> FastAPI:
+    """Build the application; without `settings`, from the environment.
 
-    `tracing` replaces what OTEL_TRACES asks for.
+    `tracing` replaces what OTEL_TRACES asks for; `local` is the local strategy of these settings if it exists already.
     """
     settings = settings or load_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
@@ -90,7 +91,7 @@ def create_app(settings: Settings | None = None, *, tracing: Tracing | None = No
     async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
         asyncio.get_running_loop().set_exception_handler(log_unhandled_in_loop)
         try:
-            async with _running(settings, instrumentation) as state:
+            async with _running(settings, instrumentation, local) as state:
                 yield state
         except Exception as error:
             _log.critical("failed", exc_info=error)
@@ -135,18 +136,10 @@ def _middleware(app: FastAPI, settings: Settings, instrumentation: Instrumentati
     return RequestContext(traced, metrics=None if metrics is None else metrics.requests)
 
 
-def create_hardened_app() -> FastAPI:
-    """Protect the process before it holds a key, then build the application from the environment."""
-    protect_process()
-    app = create_app()
-    gc.collect()
-    gc.freeze()  # these objects live as long as the process; collections that visited them delayed calls by 30 ms
-    lock_memory_and_log()  # again, because only now is the log configured
-    return app
-
-
 @asynccontextmanager
-async def _running(settings: Settings, instrumentation: Instrumentation) -> AsyncIterator[AppState]:
+async def _running(
+    settings: Settings, instrumentation: Instrumentation, local: LocalStrategy | None
+) -> AsyncIterator[AppState]:
     """Build the vault, run its background work until the block ends, then close everything in reverse order."""
     for warning in settings.warnings():
         _log.warning("setting_is_weak", reason=warning)
@@ -158,6 +151,7 @@ async def _running(settings: Settings, instrumentation: Instrumentation) -> Asyn
             stack.push_async_callback(tracing.close)
         encryption = build_encryption(
             settings,
+            local=local,
             counters=metrics and metrics.encryption,
             observe_kms=nullcontext if tracing is None else tracing.kms_call,
         )

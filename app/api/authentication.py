@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app.callers.service_keys import Scope, ServiceKey
-from app.callers.user_jwt import JwtRefusal, UserJwtVerifier, refusal
+from app.callers.user_jwt_refusals import JwtRefusal, refusal
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.tokens.models import Caller
+
+if TYPE_CHECKING:  # imports PyJWT
+    from app.callers.user_jwt import UserJwtVerifier
 
 PURPOSE_HEADER = "X-Purpose"
 PURPOSE_PATTERN = r"^[a-z][a-z0-9_.-]{0,63}$"

@@ -15,7 +15,7 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from app.callers.user_jwt import JwtRefusal, UserJwtCounters, refusal
+from app.callers.user_jwt_refusals import JwtRefusal, UserJwtCounters, refusal
 from app.errors import KeyUnavailable
 from app.single_flight import AsyncSingleFlight, SharedCall
 

@@ -7,11 +7,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, Protocol
 
 import jwt
 
+from app.callers.user_jwt_refusals import VERIFIED, JwtRefusal, UserJwtCounters, refusal
 from app.errors import InvalidRequest, UserJwtRefused
 from app.tokens.models import parse_user_id
 
@@ -19,55 +19,9 @@ MAXIMUM_CHARACTERS: Final = 8_192
 LEEWAY_SECONDS: Final = 10
 CACHE_SIZE: Final = 10_000
 HS256: Final = "HS256"
-VERIFIED: Final = "verified"
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 # PyJWT raises its own errors for what it foresees; the rest are those of JSON and numbers of any size
 _INVALID: Final = (jwt.PyJWTError, InvalidRequest, ValueError, TypeError, KeyError, OverflowError, RecursionError)
-
-
-class JwtRefusal(StrEnum):
-    """Reasons to refuse a user's JWT, as the metrics name them."""
-
-    MISSING = "missing"
-    REPEATED = "repeated"
-    MALFORMED = "malformed"
-    ALGORITHM = "algorithm"
-    UNKNOWN_KEY = "unknown_key"
-    SIGNATURE = "signature"
-    EXPIRED = "expired"
-    CLAIMS = "claims"
-    OTHER_USER = "other_user"
-    NOT_CONFIGURED = "not_configured"
-
-
-_DETAILS: Final = {
-    JwtRefusal.MISSING: "the service key acts on behalf of a user, so the call needs X-On-Behalf-Of: the user's JWT",
-    JwtRefusal.REPEATED: "X-On-Behalf-Of is given more than once",
-    JwtRefusal.MALFORMED: "X-On-Behalf-Of is not a JWT",
-    JwtRefusal.ALGORITHM: "the user's JWT is not signed with an algorithm that the vault accepts",
-    JwtRefusal.UNKNOWN_KEY: "the user's JWT is signed with a key that the issuer does not publish",
-    JwtRefusal.SIGNATURE: "the signature of the user's JWT is wrong",
-    JwtRefusal.EXPIRED: "the user's JWT has expired",
-    JwtRefusal.CLAIMS: "the user's JWT is of another issuer or audience, is not valid yet, or lacks exp or sub",
-    JwtRefusal.OTHER_USER: "the user's JWT is another user's",
-    JwtRefusal.NOT_CONFIGURED: "the vault cannot verify users' JWTs: USER_JWT_ISSUER is not set",
-}
-
-
-def refusal(reason: JwtRefusal) -> UserJwtRefused:
-    return UserJwtRefused(_DETAILS[reason], reason=reason.value)
-
-
-class UserJwtCounters(Protocol):
-    """Counts verifications and downloads of the key set."""
-
-    def user_jwt(self, outcome: str) -> None:
-        """Count a JWT: `verified`, or the reason that it is refused for."""
-        ...
-
-    def key_set_download(self, outcome: str) -> None:
-        """Count a download: `success` or `failure`."""
-        ...
 
 
 class VerificationKeys(Protocol):

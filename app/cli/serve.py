@@ -102,7 +102,7 @@ def serve(
         with _metrics_folder(shared=settings.metrics and workers > 1):
             run = supervise if workers > 1 else run_one_process
             run(
-                "app.main:create_hardened_app",
+                "app.hardened_app:create_hardened_app",
                 factory=True,
                 http="app.server.http_limits:LimitedHttp",
                 loop="uvloop",

@@ -6,8 +6,6 @@ import os
 import ssl
 from typing import Final
 
-import httpx
-
 from app.config.source import SettingsError
 
 _FILE: Final = "SSL_CERT_FILE"  # httpx reads it, as OpenSSL does
@@ -18,6 +16,8 @@ def client_ssl_context() -> ssl.SSLContext:
 
     Raises `SettingsError` if SSL_CERT_FILE is wrong, because only a change of the environment can fix that.
     """
+    import httpx  # noqa: PLC0415  takes a while to import, and the SQLite store needs none of it
+
     try:
         return httpx.create_ssl_context()
     except OSError as error:

@@ -52,6 +52,11 @@ class LocalStrategy:
     def scheme(self) -> str:
         return f"local:v{self._keyring.primary_version}"
 
+    def derive_root(self) -> None:
+        """Derive the root of the primary version ahead of its first use."""
+        version = self._keyring.primary_version
+        self._derive_root(version, self._keyring.key(version))
+
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         version = self._keyring.primary_version
         name = f"v{version}"

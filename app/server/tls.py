@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from uvicorn import Config
+
+if TYPE_CHECKING:  # takes a while to import, and few vaults end TLS themselves
+    from cryptography import x509
 
 TLS_WARNING_DAYS: Final = 30
 
@@ -60,6 +61,8 @@ def tls_1_2_context(_config: Config, default: Callable[[], ssl.SSLContext]) -> s
 
 
 def _certificates(path: Path, name: str) -> list[x509.Certificate]:
+    from cryptography import x509  # noqa: PLC0415  see above
+
     try:
         return x509.load_pem_x509_certificates(_read(path, name))
     except ValueError:
@@ -67,6 +70,8 @@ def _certificates(path: Path, name: str) -> list[x509.Certificate]:
 
 
 def _require_key(path: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415  see above
+
     try:
         load_pem_private_key(_read(path, "TLS_KEY_FILE"), password=None)
     except TypeError:

@@ -6,7 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 
-from app.callers.user_jwt import VERIFIED, JwtRefusal
+from app.callers.user_jwt_refusals import VERIFIED, JwtRefusal
 from app.observability.metrics.labels import one_of
 
 _OUTCOMES: Final = frozenset({VERIFIED, *JwtRefusal})
