@@ -28,13 +28,13 @@ from tests.support.rewrap.stored_rows import (
     what_a_row_holds,
 )
 from tests.support.stack.kms import Kms
-from tests.support.stores.stores import SqliteStore, Store
+from tests.support.stores.stores import PostgresStore, SqliteStore, Store, SupabaseStore
 from tests.support.waiting import eventually
 
 SECOND = {**key_settings(2, 1), "REWRAP_ON_READ": "false"}
 
 
-@pytest.fixture(scope="module", params=["sqlite", "supabase"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres", "supabase"])
 def vault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Store]]:
     """A service that encrypts under version 2, reads version 1, and rewraps only on request."""
     store = _store(request, tmp_path_factory.mktemp("store"))
@@ -45,9 +45,8 @@ def vault(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _store(request: pytest.FixtureRequest, folder: Path) -> Store:
     if request.param == "sqlite":
         return SqliteStore(SqliteRows(folder / "vault.db").path)
-    from tests.support.stores.stores import SupabaseStore  # noqa: PLC0415  only this test needs it
-
-    return SupabaseStore(request.getfixturevalue("supabase_stack"))
+    kind = PostgresStore if request.param == "postgres" else SupabaseStore
+    return kind(request.getfixturevalue("supabase_stack"))
 
 
 @pytest.fixture
@@ -221,9 +220,9 @@ def test_a_read_rewraps_nothing_if_that_is_off(store: Store, client: httpx.Clien
     assert _found(store, row) == row
 
 
-@pytest.fixture(params=["sqlite", "supabase"])
+@pytest.fixture(params=["sqlite", "postgres", "supabase"])
 def fresh_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "supabase":
+    if request.param != "sqlite":
         request.getfixturevalue("supabase")
     return _store(request, tmp_path)
 

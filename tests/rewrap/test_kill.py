@@ -21,6 +21,7 @@ from tests.support.process.server import Serve, Server
 from tests.support.process.wire import token_path, wires
 from tests.support.rewrap.command import prepared, rewrap, without_progress
 from tests.support.rewrap.stored_rows import (
+    PostgresRows,
     Row,
     Rows,
     SqliteRows,
@@ -33,15 +34,19 @@ from tests.support.rewrap.stored_rows import (
     rows_under_first,
     what_a_row_holds,
 )
-from tests.support.sizes import size
+from tests.support.sizes import SOAK, size
 
 SEED: Final = 20_261_124
 OTHER: Final = {1: 2, 2: 1}
 _POLL_SECONDS: Final = 0.002
+_STORES: Final = ("sqlite", "supabase", *(("postgres",) if SOAK else ()))
 
 
 def _store(request: pytest.FixtureRequest, name: str, folder: Path) -> Rows:
-    return SqliteRows(folder / "vault.db") if name == "sqlite" else SupabaseRows(request.getfixturevalue("supabase"))
+    if name == "sqlite":
+        return SqliteRows(folder / "vault.db")
+    kind = PostgresRows if name == "postgres" else SupabaseRows
+    return kind(request.getfixturevalue("supabase"))
 
 
 def _settings(rows: Rows, target: int) -> dict[str, str]:
@@ -74,7 +79,7 @@ def _require_whole(before: Mapping[str, Row], after: Mapping[str, Row], *, seen:
         assert list(differences_but_for_encryption(before[row_id], row)) == []
 
 
-@pytest.mark.parametrize("store", ["sqlite", "supabase"])
+@pytest.mark.parametrize("store", _STORES)
 def test_after_each_kill_every_row_is_whole_and_the_next_sweep_finishes(
     request: pytest.FixtureRequest, tmp_path: Path, store: str
 ) -> None:
@@ -156,7 +161,7 @@ class _Client:
                     self.wrong.append((action, held, answer))
 
 
-@pytest.mark.parametrize("store", ["sqlite", "supabase"])
+@pytest.mark.parametrize("store", _STORES)
 def test_killed_sweeps_beside_replicas_lose_no_acknowledged_write(
     request: pytest.FixtureRequest, tmp_path: Path, serve: Serve, store: str
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from app.rewrap.key_ranges import KeyRange, Shard, scattered_ranges
 from app.rewrap.sweep import SweepPlan
+from tests.support.process.fixtures import ROWS_ON_EVERY_STORE
 from tests.support.rewrap.stored_rows import (
     Rows,
     SqliteRows,
@@ -54,6 +55,7 @@ def test_a_wrong_shard_is_refused(text: str) -> None:
         Shard.parse(text)
 
 
+@ROWS_ON_EVERY_STORE
 async def test_shards_at_once_rewrap_each_row_once_and_no_row_twice(rows: Rows) -> None:
     rows.insert([*rows_under_first(600), *broken_rows().values()])
     observed = Observed()
@@ -69,6 +71,7 @@ async def test_shards_at_once_rewrap_each_row_once_and_no_row_twice(rows: Rows) 
     assert rows.count("local:v2") == 600
 
 
+@ROWS_ON_EVERY_STORE
 async def test_a_shard_rewraps_its_own_rows_and_counts_all(rows: Rows) -> None:
     rows.insert(rows_under_first(300))
     before = rows.rows()

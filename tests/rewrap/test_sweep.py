@@ -18,6 +18,7 @@ import pytest
 
 from app.rewrap.report import SweepReport
 from app.rewrap.sweep import CONCURRENT_PAGES, PAGE_ROWS, SweepPlan
+from tests.support.process.fixtures import ROWS_ON_EVERY_STORE
 from tests.support.rewrap.stored_rows import (
     KEYS,
     Rows,
@@ -58,6 +59,7 @@ _USER: Final = "-d8f1-4adf-91b7-584a2265b1f5"
 # --- everything is rewrapped
 
 
+@ROWS_ON_EVERY_STORE
 async def test_one_sweep_rewraps_five_schemes_and_a_second_does_nothing(kms: Kms, rows: Rows) -> None:
     service = encryption(kms_settings(kms, primary=False))
     under_kms = encryption(kms_settings(kms, primary=True))
@@ -226,6 +228,7 @@ async def test_a_store_that_loses_every_answer_leaves_rows_in_doubt(supabase: Su
 # --- several at once
 
 
+@ROWS_ON_EVERY_STORE
 async def test_several_sweeps_at_once_rewrap_each_row_once(rows: Rows) -> None:
     rows.insert(rows_under_first(600))
     async with opened(rows) as tokens:
@@ -237,6 +240,7 @@ async def test_several_sweeps_at_once_rewrap_each_row_once(rows: Rows) -> None:
     assert {what_a_row_holds(reader, row) == (access_of(key), refresh_of(key)) for key, row in found.items()} == {True}
 
 
+@ROWS_ON_EVERY_STORE
 async def test_scattered_sweeps_rewrap_every_row(rows: Rows) -> None:
     """As background sweeps do. A page holds a fraction of the rows, so that the sweeps reach the beginning again."""
     rows.insert([*rows_under_first(150), *broken_rows().values()])
@@ -283,6 +287,7 @@ class _Forgetful(Observed):
     def record(self, event: object) -> None: ...
 
 
+@ROWS_ON_EVERY_STORE
 async def test_nothing_secret_is_reported_or_printed(kms: Kms, rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
     rows.insert([*rows_under_first(20), *broken_rows().values()])
     before = rows.rows()

@@ -12,13 +12,15 @@ import pytest
 from tests.support.canary.run import DATABASE, OF_ANY_STORE, OF_EACH_STORE, SCRIPT, Run, canary_run
 from tests.support.canary.search import Place, Secret, find
 from tests.support.canary.secrets import Marked
+from tests.support.sizes import SOAK
 from tests.support.stack.kms import Kms
-from tests.support.stores.stores import SqliteStore, SupabaseStore
+from tests.support.stack.supabase import LOGIN_PASSWORD
+from tests.support.stores.stores import PostgresStore, SqliteStore, SupabaseStore
 
 
-@pytest.fixture(scope="module", params=["sqlite", "supabase"])
+@pytest.fixture(scope="module", params=["sqlite", "supabase", *(["postgres"] if SOAK else [])])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kms_server: Kms) -> Iterator[Run]:
-    """Two workers on SQLite, which share metrics and have their secrets from files; one process on Supabase."""
+    """Two workers on SQLite, which share metrics and have their secrets from files; one process on the others."""
     folder = tmp_path_factory.mktemp("canary")
     kms_server.renew()
     if request.param == "sqlite":
@@ -28,8 +30,10 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     else:
         stack = request.getfixturevalue("supabase_stack")
         stack.reset()
-        key = stack.service_key
-        yield canary_run(folder, SupabaseStore(stack), kms_server, supabase_key=key, workers=1, commands=OF_EACH_STORE)
+        kind, key = (SupabaseStore, stack.service_key)
+        if request.param == "postgres":
+            kind, key = PostgresStore, LOGIN_PASSWORD
+        yield canary_run(folder, kind(stack), kms_server, supabase_key=key, workers=1, commands=OF_EACH_STORE)
         stack.reset()
     kms_server.renew()
 

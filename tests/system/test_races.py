@@ -13,12 +13,12 @@ from tests.support.process.home import Home, new_home
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import Answer, Wire, token_path, wires
 from tests.support.process.workers import one_wire_to_each_worker
-from tests.support.sizes import size
+from tests.support.sizes import SOAK, size
 from tests.support.stack.supabase import SupabaseStack
 
 WORKERS = 3
 CONTENDERS = 8
-ROTATIONS = {"sqlite": size(50, 1_000), "supabase": size(20, 250)}
+ROTATIONS = {"sqlite": size(50, 1_000), "supabase": size(20, 250), "postgres": size(20, 250)}
 NEW_TOKENS = size(4, 25)
 CHANGES = size(20, 300)
 
@@ -29,10 +29,12 @@ def _home(store: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
         return new_home(folder)
     stack: SupabaseStack = request.getfixturevalue("supabase_stack")
     stack.reset()
+    if store == "postgres":
+        return new_home(folder, TOKEN_STORE=store, DATABASE_URL=stack.login_url)
     return new_home(folder, TOKEN_STORE=store, SUPABASE_URL=stack.url, SUPABASE_SERVICE_KEY=stack.service_key)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "supabase"])
+@pytest.fixture(scope="module", params=["sqlite", "supabase", *(["postgres"] if SOAK else [])])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, serve: Serve) -> Iterator[Server]:
     with serve(_home(request.param, request, tmp_path_factory), workers=WORKERS) as server:
         yield server

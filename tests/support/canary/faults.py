@@ -10,7 +10,7 @@ from tests.support.canary.traffic import Traffic
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import JSON_TYPE, Cut
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SqliteStore, Store, SupabaseStore
+from tests.support.stores.stores import PostgresStore, SqliteStore, Store, SupabaseStore
 
 
 def failing_kms(traffic: Traffic, kms: Kms) -> None:
@@ -65,8 +65,32 @@ def failing_sqlite(traffic: Traffic, store: SqliteStore) -> None:
         elsewhere.rename(store.path)
 
 
+def failing_postgres(traffic: Traffic, project: SupabaseStack) -> None:
+    """Send every request while PostgreSQL refuses writes with errors that quote the row."""
+    user_id = str(uuid4())
+    traffic.every_route(user_id)
+    project.sql("alter table public.oauth_tokens add constraint quoting check (false) not valid")
+    traffic.every_route(user_id)
+    project.sql("alter table public.oauth_tokens drop constraint quoting")
+    project.sql(
+        "create function public.quote_row() returns trigger language plpgsql as $$ begin "
+        "raise exception 'refused %', new using detail = new::text, hint = new.metadata::text; end $$"
+    )
+    project.sql(
+        "create trigger quote_row before insert or update on public.oauth_tokens "
+        "for each row execute function public.quote_row()"
+    )
+    traffic.every_route(user_id)
+    project.sql("drop function public.quote_row cascade")
+    project.sql("alter table public.oauth_tokens rename column metadata to renamed")
+    traffic.every_route(user_id)
+    project.sql("alter table public.oauth_tokens rename column renamed to metadata")
+
+
 def failing_store(traffic: Traffic, store: Store) -> None:
-    if isinstance(store, SupabaseStore):
+    if isinstance(store, PostgresStore):
+        failing_postgres(traffic, store.stack)
+    elif isinstance(store, SupabaseStore):
         failing_supabase(traffic, store.stack)
     elif isinstance(store, SqliteStore):
         failing_sqlite(traffic, store)

@@ -249,6 +249,13 @@ class SupabaseRows:
             time.sleep(0.01)
 
 
+class PostgresRows(SupabaseRows):
+    """The same table, through a connection to the database."""
+
+    def settings(self) -> dict[str, str]:
+        return {"TOKEN_STORE": "postgres", "DATABASE_URL": self.stack.login_url}
+
+
 Rows = SqliteRows | SupabaseRows
 
 

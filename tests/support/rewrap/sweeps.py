@@ -24,9 +24,18 @@ from app.security.schemes import scheme_of
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.repository import TokenRepository
-from tests.support.rewrap.stored_rows import KEYS, Row, Rows, SqliteRows, access_of, key_settings, refresh_of
+from tests.support.rewrap.stored_rows import (
+    KEYS,
+    PostgresRows,
+    Row,
+    Rows,
+    SqliteRows,
+    access_of,
+    key_settings,
+    refresh_of,
+)
 from tests.support.stack.kms import Kms
-from tests.support.stores.stores import SqliteStore, SupabaseStore, raw_row
+from tests.support.stores.stores import PostgresStore, SqliteStore, Store, SupabaseStore, raw_row
 
 _PULSEPLAN_USERS: Final = 8
 _KMS_USERS: Final = 8
@@ -75,7 +84,11 @@ def sweep(
 @asynccontextmanager
 async def opened(rows: Rows) -> AsyncIterator[TokenRepository]:
     """Open the store that has these rows."""
-    store = SqliteStore(rows.path) if isinstance(rows, SqliteRows) else SupabaseStore(rows.stack)
+    store: Store
+    if isinstance(rows, SqliteRows):
+        store = SqliteStore(rows.path)
+    else:
+        store = PostgresStore(rows.stack) if isinstance(rows, PostgresRows) else SupabaseStore(rows.stack)
     async with store.open() as tokens:
         yield tokens
 

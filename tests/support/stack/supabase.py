@@ -19,6 +19,7 @@ from tests.support.stack.reaper import Reaper
 
 # 0004 reports no member of token_vault with such a name, and roles belong to the server that all tests share
 VAULT_LOGIN: Final = "supabase_vault_login"
+LOGIN_PASSWORD: Final = "the-password-of-the-vaults-login"  # the server asks for none
 CREATE_LOGIN: LiteralString = """
 do $$ begin
     if not exists (select from pg_roles where rolname = 'supabase_vault_login') then
@@ -103,7 +104,7 @@ class SupabaseStack:
     @property
     def login_url(self) -> str:
         """The value of `DATABASE_URL` for a login role that was granted `token_vault`."""
-        return self.postgres.uri(self.database.name, user=VAULT_LOGIN)
+        return self.postgres.uri(self.database.name, user=f"{VAULT_LOGIN}:{LOGIN_PASSWORD}")
 
     @property
     def faults(self) -> Faults:
