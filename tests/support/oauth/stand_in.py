@@ -197,10 +197,11 @@ class OAuthStandIn:
                 return connection, address
 
             def finish_request(self, request: Any, client_address: Any) -> None:
-                tls = stand_in._tls
-                super().finish_request(
-                    request if tls is None else tls.wrap_socket(request, server_side=True), client_address
-                )
+                if stand_in._tls is None:
+                    super().finish_request(request, client_address)
+                    return
+                with stand_in._tls.wrap_socket(request, server_side=True) as connection:
+                    super().finish_request(connection, client_address)
 
             def handle_error(self, request: object, client_address: object) -> None: ...  # the client left
 
