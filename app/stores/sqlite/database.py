@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ import apsw
 from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.rows import COLUMNS
 
-BUSY_TIMEOUT_MILLISECONDS: Final = 3_000
+BUSY_SECONDS: Final = 3.0
+_BUSY_PAUSE_SECONDS: Final = 0.0005
 
 # The columns of migrations/ in SQLite's types: scopes and metadata are JSON text, timestamps RFC 3339 text in UTC.
 _TABLE = """
@@ -83,7 +85,7 @@ def connect(path: Path) -> apsw.Connection:
     """
     # an absolute path is never one of SQLite's special names, such as :memory:
     connection = apsw.Connection(str(path.absolute()), flags=apsw.SQLITE_OPEN_READWRITE)
-    connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+    wait_for_locks(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
@@ -91,6 +93,25 @@ def connect(path: Path) -> apsw.Connection:
     require_columns(missing_columns(connection))
     connection.execute(_INDEX)
     return connection
+
+
+def wait_for_locks(connection: apsw.Connection) -> None:
+    """Wait up to `BUSY_SECONDS` for another process's lock, and look for it every 0.5 ms.
+
+    SQLite's own waiting looks less and less often, up to every 100 ms, while a commit holds the lock for about one
+    flush to the disk.
+    """
+    until = 0.0
+
+    def wait(attempt: int) -> bool:
+        nonlocal until
+        now = time.monotonic()
+        if attempt == 0:
+            until = now + BUSY_SECONDS
+        time.sleep(_BUSY_PAUSE_SECONDS)
+        return now < until
+
+    connection.set_busy_handler(wait)
 
 
 def missing_columns(connection: apsw.Connection) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import apsw
 
 from app.errors import StoreMisconfigured, StoreUnavailable
-from app.stores.sqlite.database import BUSY_TIMEOUT_MILLISECONDS
+from app.stores.sqlite.database import wait_for_locks
 
 MAXIMUM_BATCH: Final = 256
 MAXIMUM_WAITING: Final = 10_000
@@ -137,7 +137,7 @@ class GroupCommitWriter:
             self._erasure_pending = False
         except (apsw.Error, StoreMisconfigured):
             pass
-        self._connection.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+        wait_for_locks(self._connection)
         pause = ERASURE_CHECKPOINT_SECONDS if self._erasure_pending else self._checkpoint_interval_seconds
         self._checkpoint_at = time.monotonic() + pause
 
