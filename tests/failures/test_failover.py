@@ -22,6 +22,7 @@ from tests.support.failures.scenario import (
 from tests.support.failures.table import BY_NAME
 from tests.support.stack.cluster import Cluster, running_cluster
 from tests.support.stack.reaper import Reaper
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,40 @@ def test_only_a_replica(cluster: Cluster, tmp_path: Path) -> None:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["store"]) == (503, "down")
         assert "it is a replica" in "\n".join(service.lines()), "the log names the cause"
+
+
+def test_standby_gone(cluster: Cluster, service: Service) -> None:
+    """Commits wait for the synchronous standby, and an answer does not wait longer than its deadline."""
+    failure = BY_NAME["PostgreSQL's only synchronous standby is gone"]
+    assert failure.status is not None
+    assert failure.code is not None
+    kept, lost = str(uuid4()), str(uuid4())
+    with service.client() as client:
+        assert client.put(path_of(kept), json={"access_token": "kept"}).status_code == 201
+        with cluster.standby.paused():
+            problem(client.put(path_of(lost), json={"access_token": "lost"}), failure.status, failure.code)
+            assert client.get(path_of(kept)).json()["access_token"] == "kept"
+            assert client.get("/readyz").status_code == 200
+        eventually(lambda: client.put(path_of(kept), json={"access_token": "new"}).is_success)
+
+
+def test_read_only(cluster: Cluster, tmp_path: Path) -> None:
+    """Supabase sets it when a disk is nearly full: with target_session_attrs=primary a primary continues to reveal."""
+    failure = BY_NAME["PostgreSQL read-only, target_session_attrs=primary"]
+    assert failure.status is not None
+    assert failure.code is not None
+    environment = cluster.environment()
+    environment["DATABASE_URL"] = environment["DATABASE_URL"].replace("read-write", "primary")
+    path = path_of(str(uuid4()))
+    with running_service(tmp_path, environment) as service, service.client() as client:
+        assert client.put(path, json={"access_token": "kept"}).status_code == 201
+        with cluster.primary.read_only():
+            eventually(lambda: client.put(path, json={"access_token": "refused"}).status_code == failure.status)
+            problem(client.put(path, json={"access_token": "refused"}), failure.status, failure.code)
+            assert client.get(path).json()["access_token"] == "kept"
+            eventually(lambda: client.get("/readyz").json()["checks"]["store"] == "degraded")
+            assert client.get("/readyz").status_code == 200
+        eventually(lambda: client.put(path, json={"access_token": "new"}).is_success)
 
 
 def test_failover(cluster: Cluster, service: Service, record_property: Callable[[str, object], None]) -> None:

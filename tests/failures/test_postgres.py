@@ -22,7 +22,7 @@ from tests.support.failures.table import BY_NAME
 from tests.support.stack.postgres import running_postgres
 from tests.support.stack.reaper import Reaper
 from tests.support.stack.supabase import SupabaseStack, running_supabase
-from tests.support.stores.stores import SupabaseStore
+from tests.support.stores.stores import PostgresStore, SupabaseStore
 from tests.support.waiting import eventually
 
 
@@ -32,6 +32,7 @@ class Project:
 
     stack: SupabaseStack
     service: Service
+    direct: Service  # without PostgREST
 
     def rows(self) -> list[dict[str, Any]]:
         """Return every row, through a new connection: the server's stop ends the old ones."""
@@ -56,31 +57,37 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("failures")
+    folder, direct = (tmp_path_factory.mktemp("failures") for _ in range(2))
     with (
         running_postgres(reaper=stack_reaper, durable=True) as postgres,
         running_supabase(postgres=postgres, reaper=stack_reaper) as stack,
         running_service(folder, SupabaseStore(stack).environment()) as service,
+        running_service(direct, PostgresStore(stack).environment()) as without_postgrest,
     ):
-        yield Project(stack, service)
+        yield Project(stack, service, without_postgrest)
 
 
-def test_postgresql_stopped(project: Project) -> None:
+@pytest.fixture(params=["supabase", "postgres"])
+def service(project: Project, request: pytest.FixtureRequest) -> Service:
+    return project.service if request.param == "supabase" else project.direct
+
+
+def test_postgresql_stopped(project: Project, service: Service) -> None:
     postgres = project.stack.postgres
     require_documented_failure(
-        "PostgreSQL stopped", service=project.service, store=project, breaks=postgres.stop, mends=postgres.start
+        "PostgreSQL stopped", service=service, store=project, breaks=postgres.stop, mends=postgres.start
     )
 
 
-def test_postgresql_restarted(project: Project) -> None:
+def test_postgresql_restarted(project: Project, service: Service) -> None:
     """A restart is too short to see readiness change; nothing is lost, and no vault has to be restarted."""
     failure = BY_NAME["PostgreSQL restarted"]
-    with project.service.client() as client, Load(project.service) as load:
+    with service.client() as client, Load(service) as load:
         load.wait_for_acknowledgements(20)
         project.restart()
         require_recovery(client, failure, load.acknowledged[0])
         load.wait_for_acknowledgements(8)
-    require_nothing_lost(load, project.service, project)
+    require_nothing_lost(load, service, project)
     assert {(each.status, each.code, each.retryable) for each in load.refused} <= {
         (failure.status, failure.code, failure.retryable)
     }

@@ -104,6 +104,23 @@ TABLE: Final = (
         tests=(f"{_FAILOVER}::test_failover",),
     ),
     Failure(
+        name="PostgreSQL's only synchronous standby is gone",
+        code="store_timeout",
+        affects="writes, within 5 s",
+        check=None,
+        recovers_within_seconds=5,
+        tests=(f"{_FAILOVER}::test_standby_gone",),
+    ),
+    Failure(
+        name="PostgreSQL read-only, target_session_attrs=primary",
+        code="store_unavailable",
+        affects="writes",
+        check="store",
+        degraded=True,
+        recovers_within_seconds=5,
+        tests=(f"{_FAILOVER}::test_read_only",),
+    ),
+    Failure(
         name="DATABASE_URL leads to a replica only",
         code="store_unavailable",
         affects="every call",

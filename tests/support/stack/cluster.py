@@ -90,6 +90,19 @@ class Node:
             for process in processes:
                 os.kill(process, signal.SIGCONT)
 
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Let a primary refuse writes during the block."""
+        with self.connect("postgres") as database:
+            database.sql("alter system set default_transaction_read_only = on")
+            database.sql("select pg_reload_conf()")
+            try:
+                yield
+            finally:
+                database.sql("set default_transaction_read_only = off")
+                database.sql("alter system reset default_transaction_read_only")
+                database.sql("select pg_reload_conf()")
+
     def close(self) -> None:
         if self._process is not None:
             self.kill()
