@@ -33,9 +33,9 @@ _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FA
 _TABLE_MISSING: Final = "If the table or a column is missing, run migrations/ on the database."
 
 
-@click.command(short_help="Check settings, keys, store, KMS, TLS and audit trail.")
+@click.command(short_help="Check settings, keys, store, KMS, OAuth providers, TLS and audit trail.")
 def doctor() -> None:
-    """Check the settings, the service keys, encryption, KMS, the store, TLS and the audit trail.
+    """Check the settings, the service keys, encryption, KMS, the OAuth providers, the store, TLS and the audit trail.
 
     Prints one line for each finding: ok, warn or FAIL, the subject, and what to do about it. Changes nothing.
 
@@ -60,6 +60,10 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
         from app.cli.doctor_kms import kms_findings  # noqa: PLC0415  imports boto3
 
         yield from kms_findings(settings)
+    if settings.oauth_providers is not None or settings.oauth_providers_file is not None:
+        from app.cli.doctor_providers import oauth_findings  # noqa: PLC0415  imports aiohttp
+
+        yield from oauth_findings(settings)
     store = _check_store(settings)
     yield store
     if settings.token_store == "postgres":  # noqa: S105  a store's name

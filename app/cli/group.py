@@ -13,7 +13,19 @@ import click
 from app.server.hardening import UnprotectedProcessError, protect_process
 
 # each command is in the module of the same name, with _ for -
-COMMANDS: Final = ("audit", "doctor", "encryption", "health", "init", "keys", "kms", "rewrap", "serve", "service-key")
+COMMANDS: Final = (
+    "audit",
+    "doctor",
+    "encryption",
+    "health",
+    "init",
+    "keys",
+    "kms",
+    "providers",
+    "rewrap",
+    "serve",
+    "service-key",
+)
 
 
 class ProtectedCommand(click.Command):

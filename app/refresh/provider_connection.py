@@ -108,6 +108,20 @@ class ProviderConnections:
             detail = f"{name} ends the connection, or does not answer in HTTP"
             raise ProviderUnavailable(detail, sent=progress.connected) from None
 
+    async def reach(self, provider: str, url: str, *, allow_insecure: bool) -> None:
+        """Connect, complete the TLS handshake and send nothing that changes anything: HEAD, without parameters.
+
+        Raises as `send` does.
+        """
+        request = ProviderRequest(
+            provider=provider, method="HEAD", url=url, headers={}, body=None, allow_insecure=allow_insecure
+        )
+        try:
+            await self.send(request, deadline=self.deadline())
+        except ProviderUnavailable as error:
+            if not error.sent:
+                raise
+
     async def close(self) -> None:
         """Close the connections."""
         for session in self._sessions.values():

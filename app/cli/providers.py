@@ -1,0 +1,101 @@
+"""`token-vault providers`: list and check the OAuth providers whose tokens the vault refreshes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+from app.cli.errors import UsageError, settings_or_stop
+from app.config.certificate_authorities import client_ssl_context
+from app.config.oauth_providers import load_provider_registry
+from app.config.settings import Settings, SettingsError
+from app.observability.logging import configure_command_logging
+from app.refresh.provider_check import ProviderFinding, check_provider
+from app.refresh.provider_connection import ProviderConnections
+from app.refresh.providers import OAuthProvider
+from app.refresh.registry import ProviderRegistry
+
+
+@click.group(short_help="List and check OAuth providers.")
+def providers() -> None:
+    """List and check the OAuth providers whose tokens the vault refreshes: the entries of OAUTH_PROVIDERS_FILE."""
+
+
+@providers.command("list", short_help="List the configured providers.")
+def list_providers() -> None:
+    """List the configured providers with what is known of their tokens. Contacts nothing and prints no secret.
+
+    Exit codes: 0 listed, 2 a setting or an entry is wrong.
+    """
+    registry = _registry(settings_or_stop())
+    configure_command_logging()  # the lines below are the output
+    if not registry.names():
+        click.echo("No OAuth provider is configured, so no token is refreshed.")
+        return
+    header = ("provider", "host", "client", "secrets", "refresh token", "unused after")
+    rows = [_row(provider) for provider in _providers(registry)]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@providers.command(short_help="Check entries, host names, TLS and discovery.")
+def check() -> None:
+    """Check every entry, that its hosts resolve to public addresses and offer TLS, and its discovery document.
+
+    Sends no secret and no token, so it spends nothing. Of a provider with many hosts, 20 are checked.
+
+    Exit codes: 0 everything is as it should be, 1 a provider has a problem, 2 a setting or an entry is wrong.
+    """
+    registry = _registry(settings_or_stop())
+    configure_command_logging()  # the lines below are the output
+    for warning in registry.warnings():
+        click.echo(f"Warning: {warning}", err=True)
+    failed = False
+    for name, finding in asyncio.run(provider_findings(registry)):
+        failed = failed or finding.problem is not None
+        click.echo(f"{'ok  ' if finding.problem is None else 'FAIL'}  {name}: {describe(finding)}")
+    sys.exit(1 if failed else 0)
+
+
+async def provider_findings(registry: ProviderRegistry) -> list[tuple[str, ProviderFinding]]:
+    """Return the findings of every provider, with its name."""
+    connections = ProviderConnections(tls=client_ssl_context())
+    try:
+        return [
+            (provider.name, finding)
+            for provider in _providers(registry)
+            async for finding in check_provider(provider, connections)
+        ]
+    finally:
+        await connections.close()
+
+
+def describe(finding: ProviderFinding) -> str:
+    return finding.text if finding.problem is None else f"{finding.text}: {finding.problem}"
+
+
+def _registry(settings: Settings) -> ProviderRegistry:
+    try:
+        return load_provider_registry(settings)
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _providers(registry: ProviderRegistry) -> list[OAuthProvider]:
+    return [provider for name in registry.names() if (provider := registry.find(name)) is not None]
+
+
+def _row(provider: OAuthProvider) -> tuple[str, ...]:
+    places = sorted(provider.allowed_hosts) if provider.token_url is None else [provider.token_url.split("/")[2]]
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return (
+        provider.name,
+        f"{places[0]}{more}",
+        provider.client_auth.value,
+        str(len(provider.client_secrets)),
+        provider.rotation.value,
+        "-" if provider.idle_days is None else f"{provider.idle_days} days",
+    )
