@@ -19,6 +19,7 @@ from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import audit_key
 from app.config.certificate_authorities import client_ssl_context
+from app.config.oauth_providers import load_provider_registry
 from app.config.service_keys import ServiceKeySettings
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied, KeyUnavailable
@@ -45,6 +46,7 @@ from app.security.strategy import EncryptionReader, EncryptionStrategy
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
+from app.tokens.freshness import Refresher
 from app.tokens.models import StoredToken
 from app.tokens.provider_rules import PROVIDER_RULES
 from app.tokens.repository import TokenRepository
@@ -57,6 +59,7 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
     from app.refresh.provider_client import ProviderClient
+    from app.refresh.refresher import RefreshObserver, TokenRefresher
     from app.security.kms.client import KmsObserver
 
 
@@ -243,9 +246,12 @@ def build_vault(
     tokens: TokenRepository,
     cipher: TokenCipher,
     events: TokenEvents,
+    refresher: Refresher | None = None,
     on_reveal: Callable[[StoredToken], None] | None = None,
 ) -> TokenVault:
-    return TokenVault(tokens=tokens, cipher=cipher, events=events, rules=PROVIDER_RULES, on_reveal=on_reveal)
+    return TokenVault(
+        tokens=tokens, cipher=cipher, events=events, rules=PROVIDER_RULES, refresher=refresher, on_reveal=on_reveal
+    )
 
 
 def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
@@ -256,6 +262,35 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
     except KeyListError as error:
         raise SettingsError(f"SERVICE_KEYS: {error}") from None
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
+
+
+@asynccontextmanager
+async def opened_refresher(
+    settings: Settings,
+    *,
+    tokens: TokenRepository,
+    cipher: TokenCipher,
+    events: TokenEvents,
+    observer: RefreshObserver | None = None,
+) -> AsyncIterator[TokenRefresher | None]:
+    """Build what refreshes tokens, `None` without OAuth providers; at the end, wait for refreshes in progress.
+
+    Raises `SettingsError` if an entry of the providers is wrong.
+    """
+    if settings.oauth_providers_file is None and settings.oauth_providers is None:
+        yield None
+        return
+    from app.refresh.refresher import TokenRefresher  # noqa: PLC0415  imports aiohttp
+
+    providers, client = load_provider_registry(settings), build_provider_client()
+    refresher = TokenRefresher(
+        tokens=tokens, cipher=cipher, events=events, providers=providers, client=client, observer=observer
+    )
+    try:
+        yield refresher
+    finally:
+        await refresher.close()
+        await client.close()
 
 
 def build_provider_client() -> ProviderClient:

@@ -31,6 +31,7 @@ from app.composition import (
     build_vault,
     open_audit,
     open_repository,
+    opened_refresher,
 )
 from app.config.settings import Settings, load_settings
 from app.instrumentation import Instrumentation, build_instrumentation, counting_rows, gauge_update, updating_gauges
@@ -181,7 +182,10 @@ async def _running(
         if states["store"] != "down":
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
-        vault = build_vault(tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
+        refresher = await stack.enter_async_context(
+            opened_refresher(settings, tokens=repository, cipher=cipher, events=events)
+        )
+        vault = build_vault(tokens=repository, cipher=cipher, events=events, refresher=refresher, on_reveal=on_reveal)
         state = AppState(
             vault=vault,
             service_keys=service_keys,

@@ -16,9 +16,10 @@ from app.api.problems import problem_of
 from app.tokens.models import RevealedToken, StoredToken, UnreadableRow
 
 
-def token_answer(token: StoredToken) -> dict[str, Any]:
-    """Return the fields of `Token`."""
+def token_answer(token: StoredToken, *, refreshable: bool) -> dict[str, Any]:
+    """Return the fields of `Token`; `refreshable` is whether the vault can refresh it."""
     return {
+        "id": token.id,
         "user_id": token.token_id.user_id,
         "provider": token.token_id.provider,
         "service_type": token.token_id.service_type,
@@ -30,6 +31,8 @@ def token_answer(token: StoredToken) -> dict[str, Any]:
         "base_url": token.valid_base_url,
         "metadata": token.metadata,
         "has_refresh_token": token.refresh_ciphertext is not None,
+        "refreshable": refreshable,
+        "refresh_retry_at": token.refresh_state.retry_at,
         "encryption_method": token.encryption_method,
         "kms_key_id": token.kms_key_id,
         "version": token.version,
@@ -41,7 +44,8 @@ def token_answer(token: StoredToken) -> dict[str, Any]:
 
 def revealed_answer(revealed: RevealedToken, *, include_refresh: bool) -> dict[str, Any]:
     """Return the fields of `Revealed`, with `refresh_token` only if it was asked for."""
-    answer = token_answer(revealed.token)
+    answer = token_answer(revealed.token, refreshable=revealed.refreshable)
+    answer["min_ttl_met"] = revealed.min_ttl_met
     answer["access_token"] = revealed.access_token.get_secret_value()
     if include_refresh:
         answer["refresh_token"] = revealed.refresh_token.get_secret_value() if revealed.refresh_token else None

@@ -15,7 +15,7 @@ from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
 from app.tokens.vault import TokenVault
 
-_QUERY_PARAMETERS = frozenset({"service_type", "include"})
+_QUERY_PARAMETERS = frozenset({"service_type", "include", "min_ttl"})
 # documented here, validated by the vault: a direct route passes path parameters as they are
 UserIdPath = Annotated[str, Path(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
 

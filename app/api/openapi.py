@@ -21,11 +21,19 @@ from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
-from app.api.schemas import EXAMPLE_USER_ID, BatchGetRequest, PatchTokenRequest, StoreTokenRequest, Token
+from app.api.schemas import (
+    EXAMPLE_USER_ID,
+    BatchGetRequest,
+    PatchTokenRequest,
+    RefreshRequest,
+    StoreTokenRequest,
+    Token,
+)
+from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
 _REF = "#/components/schemas/{model}"
-_REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, BatchGetRequest)
+_REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, RefreshRequest, BatchGetRequest)
 _SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 
 STORE_ERRORS = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)
@@ -65,6 +73,13 @@ INCLUDE = {
     "in": "query",
     "schema": {"type": "string", "enum": ["refresh_token"]},
     "description": "Also reveal the refresh token. Needs `tokens:reveal_refresh`.",
+}
+MIN_TTL = {
+    "name": "min_ttl",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 0, "maximum": MAXIMUM_MIN_TTL_SECONDS},
+    "description": "Refresh the token first if it expires within these seconds, at most half of its lifetime. Default: "
+    "the provider's margin. 0: never refresh.",
 }
 IF_MATCH = {
     "name": "If-Match",

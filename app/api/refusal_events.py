@@ -14,6 +14,7 @@ from app.tokens.models import DEFAULT_SERVICE_TYPE, Caller, TokenId, parse_user_
 OPERATIONS: Final = {
     "store": Operation.STORE,
     "reveal": Operation.REVEAL,
+    "refresh": Operation.REFRESH,
     "patch": Operation.PATCH,
     "rotate": Operation.ROTATE,
     "rewrap": Operation.REWRAP,

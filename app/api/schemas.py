@@ -24,9 +24,11 @@ from pydantic_core import PydanticCustomError
 
 from app.api.problems import Problem
 from app.errors import InvalidRequest
+from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import (
     DEFAULT_SERVICE_TYPE,
     HTTPS_URL,
+    LAST_VERSION,
     MAXIMUM_TOKEN_CHARACTERS,
     MAXIMUM_URL_CHARACTERS,
     RESERVED_METADATA,
@@ -187,6 +189,17 @@ class PatchTokenRequest(_Request):
         )
 
 
+MinTtl = Annotated[int, Field(strict=True, ge=0, le=MAXIMUM_MIN_TTL_SECONDS)]
+
+
+class RefreshRequest(_Request):
+    """The version of the token that the provider has rejected: only that version is refreshed."""
+
+    rejected_version: Annotated[int, Field(strict=True, ge=0, le=LAST_VERSION)]
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rejected_version": 1795424400000}]})
+
+
 class TokenIdBody(_Request):
     user_id: UserId
     provider: Slug
@@ -201,6 +214,10 @@ class BatchGetRequest(_Request):
 
     tokens: Annotated[list[TokenIdBody], Field(min_length=1, max_length=100, json_schema_extra={"uniqueItems": True})]
     include: Literal["refresh_token"] | None = None
+    min_ttl: MinTtl | None = Field(
+        default=None,
+        description="Refresh tokens that expire within these seconds. Null: within the provider's margin. 0: none.",
+    )
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"tokens": [{"user_id": EXAMPLE_USER_ID, "provider": "canvas"}]}]}
@@ -217,6 +234,7 @@ class BatchGetRequest(_Request):
 
 
 _EXAMPLE_TOKEN: dict[str, JsonValue] = {
+    "id": "7d4f3a0e-52f4-4f0e-9b35-0d1c7a3b5e11",
     "user_id": EXAMPLE_USER_ID,
     "provider": "canvas",
     "service_type": "default",
@@ -228,6 +246,8 @@ _EXAMPLE_TOKEN: dict[str, JsonValue] = {
     "base_url": "https://canvas.example.edu",
     "metadata": {"course_count": 4},
     "has_refresh_token": False,
+    "refreshable": False,
+    "refresh_retry_at": None,
     "encryption_method": "aes256-gcm-v1",
     "kms_key_id": None,
     "version": 1795424400000,
@@ -240,6 +260,7 @@ _EXAMPLE_TOKEN: dict[str, JsonValue] = {
 class Token(BaseModel):
     """A token without its secrets. A writer to the database can change every field but the token id."""
 
+    id: str = Field(description="The row's id, which other tables may reference.")
     user_id: str
     provider: str
     service_type: str
@@ -253,6 +274,8 @@ class Token(BaseModel):
     )
     metadata: dict[str, Any]
     has_refresh_token: bool
+    refreshable: bool = Field(description="Whether the vault can refresh it: it has a refresh token and a provider.")
+    refresh_retry_at: datetime | None = Field(description="When the next attempt is due, after a failed refresh.")
     encryption_method: str | None
     kms_key_id: str | None
     version: int
@@ -270,10 +293,16 @@ class Revealed(Token):
     while `ALLOW_LEGACY_FORMATS` is true, only the user is.
     """
 
+    min_ttl_met: bool = Field(
+        description="Whether the access token lives for `min_ttl` seconds more. False: it expires sooner, or has "
+        "expired and cannot be refreshed."
+    )
     access_token: str = Field(repr=False)
     refresh_token: str | None = Field(default=None, repr=False)
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example"}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{**_EXAMPLE_TOKEN, "access_token": "1234~example", "min_ttl_met": True}]}
+    )
 
 
 class UnreadableToken(BaseModel):

@@ -29,6 +29,7 @@ class Scope(StrEnum):
     REVEAL = "tokens:reveal"
     REVEAL_REFRESH = "tokens:reveal_refresh"
     WRITE = "tokens:write"
+    REFRESH = "tokens:refresh"
     DELETE = "tokens:delete"
     ADMIN = "tokens:admin"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 
@@ -10,7 +11,7 @@ from app.errors import EncryptionError, InternalError, InvalidRequest, KeyDenied
 from app.security.context import SecretField, TokenContext
 from app.security.counters import EncryptionCounters
 from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS, Family, family_of
-from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed, require_claim
+from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed, SealingKey, require_claim
 
 _log = structlog.get_logger()
 _WHY_UNREADABLE = {
@@ -76,6 +77,16 @@ class EncryptionService:
             raise InternalError("no fallback is configured")
         return self._seal(self._fallback, plaintext, context, wait=wait)._replace(fallback=True)
 
+    def reserve_as_primary(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        """Return a key of the primary for a token whose secrets are not known yet; raises as `seal_as_primary` does."""
+        return _CheckedKey(self._primary.reserve(context, wait=wait), fallback=False)
+
+    def reserve_as_fallback(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        """Return a key of the fallback. The caller must call `note_fallback` once per token."""
+        if self._fallback is None:
+            raise InternalError("no fallback is configured")
+        return _CheckedKey(self._fallback.reserve(context, wait=wait), fallback=True)
+
     def note_fallback(self, reason: KeyUnavailable) -> None:
         """Count and log that one token was encrypted by the fallback, which is never silent."""
         self._counters.fallback_write()
@@ -83,10 +94,7 @@ class EncryptionService:
 
     def _seal(self, strategy: EncryptionStrategy, plaintext: str, context: TokenContext, *, wait: bool) -> Sealed:
         _require_unicode(plaintext, context.user_id, context.provider, context.service_type)
-        sealed = strategy.seal(plaintext, context, wait=wait)
-        if len(sealed.ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
-            raise InvalidRequest("the text is too long: its ciphertext could not be read back")
-        return sealed
+        return _readable(strategy.seal(plaintext, context, wait=wait))
 
     def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
         """Decrypt; raises an `EncryptionError`, or `KeyNotCached` if `wait` is false and a key is missing.
@@ -161,6 +169,24 @@ class EncryptionService:
         if reader is None:
             raise KeyDenied(_WHY_UNREADABLE[family])
         return reader
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedKey:
+    """A reserved key behind the checks of `EncryptionService`."""
+
+    key: SealingKey
+    fallback: bool
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        _require_unicode(plaintext, context.user_id, context.provider, context.service_type)
+        return _readable(self.key.seal(plaintext, context))._replace(fallback=self.fallback)
+
+
+def _readable(sealed: Sealed) -> Sealed:
+    if len(sealed.ciphertext) > MAXIMUM_CIPHERTEXT_CHARACTERS:
+        raise InvalidRequest("the text is too long: its ciphertext could not be read back")
+    return sealed
 
 
 def _require_unicode(*texts: str) -> None:

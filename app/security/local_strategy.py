@@ -13,7 +13,7 @@ from app.security.aead import COMMITMENT_BYTES, NONCE_BYTES, TAG_BYTES, Box, Com
 from app.security.context import LABEL, TokenContext, length_prefixed
 from app.security.formats import Family
 from app.security.keyring import Keyring
-from app.security.strategy import KeyNotCached, Sealed, require_claim
+from app.security.strategy import KeyNotCached, Sealed, SealingKey, require_claim
 
 CACHED_USER_KEYS = 4_096
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
@@ -67,6 +67,10 @@ class LocalStrategy:
             scheme=self.scheme,
             method=f"aes256-gcm-{name}",
         )
+
+    def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        self._aead(self._keyring.primary_version, context, wait=wait)
+        return self  # the root that it has derived stays for as long as the process
 
     def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
         name, _, encoded = ciphertext.partition(":")

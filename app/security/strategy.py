@@ -66,6 +66,14 @@ class EncryptionReader(Protocol):
         ...
 
 
+class SealingKey(Protocol):
+    """A key that is in memory, with which one user's tokens of one provider can be encrypted without waiting."""
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        """Encrypt for exactly this context, for the user and provider of the key."""
+        ...
+
+
 class EncryptionStrategy(EncryptionReader, Protocol):
     """A reader that also encrypts."""
 
@@ -76,4 +84,11 @@ class EncryptionStrategy(EncryptionReader, Protocol):
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         """Encrypt for exactly this context; raises an `EncryptionError`."""
+        ...
+
+    def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        """Return the key for this user and provider, for the secrets of one token that are not known yet.
+
+        It works even if the key service is down by then. Raises an `EncryptionError`.
+        """
         ...

@@ -16,7 +16,7 @@ from app.errors import IntegrityError, KeyDenied, KeyUnavailable
 from app.security.context import SecretField, TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.key_derivation import KeyDerivationQueue
-from app.security.strategy import KeyNotCached, Sealed
+from app.security.strategy import KeyNotCached, Sealed, SealingKey
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens.models import StoredToken, TokenId, current_service
 
@@ -56,6 +56,18 @@ class Binding:
     def context(self, field: SecretField) -> TokenContext:
         token_id = self.token_id
         return TokenContext(token_id.user_id, token_id.provider, token_id.service_type, field, self.base_url or "")
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedKey:
+    """A key for the secrets of one token that are not known yet: encrypting them waits for nothing."""
+
+    binding: Binding
+    key: SealingKey
+
+    def seal(self, access: SecretStr, refresh: SecretStr | None) -> SealedSecrets:
+        """Encrypt both; raises `InvalidRequest` for a text that is too long or not UTF-8."""
+        return _seal_both(self.key.seal, self.binding, Secrets(access, refresh))
 
 
 class TokenCipher:
@@ -102,6 +114,18 @@ class TokenCipher:
             sealed = await self._seal(self._encryption.seal_as_fallback, binding, secrets)  # needs no key service
             self._encryption.note_fallback(error)
             return sealed
+
+    async def reserve(self, binding: Binding) -> ReservedKey:
+        """Take a key of the primary, or of the fallback as `seal` does, for secrets that are not known yet."""
+        context = binding.context(SecretField.ACCESS_TOKEN)
+        try:
+            key = await self._in_thread_if_needed(partial(self._encryption.reserve_as_primary, context))
+        except KeyUnavailable as error:
+            if not self._encryption.has_fallback:
+                raise
+            key = await self._in_thread_if_needed(partial(self._encryption.reserve_as_fallback, context))
+            self._encryption.note_fallback(error)
+        return ReservedKey(binding, key)
 
     def open_now(self, token: StoredToken, *, include_refresh: bool) -> Secrets:
         """Decrypt with keys in memory, the refresh token only if asked; raises `KeyNotCached` if a key is missing."""

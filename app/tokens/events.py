@@ -33,6 +33,7 @@ class Operation(StrEnum):
     PATCH = "patch"
     DELETE = "delete"
     ERASE_USER = "erase_user"
+    REFRESH = "refresh"
     CREATE_KEY = "create_key"  # of a calling service; so is the next
     REVOKE_KEY = "revoke_key"
 

@@ -217,11 +217,16 @@ class RefreshAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevealedToken:
-    """A token with its secrets in plaintext. `refresh_token` is `None` if it has none or none was requested."""
+    """A token with its secrets in plaintext. `refresh_token` is `None` if it has none or none was requested.
+
+    `min_ttl_met` is whether it lives as long as the caller needs, `refreshable` whether the vault can refresh it.
+    """
 
     token: StoredToken
     access_token: SecretStr
     refresh_token: SecretStr | None
+    min_ttl_met: bool = True
+    refreshable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Protocol
 
+from app.errors import StoreMisconfigured
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
 
@@ -113,6 +114,14 @@ class TokenRepository(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def find_token(tokens: TokenRepository, token_id: TokenId) -> TokenRow | None:
+    """Read the row, and check its token id, because a ciphertext opens for the id that the row names."""
+    token = await tokens.get(token_id)
+    if token is not None and token.token_id != token_id:
+        raise StoreMisconfigured("the store returned another token than the requested one")
+    return token
 
 
 async def pages(tokens: TokenRepository, scheme: str | None, *, rows: int) -> AsyncIterator[list[TokenRow]]:

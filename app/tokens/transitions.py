@@ -149,6 +149,11 @@ def claimed(current: StoredToken, holder: str) -> StoredToken:
     return replace(current, refresh_state=state)
 
 
+def refresh_released(claimed: StoredToken, *, failure: str | None) -> StoredToken:
+    """Return the row after a refresh that says nothing about the token: as it was, without a holder."""
+    return replace(claimed, refresh_state=replace(claimed.refresh_state, holder=None, failure=failure))
+
+
 def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets, *, now: datetime) -> StoredToken:
     """Return the row with the provider's new tokens; its status, metadata and what the answer leaves out stay."""
     return replace(

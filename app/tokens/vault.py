@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from app.errors import (
     AnswerTooLarge,
-    InternalError,
     StoreError,
     StoreMisconfigured,
     StoreTimeout,
-    TokenInactive,
     TokenNotFound,
     VaultError,
 )
-from app.security.context import SecretField
 from app.security.schemes import scheme_of
-from app.security.strategy import KeyNotCached
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
-from app.tokens.cipher import Binding, SealedSecrets, Secrets, TokenCipher
-from app.tokens.events import Operation, TokenEvent, TokenEvents
+from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
+from app.tokens.events import Operation, TokenEvents
+from app.tokens.freshness import Refresher
 from app.tokens.legacy_rows import require_own_secrets
 from app.tokens.models import (
     NO_PRECONDITION,
@@ -41,19 +37,20 @@ from app.tokens.models import (
     TokenInput,
     TokenPatch,
     TokenRow,
-    TokenStatus,
     UnreadableRow,
     parse_user_id,
 )
 from app.tokens.provider_rules import ProviderRule
-from app.tokens.recorded_operation import RecordedOperation, too_slow
-from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
+from app.tokens.recorded_operation import RecordedOperation
+from app.tokens.repository import MAXIMUM_LISTED, TokenRepository, find_token
+from app.tokens.reveals import Accept, RevealOptions, TokenReveals
 from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 
 T = TypeVar("T")
 OPERATION_SECONDS = 4.5
 _MAXIMUM_ROUNDS = 20
 _LONGEST_WAIT_MILLISECONDS = 20
+_DEFAULT_OPTIONS = RevealOptions()
 
 
 class TokenVault:
@@ -64,7 +61,8 @@ class TokenVault:
     - Every call ends within `deadline_seconds`, plus the bounded time of its audit event.
     - Every method may raise a `StoreError`, an `EncryptionError` or `AuditUnavailable`, besides the errors it names.
 
-    `rules` adjust new tokens, by provider. `on_reveal` gets each row that was revealed; it must neither wait nor raise.
+    `rules` adjust new tokens, by provider. `refresher` refreshes tokens before a reveal. `on_reveal` gets each row that
+    was revealed; it must neither wait nor raise.
     """
 
     def __init__(
@@ -74,6 +72,7 @@ class TokenVault:
         cipher: TokenCipher,
         events: TokenEvents,
         rules: Mapping[str, ProviderRule] | None = None,
+        refresher: Refresher | None = None,
         on_reveal: Callable[[StoredToken], None] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         deadline_seconds: float = OPERATION_SECONDS,
@@ -82,9 +81,17 @@ class TokenVault:
         self._cipher = cipher
         self._events = events
         self._rules = rules or {}
-        self._on_reveal = on_reveal
         self._now = now
         self._deadline_seconds = deadline_seconds
+        self._reveals = TokenReveals(
+            tokens=tokens,
+            cipher=cipher,
+            events=events,
+            refresher=refresher,
+            on_reveal=on_reveal,
+            now=now,
+            deadline_seconds=deadline_seconds,
+        )
         self._censuses: AsyncSingleFlight[list[CensusRow]] = AsyncSingleFlight()
 
     async def store(
@@ -115,66 +122,34 @@ class TokenVault:
 
             return await self._until_settled(token_id, write)
 
-    async def reveal(self, token_id: TokenId, *, caller: Caller, include_refresh: bool = False) -> RevealedToken:
-        """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` if its status is not ok."""
-        async with self._recorded(Operation.REVEAL, caller, token_id) as operation:
-            token = await self._find(token_id)
-            return await self._reveal(token, operation, include_refresh=include_refresh)
+    async def reveal(
+        self, token_id: TokenId, *, caller: Caller, options: RevealOptions = _DEFAULT_OPTIONS
+    ) -> RevealedToken:
+        """Decrypt the token, refreshed first if it is due.
+
+        Raises `TokenNotFound`, or `TokenInactive` if its status is not ok. Of a token that has expired it raises what
+        prevented the refresh: a `ProviderError`, for example.
+        """
+        return await self._reveals.one(token_id, caller=caller, options=options)
 
     async def reveal_many(
         self,
         token_ids: Sequence[TokenId],
         *,
         caller: Caller,
-        include_refresh: bool = False,
-        accept: Callable[[RevealedToken], None] | None = None,
+        options: RevealOptions = _DEFAULT_OPTIONS,
+        accept: Accept | None = None,
     ) -> list[RevealedToken | VaultError]:
         """Decrypt several different tokens; return for each, in order, the token or its error.
 
-        One deadline holds for all of them, and each leaves an audit event. All rows are read at once; if that fails,
-        the call raises the `StoreError`. A `VaultError` that `accept` raises is the error of that token, whose secrets
-        are then not returned. Tokens whose key is not in memory are decrypted after the others, concurrently.
+        Raises the `StoreError` if the rows cannot be read. A `VaultError` that `accept` raises is the error of that
+        token, whose secrets are then not returned.
         """
-        self._events.require_open()
-        until = self._deadline()
-        found = await self._find_many(token_ids, until)
+        return await self._reveals.many(token_ids, caller=caller, options=options, accept=accept)
 
-        def reveal_now(operation: RecordedOperation, token_id: TokenId) -> RevealedToken | VaultError:
-            try:
-                if isinstance(found, StoreError):
-                    raise found
-                token = _require_active(found.get(token_id), operation)
-                secrets = self._cipher.open_now(token, include_refresh=include_refresh)
-                return self._revealed(token, secrets, operation, include_refresh=include_refresh, accept=accept)
-            except VaultError as error:
-                return _recorded_error(error)
-
-        async def reveal_waiting(token_id: TokenId) -> RevealedToken | VaultError:
-            try:
-                async with self._recorded(Operation.REVEAL, caller, token_id, until=until) as operation:
-                    row = None if isinstance(found, StoreError) else found.get(token_id)
-                    return await self._reveal(row, operation, include_refresh=include_refresh, accept=accept)
-            except VaultError as error:
-                return _recorded_error(error)
-
-        results: dict[TokenId, RevealedToken | VaultError] = {}
-        events: list[TokenEvent] = []
-        try:
-            for token_id in token_ids:
-                operation = self._recorded(Operation.REVEAL, caller, token_id, until=until)
-                with suppress(KeyNotCached):
-                    results[token_id] = result = reveal_now(operation, token_id)
-                    events.append(operation.event_of(result if isinstance(result, VaultError) else None))
-        except Exception:
-            events.append(operation.event(InternalError.code, None))
-            raise
-        finally:
-            await self._events.record_many(events)
-        if isinstance(found, StoreError):
-            raise found
-        waiting = [token_id for token_id in token_ids if token_id not in results]
-        results |= zip(waiting, await asyncio.gather(*map(reveal_waiting, waiting)), strict=True)
-        return [results[token_id] for token_id in token_ids]
+    def is_refreshable(self, token: StoredToken) -> bool:
+        """Whether the vault can refresh the token, as far as its row shows."""
+        return self._reveals.is_refreshable(token)
 
     async def list_for_user(self, user_id: str, *, caller: Caller) -> list[TokenRow]:
         """Return all of a user's tokens, with their secrets still encrypted, and the rows that do not decode.
@@ -311,23 +286,6 @@ class TokenVault:
         if ahead >= 0:
             await asyncio.sleep(min(ahead + 1, _LONGEST_WAIT_MILLISECONDS) / 1000)
 
-    async def _find(self, token_id: TokenId) -> TokenRow | None:
-        """Read the row, and check its token id, because a ciphertext opens for the id that the row names."""
-        token = await self._tokens.get(token_id)
-        if token is not None and token.token_id != token_id:
-            raise StoreMisconfigured("the store returned another token than the requested one")
-        return token
-
-    async def _find_many(self, token_ids: Sequence[TokenId], until: float) -> Mapping[TokenId, TokenRow] | StoreError:
-        """Read the rows; return the error instead of raising it, because each token gets an event with it."""
-        try:
-            async with asyncio.timeout_at(until):
-                return await self._tokens.get_many(token_ids)
-        except StoreError as error:
-            return error
-        except TimeoutError:
-            return too_slow()
-
     async def _is_gone(self, row: TokenRow, error: StoreError) -> bool:
         """Whether the row no longer exists; raises `error` if the store cannot say."""
         try:
@@ -339,45 +297,11 @@ class TokenVault:
     async def _until_settled(self, token_id: TokenId, write: Callable[[TokenRow | None], Awaitable[T | None]]) -> T:
         """Read the row and write it conditionally, again on the newer row if somebody else wrote in between."""
         for round_ in range(_MAXIMUM_ROUNDS):
-            written = await write(await self._find(token_id))
+            written = await write(await find_token(self._tokens, token_id))
             if written is not None:
                 return written
             await asyncio.sleep(random.uniform(0, 0.002 * 2 ** min(round_, 6)))  # noqa: S311  spreads writers out
         raise StoreTimeout("other writers kept changing this token; nothing was written")
-
-    async def _reveal(
-        self,
-        row: TokenRow | None,
-        operation: RecordedOperation,
-        *,
-        include_refresh: bool,
-        accept: Callable[[RevealedToken], None] | None = None,
-    ) -> RevealedToken:
-        token = _require_active(row, operation)
-        if include_refresh:
-            secrets = await self._cipher.open(token)
-        else:
-            secrets = Secrets(await self._cipher.open_access(token), None)
-        return self._revealed(token, secrets, operation, include_refresh=include_refresh, accept=accept)
-
-    def _revealed(
-        self,
-        token: StoredToken,
-        secrets: Secrets,
-        operation: RecordedOperation,
-        *,
-        include_refresh: bool,
-        accept: Callable[[RevealedToken], None] | None = None,
-    ) -> RevealedToken:
-        """Return the token with its secrets, unless `accept` raises, and note in the operation what was opened."""
-        operation.note_opened(token.access_ciphertext, token.refresh_ciphertext if include_refresh else None)
-        revealed = RevealedToken(token=token, access_token=secrets.access, refresh_token=secrets.refresh)
-        if accept is not None:
-            accept(revealed)
-        operation.revealed = _secrets_of(revealed)
-        if self._on_reveal is not None:
-            self._on_reveal(token)
-        return revealed
 
     async def _seal_rotation(
         self, current: StoredToken, given: TokenInput, operation: RecordedOperation
@@ -424,31 +348,6 @@ def _require_token(found: TokenRow | None, precondition: Precondition) -> Stored
     if isinstance(row, UnreadableRow):
         raise row.error()
     return row
-
-
-def _require_active(row: TokenRow | None, operation: RecordedOperation) -> StoredToken:
-    if row is None:
-        raise _not_found()
-    if isinstance(row, UnreadableRow):
-        raise row.error()
-    operation.note(row)
-    if row.status is not TokenStatus.OK:
-        raise TokenInactive(f"the token's status is {row.status.value}")
-    return row
-
-
-def _recorded_error(error: VaultError) -> VaultError:
-    """Return the error of one token of several, which its event has."""
-    # its traceback is in a cycle with the frame, which would keep the row until the next garbage collection
-    error.__traceback__ = error.__context__ = None
-    error.recorded = True
-    return error
-
-
-def _secrets_of(revealed: RevealedToken) -> tuple[SecretField, ...]:
-    if revealed.refresh_token is None:
-        return (SecretField.ACCESS_TOKEN,)
-    return (SecretField.ACCESS_TOKEN, SecretField.REFRESH_TOKEN)
 
 
 def _not_found() -> TokenNotFound:

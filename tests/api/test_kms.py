@@ -26,6 +26,7 @@ from app.composition import open_vault
 from app.config.settings import Settings
 from app.security.kms import circuit_breaker
 from app.tokens.models import Caller, TokenId, TokenInput
+from app.tokens.reveals import RevealOptions
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
 from tests.support.observability.exposed import scraped
@@ -186,7 +187,9 @@ async def test_switching_kms_on_and_off_keeps_tokens_readable(kms: Kms, store: S
             given = TokenInput(access_token=SecretStr(f"of step {step}"), refresh_token=SecretStr("r"))
             await once_available(partial(vault.store, TokenId(users[step], "canvas"), given, caller=CALLER))
             for earlier, user in enumerate(users[: step + 1]):
-                reveal = partial(vault.reveal, TokenId(user, "canvas"), caller=CALLER, include_refresh=True)
+                reveal = partial(
+                    vault.reveal, TokenId(user, "canvas"), caller=CALLER, options=RevealOptions(include_refresh=True)
+                )
                 revealed = await once_available(reveal)
                 assert revealed.refresh_token is not None
                 assert revealed.access_token.get_secret_value() == f"of step {earlier}"

@@ -27,6 +27,7 @@ ROUTES = {
     ("get", "/v1/users/{user_id}/tokens/{provider}"): {200, 401, 403, 404, 409, 422, 429, 500, 503, 504},
     ("patch", "/v1/users/{user_id}/tokens/{provider}"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
     ("delete", "/v1/users/{user_id}/tokens/{provider}"): {204, 401, 403, 404, 412, 422, 429, 500, 503, 504},
+    ("post", f"{TOKEN}/refresh"): {200, 400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504},
     ("post", f"{TOKEN}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
     ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 413, 422, 429, 500, 503, 504},
     ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 429, 500, 503, 504},
@@ -177,7 +178,7 @@ def test_answers_have_exactly_the_fields_of_their_schemas() -> None:
     revealed = RevealedToken(token=token, access_token=SecretStr("a"), refresh_token=None)
     row = UnreadableRow("1", token.token_id, 1, "why")
     expected: list[tuple[dict[str, Any], type[BaseModel], set[str]]] = [
-        (token_answer(token), Token, set()),
+        (token_answer(token, refreshable=False), Token, set()),
         (revealed_answer(revealed, include_refresh=True), Revealed, set()),
         (revealed_answer(revealed, include_refresh=False), Revealed, {"refresh_token"}),
         (unreadable_answer(row, "id"), UnreadableToken, set()),

@@ -55,6 +55,9 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
         Row(Scope.REVEAL, 200),
         Row(Scope.REVEAL, 200, query="?include=refresh_token", also=frozenset({Scope.REVEAL_REFRESH})),
     ],
+    ("POST", f"{TOKEN}/refresh"): [
+        Row(Scope.REVEAL, 200, {"rejected_version": 1}, also=frozenset({Scope.REFRESH})),
+    ],
     ("PATCH", TOKEN): [Row(Scope.WRITE, 200, {"metadata": {"a": 1}})],
     ("POST", f"{TOKEN}/rotate"): [Row(Scope.WRITE, 200, BODY)],
     ("POST", f"{TOKEN}/rewrap"): [Row(Scope.ADMIN, 200)],

@@ -46,7 +46,12 @@ def test_a_stored_token_is_revealed(client: httpx.Client, served_store: Store) -
     revealed = client.get(GOOGLE, params={"service_type": "calendar", "include": "refresh_token"})
     assert revealed.status_code == 200
     assert revealed.headers["etag"] == stored.headers["etag"]
-    assert revealed.json() == {**body, "access_token": "ya29.access", "refresh_token": "1//refresh"}
+    assert revealed.json() == {
+        **body,
+        "min_ttl_met": True,
+        "access_token": "ya29.access",
+        "refresh_token": "1//refresh",
+    }
     assert body["expires_at"] == "2027-03-23T07:00:00.123456Z"
     assert body["metadata"] == given["metadata"]
     assert body["has_refresh_token"] is True

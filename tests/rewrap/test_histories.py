@@ -20,6 +20,7 @@ from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, StoredToken, TokenId, TokenInput, TokenPatch
 from app.tokens.repository import TokenRepository
+from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import local_encryption
 from tests.support.rewrap.sweeps import sweep
@@ -99,7 +100,7 @@ class Client:
 
     async def reveal(self, vault: TokenVault, _: str = "") -> None:
         try:
-            found = await vault.reveal(self.token_id, caller=CALLER, include_refresh=True)
+            found = await vault.reveal(self.token_id, caller=CALLER, options=RevealOptions(include_refresh=True))
         except TokenNotFound:
             assert self.held.access is None
             return

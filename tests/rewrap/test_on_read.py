@@ -18,6 +18,7 @@ from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvent, TokenEvents
 from app.tokens.models import NO_SERVICE, Caller, StoredToken, TokenInput, current_service
 from app.tokens.repository import TokenRepository
+from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 from tests.support.rewrap.stored_rows import (
     SqliteRows,
@@ -220,7 +221,9 @@ async def test_a_rotation_that_read_the_old_row_is_not_lost(bench: Bench) -> Non
     rotated = await rotating
     await on_read.close()
     assert rotated.version == 2
-    revealed = await bench.vault(on_read).reveal(token.token_id, caller=CALLER, include_refresh=True)
+    revealed = await bench.vault(on_read).reveal(
+        token.token_id, caller=CALLER, options=RevealOptions(include_refresh=True)
+    )
     assert revealed.access_token.get_secret_value() == "newer"
     assert revealed.refresh_token is not None
     assert revealed.token.encryption_scheme == "local:v2"

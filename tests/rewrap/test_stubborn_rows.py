@@ -22,7 +22,7 @@ from app.security.context import TokenContext
 from app.security.encryption_service import EncryptionService
 from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS
 from app.security.local_strategy import LocalStrategy
-from app.security.strategy import EncryptionStrategy, Sealed
+from app.security.strategy import EncryptionStrategy, Sealed, SealingKey
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from tests.support.rewrap.command import rewrap
@@ -217,6 +217,9 @@ class _WrongForSome:
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         wrong = self._wrong.get(context.user_id)
         return self._strategy.seal(plaintext, context, wait=wait) if wrong is None else wrong(plaintext, context)
+
+    def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        return self._strategy.reserve(context, wait=wait)
 
 
 def _strategy() -> LocalStrategy:

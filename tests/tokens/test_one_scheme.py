@@ -11,6 +11,7 @@ from app.security.schemes import scheme_of
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import NoAuditTrail, TokenEvents
 from app.tokens.models import Caller, TokenId, TokenInput
+from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 from tests.support.security.envelopes import USER, Envelope, envelope
 from tests.support.security.keys import local_strategy
@@ -44,7 +45,7 @@ async def test_a_rotation_under_the_fallback_moves_both_secrets_to_it(kms: Kms, 
         kms.faults.down()
         await vault.rotate(HERE, ROTATED, caller=CALLER)
         assert _schemes(store) == {"local:v1"}
-        revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
+        revealed = await vault.reveal(HERE, caller=CALLER, options=RevealOptions(include_refresh=True))
         assert revealed.access_token.get_secret_value() == "newer access"
         assert revealed.refresh_token is not None
         assert revealed.refresh_token.get_secret_value() == "refresh"
@@ -78,6 +79,6 @@ async def test_a_rotation_after_the_alias_moved_has_one_scheme(kms: Kms, store: 
         process.clock.advance(301)
         await vault.rotate(HERE, ROTATED, caller=CALLER)
         assert _schemes(store) == {f"kms:{newer}"}
-        revealed = await vault.reveal(HERE, caller=CALLER, include_refresh=True)
+        revealed = await vault.reveal(HERE, caller=CALLER, options=RevealOptions(include_refresh=True))
         assert revealed.refresh_token is not None
         assert revealed.refresh_token.get_secret_value() == "refresh"

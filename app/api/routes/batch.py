@@ -15,7 +15,7 @@ from app.api.answers import json_bytes, revealed_answer
 from app.api.authentication import AuthenticatedCaller, Revealer
 from app.api.dependencies import Events, Vault
 from app.api.direct_route import DirectRoute
-from app.api.openapi import BODY_ERRORS, STORE_ERRORS, extra, responses
+from app.api.openapi import BODY_ERRORS, PROVIDER_ERRORS, STORE_ERRORS, extra, responses
 from app.api.problems import problem_of
 from app.api.refusal_events import record_refused_item
 from app.api.request_body import strict_body
@@ -23,6 +23,7 @@ from app.api.schemas import MAXIMUM_ANSWER_BYTES, BatchGetRequest, BatchGetRespo
 from app.callers.service_keys import Scope
 from app.errors import AnswerTooLarge, Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId
+from app.tokens.reveals import RevealOptions
 
 _log = structlog.get_logger("app.requests")
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=DirectRoute)
@@ -34,7 +35,7 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     "/batch-get",
     summary="Reveal up to 100 tokens",
     response_model=BatchGetResponse,
-    responses=responses(*BODY_ERRORS, *STORE_ERRORS, errors.KeyUnavailable),
+    responses=responses(*BODY_ERRORS, *STORE_ERRORS, *PROVIDER_ERRORS, errors.KeyUnavailable),
     openapi_extra=extra(body=BatchGetRequest),
 )
 async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: Events, request: Request) -> Response:
@@ -58,7 +59,10 @@ async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: E
     may_reveal = set(allowed)
     answer = _Answer(authenticated.caller.request_id, include_refresh=include_refresh)
     revealed = await vault.reveal_many(
-        allowed, caller=authenticated.caller, include_refresh=include_refresh, accept=answer.add
+        allowed,
+        caller=authenticated.caller,
+        options=RevealOptions(include_refresh=include_refresh, min_ttl_seconds=body.min_ttl),
+        accept=answer.add,
     )
     failures = {id_: one for id_, one in zip(allowed, revealed, strict=True) if isinstance(one, VaultError)}
     refused = {token_id: _refused(authenticated, token_id) for token_id in requested if token_id not in may_reveal}

@@ -7,6 +7,7 @@ becomes a response in `app.api.problems`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -24,6 +25,7 @@ from app.api.openapi import (
     IF_MATCH,
     IF_NONE_MATCH,
     INCLUDE,
+    MIN_TTL,
     PROVIDER_ERRORS,
     STORE_ERRORS,
     TOKEN_ID,
@@ -31,13 +33,19 @@ from app.api.openapi import (
     responses,
 )
 from app.api.request_body import strict_body
-from app.api.schemas import PatchTokenRequest, Revealed, StoreTokenRequest, Token
+from app.api.schemas import PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
 from app.callers.service_keys import Scope
-from app.tokens.models import StoredToken
+from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
+from app.tokens.models import RevealedToken, StoredToken
+from app.tokens.reveals import RevealOptions
+from app.tokens.vault import TokenVault
 
 router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens"], route_class=DirectRoute)
 
 StoreBody = Annotated[StoreTokenRequest, Depends(strict_body(StoreTokenRequest))]
+RefreshBody = Annotated[RefreshRequest, Depends(strict_body(RefreshRequest))]
+_SECONDS = re.compile(r"[0-9]{1,5}")
+_AS_STORED = RevealOptions()
 PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))]
 
 
@@ -51,7 +59,7 @@ PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))
 async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
     """Create the token, or replace all of it: a field that is not given becomes empty. Needs `tokens:write`."""
     result = await call.vault.store(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
-    return _token_response(result.token, status=201 if result.created else 200)
+    return _token_response(call.vault, result.token, status=201 if result.created else 200)
 
 
 @router.get(
@@ -61,16 +69,44 @@ async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> 
     responses=responses(
         *STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, errors.TokenNotFound, errors.TokenInactive, etag=True
     ),
-    openapi_extra=extra(*TOKEN_ID, INCLUDE),
+    openapi_extra=extra(*TOKEN_ID, INCLUDE, MIN_TTL),
 )
 async def reveal(call: RevealCall, request: Request) -> Response:
-    """Return the token with its access token decrypted. Needs `tokens:reveal`."""
-    include_refresh = _includes_refresh(request)
-    if include_refresh:
+    """Return the token with its access token decrypted. Needs `tokens:reveal`.
+
+    A token that would expire within `min_ttl` seconds is refreshed first. If that fails while it is still valid, it is
+    returned with `min_ttl_met` false; once it has expired, the problem is the answer. A token that cannot be refreshed
+    is returned as it is, with `refreshable` false, also after it has expired.
+    """
+    options = _options(request)
+    if options.include_refresh:
         call.authenticated.require_scope(Scope.REVEAL_REFRESH)
-    revealed = await call.vault.reveal(call.token_id, caller=call.caller, include_refresh=include_refresh)
-    answer = revealed_answer(revealed, include_refresh=include_refresh)
-    return json_response(answer, version=revealed.token.version)
+    return _revealed_response(await call.vault.reveal(call.token_id, caller=call.caller, options=options), options)
+
+
+@router.post(
+    "/refresh",
+    summary="Refresh a token that its provider rejects",
+    response_model=Revealed,
+    responses=responses(
+        *BODY_ERRORS,
+        *STORE_ERRORS,
+        *DECRYPT_ERRORS,
+        *PROVIDER_ERRORS,
+        errors.TokenNotFound,
+        errors.TokenInactive,
+        etag=True,
+    ),
+    openapi_extra=extra(*TOKEN_ID, body=RefreshRequest),
+)
+async def refresh(call: RevealCall, body: RefreshBody) -> Response:
+    """Get a new access token from the provider and return it, if the token still has the version that was rejected;
+    otherwise return it as it is. So many callers that got a 401 at once cause one refresh. Needs `tokens:reveal` and
+    `tokens:refresh`.
+    """
+    call.authenticated.require_scope(Scope.REFRESH)
+    options = RevealOptions(rejected_version=body.rejected_version)
+    return _revealed_response(await call.vault.reveal(call.token_id, caller=call.caller, options=options), options)
 
 
 @router.patch(
@@ -83,7 +119,7 @@ async def reveal(call: RevealCall, request: Request) -> Response:
 async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
     """Change status and metadata; the secrets stay. Needs `tokens:write`."""
     token = await call.vault.patch(call.token_id, body.to_patch(), caller=call.caller, precondition=condition)
-    return _token_response(token)
+    return _token_response(call.vault, token)
 
 
 @router.post(
@@ -101,7 +137,7 @@ async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -
     Another `base_url` without a `refresh_token` removes the stored refresh token.
     """
     token = await call.vault.rotate(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
-    return _token_response(token)
+    return _token_response(call.vault, token)
 
 
 @router.post(
@@ -115,7 +151,9 @@ async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
     """Encrypt the token under the primary key if it is under another one. The token, its version and its times stay.
     A token of any status can be rewrapped. Needs `tokens:admin`.
     """
-    return _token_response(await call.vault.rewrap(call.token_id, caller=call.caller, precondition=condition))
+    return _token_response(
+        call.vault, await call.vault.rewrap(call.token_id, caller=call.caller, precondition=condition)
+    )
 
 
 @router.delete(
@@ -131,12 +169,22 @@ async def delete(call: DeleteCall, condition: ChangeCondition) -> Response:
     return Response(status_code=204)
 
 
-def _includes_refresh(request: Request) -> bool:
-    include = request.query_params.get("include") if request.scope["query_string"] else None
+def _options(request: Request) -> RevealOptions:
+    if not request.scope["query_string"]:
+        return _AS_STORED
+    include, min_ttl = request.query_params.get("include"), request.query_params.get("min_ttl")
     if include not in {None, "refresh_token"}:
         raise errors.InvalidRequest.of_field("include", "include must be refresh_token")
-    return include is not None
+    if min_ttl is not None and not (_SECONDS.fullmatch(min_ttl) and int(min_ttl) <= MAXIMUM_MIN_TTL_SECONDS):
+        raise errors.InvalidRequest.of_field("min_ttl", f"min_ttl must be 0 to {MAXIMUM_MIN_TTL_SECONDS} seconds")
+    return RevealOptions(include_refresh=include is not None, min_ttl_seconds=None if min_ttl is None else int(min_ttl))
 
 
-def _token_response(token: StoredToken, *, status: int = 200) -> Response:
-    return json_response(token_answer(token), status=status, version=token.version)
+def _revealed_response(revealed: RevealedToken, options: RevealOptions) -> Response:
+    answer = revealed_answer(revealed, include_refresh=options.include_refresh)
+    return json_response(answer, version=revealed.token.version)
+
+
+def _token_response(vault: TokenVault, token: StoredToken, *, status: int = 200) -> Response:
+    answer = token_answer(token, refreshable=vault.is_refreshable(token))
+    return json_response(answer, status=status, version=token.version)

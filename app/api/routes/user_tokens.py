@@ -28,7 +28,8 @@ async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) 
     """
     rows = await vault.list_for_user(user_id, caller=authenticated.caller)
     visible = [row for row in rows if authenticated.key.may_use(row.token_id.provider)]
-    answer = {"tokens": [token_answer(row) for row in visible if isinstance(row, StoredToken)]}
+    tokens = [row for row in visible if isinstance(row, StoredToken)]
+    answer = {"tokens": [token_answer(token, refreshable=vault.is_refreshable(token)) for token in tokens]}
     if len(answer["tokens"]) < len(visible):
         request_id = authenticated.caller.request_id
         answer["unreadable"] = [unreadable_answer(row, request_id) for row in visible if isinstance(row, UnreadableRow)]

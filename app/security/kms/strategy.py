@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -15,7 +16,7 @@ from app.security.formats import Family
 from app.security.kms.data_key_cache import REMEMBERED_NAMES, DataKey, DataKeyCache, fingerprint
 from app.security.kms.key_service import KeyService
 from app.security.kms.package_format import MAXIMUM_NAME_CHARACTERS, Package, complete, head
-from app.security.strategy import KeyNotCached, Sealed, require_claim
+from app.security.strategy import KeyNotCached, Sealed, SealingKey, require_claim
 from app.single_flight import ThreadSingleFlight
 
 SEALING_SECONDS: Final = 2.5
@@ -50,14 +51,12 @@ class KmsEnvelopeStrategy:
         return None if self._key_service.key_name is None else f"kms:{self._key_service.key_name}"
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
+        return _ReservedKey(self._sealing_key(context, wait=wait)).seal(plaintext, context)
+
+    def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
         key = self._sealing_key(context, wait=wait)
-        box = key.aead.seal(plaintext.encode(), _aad(context, key.key_name, key.tracking_id))
-        return Sealed(
-            ciphertext=complete(key.head, box),
-            scheme=f"kms:{key.key_name}",
-            method="kms",
-            key_id=key.tracking_id,
-        )
+        key.messages += 1  # of the token's second secret
+        return _ReservedKey(key)
 
     def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
         package = Package.decode(ciphertext)
@@ -133,6 +132,25 @@ class KmsEnvelopeStrategy:
             return aead, expires_at  # a key that has authenticated nothing does not enter the cache
         self._data_keys.keep_for_opening(name, aead, expires_at=expires_at)
         return aead, expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class _ReservedKey:
+    """A data key whose messages are counted already; a reservation may outlive its age by a request to a provider."""
+
+    key: DataKey
+
+    def seal(self, plaintext: str, context: TokenContext) -> Sealed:
+        key = self.key
+        if key.owner != (context.user_id, context.provider):
+            raise ValueError("the data key belongs to another user or provider")
+        box = key.aead.seal(plaintext.encode(), _aad(context, key.key_name, key.tracking_id))
+        return Sealed(
+            ciphertext=complete(key.head, box),
+            scheme=f"kms:{key.key_name}",
+            method="kms",
+            key_id=key.tracking_id,
+        )
 
 
 def _tracking_prefix(context: TokenContext) -> str:

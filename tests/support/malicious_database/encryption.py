@@ -13,7 +13,7 @@ from app.security.kms.data_key_cache import DataKeyCache
 from app.security.kms.strategy import KmsEnvelopeStrategy
 from app.security.legacy_formats import PulsePlanLocalReader
 from app.security.local_strategy import LocalStrategy
-from app.security.strategy import EncryptionStrategy, Sealed
+from app.security.strategy import EncryptionStrategy, Sealed, SealingKey
 from tests.support.malicious_database.values import ALICE, BOB, old_ciphertext
 from tests.support.security.key_service import InMemoryKeyService
 from tests.support.security.keys import MASTER_KEY, OTHER_MASTER_KEY, keyring
@@ -38,6 +38,9 @@ class ForgetfulStrategy:
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
         return self._strategy.seal(plaintext, replace(context, **self._forgotten), wait=wait)
+
+    def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
+        return self._strategy.reserve(context, wait=wait)
 
 
 @cache

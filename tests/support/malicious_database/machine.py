@@ -39,6 +39,7 @@ from app.tokens.models import (
     Unset,
 )
 from app.tokens.repository import TokenRepository
+from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 from tests.support.malicious_database.model import Model, Pair, legacy_ciphertexts, shown_token_id_of, token_id_of
 from tests.support.malicious_database.tables import Row, Table
@@ -201,7 +202,7 @@ class MaliciousDatabase(RuleBasedStateMachine):
         assert {row.token_id for row in rows} == {shown_token_id_of(r) for r in self._rows() if r["user_id"] == user_id}
         for row in rows:
             if isinstance(row, StoredToken):
-                json_bytes(token_answer(row))
+                json_bytes(token_answer(row, refreshable=False))
             else:
                 assert row.token_id not in self.model.untouched, "a row that nobody touched is unreadable"
 
@@ -255,7 +256,9 @@ class MaliciousDatabase(RuleBasedStateMachine):
     @rule()
     def reveal_all(self) -> None:
         """Each token has an answer of its own, whatever the rows of the others hold."""
-        call = self._vault(self._count).reveal_many(TOKEN_IDS, caller=CALLER, include_refresh=True)
+        call = self._vault(self._count).reveal_many(
+            TOKEN_IDS, caller=CALLER, options=RevealOptions(include_refresh=True)
+        )
         answers = self._must(call)
         events = {event.token_id: event for event in self._trail.take()}
         for token_id, answer in zip(TOKEN_IDS, answers, strict=True):

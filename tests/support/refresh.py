@@ -1,0 +1,142 @@
+"""Replicas of a vault that refreshes: real encryption, a real store, and a provider over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import SecretStr
+
+from app.errors import AuditUnavailable
+from app.refresh.refresher import TokenRefresher
+from app.refresh.registry import ProviderRegistry
+from app.tokens.cipher import TokenCipher
+from app.tokens.events import TokenEvent, TokenEvents
+from app.tokens.models import UNSET, Caller, StoredToken, TokenId, TokenInput
+from app.tokens.repository import TokenRepository
+from app.tokens.reveals import RevealOptions
+from app.tokens.vault import TokenVault
+from tests.support.oauth.providers import provider_client, provider_of
+from tests.support.oauth.stand_in import OAuthStandIn
+from tests.support.rewrap.stored_rows import local_encryption
+
+USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
+HERE = TokenId(USER, "acme")
+CALLER = Caller("tests")
+
+
+@dataclass(slots=True)
+class RecordingTrail:
+    """`AuditTrail` in memory, which refuses events while `refuses` is true."""
+
+    kept: list[TokenEvent] = field(default_factory=list)
+    refuses: bool = False
+
+    def require_open(self) -> None: ...
+
+    async def append(self, event: TokenEvent) -> None:
+        if self.refuses:
+            raise AuditUnavailable("the trail cannot be written")
+        self.kept.append(event)
+
+    async def append_many(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            await self.append(event)
+
+    async def append_refusal(self, event: TokenEvent) -> None:
+        self.kept.append(event)
+
+    def outcomes(self, operation: str) -> list[str]:
+        """Return the outcomes of the events of one operation, in order."""
+        return [event.outcome for event in self.kept if event.operation == operation]
+
+
+@dataclass(slots=True)
+class Replica:
+    """One process's vault, with its clock, which a test may move."""
+
+    tokens: TokenRepository
+    trail: RecordingTrail
+    clock: Clock
+    vault: TokenVault = field(init=False)
+    refresher: TokenRefresher = field(init=False)
+
+    async def store(self, *, token_id: TokenId = HERE, refresh_token: str | None, **given: Any) -> StoredToken:
+        """Store an access token that expires in an hour unless `given` says otherwise."""
+        given.setdefault("expires_at", self.clock() + timedelta(hours=1))
+        token = TokenInput(
+            access_token=SecretStr(given.pop("access_token", "first")),
+            refresh_token=UNSET if refresh_token is None else SecretStr(refresh_token),
+            **given,
+        )
+        return (await self.vault.store(token_id, token, caller=CALLER)).token
+
+    async def reveal(self, token_id: TokenId = HERE, **options: Any) -> tuple[str, bool]:
+        """Return the access token, and whether it lives long enough."""
+        revealed = await self.vault.reveal(token_id, caller=CALLER, options=RevealOptions(**options))
+        return revealed.access_token.get_secret_value(), revealed.min_ttl_met
+
+    async def row(self, token_id: TokenId = HERE) -> StoredToken:
+        row = await self.tokens.get(token_id)
+        assert isinstance(row, StoredToken)
+        return row
+
+
+class Clock:
+    """The time of a replica: the machine's, plus what a test has let pass."""
+
+    def __init__(self) -> None:
+        self.passed = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.passed
+
+
+@asynccontextmanager
+async def replicas(
+    tokens: TokenRepository,
+    provider: OAuthStandIn,
+    *,
+    count: int = 1,
+    registry: ProviderRegistry | None = None,
+    **entry: Any,
+) -> AsyncIterator[list[Replica]]:
+    """Run replicas over one store; `entry` changes the provider's entry in the registry."""
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(count):
+            client = await stack.enter_async_context(provider_client())
+            replica = Replica(tokens=tokens, trail=RecordingTrail(), clock=Clock())
+            cipher, events = TokenCipher(encryption=local_encryption(1)), TokenEvents(audit=replica.trail)
+            replica.refresher = TokenRefresher(
+                tokens=tokens,
+                cipher=cipher,
+                events=events,
+                providers=registry or ProviderRegistry(providers=[provider_of(provider.entry(**entry))]),
+                client=client,
+                now=replica.clock,
+            )
+            stack.push_async_callback(replica.refresher.close)
+            replica.vault = TokenVault(
+                tokens=tokens,
+                cipher=cipher,
+                events=events,
+                refresher=replica.refresher,
+                now=replica.clock,
+                deadline_seconds=60,
+            )
+            found.append(replica)
+        yield found
+
+
+async def settled(replica: Replica, token_id: TokenId = HERE) -> StoredToken:
+    """Wait until nobody holds the lease of the token, and return its row."""
+    while True:
+        row = await replica.row(token_id)
+        if row.refresh_state.holder is None:
+            return row
+        await asyncio.sleep(0.01)
