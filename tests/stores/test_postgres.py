@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.config.database_url import database_url_source
-from app.errors import StoreMisconfigured, StoreUnavailable
+from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.postgres.errors import FULL
 from app.stores.postgres.repository import PostgresRepository
 from app.tokens.models import StoredToken
@@ -92,6 +93,23 @@ async def test_a_full_pool_refuses_quickly(supabase: SupabaseStack) -> None:
         assert len([call for call in calls if call not in refused and await call is not None]) == 1
 
 
+async def test_a_statement_that_the_server_ends_is_a_time_out(supabase: SupabaseStack) -> None:
+    """`statement_timeout`, which the vault sets to three seconds, ends a statement as this does."""
+    row = token()
+    async with connected(supabase.login_url) as tokens:
+        await tokens.insert(row)
+        assert (await tokens.server()).has_timeout
+        with supabase.database.connection.transaction(force_rollback=True):
+            supabase.sql("select 1 from public.oauth_tokens for update")
+            write = asyncio.ensure_future(tokens.replace(row, replace(row, access_ciphertext="v1:b", version=2)))
+            while not write.done():
+                supabase.sql("select pg_cancel_backend(pid) from pg_stat_activity where wait_event_type = 'Lock'")
+                await asyncio.sleep(0.02)
+            with pytest.raises(StoreTimeout):
+                await write
+        assert await tokens.get(row.token_id) == row
+
+
 async def test_cancelled_reads_and_writes_leave_the_pool_intact(supabase: SupabaseStack) -> None:
     rows = [token() for _ in range(8)]
     async with connected(supabase.login_url) as tokens:
@@ -117,9 +135,15 @@ async def test_a_read_only_database_is_unavailable_not_empty(supabase: SupabaseS
         supabase.database.connection.execute(f"alter database {database} reset default_transaction_read_only".encode())
 
 
-async def test_a_host_that_does_not_answer_is_passed_over(supabase: SupabaseStack) -> None:
+async def test_hosts_that_refuse_or_do_not_answer_are_passed_over(supabase: SupabaseStack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:1,127.0.0.1:{silent.getsockname()[1]}"
+        await _require_reached(supabase, hosts)
+
+
+async def _require_reached(supabase: SupabaseStack, others: str) -> None:
     async with running_relay(supabase.postgres.socket) as relay:
-        hosts = f"127.0.0.1:1,127.0.0.1:{relay.port}"
+        hosts = f"{others},127.0.0.1:{relay.port}"
         url = f"postgresql://{VAULT_LOGIN}@{hosts}/{supabase.database.name}?sslmode=disable"
         async with connected(url) as tokens:
             await tokens.check()

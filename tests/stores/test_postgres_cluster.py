@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from app.errors import StoreUnavailable
+from app.config.database_url import database_url_source
+from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.postgres.repository import PostgresRepository
 from app.tokens.models import StoredToken
 from tests.support.stack.cluster import Cluster, running_cluster
@@ -50,6 +52,33 @@ async def test_a_commit_that_no_standby_has_is_not_a_success(cluster: Cluster) -
             with pytest.raises(StoreUnavailable):
                 await write
         assert database.sql("select access_token from public.oauth_tokens where id = %s", [row.id]) != []
+
+
+async def test_a_new_password_needs_no_restart(cluster: Cluster, tmp_path: Path) -> None:
+    """The open connection goes on after the change, and a new one reads the file again."""
+    file = tmp_path / "url"
+    file.touch(mode=0o600)
+    file.write_text(cluster.url().replace(VAULT_LOGIN, "rotated:the-old-one"))
+    cluster.primary.require_password("rotated")
+    with cluster.primary.connect() as database:
+        database.sql("create role rotated login bypassrls password 'the-old-one' in role token_vault")
+        tokens = await PostgresRepository.connect(url=database_url_source(None, file), pool_size=1)
+        try:
+            await tokens.check()
+            database.sql("alter role rotated password 'the-new-one'")
+            await tokens.check()
+            database.sql("select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'rotated'")
+            await _require_refused_login(tokens)
+            file.write_text(file.read_text().replace("old", "new"))
+            await tokens.check()
+        finally:
+            await tokens.close()
+
+
+async def _require_refused_login(tokens: PostgresRepository) -> None:
+    with pytest.raises(StoreMisconfigured, match="refuses the user") as caught:
+        await once_available(tokens.check)  # the first call may find the connection that was just ended
+    assert "the-old-one" not in repr(caught.value)
 
 
 @needs_pgbouncer

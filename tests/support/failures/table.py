@@ -146,7 +146,10 @@ TABLE: Final = (
         affects="calls that take too long",
         check=None,
         recovers_within_seconds=1,
-        tests=(f"{_STORES}::test_a_statement_time_out_is_504",),
+        tests=(
+            f"{_STORES}::test_a_statement_time_out_is_504",
+            "tests/stores/test_postgres.py::test_a_statement_that_the_server_ends_is_a_time_out",
+        ),
     ),
     Failure(
         name="A column dropped or not migrated",

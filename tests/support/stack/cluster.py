@@ -126,6 +126,13 @@ class Node:
             database.sql("select pg_reload_conf()")
             eventually(lambda: database.sql("select from pg_stat_replication where sync_state = 'sync'") != [])
 
+    def require_password(self, role: str) -> None:
+        """Let this role log in with its password only; no other role needs one."""
+        file = self._folder / "pg_hba.conf"
+        file.write_text(f"host all {role} {LOOPBACK}/32 scram-sha-256\n{file.read_text()}")
+        with self.connect("postgres") as database:
+            database.sql("select pg_reload_conf()")
+
     def stop_waiting(self) -> None:
         """Let commits wait for no standby."""
         with self.connect("postgres") as database:
