@@ -33,7 +33,7 @@ _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FA
 _TABLE_MISSING: Final = "If the table or a column is missing, run migrations/ on the database."
 
 
-@click.command(short_help="Check settings, keys, store, KMS, OAuth providers, TLS and audit trail.")
+@click.command(short_help="Check settings, keys, store, KMS, TLS, OAuth and audit.")
 def doctor() -> None:
     """Check the settings, the service keys, encryption, KMS, the OAuth providers, the store, TLS and the audit trail.
 
