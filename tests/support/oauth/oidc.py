@@ -1,0 +1,168 @@
+"""`oidc-provider`, a certified OAuth server with rotation and reuse detection, as a process under Node.
+
+    def test_...(oidc: OidcServer) -> None:      # the session's server, with counts at zero
+        token = oidc.seed()                      # the refresh token of a new grant
+        entry = oidc.entry()                     # of OAUTH_PROVIDERS
+        oidc.reset(access_token_seconds=5)       # counts at zero, and access tokens that live five seconds
+        oidc.counts()                            # refreshes that succeeded, reuses, rejected ones, revocations
+
+A reused refresh token revokes its whole grant, as the standard advises (RFC 9700, section 4.14).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.support.paths import STACK
+from tests.support.stack.loopback import LOOPBACK, free_port
+from tests.support.stack.reaper import Reaper
+
+CLIENT_ID: Final = "the-vault"
+CLIENT_SECRET: Final = "a-secret-of-the-tests-91c7"
+SIGNING_CLIENT_ID: Final = "the-signing-vault"
+NODE_MODULES: Final = STACK / "npm" / "node_modules"
+_SCRIPT: Final = Path(__file__).with_name("oidc_server.mjs")
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the server has counted since the last reset."""
+
+    refreshes: int
+    reuses: int
+    rejected: int
+    revoked: int
+
+
+class OidcServer:
+    """One server with two clients: one with a secret, one that signs assertions with `signing_key`."""
+
+    def __init__(self, *, log: Path, reaper: Reaper) -> None:
+        self.port = free_port()
+        self._admin_port = free_port()
+        self._log = log
+        self._reaper = reaper
+        self._process: subprocess.Popen[bytes] | None = None
+        key = ec.generate_private_key(ec.SECP256R1())
+        self.signing_key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        self._jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) | {"use": "sig", "alg": "ES256"}
+
+    @property
+    def origin(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def entry(self, **changes: Any) -> dict[str, Any]:
+        """Return the entry of the provider registry; a change of `None` leaves a member out."""
+        entry = {
+            "token_url": f"{self.origin}/token",
+            "revoke_url": f"{self.origin}/token/revocation",
+            "discovery_url": f"{self.origin}/.well-known/openid-configuration",
+            "client_auth": "basic",
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "rotation": "single_use",
+            "allow_insecure": True,
+        } | changes
+        return {name: value for name, value in entry.items() if value is not None}
+
+    def seed(self, *, client_id: str = CLIENT_ID) -> str:
+        """Return the refresh token of a new grant."""
+        return str(self._admin("/seed", {"clientId": client_id})["refresh_token"])
+
+    def counts(self) -> Counts:
+        return Counts(**self._admin("/counts"))
+
+    def reset(self, *, access_token_seconds: int = 3600) -> None:
+        """Set the counts to zero, and the lifetime of the access tokens that are issued from now on."""
+        self._admin("/reset", {"accessTokenSeconds": access_token_seconds})
+
+    def start(self) -> None:
+        """Return once it answers; raise `RuntimeError` with its log if it does not start."""
+        node = shutil.which("node") or str(STACK / "node" / "bin" / "node")
+        if not (NODE_MODULES / "oidc-provider").exists():
+            raise RuntimeError("oidc-provider is not installed: run `make test`")
+        common = {"grant_types": ["authorization_code", "refresh_token"], "redirect_uris": ["https://app.test/back"]}
+        clients = [
+            common | {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET},
+            common
+            | {
+                "client_id": SIGNING_CLIENT_ID,
+                "token_endpoint_auth_method": "private_key_jwt",
+                "token_endpoint_auth_signing_alg": "ES256",
+                "jwks": {"keys": [self._jwk]},
+            },
+        ]
+        with self._log.open("ab") as log:  # not this process's outputs, as for PostgREST
+            self._process = subprocess.Popen(
+                [node, str(_SCRIPT), str(NODE_MODULES), str(self.port), str(self._admin_port), json.dumps(clients)],
+                env={"PATH": os.environ.get("PATH", ""), "NODE_ENV": "test"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._reaper.watch(self._process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"oidc-provider does not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Return once the process has ended."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=_STOP_SECONDS)
+        self._reaper.forget(process.pid)
+
+    def _is_ready(self) -> bool:
+        try:
+            self._admin("/counts")
+            with urllib.request.urlopen(
+                f"http://{LOOPBACK}:{self.port}/.well-known/openid-configuration", timeout=5.0
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def _admin(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{LOOPBACK}:{self._admin_port}{path}", data=data)
+        with urllib.request.urlopen(request, timeout=30.0) as answer:  # noqa: S310  http, as the line above says
+            result: dict[str, Any] = json.load(answer)
+        return result
+
+
+@contextmanager
+def running_oidc_server(*, folder: Path, reaper: Reaper) -> Iterator[OidcServer]:
+    """Serve during the block."""
+    server = OidcServer(log=folder / "oidc-provider.log", reaper=reaper)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
