@@ -19,7 +19,7 @@ from tests.support.process.workers import workers_of
 from tests.support.sizes import SOAK
 from tests.support.stack.reaper import Reaper
 
-ATTACK_SECONDS = 4.0
+ATTACK_SECONDS = 2.0
 HANG_SECONDS = 90.0
 CALLS = 20
 DERIVED = 5  # on a busy machine few, because derivations have a low priority
