@@ -139,7 +139,7 @@ def _recovered(kms: Kms, service: KmsService) -> KmsService:
         answer = service.client.put(_path(str(uuid4())), json=BODY)
         return answer.is_success and answer.json()["encryption_method"] == "kms"
 
-    eventually(writes_under_kms, within_seconds=RECOVERY_SECONDS)
+    eventually(writes_under_kms, within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     kms.forget_requests()
     return service
 
@@ -214,8 +214,14 @@ def test_an_outage_refuses_writes_and_serves_cached_users(kms: Kms, plain: KmsSe
     assert client.get(cached).json()["access_token"] == "access"
     assert plain.store.rows() == before, "nothing was written, under the local key neither"
     kms.faults.clear()
-    eventually(lambda: client.put(fresh, json=BODY).status_code == 201, within_seconds=RECOVERY_SECONDS)
-    eventually(lambda: client.get(_path(cold["user_id"])).status_code == 200, within_seconds=RECOVERY_SECONDS)
+    eventually(
+        lambda: client.put(fresh, json=BODY).status_code == 201, within_seconds=RECOVERY_SECONDS, every_seconds=0.2
+    )
+    eventually(
+        lambda: client.get(_path(cold["user_id"])).status_code == 200,
+        within_seconds=RECOVERY_SECONDS,
+        every_seconds=0.2,
+    )
 
 
 def test_a_batch_is_503_if_every_token_in_it_would_be(kms: Kms, plain: KmsService) -> None:
@@ -248,7 +254,7 @@ def test_a_blip_of_kms_asks_new_users_to_come_back_in_a_second(kms: Kms, plain: 
     kms.faults.clear()
     assert {answer.status_code for answer in refused} == {503}
     assert {answer.headers["retry-after"] for answer in refused} <= {"1", "2"}
-    eventually(lambda: stores().status_code == 201, within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: stores().status_code == 201, within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
 
 
 def test_the_fallback_writes_locally_and_marks_the_row(kms: Kms, fallback: KmsService) -> None:
@@ -267,7 +273,7 @@ def test_the_fallback_writes_locally_and_marks_the_row(kms: Kms, fallback: KmsSe
     def rotates_under_kms() -> bool:
         return str(client.post(f"{_path(user)}/rotate", json=BODY).json()["encryption_method"]) == "kms"
 
-    eventually(rotates_under_kms, within_seconds=RECOVERY_SECONDS)
+    eventually(rotates_under_kms, within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     row = fallback.row(user)
     assert "encryption_fallback" not in row["metadata"]
     assert row["refresh_token"].startswith("kms:")
@@ -287,6 +293,7 @@ def test_readiness_tolerates_an_outage_of_kms_and_no_denial(kms: Kms, plain: Kms
         eventually(
             lambda: (plain.kms_state(), fallback.kms_state()) == (of_plain, of_fallback),
             within_seconds=RECOVERY_SECONDS,
+            every_seconds=0.2,
         )
 
     become((200, "up"), (200, "up"))
@@ -305,19 +312,19 @@ def test_a_replica_is_not_ready_before_it_has_reached_kms(
     kms: Kms, plain: KmsService, start: Callable[..., KmsService]
 ) -> None:
     """Otherwise a rollout without a way to KMS replaces every replica that has data keys by one that has none."""
-    eventually(lambda: plain.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: plain.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     kms.faults.down()
     replica = start(TOKEN_ENCRYPTION_KEY="")
     assert replica.kms_state() == (503, "down")
-    eventually(lambda: plain.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: plain.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     assert replica.kms_state() == (503, "down"), "a repeated failure proves nothing either"
     assert replica.client.get("/healthz").status_code == 200
     kms.faults.clear()
-    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     kms.faults.down()
-    eventually(lambda: replica.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: replica.kms_state() == (200, "degraded"), within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
     kms.faults.clear()
-    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS)
+    eventually(lambda: replica.kms_state() == (200, "up"), within_seconds=RECOVERY_SECONDS, every_seconds=0.2)
 
 
 def test_a_hung_kms_is_answered_for_within_a_deadline(kms: Kms, plain: KmsService) -> None:

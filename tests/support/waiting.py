@@ -12,12 +12,12 @@ from app.errors import VaultError
 _Result = TypeVar("_Result")
 
 
-def eventually(holds: Callable[[], bool], *, within_seconds: float = 120.0) -> None:
-    """Return once the condition holds; fail the test if it does not in time."""
+def eventually(holds: Callable[[], bool], *, within_seconds: float = 120.0, every_seconds: float = 0.02) -> None:
+    """Return once the condition holds; fail the test if it does not in time. Ask seldom for what takes seconds."""
     deadline = time.monotonic() + within_seconds
     while not holds():
         assert time.monotonic() < deadline, f"not within {within_seconds} s"
-        time.sleep(0.02)
+        time.sleep(every_seconds)
 
 
 async def eventually_async(holds: Callable[[], bool], *, within_seconds: float = 120.0) -> None:

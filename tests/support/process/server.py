@@ -17,7 +17,7 @@ import httpx
 
 from tests.support.process.home import COMMAND, Home, environment
 from tests.support.process.prepared import PreparedServer
-from tests.support.stack.loopback import LOOPBACK, PLAIN_HTTP
+from tests.support.stack.loopback import LOOPBACK, PLAIN_HTTP, listens
 from tests.support.stack.reaper import Reaper
 
 START_SECONDS: Final = 120.0  # shows a hang, also on a busy machine
@@ -118,10 +118,15 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.is_running():
             printed = self.output
-            if printed.count("Application startup complete") >= workers and "running on" in printed:
+            # both lines come before the port is open
+            if printed.count("Application startup complete") >= workers and "running on" in printed and self._listens():
                 return
             time.sleep(_PAUSE_SECONDS)
         raise RuntimeError(f"the server did not start:\n{self.output}")
+
+    def _listens(self) -> bool:
+        settings = self.home.settings
+        return all(listens(int(settings[name])) for name in ("PORT", "METRICS_PORT") if name in settings)
 
     def _kill_group(self) -> None:
         # a forked server that has ended is reaped; its group lives while a worker does

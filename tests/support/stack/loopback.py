@@ -17,6 +17,7 @@ PLAIN_HTTP: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authori
 # taken by any client while a part is stopped on purpose, and a client that retries can even connect to itself.
 _CANDIDATES: Final = range(20_000, 32_000)
 _PROC: Final = Path("/proc")
+_LISTEN: Final = "0A"  # in /proc/net/tcp
 
 
 def free_port() -> int:
@@ -38,6 +39,12 @@ def workers_below(pid: int) -> frozenset[int]:
     # the resource tracker of `multiprocessing` is a child too
     workers = {int(child) for child in children if b"resource_tracker" not in _command(child)}
     return frozenset(workers or {pid})
+
+
+def listens(port: int) -> bool:
+    """Whether a process listens on this port. A connection would tell too, but be one more in its log."""
+    lines = (line for table in ("tcp", "tcp6") for line in (_PROC / "net" / table).read_text().splitlines()[1:])
+    return any(fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN for fields in map(str.split, lines))
 
 
 def accepted(pid: int, port: int) -> dict[int, int]:
