@@ -19,7 +19,6 @@ from app.callers.service_key_directory import ServiceKeyDirectory
 from app.callers.service_keys import KeyListError, parse_key_list
 from app.config.audit import audit_key
 from app.config.certificate_authorities import client_ssl_context
-from app.config.oauth_providers import load_provider_registry
 from app.config.service_keys import ServiceKeySettings
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyDenied, KeyUnavailable
@@ -58,8 +57,10 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.callers.user_jwt_refusals import UserJwtCounters
     from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
+    from app.refresh.exchange import CodeExchange
     from app.refresh.provider_client import ProviderClient
     from app.refresh.refresher import RefreshObserver, TokenRefresher
+    from app.refresh.registry import ProviderRegistry
     from app.security.kms.client import KmsObserver
 
 
@@ -264,33 +265,57 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
     return ServiceKeyDirectory(fixed=fixed, file=settings.service_keys_file)
 
 
-@asynccontextmanager
-async def opened_refresher(
-    settings: Settings,
-    *,
-    tokens: TokenRepository,
-    cipher: TokenCipher,
-    events: TokenEvents,
-    observer: RefreshObserver | None = None,
-) -> AsyncIterator[TokenRefresher | None]:
-    """Build what refreshes tokens, `None` without OAuth providers; at the end, wait for refreshes in progress.
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """The configured OAuth providers and the client that asks them."""
 
-    Raises `SettingsError` if an entry of the providers is wrong.
-    """
+    registry: ProviderRegistry
+    client: ProviderClient
+
+    def refresher(
+        self,
+        *,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        observer: RefreshObserver | None = None,
+    ) -> TokenRefresher:
+        from app.refresh.refresher import TokenRefresher  # noqa: PLC0415  imports aiohttp
+
+        return TokenRefresher(
+            tokens=tokens, cipher=cipher, events=events, providers=self.registry, client=self.client, observer=observer
+        )
+
+    def exchange(self, *, vault: TokenVault, cipher: TokenCipher, events: TokenEvents) -> CodeExchange:
+        from app.refresh.exchange import CodeExchange  # noqa: PLC0415  imports aiohttp
+
+        return CodeExchange(vault=vault, cipher=cipher, events=events, providers=self.registry, client=self.client)
+
+
+def build_provider_registry(settings: Settings) -> ProviderRegistry | None:
+    """Load the OAuth providers, `None` if none are configured; raises `SettingsError` if an entry is wrong."""
     if settings.oauth_providers_file is None and settings.oauth_providers is None:
+        return None
+    from app.config.oauth_providers import load_provider_registry  # noqa: PLC0415  imports PyJWT
+
+    return load_provider_registry(settings)
+
+
+@asynccontextmanager
+async def opened_providers(settings: Settings) -> AsyncIterator[Providers | None]:
+    """Load the OAuth providers, `None` if none are configured, and open a client that asks them.
+
+    Raises `SettingsError` if an entry is wrong.
+    """
+    registry = build_provider_registry(settings)
+    if registry is None:
         yield None
         return
-    from app.refresh.refresher import TokenRefresher  # noqa: PLC0415  imports aiohttp
-
-    providers, client = load_provider_registry(settings), build_provider_client()
-    refresher = TokenRefresher(
-        tokens=tokens, cipher=cipher, events=events, providers=providers, client=client, observer=observer
-    )
+    providers = Providers(registry, build_provider_client())
     try:
-        yield refresher
+        yield providers
     finally:
-        await refresher.close()
-        await client.close()
+        await providers.client.close()
 
 
 def build_provider_client() -> ProviderClient:

@@ -31,7 +31,7 @@ from app.composition import (
     build_vault,
     open_audit,
     open_repository,
-    opened_refresher,
+    opened_providers,
 )
 from app.config.settings import Settings, load_settings
 from app.instrumentation import Instrumentation, build_instrumentation, counting_rows, gauge_update, updating_gauges
@@ -50,9 +50,10 @@ from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
 
-if TYPE_CHECKING:  # OpenTelemetry is an extra, and PyJWT takes a while to import
+if TYPE_CHECKING:  # OpenTelemetry is an extra, and PyJWT and aiohttp take a while to import
     from app.callers.user_jwt import UserJwtVerifier
     from app.observability.tracing import Tracing
+    from app.refresh.exchange import CodeExchange
 
 
 _log = structlog.get_logger()
@@ -71,6 +72,7 @@ class AppState(TypedDict):
     vault: TokenVault
     service_keys: ServiceKeyDirectory
     user_jwts: UserJwtVerifier | None
+    exchange: CodeExchange | None
     readiness: Readiness
     events: TokenEvents
     exposition: NotRequired[Exposition]
@@ -182,12 +184,18 @@ async def _running(
         if states["store"] != "down":
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
-        refresher = await stack.enter_async_context(
-            opened_refresher(settings, tokens=repository, cipher=cipher, events=events)
-        )
+        providers = await stack.enter_async_context(opened_providers(settings))
+        refresher = exchange = None
+        if providers is not None:
+            refresher = providers.refresher(tokens=repository, cipher=cipher, events=events)
+            stack.push_async_callback(refresher.close)
         vault = build_vault(tokens=repository, cipher=cipher, events=events, refresher=refresher, on_reveal=on_reveal)
+        if providers is not None:
+            exchange = providers.exchange(vault=vault, cipher=cipher, events=events)
+            stack.push_async_callback(exchange.close)
         state = AppState(
             vault=vault,
+            exchange=exchange,
             service_keys=service_keys,
             user_jwts=None if user_jwts is None else user_jwts.verifier,
             readiness=readiness,

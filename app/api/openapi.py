@@ -24,6 +24,7 @@ from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, pr
 from app.api.schemas import (
     EXAMPLE_USER_ID,
     BatchGetRequest,
+    ExchangeRequest,
     PatchTokenRequest,
     RefreshRequest,
     StoreTokenRequest,
@@ -33,7 +34,13 @@ from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
 _REF = "#/components/schemas/{model}"
-_REQUEST_BODIES: tuple[type[BaseModel], ...] = (StoreTokenRequest, PatchTokenRequest, RefreshRequest, BatchGetRequest)
+_REQUEST_BODIES: tuple[type[BaseModel], ...] = (
+    StoreTokenRequest,
+    PatchTokenRequest,
+    ExchangeRequest,
+    RefreshRequest,
+    BatchGetRequest,
+)
 _SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 
 STORE_ERRORS = (errors.StoreUnavailable, errors.StoreTimeout, errors.StoreMisconfigured)

@@ -15,6 +15,7 @@ OPERATIONS: Final = {
     "store": Operation.STORE,
     "reveal": Operation.REVEAL,
     "refresh": Operation.REFRESH,
+    "exchange": Operation.EXCHANGE,
     "patch": Operation.PATCH,
     "rotate": Operation.ROTATE,
     "rewrap": Operation.REWRAP,

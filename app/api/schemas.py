@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.problems import Problem
 from app.errors import InvalidRequest
+from app.refresh.authorization import Authorization
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import (
     DEFAULT_SERVICE_TYPE,
@@ -198,6 +199,37 @@ class RefreshRequest(_Request):
     rejected_version: Annotated[int, Field(strict=True, ge=0, le=LAST_VERSION)]
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rejected_version": 1795424400000}]})
+
+
+class ExchangeRequest(_Request):
+    """An authorization code that came back to `redirect_uri`, and what to store beside its tokens."""
+
+    code: Annotated[SecretStr, Field(min_length=1, max_length=4_096)]
+    redirect_uri: Annotated[str, Field(min_length=1, max_length=MAXIMUM_URL_CHARACTERS)]
+    code_verifier: Annotated[SecretStr, Field(min_length=43, max_length=128)] | None = Field(
+        default=None, description="The verifier of PKCE, RFC 7636."
+    )
+    base_url: BaseUrl | None = Field(
+        default=None, description="The https URL of the provider's installation, for Canvas."
+    )
+    email: Email | None = None
+    metadata: Metadata = Field(default={}, description="Data of the caller, at most 8 KiB as compact JSON.")
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"code": "4/0AX4XfWh", "redirect_uri": "https://api.pulseplan.example/oauth/callback"}]
+        }
+    )
+
+    def to_authorization(self) -> Authorization:
+        return Authorization(
+            code=self.code,
+            redirect_uri=self.redirect_uri,
+            code_verifier=self.code_verifier,
+            base_url=self.base_url,
+            email=self.email,
+            metadata=self.metadata,
+        )
 
 
 class TokenIdBody(_Request):

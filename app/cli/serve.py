@@ -19,10 +19,14 @@ import structlog
 from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
 from app.cli.errors import UsageError, settings_or_stop
-from app.composition import build_encryption, build_service_key_directory, require_tracing
+from app.composition import (
+    build_encryption,
+    build_provider_registry,
+    build_service_key_directory,
+    require_tracing,
+)
 from app.config.certificate_authorities import client_ssl_context
 from app.config.listening import is_host, unencrypted_listener
-from app.config.oauth_providers import load_provider_registry
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_logging
@@ -182,7 +186,7 @@ def _require_collaborators(settings: Settings) -> None:
     """
     try:
         build_service_key_directory(settings)
-        load_provider_registry(settings)
+        build_provider_registry(settings)
         build_encryption(settings).close()
         if settings.otel_traces:
             require_tracing()

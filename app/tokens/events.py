@@ -34,6 +34,7 @@ class Operation(StrEnum):
     DELETE = "delete"
     ERASE_USER = "erase_user"
     REFRESH = "refresh"
+    EXCHANGE = "exchange"
     CREATE_KEY = "create_key"  # of a calling service; so is the next
     REVOKE_KEY = "revoke_key"
 

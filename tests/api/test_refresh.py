@@ -123,6 +123,45 @@ def test_a_batch_refreshes_what_is_due(client: httpx.Client, provider: OAuthStan
     problem(client.post("/v1/tokens/batch-get", json={"tokens": ids}), 503, "provider_unavailable")
 
 
+def test_a_code_is_exchanged_and_its_tokens_stay_in_the_vault(client: httpx.Client, provider: OAuthStandIn) -> None:
+    path = f"/v1/users/{uuid4()}/tokens/acme"
+    body = {"code": provider.seed_code(), "redirect_uri": "https://api.example/cb", "code_verifier": "v" * 43}
+    created = client.post(f"{path}/exchange", json=body)
+    assert created.status_code == 201, created.text
+    assert {"access_token", "refresh_token"}.isdisjoint(created.json())
+    assert (created.json()["has_refresh_token"], created.json()["refreshable"]) == (True, True)
+    sent = provider.requests[-1].parameters
+    assert (sent["grant_type"], sent["code_verifier"]) == ("authorization_code", "v" * 43)
+    assert client.get(path).json()["version"] == created.json()["version"]
+    problem(client.post(f"{path}/exchange", json=body), 409, "token_inactive")  # a code is redeemed once
+    again = client.post(f"{path}/exchange", json={**body, "code": provider.seed_code()})
+    assert (again.status_code, again.json()["id"]) == (200, created.json()["id"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"code": "c"},
+        {"code": "", "redirect_uri": "https://api.example/cb"},
+        {"code": "c", "redirect_uri": "https://api.example/cb", "code_verifier": "short"},
+        {"code": "c", "redirect_uri": "https://api.example/cb", "base_url": "http://canvas.example.edu"},
+    ],
+)
+def test_an_invalid_exchange_asks_no_provider(
+    client: httpx.Client, provider: OAuthStandIn, body: dict[str, Any]
+) -> None:
+    asked = len(provider.requests)
+    problem(client.post(f"/v1/users/{uuid4()}/tokens/acme/exchange", json=body), 422, "invalid_request")
+    assert len(provider.requests) == asked
+
+
+def test_an_exchange_needs_a_configured_provider(client: httpx.Client) -> None:
+    body = {"code": "c", "redirect_uri": "https://api.example/cb"}
+    answer = client.post(f"/v1/users/{uuid4()}/tokens/canvas/exchange", json=body)
+    problem(answer, 500, "provider_misconfigured")
+
+
 def test_a_corrected_client_secret_is_used_without_a_restart(
     client: httpx.Client, provider: OAuthStandIn, file: Path
 ) -> None:

@@ -8,7 +8,7 @@ becomes a response in `app.api.problems`.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -33,16 +33,20 @@ from app.api.openapi import (
     responses,
 )
 from app.api.request_body import strict_body
-from app.api.schemas import PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
+from app.api.schemas import ExchangeRequest, PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
 from app.callers.service_keys import Scope
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import RevealedToken, StoredToken
 from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 
+if TYPE_CHECKING:  # imports aiohttp, which a vault without providers does not need
+    from app.refresh.exchange import CodeExchange
+
 router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens"], route_class=DirectRoute)
 
 StoreBody = Annotated[StoreTokenRequest, Depends(strict_body(StoreTokenRequest))]
+ExchangeBody = Annotated[ExchangeRequest, Depends(strict_body(ExchangeRequest))]
 RefreshBody = Annotated[RefreshRequest, Depends(strict_body(RefreshRequest))]
 _SECONDS = re.compile(r"[0-9]{1,5}")
 _AS_STORED = RevealOptions()
@@ -107,6 +111,32 @@ async def refresh(call: RevealCall, body: RefreshBody) -> Response:
     call.authenticated.require_scope(Scope.REFRESH)
     options = RevealOptions(rejected_version=body.rejected_version)
     return _revealed_response(await call.vault.reveal(call.token_id, caller=call.caller, options=options), options)
+
+
+@router.post(
+    "/exchange",
+    summary="Exchange an authorization code",
+    response_model=Token,
+    responses=responses(
+        *BODY_ERRORS,
+        *STORE_ERRORS,
+        *ENCRYPT_ERRORS,
+        *PROVIDER_ERRORS,
+        errors.TokenInactive,
+        etag=True,
+        created=True,
+    ),
+    openapi_extra=extra(*TOKEN_ID, body=ExchangeRequest),
+)
+async def exchange(call: WriteCall, body: ExchangeBody, request: Request) -> Response:
+    """Redeem the code of a user's consent at the provider, and store the tokens as a store does. The answer has no
+    secret. A code that the provider refuses is `token_inactive`: the user must consent again. Needs `tokens:write`.
+    """
+    exchanger: CodeExchange | None = request.state.exchange
+    if exchanger is None:
+        raise errors.ProviderMisconfigured("no OAuth providers are configured")
+    result = await exchanger.exchange(call.token_id, body.to_authorization(), caller=call.caller)
+    return _token_response(call.vault, result.token, status=201 if result.created else 200)
 
 
 @router.patch(

@@ -1,0 +1,113 @@
+"""Exchange of an authorization code for tokens (RFC 6749 §4.1.3), which are stored and never leave the vault."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from app.errors import ProviderMisconfigured, StoreError
+from app.refresh.authorization import Authorization
+from app.refresh.provider_client import ProviderClient, ProviderTokens
+from app.refresh.providers import OAuthProvider
+from app.refresh.registry import ProviderRegistry
+from app.tokens.cipher import Binding, TokenCipher
+from app.tokens.events import Operation, TokenEvents
+from app.tokens.models import Caller, StoreResult, TokenId, TokenInput
+from app.tokens.recorded_operation import RecordedOperation
+from app.tokens.vault import TokenVault
+
+WRITE_SECONDS: Final = 30.0  # a code cannot be redeemed again, so an outage of the store is waited out
+_PAUSE_SECONDS: Final = 0.5
+_log = structlog.get_logger()
+
+
+class CodeExchange:
+    """Redeems authorization codes and stores the tokens. The caller never gets them."""
+
+    def __init__(
+        self,
+        *,
+        vault: TokenVault,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        providers: ProviderRegistry,
+        client: ProviderClient,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._vault = vault
+        self._cipher = cipher
+        self._events = events
+        self._providers = providers
+        self._client = client
+        self._now = now
+        self._tasks: set[asyncio.Task[StoreResult]] = set()
+
+    async def exchange(self, token_id: TokenId, given: Authorization, *, caller: Caller) -> StoreResult:
+        """Redeem the code and store the tokens, in a task that a caller may leave.
+
+        Raises `GrantRejected` if the provider refuses the code, another `ProviderError`, also for a provider that is
+        not configured, or what a store raises.
+        """
+        task = asyncio.create_task(self._exchange(token_id, given, caller))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for exchanges in progress."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=WRITE_SECONDS)
+
+    def _ended(self, task: asyncio.Task[StoreResult]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may have left
+
+    async def _exchange(self, token_id: TokenId, given: Authorization, caller: Caller) -> StoreResult:
+        provider = self._providers.find(token_id.provider)
+        if provider is None:
+            raise ProviderMisconfigured("the provider has no entry in OAUTH_PROVIDERS_FILE")
+        operation = RecordedOperation(
+            self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, asyncio.timeout(None)
+        )
+        async with operation:
+            # before the code is spent: a key for the tokens, which storing them then finds in memory
+            await self._cipher.reserve(Binding(token_id, given.base_url))
+            await operation.announce()
+            asked_at = self._now()
+            answer = await self._client.exchange(
+                provider,
+                code=given.code,
+                redirect_uri=given.redirect_uri,
+                code_verifier=given.code_verifier,
+                base_url=given.base_url,
+            )
+            return await self._store(token_id, _input(provider, given, answer, asked_at), caller)
+
+    async def _store(self, token_id: TokenId, token: TokenInput, caller: Caller) -> StoreResult:
+        give_up_at = asyncio.get_running_loop().time() + WRITE_SECONDS
+        while True:
+            try:
+                return await self._vault.store(token_id, token, caller=caller)
+            except StoreError as error:
+                if not error.retryable or asyncio.get_running_loop().time() > give_up_at:
+                    _log.error("exchange_unwritten", provider=token_id.provider, reason=error.detail)
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _input(provider: OAuthProvider, given: Authorization, answer: ProviderTokens, asked_at: datetime) -> TokenInput:
+    lifetime = answer.expires_in_seconds or provider.default_lifetime_seconds
+    return TokenInput(
+        access_token=answer.access_token,
+        refresh_token=answer.refresh_token,
+        expires_at=asked_at + timedelta(seconds=lifetime),
+        scopes=answer.scopes or (),
+        email=given.email,
+        base_url=given.base_url,
+        metadata=given.metadata,
+    )
