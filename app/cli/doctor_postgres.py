@@ -26,7 +26,7 @@ def server_findings(settings: Settings) -> Iterator[DoctorFinding]:
         report = asyncio.run(_read(settings))
     except (StoreError, SettingsError):
         return
-    yield from _version_findings(report)
+    yield from _server_findings(report)
     yield from _role_findings(report)
     yield from _pooler_findings(report)
     yield _tls_finding(settings.read_database_url())
@@ -41,7 +41,7 @@ async def _read(settings: Settings) -> ServerReport:
         return await tokens.server()
 
 
-def _version_findings(report: ServerReport) -> Iterator[DoctorFinding]:
+def _server_findings(report: ServerReport) -> Iterator[DoctorFinding]:
     from app.stores.postgres.server import MINIMUM_VERSION  # noqa: PLC0415  its package imports asyncpg
 
     text = f"PostgreSQL {report.version}"
@@ -49,6 +49,11 @@ def _version_findings(report: ServerReport) -> Iterator[DoctorFinding]:
         yield DoctorFinding.failure(_SUBJECT, f"{text} is older than {MINIMUM_VERSION}; upgrade the server")
     else:
         yield DoctorFinding.ok(_SUBJECT, f"{text}, user {_printable(report.user)}")
+    if report.unsafe_settings:
+        names = ", ".join(report.unsafe_settings)
+        yield DoctorFinding.warning(
+            _SUBJECT, f"a crash of the server may lose the last acknowledged writes: set to on {names}"
+        )
 
 
 def _role_findings(report: ServerReport) -> Iterator[DoctorFinding]:

@@ -20,6 +20,7 @@ def test_the_vaults_role_has_no_finding_and_a_superuser_has(tmp_path: Path, supa
     assert "may use oauth_tokens and no other table" in least.stdout
     assert "the connection is direct" in least.stdout
     assert "superuser" not in least.stdout
+    assert "lose the last acknowledged writes: set to on synchronous_commit, fsync" in least.stdout, "for faster tests"
     most = supabase.postgres.uri(supabase.database.name)
     found = _doctor(tmp_path, most)
     assert "warn  store         the user postgres of DATABASE_URL is a superuser" in found.stdout

@@ -48,6 +48,25 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         return ""
 
 
+class _Deadline:
+    """Closes a connection unless the block ends in time. asyncpg's own time limits send a cancel request."""
+
+    def __init__(self, connection: Any, seconds: float) -> None:  # noqa: ANN401  asyncpg has no types
+        self.passed = False
+        self._connection = connection
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._close)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _close(self) -> None:
+        self.passed = True
+        self._connection.terminate()
+
+
 class Connections:
     """A pool that connects when it is first used, and finds the primary again after a failover."""
 
@@ -141,29 +160,21 @@ class Connections:
         arguments: Sequence[object],
         slow_seconds: float | None,
     ) -> list[Any]:
-        late = False
-
-        def give_up() -> None:
-            nonlocal late
-            late = True
-            connection.terminate()
-
-        timer = asyncio.get_running_loop().call_later(slow_seconds or STATEMENT_SECONDS, give_up)
+        deadline = _Deadline(connection, slow_seconds or STATEMENT_SECONDS)
         try:
-            if slow_seconds is None:
-                rows = await connection.fetch(sql, *arguments)
-            else:
-                async with connection.transaction():
-                    await connection.execute(f"set local statement_timeout = '{slow_seconds:.0f}s'")
+            with deadline:
+                if slow_seconds is None:
                     rows = await connection.fetch(sql, *arguments)
+                else:
+                    async with connection.transaction():
+                        await connection.execute(f"set local statement_timeout = '{slow_seconds:.0f}s'")
+                        rows = await connection.fetch(sql, *arguments)
         except (*FAILURES, UnicodeEncodeError) as error:
-            if late:
+            if deadline.passed:
                 raise UnknownOutcomeError(StoreTimeout(SLOW)) from None
             if getattr(error, "sqlstate", None) in STALE_SESSION:
                 await self._pool.expire_connections()
             raise meaning(error) from None
-        finally:
-            timer.cancel()
         if rows and rows[0].get("in_recovery"):  # it may lack what is stored
             await self._pool.expire_connections()
             raise StoreUnavailable(STANDBY)
@@ -212,7 +223,8 @@ class Connections:
                 server_settings={"application_name": "token-vault", **(_SESSION if direct else {})},
             )
             try:
-                state = await connection.fetchrow(_STATE, timeout=_CONNECT_SECONDS)
+                with _Deadline(connection, _CONNECT_SECONDS):
+                    state = await connection.fetchrow(_STATE)
             except BaseException:
                 connection.terminate()
                 raise

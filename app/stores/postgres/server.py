@@ -15,6 +15,11 @@ select
     current_user::text as "user",
     pg_catalog.current_setting('transaction_read_only')::boolean as read_only,
     pg_catalog.current_setting('statement_timeout') <> '0' as has_timeout,
+    (
+        select coalesce(pg_catalog.array_agg(name order by name desc), '{}')
+        from pg_catalog.unnest(array['synchronous_commit', 'fsync']) as name
+        where pg_catalog.current_setting(name) = 'off'
+    ) as unsafe_settings,
     (select rolsuper from pg_catalog.pg_roles where rolname = current_user) as superuser,
     (
         select pg_catalog.array_remove(array[
@@ -51,12 +56,16 @@ select
 
 @dataclass(frozen=True, slots=True)
 class ServerReport:
-    """`direct` is false behind a pooler. `other_tables` and `memberships` are more than the vault needs."""
+    """`direct` is false behind a pooler. `unsafe_settings` lose commits in a crash.
+
+    `other_tables` and `memberships` are more than the vault needs.
+    """
 
     version: int
     user: str
     read_only: bool
     has_timeout: bool
+    unsafe_settings: tuple[str, ...]
     superuser: bool
     attributes: tuple[str, ...]
     memberships: tuple[str, ...]
@@ -71,6 +80,7 @@ def server_report(row: Mapping[str, Any], *, direct: bool) -> ServerReport:
         user=row["user"],
         read_only=row["read_only"],
         has_timeout=row["has_timeout"],
+        unsafe_settings=tuple(row["unsafe_settings"]),
         superuser=row["superuser"],
         attributes=tuple(row["attributes"]),
         memberships=tuple(row["memberships"]),
