@@ -19,7 +19,9 @@ STORES: Final = ("SQLite", "PostgreSQL", "Supabase")
 WORKERS: Final = (1, 2)
 TOKENS: Final = 500
 BATCH: Final = 100
-BATCH_CONNECTIONS: Final = 2  # a service may have 256 tokens at once in a worker (MAXIMUM_CONCURRENT_PER_SERVICE)
+BATCH_CONNECTIONS: Final = 8
+# a token of a batch counts as a request; by default a worker serves 256 at once for one service
+_PLACES: Final = {"MAXIMUM_CONCURRENT": "2000", "MAXIMUM_CONCURRENT_PER_SERVICE": "2000"}
 _STORES_PER_SECOND: Final = 6_000  # more than any entrant stores, so a turn ends by its time
 _AUDIT: Final = {"AUDIT_LOG": "audit/audit.jsonl"}
 _OPENBAO: Final = (("raft", False), ("file", False), ("raft", True), ("file", True))
@@ -142,9 +144,9 @@ def opened_field(bench: Bench) -> Iterator[Field]:
 
 def _vaults(bench: Bench, stack: ExitStack, database: Database, user_ids: list[str]) -> list[_Vault]:
     settings: dict[str, Mapping[str, str]] = {
-        "SQLite": {},
-        "PostgreSQL": {"TOKEN_STORE": "postgres", "DATABASE_URL": database.url},
-        "Supabase": {"TOKEN_STORE": "supabase", **database.supabase},
+        "SQLite": _PLACES,
+        "PostgreSQL": {**_PLACES, "TOKEN_STORE": "postgres", "DATABASE_URL": database.url},
+        "Supabase": {**_PLACES, "TOKEN_STORE": "supabase", **database.supabase},
     }
     processes = {
         "SQLite": (),
