@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -139,13 +139,17 @@ def _middleware(app: FastAPI, settings: Settings, instrumentation: Instrumentati
     return RequestContext(traced, metrics=None if metrics is None else metrics.requests)
 
 
+def _warn_of(weaknesses: Iterable[str]) -> None:
+    for weakness in weaknesses:
+        _log.warning("setting_is_weak", reason=weakness)
+
+
 @asynccontextmanager
 async def _running(
     settings: Settings, instrumentation: Instrumentation, local: LocalStrategy | None
 ) -> AsyncIterator[AppState]:
     """Build the vault, run its background work until the block ends, then close everything in reverse order."""
-    for warning in settings.warnings():
-        _log.warning("setting_is_weak", reason=warning)
+    _warn_of(settings.warnings())
     metrics, tracing = instrumentation.metrics, instrumentation.tracing
     async with AsyncExitStack() as stack:
         if instrumentation.workers is not None:
@@ -187,6 +191,7 @@ async def _running(
         providers = await stack.enter_async_context(opened_providers(settings))
         refresher = exchange = None
         if providers is not None:
+            _warn_of(providers.registry.warnings())
             refresher = providers.refresher(tokens=repository, cipher=cipher, events=events)
             stack.push_async_callback(refresher.close)
         vault = build_vault(tokens=repository, cipher=cipher, events=events, refresher=refresher, on_reveal=on_reveal)

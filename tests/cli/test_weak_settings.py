@@ -23,6 +23,15 @@ WEAK = {
     "a stolen service key works for ever if it never expires: replace those of tests",
 }
 
+INSECURE = {
+    "token_url": "http://127.0.0.1:9/token",
+    "client_auth": "post",
+    "client_id": "a",
+    "client_secret": "a-secret",
+    "rotation": "none",
+    "allow_insecure": True,
+}
+
 
 def _weak_home(folder: Path) -> Home:
     return new_home(folder, HOST=EVERY_ADDRESS, USE_KSM="true")
@@ -34,10 +43,12 @@ def _missing(lines: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_start_warns(tmp_path: Path, serve: Serve, workers: int) -> None:
-    with serve(_weak_home(tmp_path), workers=workers) as server:
+    home = new_home(tmp_path, HOST=EVERY_ADDRESS, USE_KSM="true", OAUTH_PROVIDERS=json.dumps({"acme": INSECURE}))
+    with serve(home, workers=workers) as server:
         lines = [json.loads(line) for line in server.stop().output.splitlines()]
     warned = [line["reason"] for line in lines if line["event"] == "setting_is_weak" and line["level"] == "warning"]
     assert _missing(warned) == set()
+    assert any("acme has allow_insecure" in reason for reason in warned)
 
 
 def test_doctor_warns_and_finds_no_failure(tmp_path: Path) -> None:
