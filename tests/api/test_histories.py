@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from app.tokens.models import RESERVED_METADATA
+from tests.support.api.fixtures import ON_EVERY_STORE
 from tests.support.sizes import size
 
 USERS = ["cd613e30-d8f1-4adf-91b7-584a2265b1f5", "1e2feb89-414c-443c-9027-c4d1c386bbc4"]
@@ -212,6 +213,7 @@ def _comparable(token: dict[str, Any]) -> dict[str, Any]:
     return {name: token[name] for name in names}
 
 
+@ON_EVERY_STORE
 def test_every_history_matches_the_model(client: httpx.Client) -> None:
     run_state_machine_as_test(
         type("HistoriesOfThisStore", (Histories,), {"client": client}),

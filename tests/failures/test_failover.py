@@ -88,7 +88,7 @@ def test_read_only(cluster: Cluster, tmp_path: Path) -> None:
         eventually(lambda: client.put(path, json={"access_token": "new"}).is_success)
 
 
-def test_failover(cluster: Cluster, service: Service, record_property: Callable[[str, object], None]) -> None:
+def test_failover(cluster: Cluster, service: Service, record_testsuite_property: Callable[[str, object], None]) -> None:
     """The primary is killed under load and its standby promoted, and later the other way round."""
     failure = BY_NAME["PostgreSQL fails over to its standby"]
     with service.client() as client, Load(service) as load:
@@ -98,7 +98,7 @@ def test_failover(cluster: Cluster, service: Service, record_property: Callable[
             cluster.standby.promote()
             load.wait_for_acknowledgements(1)
             seconds = time.monotonic() - promoted_at
-            record_property(f"seconds from the promotion to the first success, {direction}", seconds)
+            record_testsuite_property(f"seconds from the promotion to the first success, {direction}", seconds)
             assert seconds < recovery_bound_seconds(failure)
             require_recovery(client, failure, kept)
             cluster.swap()
