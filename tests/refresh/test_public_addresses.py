@@ -13,12 +13,12 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import SecretStr
 
-from app.errors import ProviderMisconfigured, ProviderUnavailable, VaultError
+from app.errors import GrantRejected, ProviderMisconfigured, ProviderUnavailable, RevocationUnsupported, VaultError
 from app.refresh.endpoints import EndpointError, parse_endpoint, parse_host, token_endpoint
 from app.refresh.provider_client import ProviderClient
 from app.refresh.public_addresses import HostResolver, is_public
 from tests.support.oauth.providers import provider_client, provider_of
-from tests.support.oauth.stand_in import OAuthStandIn, oauth_stand_in
+from tests.support.oauth.stand_in import CLIENT_ID, CLIENT_SECRET, Answer, OAuthStandIn, oauth_stand_in
 from tests.support.process.certificates import tls_contexts
 
 PRIVATE = [
@@ -198,6 +198,27 @@ async def test_a_base_url_that_is_not_allowed_contacts_nothing(
 )
 def test_an_allowed_base_url_gives_the_endpoint_of_its_host(base_url: str) -> None:
     assert token_endpoint(provider_of(CANVAS), base_url) == "https://school.example/login/oauth2/token"
+
+
+async def test_canvas_is_asked_at_the_tokens_host_and_revokes_there(
+    stand_in: OAuthStandIn, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    place = f"127.0.0.1:{stand_in.port}"
+    client_of = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+    canvas = provider_of(CANVAS | client_of | {"allowed_hosts": [place], "allow_insecure": True})
+    async with _client(tls[0], HostResolver()) as client:
+        token, base_url = SecretStr(stand_in.seed()), f"https://{place}/courses"
+        await client.refresh(canvas, refresh_token=token, base_url=base_url, scopes=())
+        stand_in.script(Answer(), Answer(status=401))
+        await client.revoke(canvas, token=SecretStr("an-access-token"), hint="access_token", base_url=base_url)
+        with pytest.raises(GrantRejected):  # expired: the refresh token of the grant still works
+            await client.revoke(canvas, token=SecretStr("expired"), hint="access_token", base_url=base_url)
+        with pytest.raises(RevocationUnsupported):
+            await client.revoke(canvas, token=token, hint="refresh_token", base_url=base_url)
+    refreshed, revoked, _ = stand_in.requests[-3:]
+    assert (refreshed.method, revoked.method) == ("POST", "DELETE")
+    assert {refreshed.path, revoked.path} == {"/login/oauth2/token"}
+    assert revoked.headers["authorization"] == "Bearer an-access-token"
 
 
 @pytest.mark.parametrize(
