@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.callers.user_jwt_refusals import UserJwtCounters
     from app.observability.metrics.registry import VaultMetrics
     from app.observability.tracing import Tracing
+    from app.refresh.background import BackgroundRefresh
     from app.refresh.exchange import CodeExchange
     from app.refresh.provider_client import ProviderClient
     from app.refresh.refresher import RefreshObserver, TokenRefresher
@@ -284,6 +285,18 @@ class Providers:
 
         return TokenRefresher(
             tokens=tokens, cipher=cipher, events=events, providers=self.registry, client=self.client, observer=observer
+        )
+
+    def background(
+        self, *, tokens: TokenRepository, refresher: TokenRefresher, settings: Settings
+    ) -> BackgroundRefresh:
+        from app.refresh.background import BackgroundRefresh  # noqa: PLC0415  imports aiohttp
+
+        return BackgroundRefresh(
+            tokens=tokens,
+            refresher=refresher,
+            providers=self.registry,
+            interval_seconds=settings.refresh_interval_seconds,
         )
 
     def exchange(self, *, vault: TokenVault, cipher: TokenCipher, events: TokenEvents) -> CodeExchange:

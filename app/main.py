@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -188,16 +189,7 @@ async def _running(
         if states["store"] != "down":
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
-        providers = await stack.enter_async_context(opened_providers(settings))
-        refresher = exchange = None
-        if providers is not None:
-            _warn_of(providers.registry.warnings())
-            refresher = providers.refresher(tokens=repository, cipher=cipher, events=events)
-            stack.push_async_callback(refresher.close)
-        vault = build_vault(tokens=repository, cipher=cipher, events=events, refresher=refresher, on_reveal=on_reveal)
-        if providers is not None:
-            exchange = providers.exchange(vault=vault, cipher=cipher, events=events)
-            stack.push_async_callback(exchange.close)
+        vault, exchange = await stack.enter_async_context(_refreshing(settings, repository, cipher, events, on_reveal))
         state = AppState(
             vault=vault,
             exchange=exchange,
@@ -213,6 +205,37 @@ async def _running(
             state |= {"exposition": instrumentation.exposition(update, readiness), "wire": metrics.wire}
         yield state
     _log.info("stopped")
+
+
+@asynccontextmanager
+async def _refreshing(
+    settings: Settings,
+    repository: TokenRepository,
+    cipher: TokenCipher,
+    events: TokenEvents,
+    on_reveal: Callable[[StoredToken], None] | None,
+) -> AsyncIterator[tuple[TokenVault, CodeExchange | None]]:
+    """Build the vault, with what refreshes and exchanges tokens if OAuth providers are configured.
+
+    At the end, refreshes and exchanges in progress are waited for: what a provider has answered must be stored.
+    """
+    build = partial(build_vault, tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
+    async with opened_providers(settings) as providers:
+        if providers is None:
+            yield build(), None
+            return
+        _warn_of(providers.registry.warnings())
+        refresher = providers.refresher(tokens=repository, cipher=cipher, events=events)
+        vault = build(refresher=refresher)
+        exchange = providers.exchange(vault=vault, cipher=cipher, events=events)
+        background = providers.background(tokens=repository, refresher=refresher, settings=settings)
+        if settings.refresh_interval_seconds > 0:
+            background.start()
+        try:
+            yield vault, exchange
+        finally:
+            await background.close()
+            await asyncio.gather(refresher.close(), exchange.close())
 
 
 @asynccontextmanager

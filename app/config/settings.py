@@ -66,6 +66,7 @@ class Settings(ListeningSettings):
 
     oauth_providers_file: Path | None = None
     oauth_providers: SecretStr | None = None
+    refresh_interval_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0
 
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None

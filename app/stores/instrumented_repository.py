@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
@@ -75,6 +76,10 @@ class InstrumentedRepository:
 
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return await self._observe("settle_refresh", self._tokens.settle_refresh(claimed, after))
+
+    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+        call = self._tokens.due_for_refresh(provider, before=before, now=now, limit=limit)
+        return await self._observe("due_for_refresh", call)
 
     async def close(self) -> None:
         await self._tokens.close()

@@ -68,7 +68,7 @@ def to_columns(token: StoredToken) -> dict[str, Any]:
         "service_type": token.token_id.service_type,
         "access_token": token.access_ciphertext,
         "refresh_token": token.refresh_ciphertext,
-        "expires_at": _to_text(token.expires_at),
+        "expires_at": to_text(token.expires_at),
         "scopes": list(token.scopes),
         "email": token.email,
         "provider_url": token.base_url,
@@ -76,14 +76,14 @@ def to_columns(token: StoredToken) -> dict[str, Any]:
         "metadata": _to_metadata(token),
         "version": token.version,
         "encryption_scheme": token.encryption_scheme,
-        "created_at": _to_text(token.created_at),
-        "updated_at": _to_text(token.updated_at),
-        "last_refreshed": _to_text(token.last_refreshed),
-        "refresh_token_expires_at": _to_text(token.refresh_token_expires_at),
+        "created_at": to_text(token.created_at),
+        "updated_at": to_text(token.updated_at),
+        "last_refreshed": to_text(token.last_refreshed),
+        "refresh_token_expires_at": to_text(token.refresh_token_expires_at),
         "refresh_generation": token.refresh_state.generation,
         "refresh_holder": token.refresh_state.holder,
         "refresh_attempts": token.refresh_state.attempts,
-        "refresh_retry_at": _to_text(token.refresh_state.retry_at),
+        "refresh_retry_at": to_text(token.refresh_state.retry_at),
         "refresh_failure": token.refresh_state.failure,
     }
 
@@ -310,7 +310,8 @@ def _version(value: int) -> int:
 _STRICT_JSON: Final = json.JSONDecoder(parse_constant=refuse_constant, parse_float=finite)
 
 
-def _to_text(time: datetime | None) -> str | None:
+def to_text(time: datetime | None) -> str | None:
+    """Return the RFC 3339 text of a timestamp in UTC."""
     return None if time is None else time.astimezone(UTC).isoformat()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Final, Protocol
 
 from app.errors import StoreMisconfigured
@@ -110,6 +111,14 @@ class TokenRepository(Protocol):
         The row must still have the holder and generation of `claimed`; it may have another version. A version that is
         higher in `after` is one higher than the row's, and the caller's metadata stays. After a `StoreError` it may
         have been done; repeating the call is safe.
+        """
+        ...
+
+    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+        """Return tokens of a provider that expire before a time, those that expire first coming first.
+
+        Only tokens with a refresh token whose status is ok and whose next attempt is due at `now`. A token without an
+        expiry is never among them.
         """
         ...
 

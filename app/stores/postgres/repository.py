@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from app.config.database_url import DatabaseUrl
@@ -23,6 +24,7 @@ from app.stores.rows import (
     refresh_settlement,
     rewrap_columns,
     to_columns,
+    to_text,
 )
 from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
@@ -137,6 +139,9 @@ class PostgresRepository:
 
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return bool(await self._change(statements.SETTLE_REFRESH, refresh_settlement(claimed, after)))
+
+    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+        return await self._read(statements.DUE_FOR_REFRESH, provider, to_text(before), to_text(now), limit)
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what lets other roles than the vault's reach the rows; the login role's own membership is none."""

@@ -64,6 +64,11 @@ ANY_ROW: Final = _reading("limit 1")
 _PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by id limit $3"
 PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")
 PAGE_WITHOUT_SCHEME: Final = _reading(f"where encryption_scheme is null and {_PAGE}")
+DUE_FOR_REFRESH: Final = _reading(
+    "where provider = $1 and expires_at < $2::text::timestamptz and refresh_token <> '' "
+    "and coalesce(is_active, true) and (refresh_retry_at is null or refresh_retry_at <= $3::text::timestamptz) "
+    "order by expires_at, id limit $4"
+)
 INSERT: Final = (
     f"insert into public.oauth_tokens ({', '.join(COLUMNS)}) "  # noqa: S608  constants only
     f"values ({', '.join(parameter(name, at) for at, name in enumerate(COLUMNS, 1))}) "

@@ -47,7 +47,10 @@ CREATE TABLE IF NOT EXISTS oauth_tokens (
     UNIQUE (user_id, provider, service_type)
 ) STRICT
 """
-_INDEX = "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id)"
+_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id)",
+    "CREATE INDEX IF NOT EXISTS oauth_tokens_provider_expires_at ON oauth_tokens (provider, expires_at, id)",
+)
 
 
 def prepare_database(path: Path) -> None:
@@ -91,7 +94,8 @@ def connect(path: Path) -> apsw.Connection:
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute(_TABLE)
     require_columns(missing_columns(connection))
-    connection.execute(_INDEX)
+    for index in _INDEXES:
+        connection.execute(index)
     return connection
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from app.stores.rows import (
     refresh_claim,
     settled_columns,
     to_columns,
+    to_text,
     unreadable,
 )
 from app.stores.sqlite.database import (
@@ -73,6 +75,12 @@ SET {assignments}refresh_holder = NULL, refresh_leased_until = NULL, version = v
     metadata = json_patch(metadata, :changes)
 WHERE id = CAST(:id AS TEXT) AND refresh_holder = :holder AND refresh_generation = :generation
 RETURNING id
+"""
+# Timestamps are text of one form in UTC, so their order is that of the text.
+_DUE = """
+WHERE provider = ? AND expires_at < ? AND coalesce(refresh_token, '') <> '' AND coalesce(is_active, 1)
+  AND (refresh_retry_at IS NULL OR refresh_retry_at <= ?)
+ORDER BY expires_at, id LIMIT ?
 """
 _CENSUS = """
 SELECT CAST(encryption_scheme AS BLOB), NULL, NULL, count(*) FROM oauth_tokens
@@ -236,6 +244,11 @@ class SqliteRepository:
             "generation": claimed.refresh_state.generation,
         }
         return bool(await self._write(_SETTLE.format(assignments=assignments), parameters))
+
+    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+        parameters = (provider, to_text(before), to_text(now), limit)
+        with translating_sqlite_errors():
+            return await asyncio.to_thread(self._rows_on_new_connection, _DUE, parameters)
 
     async def close(self) -> None:
         self._reader.close()

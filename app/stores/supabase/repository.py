@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from app.stores.rows import (
     refresh_settlement,
     rewrap_columns,
     to_columns,
+    to_text,
 )
 from app.stores.supabase.postgrest import (
     NOT_ROWS,
@@ -182,6 +184,13 @@ class SupabaseRepository:
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         settlement = refresh_settlement(claimed, after)
         return bool(await self._call("token_vault_settle_refresh", {"settlement": settlement}))
+
+    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+        query = self._select().eq("provider", provider).lt("expires_at", to_text(before)).neq("refresh_token", "")
+        query = query.or_("is_active.is.null,is_active.is.true")
+        query = query.or_(f"refresh_retry_at.is.null,refresh_retry_at.lte.{to_text(now)}")
+        rows, _ = await execute(query.order("expires_at").order("id").limit(limit))
+        return list(map(decode_or_report, rows))
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what in the database lets other roles than the vault's reach the rows; empty if nothing does."""
