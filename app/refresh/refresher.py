@@ -122,7 +122,9 @@ class TokenRefresher:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def policy_of(self, token: StoredToken) -> RefreshPolicy | None:
-        if token.refresh_ciphertext is None:
+        # without a scheme the row is in PulsePlan's formats: a refresh would make it unreadable to PulsePlan's service,
+        # and bind a secret for good that may have been copied from another row
+        if token.refresh_ciphertext is None or token.encryption_scheme is None:
             return None
         return self._providers.find(token.token_id.provider)
 

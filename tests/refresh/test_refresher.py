@@ -26,6 +26,7 @@ from app.tokens.reveals import RevealOptions
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
 from tests.support.stores.failing import Failures, failing
+from tests.support.stores.stores import Store
 from tests.support.waiting import eventually_async
 
 HOUR = timedelta(hours=1)
@@ -283,6 +284,18 @@ async def test_an_api_token_stored_twice_is_not_sent_anywhere(tokens: TokenRepos
         await replica.store(access_token="manual", refresh_token="manual")
         replica.clock.passed += 2 * HOUR
         assert await replica.reveal() == ("manual", False)
+        assert provider.requests == []
+
+
+async def test_a_token_in_pulseplans_formats_is_left_alone(
+    store: Store, tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """PulsePlan's service could not read it afterwards, and nothing binds its refresh token to this provider."""
+    async with replicas(tokens, provider) as [replica]:
+        row = await replica.store(refresh_token=provider.seed())
+        store.update_raw(row.id, encryption_scheme=None)
+        replica.clock.passed += 2 * HOUR
+        assert await replica.reveal() == ("first", False)
         assert provider.requests == []
 
 
