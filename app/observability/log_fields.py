@@ -40,6 +40,7 @@ PROCESS_FIELDS: Final = frozenset(
         "overtaken",
         "primary",
         "ready",
+        "refreshed",
         "remaining",
         "rewrapped",
         "seconds",

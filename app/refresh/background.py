@@ -76,7 +76,7 @@ class BackgroundRefresh:
                 _log.error("background_refresh_failed", exc_info=error)
             else:
                 if refreshed:
-                    _log.info("refreshed_in_background", tokens=refreshed)
+                    _log.info("refreshed_in_background", refreshed=refreshed)
 
     async def _refresh_provider(self, name: str) -> int:
         policy = self._providers.find(name)

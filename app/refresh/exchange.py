@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from app.errors import ProviderMisconfigured, StoreError
+from app.errors import InvalidRequest, StoreError
 from app.refresh.authorization import Authorization
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.providers import OAuthProvider
@@ -23,6 +23,11 @@ from app.tokens.vault import TokenVault
 WRITE_SECONDS: Final = 30.0  # a code cannot be redeemed again, so an outage of the store is waited out
 _PAUSE_SECONDS: Final = 0.5
 _log = structlog.get_logger()
+
+
+def unknown_provider() -> InvalidRequest:
+    """Return the error for a provider that is not configured."""
+    return InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
 
 
 class CodeExchange:
@@ -49,8 +54,8 @@ class CodeExchange:
     async def exchange(self, token_id: TokenId, given: Authorization, *, caller: Caller) -> StoreResult:
         """Redeem the code and store the tokens, in a task that a caller may leave.
 
-        Raises `GrantRejected` if the provider refuses the code, another `ProviderError`, also for a provider that is
-        not configured, or what a store raises.
+        Raises `InvalidRequest` if the provider is not configured, `GrantRejected` if it refuses the code, another
+        `ProviderError`, or what a store raises.
         """
         task = asyncio.create_task(self._exchange(token_id, given, caller))
         self._tasks.add(task)
@@ -70,7 +75,7 @@ class CodeExchange:
     async def _exchange(self, token_id: TokenId, given: Authorization, caller: Caller) -> StoreResult:
         provider = self._providers.find(token_id.provider)
         if provider is None:
-            raise ProviderMisconfigured("the provider has no entry in OAUTH_PROVIDERS_FILE")
+            raise unknown_provider()
         operation = RecordedOperation(
             self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, asyncio.timeout(None)
         )

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from app.errors import (
     GrantRejected,
+    InternalError,
     ProviderMisconfigured,
     ProviderUnavailable,
     RefreshInProgress,
@@ -32,7 +33,7 @@ from app.refresh.registry import ProviderRegistry
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
-from app.tokens.events import Operation, TokenEvents
+from app.tokens.events import SUPERSEDED, Operation, TokenEvents
 from app.tokens.freshness import NotRefreshableError, RefreshPolicy
 from app.tokens.models import Caller, RefreshAnswer, StoredToken
 from app.tokens.recorded_operation import RecordedOperation
@@ -66,12 +67,6 @@ class RefreshObserver(Protocol):
     def unwritten(self, change: int) -> None:
         """Add to the number of new tokens that the store has not taken yet."""
         ...
-
-
-class _SupersededError(VaultError):
-    """The row holds something newer than the token that was refreshed, so the result was discarded."""
-
-    code = "superseded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +138,7 @@ class TokenRefresher:
             for task in late:
                 task.cancel()
             if late:
-                _log.error("refreshes_cut_off", count=len(late))
+                _log.error("refreshes_cut_off", reason=f"{len(late)} refreshes had not ended")
                 await asyncio.wait(late)
 
     def _start(self, token: StoredToken, caller: Caller) -> SharedCall[None]:
@@ -156,11 +151,9 @@ class TokenRefresher:
         provider = self._providers.find(token.token_id.provider)
         if provider is None:
             raise NotRefreshableError
-        started, outcome = self._monotonic(), "success"
+        started, outcome = self._monotonic(), InternalError.code
         try:
-            await self._refresh_at(provider, token, caller)
-        except _SupersededError:
-            outcome = "superseded"
+            outcome = await self._refresh_at(provider, token, caller)
         except VaultError as error:
             outcome = error.code
             raise
@@ -171,7 +164,8 @@ class TokenRefresher:
             if self._observer is not None:
                 self._observer.refreshed(provider.name, outcome, self._monotonic() - started)
 
-    async def _refresh_at(self, provider: OAuthProvider, token: StoredToken, caller: Caller) -> None:
+    async def _refresh_at(self, provider: OAuthProvider, token: StoredToken, caller: Caller) -> str:
+        """Refresh the token; return the outcome, which is `superseded` if the row holds something newer."""
         self._pauses.require_open(provider)
         self._require_due(provider, token)
         token_id = token.token_id
@@ -185,10 +179,13 @@ class TokenRefresher:
             claimed_at = self._monotonic()
             lease = await self._claim(provider, token)
             if lease is None:
-                raise _SupersededError("another refresh was faster")
+                operation.outcome = SUPERSEDED
+                return SUPERSEDED
             if self._monotonic() - claimed_at > provider.lease_seconds - SPENDING_SECONDS:
                 raise RefreshInProgress("this process was stopped for so long that its lease may have ended")
-            await self._spend(prepared, lease, operation)
+            if not await self._spend(prepared, lease, operation):
+                operation.outcome = SUPERSEDED
+        return operation.outcome
 
     def _require_due(self, provider: OAuthProvider, token: StoredToken) -> None:
         """Raise `ProviderUnavailable` before the time at which the next attempt is due."""
@@ -241,8 +238,8 @@ class TokenRefresher:
                 return True  # the answer was lost, and the claim was not
             raise
 
-    async def _spend(self, prepared: _Prepared, lease: _Lease, operation: RecordedOperation) -> None:
-        """Ask the provider and write the outcome, whatever it is."""
+    async def _spend(self, prepared: _Prepared, lease: _Lease, operation: RecordedOperation) -> bool:
+        """Ask the provider and write the outcome, whatever it is; return whether the row holds the new tokens."""
         provider, claimed, asked_at = prepared.provider, lease.claimed, self._now()
         try:
             answer = await self._client.refresh(
@@ -266,8 +263,7 @@ class TokenRefresher:
             raise
         after = _with_answer(prepared, claimed, answer, asked_at=asked_at, now=self._now())
         operation.note(after)
-        if not await self._write(claimed, after):
-            raise _SupersededError("the token was replaced or deleted during its refresh")
+        return await self._write(claimed, after)
 
     def _retry_at(self, claimed: StoredToken, error: ProviderUnavailable) -> datetime:
         """Return the time of the next attempt: the provider's Retry-After, or full jitter over a growing span."""

@@ -16,6 +16,7 @@ from app.tokens.models import Caller, TokenId
 
 SUCCESS = "success"
 CANCELLED = "cancelled"
+SUPERSEDED = "superseded"  # of a refresh whose token was replaced or deleted meanwhile
 INTENT = "intent"  # of an event that is recorded before a change is made
 
 
@@ -41,7 +42,10 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """One operation and its outcome: `success`, the code of the error, or `cancelled`; before a change, `intent`.
+    """One operation and its outcome; before a change, `intent`.
+
+    The outcome is `success`, the code of the error, `cancelled`, or of a refresh `superseded`.
+
 
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens

@@ -35,6 +35,7 @@ class RecordedOperation:
     revealed: tuple[SecretField, ...] = ()
     opened: tuple[Family, ...] = ()
     intent: str | None = None
+    outcome: str = SUCCESS  # of an operation that ends without an error
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -67,7 +68,7 @@ class RecordedOperation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        outcome, detail = SUCCESS if error is None else InternalError.code, None
+        outcome, detail = self.outcome if error is None else InternalError.code, None
         current_service.reset(self._before)
         try:
             await self.deadline.__aexit__(kind, error, trace)

@@ -159,7 +159,7 @@ def test_an_invalid_exchange_asks_no_provider(
 def test_an_exchange_needs_a_configured_provider(client: httpx.Client) -> None:
     body = {"code": "c", "redirect_uri": "https://api.example/cb"}
     answer = client.post(f"/v1/users/{uuid4()}/tokens/canvas/exchange", json=body)
-    problem(answer, 500, "provider_misconfigured")
+    problem(answer, 422, "invalid_request")
 
 
 def test_a_corrected_client_secret_is_used_without_a_restart(

@@ -55,7 +55,7 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
         Row(Scope.REVEAL, 200),
         Row(Scope.REVEAL, 200, query="?include=refresh_token", also=frozenset({Scope.REVEAL_REFRESH})),
     ],
-    ("POST", f"{TOKEN}/exchange"): [Row(Scope.WRITE, 500, {"code": "c", "redirect_uri": "https://api.example/cb"})],
+    ("POST", f"{TOKEN}/exchange"): [Row(Scope.WRITE, 422, {"code": "c", "redirect_uri": "https://api.example/cb"})],
     ("POST", f"{TOKEN}/refresh"): [
         Row(Scope.REVEAL, 200, {"rejected_version": 1}, also=frozenset({Scope.REFRESH})),
     ],

@@ -32,6 +32,8 @@ CALLED: Final = {
     ("rewrap",): _LOOPS,
     ("audit", "verify", "lines"): _PRINTS,
     ("audit", "show", "lines"): _PRINTS,
+    ("providers", "list"): _PRINTS,
+    ("providers", "check"): _LOOPS,
     ("doctor",): _PRINTS,
     ("health",): "socket.create_connection",
 }

@@ -255,7 +255,7 @@ async def test_no_legacy_row_is_bound_if_its_user_has_too_many_rows(rows: Rows) 
         vault = _vault(tokens, Observed())
         with pytest.raises(IntegrityError, match="more than 500 tokens"):
             await vault.rewrap(_token_id(legacy), caller=CALLER)
-        assert rows.rows()[legacy["id"]] == legacy | {"version": 1}
+        assert legacy.items() <= rows.rows()[legacy["id"]].items()
         await vault.delete(_token_id(others[0]), caller=CALLER)
         await vault.rewrap(_token_id(legacy), caller=CALLER)
     assert rows.rows()[legacy["id"]]["encryption_scheme"] == "local:v2"

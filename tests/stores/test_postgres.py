@@ -117,8 +117,7 @@ async def test_cancelled_reads_and_writes_leave_the_pool_intact(supabase: Supaba
         await cancel_many(tokens, size(500, 10_000))
         for row in rows:
             assert await once_available(partial(tokens.get, row.token_id)) == row
-        [sessions] = supabase.sql(_SESSIONS, [VAULT_LOGIN])
-        assert sessions["n"] <= 4
+        eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN])[0]["n"] <= 4)  # a server ends a moment later
     eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN]) == [{"n": 0}])
 
 

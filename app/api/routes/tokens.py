@@ -134,7 +134,7 @@ async def exchange(call: WriteCall, body: ExchangeBody, request: Request) -> Res
     """
     exchanger: CodeExchange | None = request.state.exchange
     if exchanger is None:
-        raise errors.ProviderMisconfigured("no OAuth providers are configured")
+        raise errors.InvalidRequest.of_field("provider", "no OAuth providers are configured")
     result = await exchanger.exchange(call.token_id, body.to_authorization(), caller=call.caller)
     return _token_response(call.vault, result.token, status=201 if result.created else 200)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app import errors
-from app.tokens.events import CANCELLED, SUCCESS
+from app.tokens.events import CANCELLED, SUCCESS, SUPERSEDED
 
 OTHER: Final = "other"
 NONE: Final = "none"
@@ -52,10 +52,17 @@ def _codes(error: type[errors.VaultError]) -> Iterator[str]:
 
 
 CODES: Final = frozenset(_codes(errors.VaultError))
-OUTCOMES: Final = CODES | {SUCCESS, CANCELLED}
+OUTCOMES: Final = CODES | {SUCCESS, CANCELLED, SUPERSEDED}
 # outcomes that depend on the provider's tokens; any other has the same cause for every provider
 PROVIDER_OUTCOMES: Final = frozenset(
-    {SUCCESS, errors.TokenNotFound.code, errors.TokenInactive.code, errors.VersionConflict.code}
+    {
+        SUCCESS,
+        errors.TokenNotFound.code,
+        errors.TokenInactive.code,
+        errors.VersionConflict.code,
+        errors.ProviderUnavailable.code,
+        errors.ProviderMisconfigured.code,
+    }
 )
 # series from the start: an alert sees an increase, not a new series
 DECRYPTION_FAILURES: Final = tuple(
