@@ -220,9 +220,16 @@ class ProviderUnavailable(ProviderError):
 
 
 class ProviderMisconfigured(ProviderError):
-    """The provider refuses the vault's client, or the configuration permits no request. Says nothing about a token."""
+    """The provider refuses the vault's client, or the configuration permits no request. Says nothing about a token.
+
+    `concerns_provider` is false if the cause may lie in one token alone, such as its base URL or its scopes.
+    """
 
     code = "provider_misconfigured"
+
+    def __init__(self, detail: str, *, concerns_provider: bool = True) -> None:
+        super().__init__(detail)
+        self.concerns_provider = concerns_provider
 
 
 class RefreshInProgress(ProviderError):

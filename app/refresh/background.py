@@ -10,7 +10,8 @@ from typing import Final
 
 import structlog
 
-from app.errors import StoreError, VaultError
+from app.concurrency import all_of
+from app.errors import VaultError
 from app.refresh.presets import ALIASES
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
@@ -29,8 +30,8 @@ class BackgroundRefresh:
     """Refreshes due tokens every `interval_seconds`, plus or minus 20 %, on any number of replicas.
 
     The providers have equal shares, whatever their numbers of tokens, and each has at most `CONCURRENT_PER_PROVIDER`
-    requests at once. Tokens that expire first come first. A token whose refresh failed is left out until its next
-    attempt is due, so tokens that always fail delay no others.
+    requests at once. Of each `page_rows` tokens those that expire first come first. A token whose refresh failed is
+    left out until its next attempt is due, so tokens that always fail delay no others.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class BackgroundRefresh:
         refresher: TokenRefresher,
         providers: ProviderRegistry,
         interval_seconds: float,
+        page_rows: int = PAGE_ROWS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._tokens = tokens
         self._refresher = refresher
         self._providers = providers
         self._interval_seconds = interval_seconds
+        self._page_rows = page_rows
         self._now = now
         self._running: asyncio.Task[None] | None = None
 
@@ -62,8 +65,8 @@ class BackgroundRefresh:
     async def run_once(self) -> int:
         """Refresh every token that is due; return how many were refreshed."""
         names = {*self._providers.names(), *ALIASES}
-        counts = await asyncio.gather(*(self._refresh_provider(name) for name in sorted(names)))
-        return sum(counts)
+        # each to its end: an error must leave no provider's refreshes running without an owner
+        return sum(await all_of(self._refresh_provider(name) for name in sorted(names)))
 
     async def _run(self) -> None:
         while True:
@@ -85,22 +88,20 @@ class BackgroundRefresh:
         ahead_seconds = int(policy.refresh_margin_seconds + 1.2 * self._interval_seconds)
         if policy.invalidates_old_access_token:
             ahead_seconds = 0
-        refreshed, tried = 0, set[str]()
+        refreshed, after = 0, None
         while True:
             now = self._now()
             before = now + timedelta(seconds=ahead_seconds)
-            page = await self._tokens.due_for_refresh(name, before=before, now=now, limit=PAGE_ROWS)
+            page = await self._tokens.due_for_refresh(name, before=before, now=now, after=after, limit=self._page_rows)
+            if not page:
+                return refreshed
+            after = page[-1].id
             due = [
                 row
                 for row in page
-                if isinstance(row, StoredToken)
-                and row.id not in tried
-                and not _is_fresh(row, policy, ahead_seconds=ahead_seconds, now=now)
+                if isinstance(row, StoredToken) and not _is_fresh(row, policy, ahead_seconds=ahead_seconds, now=now)
             ]
-            if not due:
-                return refreshed
-            tried.update(row.id for row in due)
-            random.shuffle(due)  # replicas that read the same page begin with different tokens
+            due.sort(key=lambda row: row.expires_at or now)
             refreshed += await self._refresh_all(due)
 
     async def _refresh_all(self, due: list[StoredToken]) -> int:
@@ -111,17 +112,11 @@ class BackgroundRefresh:
                 until = asyncio.get_running_loop().time() + _REFRESH_SECONDS
                 try:
                     await self._refresher.refresh(token, caller=Caller(BACKGROUND_SERVICE), until=until)
-                except StoreError:
-                    raise
                 except (VaultError, NotRefreshableError):
                     return False  # its event and its row say why
                 return True
 
-        outcomes = await asyncio.gather(*map(refresh, due), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return sum(outcome is True for outcome in outcomes)
+        return sum(await all_of(map(refresh, due)))
 
 
 def _is_fresh(token: StoredToken, policy: RefreshPolicy, *, ahead_seconds: int, now: datetime) -> bool:

@@ -70,16 +70,27 @@ def _on_base_url(provider: OAuthProvider, path: str | None, base_url: str | None
     if path is None:
         raise ProviderMisconfigured(f"{provider.name} has no such endpoint")
     if base_url is None:
-        raise ProviderMisconfigured(f"the token has no base_url, so the host of {provider.name} is unknown")
+        raise ProviderMisconfigured(
+            f"the token has no base_url, so the host of {provider.name} is unknown", concerns_provider=False
+        )
     if not is_base_url(base_url):
-        raise ProviderMisconfigured(f"the base_url of the token is no URL that {provider.name} can be asked at")
+        raise ProviderMisconfigured(
+            f"the base_url of the token is no URL that {provider.name} can be asked at", concerns_provider=False
+        )
     try:
         host = parse_host(urlsplit(base_url).netloc.lower(), allow_insecure=provider.allow_insecure)
     except EndpointError:
         host = ""
     if host not in provider.allowed_hosts:
-        raise ProviderMisconfigured(f"the host of the token's base_url is not in the allowed_hosts of {provider.name}")
+        raise ProviderMisconfigured(
+            f"the host of the token's base_url is not in the allowed_hosts of {provider.name}", concerns_provider=False
+        )
     return f"https://{host}{path}"
+
+
+def _of_token(detail: str) -> ProviderMisconfigured:
+    """Return an error that concerns one token alone."""
+    return ProviderMisconfigured(detail, concerns_provider=False)
 
 
 def _is_address(host: str) -> bool:

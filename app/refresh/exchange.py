@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from app.errors import InvalidRequest, StoreError
+from app.errors import InvalidRequest, VaultError
 from app.refresh.authorization import Authorization
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.providers import OAuthProvider
@@ -18,10 +18,12 @@ from app.tokens.cipher import Binding, TokenCipher
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.models import Caller, StoreResult, TokenId, TokenInput
 from app.tokens.recorded_operation import RecordedOperation
+from app.tokens.transitions import checked_metadata
 from app.tokens.vault import TokenVault
 
 WRITE_SECONDS: Final = 30.0  # a code cannot be redeemed again, so an outage of the store is waited out
 _PAUSE_SECONDS: Final = 0.5
+_DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
 
@@ -63,9 +65,13 @@ class CodeExchange:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Wait for exchanges in progress."""
+        """Wait some seconds for exchanges in progress, then end them."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=WRITE_SECONDS)
+            _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     def _ended(self, task: asyncio.Task[StoreResult]) -> None:
         self._tasks.discard(task)
@@ -80,7 +86,8 @@ class CodeExchange:
             self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, asyncio.timeout(None)
         )
         async with operation:
-            # before the code is spent: a key for the tokens, which storing them then finds in memory
+            # before the code is spent: what a store would refuse, and a key, which storing the tokens finds in memory
+            checked_metadata(given.metadata)
             await self._cipher.reserve(Binding(token_id, given.base_url))
             await operation.announce()
             asked_at = self._now()
@@ -98,7 +105,7 @@ class CodeExchange:
         while True:
             try:
                 return await self._vault.store(token_id, token, caller=caller)
-            except StoreError as error:
+            except VaultError as error:
                 if not error.retryable or asyncio.get_running_loop().time() > give_up_at:
                     _log.error("exchange_unwritten", provider=token_id.provider, reason=error.detail)
                     raise

@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
@@ -26,9 +27,10 @@ from app.errors import (
     StoreError,
     VaultError,
 )
+from app.refresh.endpoints import token_endpoint
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
-from app.refresh.providers import OAuthProvider
+from app.refresh.providers import OAuthProvider, Rotation
 from app.refresh.registry import ProviderRegistry
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
@@ -80,10 +82,19 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """A claimed row; with `answer_may_be_lost` an earlier refresh may have spent its refresh token already."""
+    """A claimed row. `claimed_at` is the time on the process's clock before the claim was sent.
+
+    With `answer_may_be_lost` an earlier refresh may have spent its refresh token already.
+    """
 
     claimed: StoredToken
+    claimed_at: float
     answer_may_be_lost: bool
+
+    def released(self) -> StoredToken:
+        """Return the row after a refresh that says nothing about the token."""
+        failure = ANSWER_LOST if self.answer_may_be_lost else None
+        return transitions.refresh_released(self.claimed, failure=failure)
 
 
 class TokenRefresher:
@@ -115,16 +126,17 @@ class TokenRefresher:
         self._pauses = ProviderPauses(monotonic=monotonic)
         self._refreshes: AsyncSingleFlight[None] = AsyncSingleFlight()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     def policy_of(self, token: StoredToken) -> RefreshPolicy | None:
-        # without a scheme the row is in PulsePlan's formats: a refresh would make it unreadable to PulsePlan's service,
-        # and bind a secret for good that may have been copied from another row
-        if token.refresh_ciphertext is None or token.encryption_scheme is None:
-            return None
-        return self._providers.find(token.token_id.provider)
+        return self._provider_of(token)
 
     async def refresh(self, token: StoredToken, *, caller: Caller, until: float) -> None:
-        shared = self._refreshes.join(token.id, lambda: self._start(token, caller))
+        shared = self._refreshes.get(token.id)
+        if shared is None:
+            if self._closing or asyncio.get_running_loop().time() >= until:
+                raise RefreshInProgress("this call has no time left for a refresh")
+            shared = self._refreshes.join(token.id, lambda: self._start(token, caller))
         try:
             async with asyncio.timeout_at(until):
                 await shared.result()
@@ -132,7 +144,11 @@ class TokenRefresher:
             raise RefreshInProgress("the refresh of this token takes longer than this call may") from None
 
     async def close(self) -> None:
-        """Wait some seconds for refreshes in progress, then end them: an answer that is not stored is lost."""
+        """Begin nothing more, wait some seconds for refreshes in progress, then end them.
+
+        A refresh that has no lease yet gives up. An answer that cannot be stored by then is lost.
+        """
+        self._closing = True
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
             for task in late:
@@ -148,7 +164,7 @@ class TokenRefresher:
         return SharedCall(task)
 
     async def _refresh(self, token: StoredToken, caller: Caller) -> None:
-        provider = self._providers.find(token.token_id.provider)
+        provider = self._provider_of(token)
         if provider is None:
             raise NotRefreshableError
         started, outcome = self._monotonic(), InternalError.code
@@ -176,29 +192,39 @@ class TokenRefresher:
             operation.note(token)
             prepared = await self._prepare(provider, token, operation)
             await operation.announce()
-            claimed_at = self._monotonic()
             lease = await self._claim(provider, token)
             if lease is None:
                 operation.outcome = SUPERSEDED
                 return SUPERSEDED
-            if self._monotonic() - claimed_at > provider.lease_seconds - SPENDING_SECONDS:
-                raise RefreshInProgress("this process was stopped for so long that its lease may have ended")
+            left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
+            if self._closing or left < SPENDING_SECONDS:
+                await self._write_failure(lease.claimed, lease.released())
+                raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
             if not await self._spend(prepared, lease, operation):
                 operation.outcome = SUPERSEDED
         return operation.outcome
+
+    def _provider_of(self, token: StoredToken) -> OAuthProvider | None:
+        # without a scheme the row is in PulsePlan's formats: a refresh would make it unreadable to PulsePlan's service,
+        # and bind a secret for good that may have been copied from another row
+        if token.refresh_ciphertext is None or token.encryption_scheme is None:
+            return None
+        return self._providers.find(token.token_id.provider)
 
     def _require_due(self, provider: OAuthProvider, token: StoredToken) -> None:
         """Raise `ProviderUnavailable` before the time at which the next attempt is due."""
         due = token.refresh_state.retry_at
         if provider.minimum_interval_seconds and token.last_refreshed is not None:
-            earliest = token.last_refreshed + timedelta(seconds=provider.minimum_interval_seconds)
-            due = earliest if due is None else max(due, earliest)
+            with suppress(OverflowError):  # a row may hold any time
+                earliest = token.last_refreshed + timedelta(seconds=provider.minimum_interval_seconds)
+                due = earliest if due is None else max(due, earliest)
         left = 0.0 if due is None else (due - self._now()).total_seconds()
         if left > 0:
             raise _later("the last refresh failed, and the next attempt is not due yet", left)
 
     async def _prepare(self, provider: OAuthProvider, token: StoredToken, operation: RecordedOperation) -> _Prepared:
-        """Decrypt the refresh token, and take the key for its successor."""
+        """Decrypt the refresh token, which also proves the base URL, and take the key for its successor."""
+        token_endpoint(provider, token.base_url)
         secrets = await self._cipher.open(token)
         operation.note_opened(token.access_ciphertext, token.refresh_ciphertext)
         if secrets.refresh is None or secrets.refresh == secrets.access:
@@ -210,20 +236,20 @@ class TokenRefresher:
         """Take the lease, waiting for another holder's; return `None` once the token's row is newer or gone."""
         holder, current, pause = str(uuid4()), token, _FIRST_POLL_SECONDS
         give_up_at = self._monotonic() + provider.lease_seconds
-        while self._monotonic() < give_up_at:
+        while self._monotonic() < give_up_at and not self._closing:
+            asked_at = self._monotonic()
             if await self._take_lease(current, holder, provider.lease_seconds):
                 state = current.refresh_state
                 if state.holder is not None and self._observer is not None:
                     self._observer.taken_over(provider.name)
                 lost = state.holder is not None or state.failure == ANSWER_LOST
-                return _Lease(transitions.claimed(current, holder), answer_may_be_lost=lost)
+                return _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
             row = await self._tokens.get(token.token_id)
-            if not isinstance(row, StoredToken) or (row.id, row.version) != (token.id, token.version):
+            if not isinstance(row, StoredToken) or not _is_same_token(row, token):
                 return None
             self._require_due(provider, row)
-            if row.refresh_state.holder is not None:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
             current = row
         raise RefreshInProgress("another process has not ended its refresh of this token")
 
@@ -239,69 +265,92 @@ class TokenRefresher:
             raise
 
     async def _spend(self, prepared: _Prepared, lease: _Lease, operation: RecordedOperation) -> bool:
-        """Ask the provider and write the outcome, whatever it is; return whether the row holds the new tokens."""
+        """Ask the provider and write the outcome, whatever it is; return whether the row is what this refresh left."""
         provider, claimed, asked_at = prepared.provider, lease.claimed, self._now()
         try:
             answer = await self._client.refresh(
-                provider, refresh_token=prepared.refresh_token, base_url=claimed.base_url, scopes=claimed.scopes
+                provider,
+                refresh_token=prepared.refresh_token,
+                base_url=prepared.key.binding.base_url,
+                scopes=claimed.scopes,
             )
+            after = _with_answer(prepared, claimed, answer, asked_at=asked_at, now=self._now())
         except GrantRejected as error:
-            reason = OUTCOME_LOST if lease.answer_may_be_lost else error.reason
-            await self._write_failure(claimed, transitions.reauthentication_needed(claimed, reason, now=self._now()))
+            lost = lease.answer_may_be_lost and provider.rotation is Rotation.SINGLE_USE
+            reason = OUTCOME_LOST if lost else error.reason
+            marked = transitions.reauthentication_needed(claimed, reason, now=self._now())
+            if not await self._write_failure(claimed, marked):
+                return False  # the refusal is of a token that the row no longer holds
             raise
         except ProviderMisconfigured as error:
-            self._pauses.pause(provider, error)
-            failure = ANSWER_LOST if lease.answer_may_be_lost else None
-            await self._write_failure(claimed, transitions.refresh_released(claimed, failure=failure))
+            if error.concerns_provider:
+                self._pauses.pause(provider, error)
+                await self._write_failure(claimed, lease.released())
+            else:
+                await self._put_off(lease, error.code)
             raise
         except ProviderUnavailable as error:
             if error.provider_pause_seconds is not None:
                 self._pauses.pause(provider, error, seconds=error.provider_pause_seconds)
-            failure = ANSWER_LOST if error.may_be_spent or lease.answer_may_be_lost else error.code
-            failed = transitions.refresh_failed(claimed, failure, retry_at=self._retry_at(claimed, error))
-            await self._write_failure(claimed, failed)
+            failure = ANSWER_LOST if error.may_be_spent else error.code
+            await self._put_off(lease, failure, at_least_seconds=error.provider_pause_seconds or 0)
             raise
-        after = _with_answer(prepared, claimed, answer, asked_at=asked_at, now=self._now())
+        except Exception:
+            await self._put_off(lease, ANSWER_LOST)  # a defect: the request may have been sent
+            raise
         operation.note(after)
         return await self._write(claimed, after)
 
-    def _retry_at(self, claimed: StoredToken, error: ProviderUnavailable) -> datetime:
-        """Return the time of the next attempt: the provider's Retry-After, or full jitter over a growing span."""
+    async def _put_off(self, lease: _Lease, failure: str, *, at_least_seconds: float = 0) -> None:
+        """Write a failure and the time of the next attempt: full jitter over a span that grows with each attempt."""
+        claimed = lease.claimed
         longest = min(_FIRST_RETRY_SECONDS * 2 ** min(claimed.refresh_state.attempts, 16), _LONGEST_RETRY_SECONDS)
-        seconds = max(random.uniform(1, longest), float(error.provider_pause_seconds or 0))  # noqa: S311  spreads retries
-        return self._now() + timedelta(seconds=seconds)
+        seconds = max(random.uniform(1, longest), at_least_seconds)  # noqa: S311  spreads retries
+        failure = ANSWER_LOST if lease.answer_may_be_lost else failure
+        retry_at = self._now() + timedelta(seconds=seconds)
+        await self._write_failure(claimed, transitions.refresh_failed(claimed, failure, retry_at=retry_at))
 
     async def _write(self, claimed: StoredToken, after: StoredToken) -> bool:
-        """Write the new tokens, however long the store is down; return whether the row holds them."""
+        """Write the new tokens, however long the store is down; return whether the row holds them.
+
+        It does not if it was replaced or deleted, or if another refresh has taken the lease over.
+        """
         pause, waiting = _FIRST_WRITE_PAUSE_SECONDS, False
         try:
             while True:
                 try:
                     if await self._tokens.settle_refresh(claimed, after):
                         return True
-                    row = await self._tokens.get(claimed.token_id)
-                    # an earlier attempt whose answer was lost may have written it
-                    return isinstance(row, StoredToken) and row.access_ciphertext == after.access_ciphertext
                 except StoreError as error:
                     if not waiting:
                         waiting = True
                         self._count_unwritten(1)
                         _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
+                with suppress(StoreError):
+                    row = await self._tokens.get(claimed.token_id)
+                    if not isinstance(row, StoredToken):
+                        return False
+                    if row.access_ciphertext == after.access_ciphertext:
+                        return True  # an earlier attempt, whose answer was lost, has written it
+                    if not _has_the_same_lease(row, claimed):
+                        return False
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
         finally:
             if waiting:
                 self._count_unwritten(-1)
 
-    async def _write_failure(self, claimed: StoredToken, after: StoredToken) -> None:
-        """Write that the refresh has failed, and end the lease; if the store is down, the lease ends by itself."""
+    async def _write_failure(self, claimed: StoredToken, after: StoredToken) -> bool:
+        """Write that the refresh has failed, and end the lease; return `False` if the row is no longer this refresh's.
+
+        If the store is down, the lease ends by itself.
+        """
         for attempt in range(_FAILURE_WRITES):
             try:
-                await self._tokens.settle_refresh(claimed, after)
+                return await self._tokens.settle_refresh(claimed, after) or attempt > 0
             except StoreError:
                 await asyncio.sleep(_FIRST_WRITE_PAUSE_SECONDS * 2**attempt)
-            else:
-                return
+        return True
 
     def _count_unwritten(self, change: int) -> None:
         if self._observer is not None:
@@ -321,6 +370,17 @@ def _with_answer(
         scopes=answer.scopes,
     )
     return transitions.refreshed(claimed, said, sealed, now=now)
+
+
+def _has_the_same_lease(row: StoredToken, claimed: StoredToken) -> bool:
+    lease, own = row.refresh_state, claimed.refresh_state
+    return (lease.generation, lease.holder) == (own.generation, own.holder)
+
+
+def _is_same_token(row: StoredToken, token: StoredToken) -> bool:
+    """Whether the row still holds the token whose secrets were decrypted, perhaps rewrapped."""
+    same = (row.id, row.version, Binding.of(row)) == (token.id, token.version, Binding.of(token))
+    return same and row.encryption_scheme is not None
 
 
 def _later(detail: str, seconds: float) -> ProviderUnavailable:

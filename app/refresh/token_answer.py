@@ -59,7 +59,7 @@ def parse_tokens(name: str, answer: ProviderAnswer, *, reauth_errors: frozenset[
     if not 200 <= answer.status < 300 or members is None or not isinstance(members.get("access_token"), str):  # noqa: PLR2004  2xx
         raise_for_error(name, answer, members, reauth_errors=reauth_errors)
     access_token, refresh_token = members["access_token"], members.get("refresh_token")
-    if not _is_token(access_token) or not (refresh_token in {None, ""} or _is_token(refresh_token)):
+    if not _is_token(access_token) or not (refresh_token is None or refresh_token == "" or _is_token(refresh_token)):
         raise ProviderUnavailable(f"{name} answers with a token that cannot be stored", sent=True)
     return ProviderTokens(
         access_token=SecretStr(access_token),
@@ -127,7 +127,10 @@ def _raise_for_code(name: str, code: str, answer: ProviderAnswer, reauth_errors:
             provider_pause_seconds=_pause(answer),
         )
     known = code if code in _OF_CONFIGURATION else "an error code that the vault does not know"
-    raise ProviderMisconfigured(f"{name} refuses the vault's request: {known}")
+    # a scope is the token's, and an unknown error may be: neither says that the provider refuses every token
+    raise ProviderMisconfigured(
+        f"{name} refuses the vault's request: {known}", concerns_provider=code in {None, "unauthorized_client"}
+    )
 
 
 def _members(answer: ProviderAnswer) -> dict[str, Any] | None:
@@ -179,7 +182,7 @@ def _pause(answer: ProviderAnswer) -> int | None:
     else:
         try:
             when = parsedate_to_datetime(text)
-        except ValueError:
+            seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError, TypeError, IndexError):
             return None
-        seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return int(min(max(seconds, 1), LONGEST_PAUSE_SECONDS))

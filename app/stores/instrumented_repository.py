@@ -77,8 +77,10 @@ class InstrumentedRepository:
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return await self._observe("settle_refresh", self._tokens.settle_refresh(claimed, after))
 
-    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
-        call = self._tokens.due_for_refresh(provider, before=before, now=now, limit=limit)
+    async def due_for_refresh(
+        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
+    ) -> list[TokenRow]:
+        call = self._tokens.due_for_refresh(provider, before=before, now=now, after=after, limit=limit)
         return await self._observe("due_for_refresh", call)
 
     async def close(self) -> None:

@@ -146,9 +146,14 @@ def settled_columns(claimed: StoredToken, after: StoredToken) -> SettledColumns:
     for name in ("metadata", "version", "refresh_holder"):
         columns.pop(name, None)
     old, new = _vaults_metadata(claimed), _vaults_metadata(after)
+    metadata = {name: value for name, value in new.items() if value != old[name]}
+    if "access_token" in columns:  # a rewrap may have put the row under another key since the claim
+        given = to_columns(after)
+        columns |= {name: given[name] for name in ("refresh_token", "encryption_scheme")}
+        metadata |= encryption_metadata(after)
     return SettledColumns(
         columns,
-        {name: value for name, value in new.items() if value != old[name]},
+        metadata,
         raises_version=after.version != claimed.version,
     )
 
@@ -263,7 +268,8 @@ def _vaults_metadata(token: StoredToken) -> dict[str, Any]:
 
 def _refresh_state(row: Mapping[str, Any]) -> RefreshState:
     generation, attempts = row["refresh_generation"], row["refresh_attempts"]
-    if generation == 0 and attempts == 0:  # as in most rows that are read
+    rest = row["refresh_holder"], row["refresh_retry_at"], row["refresh_failure"]
+    if generation == 0 and attempts == 0 and rest == (None, None, None):  # as in most rows that are read
         return NO_REFRESH
     if not 0 <= generation < LAST_VERSION or not 0 <= attempts < _MANY_ATTEMPTS:
         raise ValueError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -77,7 +78,8 @@ def freshness_of(
         )
     expires_at, issued_at = token.expires_at, token.last_refreshed
     if expires_at is None and issued_at is not None:
-        expires_at = issued_at + timedelta(seconds=policy.default_lifetime_seconds)
+        with suppress(OverflowError):  # a row may hold any time
+            expires_at = issued_at + timedelta(seconds=policy.default_lifetime_seconds)
     if policy.invalidates_old_access_token:
         return Freshness(refreshable=True, expires_at=expires_at, min_ttl=timedelta(0), now=now)
     min_ttl = timedelta(seconds=policy.refresh_margin_seconds if min_ttl_seconds is None else min_ttl_seconds)

@@ -114,11 +114,13 @@ class TokenRepository(Protocol):
         """
         ...
 
-    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
-        """Return tokens of a provider that expire before a time, those that expire first coming first.
+    async def due_for_refresh(
+        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
+    ) -> list[TokenRow]:
+        """Return tokens of a provider that expire before a time and whose id is above `after`, ordered by id.
 
-        Only tokens with a refresh token whose status is ok and whose next attempt is due at `now`. A token without an
-        expiry is never among them.
+        Only bound tokens with a refresh token whose status is ok and whose next attempt is due at `now`, and none
+        without an expiry. Only an empty page is the end.
         """
         ...
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -158,7 +158,8 @@ class TokenReveals:
         token = _require_active(row, operation)
         freshness = self._freshness(token, options)
         if self._is_due(token, freshness, options):
-            token = await _within(refreshing, self._refreshed(token, operation, options))
+            async with refreshing or nullcontext():
+                token = await self._refreshed(token, operation, options)
             freshness = self._freshness(token, options)
         if options.include_refresh:
             secrets = await self._cipher.open(token)
@@ -249,13 +250,6 @@ class TokenReveals:
 
 class _RefreshDueError(Exception):
     """The token has to be refreshed before it is revealed."""
-
-
-async def _within(limit: asyncio.Semaphore | None, call: Awaitable[StoredToken]) -> StoredToken:
-    if limit is None:
-        return await call
-    async with limit:
-        return await call
 
 
 def _refuse_if_asked(options: RevealOptions) -> None:

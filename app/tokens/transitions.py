@@ -56,7 +56,7 @@ def stored(
         scopes=given_or(given.scopes, ()),
         email=given_or(given.email, None),
         base_url=given_or(given.base_url, None),
-        metadata=_checked(given_or(given.metadata, {})),
+        metadata=checked_metadata(given_or(given.metadata, {})),
         version=_next_version(current, now),
         created_at=current.created_at if isinstance(current, StoredToken) else now,
         updated_at=now,
@@ -97,7 +97,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         scopes=given_or(given.scopes, current.scopes),
         email=given_or(given.email, current.email),
         base_url=given_or(given.base_url, current.base_url),
-        metadata=current.metadata if isinstance(given.metadata, Unset) else _checked(given.metadata),
+        metadata=current.metadata if isinstance(given.metadata, Unset) else checked_metadata(given.metadata),
         version=current.version + 1,
         updated_at=now,
         last_refreshed=now,
@@ -208,10 +208,11 @@ def _merged(current: Mapping[str, Any], changes: Mapping[str, Any] | Unset) -> M
     _refuse_reserved(changes)
     merged = {key: value for key, value in {**current, **changes}.items() if value is not None}
     # a row of PulsePlan's may be over the limit; a patch that does not enlarge it is allowed
-    return merged if _size(merged) <= _size(current) else _checked(merged)
+    return merged if _size(merged) <= _size(current) else checked_metadata(merged)
 
 
-def _checked(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the caller's metadata; raise `InvalidRequest` if it is too large or has a key of the vault's."""
     _refuse_reserved(metadata)
     if _size(metadata) > MAXIMUM_METADATA_BYTES:
         raise InvalidRequest.of_field("metadata", "metadata is over 8 KiB as compact JSON")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 
 from app.refresh.background import BackgroundRefresh
 from app.refresh.registry import ProviderRegistry
+from app.tokens.freshness import NotRefreshableError
 from app.tokens.models import TokenId, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, USER, Replica, replicas
+from tests.support.stores.stores import Store
 
 HOUR = timedelta(hours=1)
 IDS = [TokenId(USER, "acme", f"s{number}") for number in range(8)]
@@ -78,11 +81,38 @@ async def test_tokens_that_fail_are_put_off(tokens: TokenRepository, provider: O
         assert await _background(replica, registry).run_once() == len(IDS)
 
 
-def _background(replica: Replica, registry: ProviderRegistry) -> BackgroundRefresh:
+async def test_tokens_that_stay_due_delay_no_others(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    """Nothing is written to the rows of API tokens stored twice, so each round finds them again."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        for token_id in IDS:
+            await replica.store(token_id=token_id, access_token="manual", refresh_token="manual")
+        last = TokenId(USER, "acme", "last")
+        await replica.store(token_id=last, refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        assert await _background(replica, registry, page_rows=3).run_once() == 1
+        assert (await replica.reveal(last))[0] != "first"
+
+
+async def test_pulseplans_formats_are_left_alone(store: Store, tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        row = await replica.store(refresh_token=provider.seed())
+        store.update_raw(row.id, encryption_scheme=None)
+        replica.clock.passed += HOUR
+        assert await _background(replica, registry).run_once() == 0
+        unbound, until = replace(row, encryption_scheme=None), asyncio.get_running_loop().time() + 60
+        with pytest.raises(NotRefreshableError):
+            await replica.refresher.refresh(unbound, caller=CALLER, until=until)
+        assert provider.requests == []
+
+
+def _background(replica: Replica, registry: ProviderRegistry, *, page_rows: int = 200) -> BackgroundRefresh:
     return BackgroundRefresh(
         tokens=replica.tokens,
         refresher=replica.refresher,
         providers=registry,
         interval_seconds=60,
+        page_rows=page_rows,
         now=replica.clock,
     )

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -17,12 +18,15 @@ from app.errors import (
     InvalidRequest,
     ProviderMisconfigured,
     ProviderUnavailable,
+    RefreshInProgress,
     StoreUnavailable,
     TokenInactive,
 )
+from app.refresh.registry import ProviderRegistry
 from app.tokens.models import RevealedToken, TokenId, TokenInput, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
 from app.tokens.reveals import RevealOptions
+from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
 from tests.support.stores.failing import Failures, failing
@@ -262,6 +266,83 @@ async def test_the_lease_of_a_dead_holder_is_taken_over(tokens: TokenRepository,
         assert (await replica.row()).refresh_state.generation == 2
 
 
+async def test_a_long_wait_for_a_dead_holder_ends_in_a_refresh(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    """The lease counts from its claim, not from the begin of the wait for it."""
+    registry = ProviderRegistry(providers=[replace(provider_of(provider.entry()), lease_seconds=17)])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        row = await replica.store(refresh_token=provider.seed())
+        assert await tokens.claim_refresh(row, holder=str(uuid4()), lease_seconds=3)
+        replica.clock.passed += HOUR
+        assert (await replica.reveal())[1] is True
+        assert (provider.refreshes, provider.reuses) == (1, 0)
+
+
+async def test_a_replica_that_ends_gives_up_its_wait_for_a_lease(
+    tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    async with replicas(tokens, provider) as [replica]:
+        row = await replica.store(refresh_token=provider.seed())
+        assert await tokens.claim_refresh(row, holder=str(uuid4()), lease_seconds=600)
+        replica.clock.passed += HOUR
+        waiting = asyncio.create_task(replica.reveal())
+        await eventually_async(lambda: replica.trail.outcomes("refresh") == ["intent"])
+        await replica.refresher.close()
+        with pytest.raises(RefreshInProgress):
+            await waiting
+        assert provider.requests == []
+
+
+async def test_an_error_of_one_token_pauses_no_provider(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    async with replicas(tokens, provider) as [replica]:
+        await replica.store(refresh_token=provider.seed())
+        other = TokenId(USER, "acme", "other")
+        await replica.store(token_id=other, refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        provider.script(Answer(status=400, body={"error": "invalid_scope"}))
+        with pytest.raises(ProviderMisconfigured):
+            await replica.reveal()
+        assert (await replica.row()).refresh_state.retry_at is not None
+        assert (await replica.reveal(other))[1] is True
+
+
+async def test_a_refusal_blames_no_token_stored_meanwhile(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    answer = Answer(status=400, body={"error": "invalid_grant"})
+    async with _during_a_refresh(tokens, provider, answer) as (replica, refreshing, release):
+        await replica.store(access_token="stored", refresh_token="theirs")
+        release.set()
+        assert (await refreshing).access_token.get_secret_value() == "stored"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(body={"access_token": "a", "refresh_token": []}),
+        Answer(body={"access_token": "a", "refresh_token": {}}),
+        Answer(status=429, headers={"Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}),
+    ],
+)
+async def test_a_strange_answer_is_put_off_like_an_outage(
+    tokens: TokenRepository, provider: OAuthStandIn, answer: Answer
+) -> None:
+    async with replicas(tokens, provider) as [replica]:
+        await replica.store(refresh_token=provider.seed())
+        provider.script(answer)
+        replica.clock.passed += HOUR
+        with pytest.raises(ProviderUnavailable):
+            await replica.reveal()
+        state = (await replica.row()).refresh_state
+        assert (state.holder, state.attempts) == (None, 1)
+
+
+async def test_a_row_with_any_time_fails_no_other(
+    store: Store, tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    async with replicas(tokens, provider) as [replica]:
+        row = await replica.store(refresh_token=provider.seed(), expires_at=None)
+        store.update_raw(row.id, last_refreshed="9999-12-31T23:59:59+00:00")
+        assert await replica.reveal() == ("first", True)
+
+
 async def test_readers_wait_for_the_refresh_of_another_replica(tokens: TokenRepository, provider: OAuthStandIn) -> None:
     release = threading.Event()
     provider.script(Answer(commits=True, hold=release))
@@ -371,11 +452,11 @@ async def test_a_batch_refreshes_the_tokens_that_are_due(tokens: TokenRepository
 
 @asynccontextmanager
 async def _during_a_refresh(
-    tokens: TokenRepository, provider: OAuthStandIn
+    tokens: TokenRepository, provider: OAuthStandIn, answer: Answer | None = None
 ) -> AsyncIterator[tuple[Replica, asyncio.Task[RevealedToken], threading.Event]]:
     """Yield a replica whose reveal waits for the provider's answer, and the event that lets it come."""
     release = threading.Event()
-    provider.script(Answer(commits=True, hold=release))
+    provider.script(replace(answer or Answer(commits=True), hold=release))
     async with replicas(tokens, provider) as [replica]:
         await replica.store(refresh_token=provider.seed())
         replica.clock.passed += HOUR

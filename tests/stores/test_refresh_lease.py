@@ -142,6 +142,29 @@ async def test_a_rewrap_during_a_refresh_keeps_the_lease(tokens: TokenRepository
     assert found.encryption_scheme == after.encryption_scheme
 
 
+async def test_a_rewrap_to_another_key_during_a_refresh_leaves_one_scheme(tokens: TokenRepository) -> None:
+    """The result is under the key that the row had at the claim, and the row must say so."""
+    row = await _inserted(tokens)
+    claimed = await _claimed(tokens, row)
+    rewrapped = replace(
+        row,
+        access_ciphertext="v2:a",
+        refresh_ciphertext="v2:r",
+        encryption_scheme="local:v2",
+        encryption_method="aes256-gcm-v2",
+    )
+    assert await tokens.replace_ciphertexts([Rewrap(row, rewrapped)]) == {row.id}
+    after = replace(
+        _refreshed(claimed),
+        access_ciphertext="v1:new-access",
+        refresh_ciphertext="v1:new-refresh",
+        encryption_scheme=row.encryption_scheme,
+        encryption_method=row.encryption_method,
+    )
+    assert await tokens.settle_refresh(claimed, after)
+    assert await tokens.get(GOOGLE) == after
+
+
 async def test_a_secret_of_another_program_ends_the_lease(supabase: SupabaseStack) -> None:
     """PulsePlan's own code raises no version; the trigger of the migrations sees its write."""
     async with SupabaseStore(supabase).open() as tokens:

@@ -140,8 +140,10 @@ class PostgresRepository:
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return bool(await self._change(statements.SETTLE_REFRESH, refresh_settlement(claimed, after)))
 
-    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
-        return await self._read(statements.DUE_FOR_REFRESH, provider, to_text(before), to_text(now), limit)
+    async def due_for_refresh(
+        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
+    ) -> list[TokenRow]:
+        return await self._read(statements.DUE_FOR_REFRESH, provider, to_text(before), to_text(now), after, limit)
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what lets other roles than the vault's reach the rows; the login role's own membership is none."""

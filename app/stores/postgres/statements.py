@@ -66,8 +66,9 @@ PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")
 PAGE_WITHOUT_SCHEME: Final = _reading(f"where encryption_scheme is null and {_PAGE}")
 DUE_FOR_REFRESH: Final = _reading(
     "where provider = $1 and expires_at < $2::text::timestamptz and refresh_token <> '' "
-    "and coalesce(is_active, true) and (refresh_retry_at is null or refresh_retry_at <= $3::text::timestamptz) "
-    "order by expires_at, id limit $4"
+    "and encryption_scheme is not null and coalesce(is_active, true) "
+    "and (refresh_retry_at is null or refresh_retry_at <= $3::text::timestamptz) "
+    "and ($4::uuid is null or id > $4) order by id limit $5"
 )
 INSERT: Final = (
     f"insert into public.oauth_tokens ({', '.join(COLUMNS)}) "  # noqa: S608  constants only

@@ -79,8 +79,9 @@ RETURNING id
 # Timestamps are text of one form in UTC, so their order is that of the text.
 _DUE = """
 WHERE provider = ? AND expires_at < ? AND coalesce(refresh_token, '') <> '' AND coalesce(is_active, 1)
-  AND (refresh_retry_at IS NULL OR refresh_retry_at <= ?)
-ORDER BY expires_at, id LIMIT ?
+  AND encryption_scheme IS NOT NULL AND (refresh_retry_at IS NULL OR refresh_retry_at <= ?)
+  AND (? IS NULL OR id > ?)
+ORDER BY id LIMIT ?
 """
 _CENSUS = """
 SELECT CAST(encryption_scheme AS BLOB), NULL, NULL, count(*) FROM oauth_tokens
@@ -245,8 +246,10 @@ class SqliteRepository:
         }
         return bool(await self._write(_SETTLE.format(assignments=assignments), parameters))
 
-    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
-        parameters = (provider, to_text(before), to_text(now), limit)
+    async def due_for_refresh(
+        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
+    ) -> list[TokenRow]:
+        parameters = (provider, to_text(before), to_text(now), after, after, limit)
         with translating_sqlite_errors():
             return await asyncio.to_thread(self._rows_on_new_connection, _DUE, parameters)
 

@@ -185,11 +185,16 @@ class SupabaseRepository:
         settlement = refresh_settlement(claimed, after)
         return bool(await self._call("token_vault_settle_refresh", {"settlement": settlement}))
 
-    async def due_for_refresh(self, provider: str, *, before: datetime, now: datetime, limit: int) -> list[TokenRow]:
+    async def due_for_refresh(
+        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
+    ) -> list[TokenRow]:
         query = self._select().eq("provider", provider).lt("expires_at", to_text(before)).neq("refresh_token", "")
         query = query.or_("is_active.is.null,is_active.is.true")
         query = query.or_(f"refresh_retry_at.is.null,refresh_retry_at.lte.{to_text(now)}")
-        rows, _ = await execute(query.order("expires_at").order("id").limit(limit))
+        query = query.not_.is_("encryption_scheme", "null")
+        if after is not None:
+            query = query.gt("id", after)
+        rows, _ = await execute(query.order("id").limit(limit))
         return list(map(decode_or_report, rows))
 
     async def access_findings(self) -> list[AccessFinding]:
