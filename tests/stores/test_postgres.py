@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from psycopg import sql
 
 from app.config.database_url import database_url_source
 from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
@@ -25,6 +27,16 @@ from tests.support.stores.stores import PostgresStore, insert_all, token
 from tests.support.waiting import eventually, once_available
 
 _SESSIONS = "select count(*) as n from pg_stat_activity where usename = %s"
+
+
+@pytest.fixture
+def own_login(supabase: SupabaseStack) -> Iterator[str]:
+    """A login role of this test alone: a service of other tests may have sessions of the usual one."""
+    name = f"vault_login_{uuid4().hex[:8]}"
+    connection = supabase.database.connection
+    connection.execute(sql.SQL("create role {} login bypassrls in role token_vault").format(sql.Identifier(name)))
+    yield name
+    connection.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
 
 
 @asynccontextmanager
@@ -110,15 +122,15 @@ async def test_a_statement_that_the_server_ends_is_a_time_out(supabase: Supabase
         assert await tokens.get(row.token_id) == row
 
 
-async def test_cancelled_reads_and_writes_leave_the_pool_intact(supabase: SupabaseStack) -> None:
+async def test_cancelled_reads_and_writes_leave_the_pool_intact(supabase: SupabaseStack, own_login: str) -> None:
     rows = [token() for _ in range(8)]
-    async with connected(supabase.login_url) as tokens:
+    async with connected(supabase.postgres.uri(supabase.database.name, user=own_login)) as tokens:
         await insert_all(tokens, rows)
         await cancel_many(tokens, size(500, 10_000))
         for row in rows:
             assert await once_available(partial(tokens.get, row.token_id)) == row
-        eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN])[0]["n"] <= 4)  # a server ends a moment later
-    eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN]) == [{"n": 0}])
+        eventually(lambda: supabase.sql(_SESSIONS, [own_login])[0]["n"] <= 4)  # a session ends a moment later
+    eventually(lambda: supabase.sql(_SESSIONS, [own_login]) == [{"n": 0}])
 
 
 async def test_a_read_only_database_is_unavailable_not_empty(supabase: SupabaseStack) -> None:
@@ -176,12 +188,12 @@ async def test_a_role_without_the_vaults_privileges_is_named(supabase: SupabaseS
             await tokens.check()
 
 
-async def test_sessions_that_the_server_ends_are_replaced(supabase: SupabaseStack) -> None:
+async def test_sessions_that_the_server_ends_are_replaced(supabase: SupabaseStack, own_login: str) -> None:
     row = token()
-    async with connected(supabase.login_url) as tokens:
+    async with connected(supabase.postgres.uri(supabase.database.name, user=own_login)) as tokens:
         await tokens.insert(row)
-        supabase.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", [VAULT_LOGIN])
-        eventually(lambda: supabase.sql(_SESSIONS, [VAULT_LOGIN]) == [{"n": 0}])
+        supabase.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = %s", [own_login])
+        eventually(lambda: supabase.sql(_SESSIONS, [own_login]) == [{"n": 0}])
         async with asyncio.timeout(30):
             while True:
                 with suppress(StoreUnavailable):  # this process may not have noticed yet
