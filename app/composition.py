@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.refresh.background import BackgroundRefresh
     from app.refresh.exchange import CodeExchange
     from app.refresh.provider_client import ProviderClient
-    from app.refresh.refresher import RefreshObserver, TokenRefresher
+    from app.refresh.refresher import TokenRefresher
     from app.refresh.registry import ProviderRegistry
     from app.security.kms.client import KmsObserver
 
@@ -273,19 +273,10 @@ class Providers:
     registry: ProviderRegistry
     client: ProviderClient
 
-    def refresher(
-        self,
-        *,
-        tokens: TokenRepository,
-        cipher: TokenCipher,
-        events: TokenEvents,
-        observer: RefreshObserver | None = None,
-    ) -> TokenRefresher:
+    def refresher(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> TokenRefresher:
         from app.refresh.refresher import TokenRefresher  # noqa: PLC0415  imports aiohttp
 
-        return TokenRefresher(
-            tokens=tokens, cipher=cipher, events=events, providers=self.registry, client=self.client, observer=observer
-        )
+        return TokenRefresher(tokens=tokens, cipher=cipher, events=events, providers=self.registry, client=self.client)
 
     def background(
         self, *, tokens: TokenRepository, refresher: TokenRefresher, settings: Settings

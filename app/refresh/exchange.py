@@ -27,11 +27,6 @@ _DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
 
-def unknown_provider() -> InvalidRequest:
-    """Return the error for a provider that is not configured."""
-    return InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
-
-
 class CodeExchange:
     """Redeems authorization codes and stores the tokens. The caller never gets them."""
 
@@ -81,7 +76,7 @@ class CodeExchange:
     async def _exchange(self, token_id: TokenId, given: Authorization, caller: Caller) -> StoreResult:
         provider = self._providers.find(token_id.provider)
         if provider is None:
-            raise unknown_provider()
+            raise InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
         operation = RecordedOperation(
             self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, asyncio.timeout(None)
         )

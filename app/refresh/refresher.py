@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 from uuid import uuid4
 
 import structlog
@@ -20,12 +20,10 @@ from pydantic import SecretStr
 
 from app.errors import (
     GrantRejected,
-    InternalError,
     ProviderMisconfigured,
     ProviderUnavailable,
     RefreshInProgress,
     StoreError,
-    VaultError,
 )
 from app.refresh.endpoints import token_endpoint
 from app.refresh.provider_client import ProviderClient, ProviderTokens
@@ -53,22 +51,6 @@ _FIRST_RETRY_SECONDS: Final = 10.0
 _LONGEST_RETRY_SECONDS: Final = 3_600.0
 _DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
-
-
-class RefreshObserver(Protocol):
-    """Gets what happens to refreshes; must neither wait nor raise."""
-
-    def refreshed(self, provider: str, outcome: str, seconds: float) -> None:
-        """Count one refresh: `success`, `superseded`, or the code of the error."""
-        ...
-
-    def taken_over(self, provider: str) -> None:
-        """Count a lease whose holder died."""
-        ...
-
-    def unwritten(self, change: int) -> None:
-        """Add to the number of new tokens that the store has not taken yet."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +93,6 @@ class TokenRefresher:
         events: TokenEvents,
         providers: ProviderRegistry,
         client: ProviderClient,
-        observer: RefreshObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,7 +101,6 @@ class TokenRefresher:
         self._events = events
         self._providers = providers
         self._client = client
-        self._observer = observer
         self._now = now
         self._monotonic = monotonic
         self._pauses = ProviderPauses(monotonic=monotonic)
@@ -167,21 +147,6 @@ class TokenRefresher:
         provider = self._provider_of(token)
         if provider is None:
             raise NotRefreshableError
-        started, outcome = self._monotonic(), InternalError.code
-        try:
-            outcome = await self._refresh_at(provider, token, caller)
-        except VaultError as error:
-            outcome = error.code
-            raise
-        except NotRefreshableError:
-            outcome = "not_refreshable"
-            raise
-        finally:
-            if self._observer is not None:
-                self._observer.refreshed(provider.name, outcome, self._monotonic() - started)
-
-    async def _refresh_at(self, provider: OAuthProvider, token: StoredToken, caller: Caller) -> str:
-        """Refresh the token; return the outcome, which is `superseded` if the row holds something newer."""
         self._pauses.require_open(provider)
         self._require_due(provider, token)
         token_id = token.token_id
@@ -195,14 +160,13 @@ class TokenRefresher:
             lease = await self._claim(provider, token)
             if lease is None:
                 operation.outcome = SUPERSEDED
-                return SUPERSEDED
+                return
             left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
             if self._closing or left < SPENDING_SECONDS:
                 await self._write_failure(lease.claimed, lease.released())
                 raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
             if not await self._spend(prepared, lease, operation):
                 operation.outcome = SUPERSEDED
-        return operation.outcome
 
     def _provider_of(self, token: StoredToken) -> OAuthProvider | None:
         # without a scheme the row is in PulsePlan's formats: a refresh would make it unreadable to PulsePlan's service,
@@ -240,8 +204,6 @@ class TokenRefresher:
             asked_at = self._monotonic()
             if await self._take_lease(current, holder, provider.lease_seconds):
                 state = current.refresh_state
-                if state.holder is not None and self._observer is not None:
-                    self._observer.taken_over(provider.name)
                 lost = state.holder is not None or state.failure == ANSWER_LOST
                 return _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
             row = await self._tokens.get(token.token_id)
@@ -315,30 +277,25 @@ class TokenRefresher:
 
         It does not if it was replaced or deleted, or if another refresh has taken the lease over.
         """
-        pause, waiting = _FIRST_WRITE_PAUSE_SECONDS, False
-        try:
-            while True:
-                try:
-                    if await self._tokens.settle_refresh(claimed, after):
-                        return True
-                except StoreError as error:
-                    if not waiting:
-                        waiting = True
-                        self._count_unwritten(1)
-                        _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
-                with suppress(StoreError):
-                    row = await self._tokens.get(claimed.token_id)
-                    if not isinstance(row, StoredToken):
-                        return False
-                    if row.access_ciphertext == after.access_ciphertext:
-                        return True  # an earlier attempt, whose answer was lost, has written it
-                    if not _has_the_same_lease(row, claimed):
-                        return False
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
-        finally:
-            if waiting:
-                self._count_unwritten(-1)
+        pause, reported = _FIRST_WRITE_PAUSE_SECONDS, False
+        while True:
+            try:
+                if await self._tokens.settle_refresh(claimed, after):
+                    return True
+            except StoreError as error:
+                if not reported:
+                    reported = True
+                    _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
+            with suppress(StoreError):
+                row = await self._tokens.get(claimed.token_id)
+                if not isinstance(row, StoredToken):
+                    return False
+                if row.access_ciphertext == after.access_ciphertext:
+                    return True  # an earlier attempt, whose answer was lost, has written it
+                if not _has_the_same_lease(row, claimed):
+                    return False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
 
     async def _write_failure(self, claimed: StoredToken, after: StoredToken) -> bool:
         """Write that the refresh has failed, and end the lease; return `False` if the row is no longer this refresh's.
@@ -351,10 +308,6 @@ class TokenRefresher:
             except StoreError:
                 await asyncio.sleep(_FIRST_WRITE_PAUSE_SECONDS * 2**attempt)
         return True
-
-    def _count_unwritten(self, change: int) -> None:
-        if self._observer is not None:
-            self._observer.unwritten(change)
 
 
 def _with_answer(

@@ -116,7 +116,7 @@ def kept_refresh(current: StoredToken, given: TokenInput) -> str | None:
 
 
 def rewrapped(current: StoredToken, sealed: SealedSecrets) -> StoredToken:
-    """Return the row with the same secrets under another key, at the same version."""
+    """Return the row with other ciphertexts of its secrets, at the same version."""
     return replace(
         current,
         access_ciphertext=sealed.access.ciphertext,
@@ -157,13 +157,7 @@ def refresh_released(claimed: StoredToken, *, failure: str | None) -> StoredToke
 def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets, *, now: datetime) -> StoredToken:
     """Return the row with the provider's new tokens; its status, metadata and what the answer leaves out stay."""
     return replace(
-        claimed,
-        access_ciphertext=sealed.access.ciphertext,
-        refresh_ciphertext=None if sealed.refresh is None else sealed.refresh.ciphertext,
-        encryption_scheme=sealed.access.scheme,
-        encryption_method=sealed.access.method,
-        kms_key_id=sealed.access.key_id,
-        encryption_fallback=sealed.access.fallback,
+        rewrapped(claimed, sealed),
         expires_at=answer.expires_at,
         refresh_token_expires_at=answer.refresh_token_expires_at or claimed.refresh_token_expires_at,
         scopes=claimed.scopes if answer.scopes is None else answer.scopes,
