@@ -25,11 +25,19 @@ from app.refresh.provider_connection import (
     ProviderRequest,
 )
 from app.refresh.providers import OAuthProvider, Revocation
-from app.refresh.token_answer import ClientRefusedError, ProviderTokens, error_code, parse_tokens, require_success
+from app.refresh.token_answer import (
+    ClientRefusedError,
+    ProviderTokens,
+    error_code,
+    parse_tokens,
+    raise_for_error,
+    require_success,
+)
 
 __all__ = ["ProviderClient", "ProviderTokens", "TokenTypeHint"]
 TokenTypeHint = Literal["access_token", "refresh_token"]
 T = TypeVar("T")
+_OF_TOKEN: Final = frozenset({HTTPStatus.OK, HTTPStatus.BAD_REQUEST})  # statuses of answers about the token itself
 _NOT_KNOWN: Final = frozenset({"invalid_token", "invalid_grant"})  # to the provider: so there is nothing to revoke
 
 
@@ -81,23 +89,34 @@ class ProviderClient:
         return await self._tokens(provider, parameters, base_url)
 
     async def revoke(
-        self, provider: OAuthProvider, *, token: SecretStr, hint: TokenTypeHint, base_url: str | None
+        self,
+        provider: OAuthProvider,
+        *,
+        token: SecretStr,
+        hint: TokenTypeHint,
+        base_url: str | None,
+        until: float | None = None,
     ) -> None:
-        """Revoke one token; raises `RevocationUnsupported` if the provider cannot.
+        """Revoke one token before a time on the event loop's clock; raises `RevocationUnsupported` if it cannot be.
 
-        A token that the provider does not know counts as revoked (RFC 7009, section 2.2).
+        A token that the provider does not know counts as revoked (RFC 7009, section 2.2). An access token that revokes
+        itself must be valid; otherwise `GrantRejected` is raised.
         """
         if provider.revocation is Revocation.NONE or (provider.revoke_url is None and not provider.uses_base_url):
             raise RevocationUnsupported(f"{provider.name} has no endpoint that revokes a token")
         url = revocation_endpoint(provider, base_url)
-        if provider.revocation is Revocation.DELETE_WITH_ACCESS_TOKEN:
-            await self._delete(provider, url, token, hint)
-            return
+        deadline = self._connections.deadline()
+        deadline = deadline if until is None else min(deadline, until)
         parameters = {"token": token.get_secret_value(), "token_type_hint": hint}
-        if provider.revocation is Revocation.TOKEN_ONLY:
-            _require_revoked(provider, await self._post(provider, url, parameters, {}, self._connections.deadline()))
-        else:
-            await self._authenticated(provider, url, parameters, partial(_require_revoked, provider))
+        try:
+            if provider.revocation is Revocation.DELETE_WITH_ACCESS_TOKEN:
+                await self._delete(provider, url, token, hint, deadline)
+            elif provider.revocation is Revocation.TOKEN_ONLY:
+                _require_revoked(provider, await self._post(provider, url, parameters, {}, deadline))
+            else:
+                await self._authenticated(provider, url, parameters, partial(_require_revoked, provider), deadline)
+        except ClientRefusedError:
+            raise ProviderMisconfigured(f"{provider.name} refuses a revocation without a client") from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -107,12 +126,17 @@ class ProviderClient:
         self, provider: OAuthProvider, parameters: Mapping[str, str], base_url: str | None
     ) -> ProviderTokens:
         read = partial(parse_tokens, provider.name, reauth_errors=provider.reauth_errors)
-        return await self._authenticated(provider, token_endpoint(provider, base_url), parameters, read)
+        url, deadline = token_endpoint(provider, base_url), self._connections.deadline()
+        return await self._authenticated(provider, url, parameters, read, deadline)
 
     async def _authenticated(
-        self, provider: OAuthProvider, url: str, parameters: Mapping[str, str], read: Callable[[ProviderAnswer], T]
+        self,
+        provider: OAuthProvider,
+        url: str,
+        parameters: Mapping[str, str],
+        read: Callable[[ProviderAnswer], T],
+        deadline: float,
     ) -> T:
-        deadline = self._connections.deadline()
         for secret in provider.client_secrets:
             headers, proof = authenticate(provider, secret, endpoint=url)
             answer = await self._post(provider, url, {**parameters, **proof}, headers, deadline)
@@ -141,7 +165,9 @@ class ProviderClient:
         )
         return await self._connections.send(request, deadline=deadline)
 
-    async def _delete(self, provider: OAuthProvider, url: str, token: SecretStr, hint: TokenTypeHint) -> None:
+    async def _delete(
+        self, provider: OAuthProvider, url: str, token: SecretStr, hint: TokenTypeHint, deadline: float
+    ) -> None:
         if hint != "access_token":
             raise RevocationUnsupported(f"{provider.name} revokes a refresh token together with its access token only")
         request = ProviderRequest(
@@ -152,15 +178,17 @@ class ProviderClient:
             body=None,
             allow_insecure=provider.allow_insecure,
         )
-        answer = await self._connections.send(request, deadline=self._connections.deadline())
+        answer = await self._connections.send(request, deadline=deadline)
         if answer.status == HTTPStatus.UNAUTHORIZED:  # expired, and then the refresh token of the grant still works
             raise GrantRejected(f"{provider.name} does not know the access token", reason="invalid_token")
         require_success(provider.name, answer)
 
 
 def _require_revoked(provider: OAuthProvider, answer: ProviderAnswer) -> None:
-    code = error_code(answer) if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR else None
-    if code == "unsupported_token_type":
-        raise RevocationUnsupported(f"{provider.name} does not revoke tokens of this kind")
-    if code not in _NOT_KNOWN:
+    code = error_code(answer)
+    if answer.status not in _OF_TOKEN or code is None:
         require_success(provider.name, answer)
+    elif code == "unsupported_token_type":
+        raise RevocationUnsupported(f"{provider.name} does not revoke tokens of this kind")
+    elif code not in _NOT_KNOWN:
+        raise_for_error(provider.name, answer, {"error": code}, reauth_errors=frozenset())

@@ -26,6 +26,7 @@ from app.errors import (
     StoreError,
 )
 from app.refresh.endpoints import token_endpoint
+from app.refresh.lease import has_the_same_lease, take_lease
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
 from app.refresh.providers import OAuthProvider, Rotation
@@ -35,12 +36,10 @@ from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
 from app.tokens.events import SUPERSEDED, Operation, TokenEvents
 from app.tokens.freshness import NotRefreshableError, RefreshPolicy
-from app.tokens.models import Caller, RefreshAnswer, StoredToken
+from app.tokens.models import ANSWER_LOST, OUTCOME_LOST, Caller, RefreshAnswer, StoredToken
 from app.tokens.recorded_operation import RecordedOperation
 from app.tokens.repository import TokenRepository
 
-ANSWER_LOST: Final = "answer_lost"  # the last refresh may have spent the refresh token without an answer
-OUTCOME_LOST: Final = "refresh_outcome_lost"
 SPENDING_SECONDS: Final = 15.0  # of the lease that must be left when the provider is asked, which takes up to 10
 _FIRST_POLL_SECONDS: Final = 0.05
 _LONGEST_POLL_SECONDS: Final = 0.5
@@ -202,7 +201,7 @@ class TokenRefresher:
         give_up_at = self._monotonic() + provider.lease_seconds
         while self._monotonic() < give_up_at and not self._closing:
             asked_at = self._monotonic()
-            if await self._take_lease(current, holder, provider.lease_seconds):
+            if await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
                 state = current.refresh_state
                 lost = state.holder is not None or state.failure == ANSWER_LOST
                 return _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
@@ -214,17 +213,6 @@ class TokenRefresher:
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
             current = row
         raise RefreshInProgress("another process has not ended its refresh of this token")
-
-    async def _take_lease(self, token: StoredToken, holder: str, lease_seconds: int) -> bool:
-        try:
-            return await self._tokens.claim_refresh(token, holder=holder, lease_seconds=lease_seconds)
-        except StoreError as error:
-            if not error.retryable:
-                raise
-            row = await self._tokens.get(token.token_id)
-            if isinstance(row, StoredToken) and row.refresh_state.holder == holder:
-                return True  # the answer was lost, and the claim was not
-            raise
 
     async def _spend(self, prepared: _Prepared, lease: _Lease, operation: RecordedOperation) -> bool:
         """Ask the provider and write the outcome, whatever it is; return whether the row is what this refresh left."""
@@ -292,7 +280,7 @@ class TokenRefresher:
                     return False
                 if row.access_ciphertext == after.access_ciphertext:
                     return True  # an earlier attempt, whose answer was lost, has written it
-                if not _has_the_same_lease(row, claimed):
+                if not has_the_same_lease(row, claimed):
                     return False
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
@@ -323,11 +311,6 @@ def _with_answer(
         scopes=answer.scopes,
     )
     return transitions.refreshed(claimed, said, sealed, now=now)
-
-
-def _has_the_same_lease(row: StoredToken, claimed: StoredToken) -> bool:
-    lease, own = row.refresh_state, claimed.refresh_state
-    return (lease.generation, lease.holder) == (own.generation, own.holder)
 
 
 def _is_same_token(row: StoredToken, token: StoredToken) -> bool:

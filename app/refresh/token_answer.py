@@ -73,9 +73,14 @@ def parse_tokens(name: str, answer: ProviderAnswer, *, reauth_errors: frozenset[
 
 
 def require_success(name: str, answer: ProviderAnswer) -> None:
-    """Return if a revocation has succeeded; raises as `parse_tokens` does."""
+    """Return if a revocation has succeeded; raises as `parse_tokens` does.
+
+    The body does not count (RFC 7009, section 2.2), but a page of HTML comes from something else than the endpoint.
+    """
     if not 200 <= answer.status < 300:  # noqa: PLR2004  2xx
         raise_for_error(name, answer, _members(answer), reauth_errors=frozenset())
+    if answer.body.lstrip().startswith(b"<"):
+        raise ProviderUnavailable(f"{name} answers with a page instead of a revocation", sent=True)
 
 
 def error_code(answer: ProviderAnswer) -> str | None:

@@ -83,6 +83,12 @@ def parse_base_url(url: str) -> str:
     return url
 
 
+# values of `RefreshState.failure`: the last refresh may have spent the refresh token without an answer, and a provider
+# has refused a refresh token after that
+ANSWER_LOST: Final = "answer_lost"
+OUTCOME_LOST: Final = "refresh_outcome_lost"
+
+
 @dataclass(frozen=True, slots=True)
 class RefreshState:
     """The columns of a row about refreshing.
@@ -97,6 +103,11 @@ class RefreshState:
     attempts: int = 0
     retry_at: datetime | None = None
     failure: str | None = None
+
+    @property
+    def may_have_successor(self) -> bool:
+        """Whether the provider may have issued tokens that the row does not hold, because an answer was lost."""
+        return self.holder is not None or self.failure in {ANSWER_LOST, OUTCOME_LOST}
 
 
 NO_REFRESH: Final = RefreshState()

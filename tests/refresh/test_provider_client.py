@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -17,6 +19,7 @@ from pydantic import SecretStr
 
 from app.errors import GrantRejected, ProviderMisconfigured, ProviderUnavailable, RevocationUnsupported, VaultError
 from app.refresh.provider_client import ProviderTokens
+from app.refresh.providers import Revocation
 from tests.support.oauth.providers import provider_client, provider_of
 from tests.support.oauth.stand_in import CLIENT_ID, CLIENT_SECRET, Answer, OAuthStandIn, oauth_stand_in
 from tests.support.stack.loopback import free_port
@@ -360,6 +363,9 @@ async def test_a_token_that_the_provider_does_not_know_is_revoked(stand_in: OAut
         (Answer(status=401, body={"error": "invalid_client"}), ProviderMisconfigured),
         (Answer(status=503, body={"error": "invalid_token"}), ProviderUnavailable),
         (Answer(status=302), ProviderUnavailable),
+        (Answer(status=401, body={"error": "invalid_token"}), ProviderMisconfigured),
+        (Answer(body={"ok": False, "error": "not_authed"}), ProviderMisconfigured),
+        (Answer(body="<html>please log in</html>"), ProviderUnavailable),
     ],
 )
 async def test_a_revocation_that_fails_is_an_error(
@@ -368,6 +374,28 @@ async def test_a_revocation_that_fails_is_an_error(
     stand_in.script(answer)
     with pytest.raises(kind):
         await _revoke(stand_in)
+
+
+@pytest.mark.parametrize("revocation", ["token_only", "delete_with_access_token"])
+@pytest.mark.parametrize("answer", [Answer(status=401), Answer(status=400, body={"error": "invalid_client"})])
+async def test_a_refused_revocation_without_a_client_is_an_error(
+    stand_in: OAuthStandIn, revocation: str, answer: Answer
+) -> None:
+    stand_in.script(answer)
+    provider = replace(provider_of(stand_in.entry()), revocation=Revocation(revocation))
+    async with provider_client() as client:
+        with pytest.raises((ProviderMisconfigured, GrantRejected)):
+            await client.revoke(provider, token=SecretStr("some-token"), hint="access_token", base_url=None)
+
+
+async def test_a_revocation_without_time_left_sends_nothing(stand_in: OAuthStandIn) -> None:
+    async with provider_client() as client:
+        past = asyncio.get_running_loop().time() - 1
+        with pytest.raises(ProviderUnavailable) as late:
+            await client.revoke(
+                provider_of(stand_in.entry()), token=SecretStr("t"), hint="access_token", base_url=None, until=past
+            )
+    assert (late.value.sent, stand_in.requests) == (False, [])
 
 
 async def test_without_an_endpoint_revocation_is_unsupported(stand_in: OAuthStandIn) -> None:

@@ -1,0 +1,26 @@
+"""The lease of a token's row, which permits one replica at a time to ask the provider about the token."""
+
+from __future__ import annotations
+
+from app.errors import StoreError
+from app.tokens.models import StoredToken
+from app.tokens.repository import TokenRepository
+
+
+async def take_lease(tokens: TokenRepository, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
+    """Claim the row for `holder`, a new UUID; return whether it was claimed. A lost answer is read back."""
+    try:
+        return await tokens.claim_refresh(token, holder=holder, lease_seconds=lease_seconds)
+    except StoreError as error:
+        if not error.retryable:
+            raise
+        row = await tokens.get(token.token_id)
+        if isinstance(row, StoredToken) and row.refresh_state.holder == holder:
+            return True
+        raise
+
+
+def has_the_same_lease(row: StoredToken, claimed: StoredToken) -> bool:
+    """Whether the row is still under the lease of `claimed`, so that no secret was written since."""
+    lease, own = row.refresh_state, claimed.refresh_state
+    return (row.id, lease.generation, lease.holder) == (claimed.id, own.generation, own.holder)
