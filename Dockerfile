@@ -7,6 +7,7 @@ RUN python -m venv /opt/vault \
  && /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
     -r requirements.lock
 COPY app app
+COPY migrations migrations
 RUN /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
  && /opt/vault/bin/pip uninstall --yes setuptools pip
 

@@ -30,7 +30,7 @@ from app.rewrap.legacy_window import WINDOW_WITHOUT_NEED, window_problem
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 
 _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FAILURE: "red"}
-_TABLE_MISSING: Final = "If the table or a column is missing, run migrations/ on the database."
+_TABLE_MISSING: Final = "If the table or a column is missing, run `token-vault migrate`."
 
 
 @click.command(short_help="Check settings, keys, store, KMS, TLS, OAuth and audit.")

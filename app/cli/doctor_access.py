@@ -13,15 +13,15 @@ from app.errors import StoreError
 from app.stores.access import AccessFinding, ReportsAccess
 
 _SUBJECT: Final = "store"
-_MIGRATE: Final = "run migrations/ again, which takes it away"
+_MIGRATE: Final = "run `token-vault migrate --again`, which takes it away"
 _FAILURES: Final = {
     "privilege": _MIGRATE,
     "policy": _MIGRATE,
-    "row_security": "run migrations/ again, which turns it on",
+    "row_security": "run `token-vault migrate --again`, which turns it on",
     "indirect_privilege": "revoke the membership, or the privilege of that role",
     "membership": "revoke the membership",
     "inheritance": "alter table … no inherit",
-    "marker": "run migrations/ again, which creates it",
+    "marker": "run `token-vault migrate --again`, which creates it",
 }
 _WARNINGS: Final = {
     "grant": "revoke it unless that role must have it",

@@ -21,6 +21,7 @@ COMMANDS: Final = (
     "init",
     "keys",
     "kms",
+    "migrate",
     "providers",
     "rewrap",
     "serve",

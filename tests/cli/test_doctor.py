@@ -258,8 +258,8 @@ def test_routes_past_the_vault_are_found(tmp_path: Path, supabase: SupabaseStack
     assert done.returncode == 1
     found = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line[6:].startswith("store")]
     for severity, words in (
-        ("FAIL", "anon may SELECT, TRUNCATE on oauth_tokens: run migrations/ again"),
-        ("FAIL", "the policy everybody: run migrations/ again"),
+        ("FAIL", "anon may SELECT, TRUNCATE on oauth_tokens: run `token-vault migrate --again`"),
+        ("FAIL", "the policy everybody: run `token-vault migrate --again`"),
         ("FAIL", "oauth_tokens inherits from public.parent"),
         ("FAIL", "authenticated may SELECT on oauth_tokens through doctor_reporting: revoke the membership"),
         ("warn", "doctor_backend may act as service_role, because it is a member: revoke the membership unless"),
@@ -282,7 +282,7 @@ def test_a_database_without_the_function_of_the_findings_is_told(tmp_path: Path,
     severity, text = _findings(done)["store"]
     assert severity == "warn"
     assert "privileges were not checked" in text
-    assert "run migrations/" in text
+    assert "run `token-vault migrate`" in text
 
 
 def test_a_base_url_that_callers_get_as_null_is_found(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ _CERTIFICATE: Final = (
 )
 _NO_TLS: Final = "the database offers no TLS, which DATABASE_URL requires; see sslmode in docs/stores.md"
 _PRIVILEGE: Final = "the user of DATABASE_URL may not use oauth_tokens: grant it the role token_vault"
-_SCHEMA: Final = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
+_SCHEMA: Final = (
+    "oauth_tokens lacks a column, a constraint or a function that the vault needs; run `token-vault migrate`"
+)
 _VALUE: Final = "PostgreSQL cannot hold a value of this row; nothing was written"
 _STATEMENT_LOST: Final = "a pooler has lost a prepared statement; nothing was changed"
 

@@ -188,7 +188,7 @@ class PostgresRepository:
         present = {row["name"] for row in await self._connections.read(statements.COLUMN_NAMES)}
         missing = [name for name in COLUMNS if name not in present]
         if present and missing:
-            return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run migrations/")
+            return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run `token-vault migrate`")
         return error
 
 

@@ -25,7 +25,9 @@ _DOWN: Final = "the token store is down or cannot be reached"
 _SLOW: Final = "the token store did not answer in time"
 _KEY: Final = "the token store refuses SUPABASE_SERVICE_KEY: it is wrong or expired, or its role may not use the table"
 _URL: Final = "SUPABASE_URL does not lead to a project's table API"
-_SCHEMA: Final = "oauth_tokens lacks a column, a constraint or a function that the vault needs; run migrations/"
+_SCHEMA: Final = (
+    "oauth_tokens lacks a column, a constraint or a function that the vault needs; run `token-vault migrate`"
+)
 _TOO_LONG: Final = "a value of the row is too long for a request to the token store; nothing was changed"
 _READ_ONLY: Final = "the token store is read-only at the moment"
 

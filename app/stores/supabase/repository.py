@@ -250,7 +250,7 @@ class SupabaseRepository:
             except StoreMisconfigured:
                 missing.append(column)
         if 0 < len(missing) < len(COLUMNS):
-            return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run migrations/")
+            return StoreMisconfigured(f"oauth_tokens lacks the columns {', '.join(missing)}; run `token-vault migrate`")
         return error
 
     async def _read_pages(self, members: Mapping[str, list[str]], *, limit: int = sys.maxsize) -> list[dict[str, Any]]:

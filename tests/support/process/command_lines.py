@@ -21,10 +21,10 @@ def check_command_line(words: Sequence[str]) -> None:
     with contextlib.suppress(click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         context = main.make_context(PROGRAM, arguments)
         while isinstance(command, click.Group):
-            name, found, arguments = command.resolve_command(
-                context,
-                [*context._protected_args, *context.args],  # noqa: SLF001  click keeps them there for `invoke`
-            )
+            below = [*context._protected_args, *context.args]  # noqa: SLF001  click keeps them there for `invoke`
+            if not below and command.invoke_without_command:
+                return
+            name, found, arguments = command.resolve_command(context, below)
             assert name is not None
             assert found is not None
             command = found
@@ -39,13 +39,13 @@ def commands_of(group: click.Group) -> dict[str, click.Command]:
 
 
 def leaf_commands() -> dict[tuple[str, ...], click.Command]:
-    """Return every command that is no group by its words, such as ("keys", "retire")."""
+    """Return every command that runs by itself by its words, such as ("keys", "retire")."""
 
     def below(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield path, command
         if isinstance(command, click.Group):
             for name, one in commands_of(command).items():
                 yield from below(one, (*path, name))
-        else:
-            yield path, command
 
     return dict(below(main, ()))
