@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
 from app.errors import GrantRejected, ProviderMisconfigured, ProviderUnavailable, RevocationUnsupported, VaultError
@@ -18,6 +17,7 @@ from app.refresh.endpoints import EndpointError, parse_endpoint, parse_host, tok
 from app.refresh.provider_client import ProviderClient
 from app.refresh.public_addresses import HostResolver, is_public
 from tests.support.oauth.providers import provider_client, provider_of
+from tests.support.oauth.resolver import ScriptedResolver
 from tests.support.oauth.stand_in import CLIENT_ID, CLIENT_SECRET, Answer, OAuthStandIn, oauth_stand_in
 from tests.support.process.certificates import tls_contexts
 
@@ -40,28 +40,6 @@ def test_an_address_that_is_not_public_is_refused(address: str) -> None:
 )
 def test_a_public_address_is_permitted(address: str) -> None:
     assert is_public(address)
-
-
-class ScriptedResolver(AbstractResolver):
-    """Gives the next of its addresses at each question, and the last one for ever."""
-
-    def __init__(self, *addresses: str, port: int | None = None) -> None:
-        self._addresses = list(addresses)
-        self._port = port
-        self.questions = 0
-
-    async def resolve(
-        self,
-        host: str,
-        port: int = 0,
-        family: socket.AddressFamily = socket.AF_INET,  # noqa: ARG002  aiohttp's
-    ) -> list[ResolveResult]:
-        self.questions += 1
-        address = self._addresses.pop(0) if len(self._addresses) > 1 else self._addresses[0]
-        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return [ResolveResult(hostname=host, host=address, port=self._port or port, family=kind, proto=0, flags=0)]
-
-    async def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +82,7 @@ async def test_a_name_of_a_private_address_is_not_contacted(
     stand_in: OAuthStandIn, tls: tuple[ssl.SSLContext, ssl.SSLContext], address: str
 ) -> None:
     before = stand_in.connections
-    async with _client(tls[0], ScriptedResolver(address)) as client:
+    async with _client(tls[0], ScriptedResolver([address])) as client:
         with pytest.raises(ProviderMisconfigured, match="not public"):
             await _refresh(client, _entry(f"https://provider.example:{stand_in.port}/token"))
     assert stand_in.connections == before
@@ -114,7 +92,7 @@ async def test_a_name_that_changes_its_address_is_not_contacted(
     stand_in: OAuthStandIn, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     before = stand_in.connections
-    resolver = ScriptedResolver("8.8.8.8", "127.0.0.1")
+    resolver = ScriptedResolver(["8.8.8.8"], ["127.0.0.1"])
     [checked] = await resolver.resolve("rebinding.example")
     assert is_public(checked["host"]), "a check before the connection finds nothing"
     async with _client(tls[0], resolver) as client:
@@ -186,7 +164,7 @@ BASE_URLS = [
 async def test_a_base_url_that_is_not_allowed_contacts_nothing(
     tls: tuple[ssl.SSLContext, ssl.SSLContext], base_url: str | None
 ) -> None:
-    resolver = ScriptedResolver("127.0.0.1")
+    resolver = ScriptedResolver(["127.0.0.1"])
     async with _client(tls[0], resolver) as client:
         with pytest.raises(ProviderMisconfigured):
             await _refresh(client, CANVAS, base_url)

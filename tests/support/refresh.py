@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
 from app.errors import AuditUnavailable
+from app.refresh.exchange import CodeExchange
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
 from app.tokens.cipher import TokenCipher
@@ -64,6 +66,8 @@ class Replica:
     clock: Clock
     vault: TokenVault = field(init=False)
     refresher: TokenRefresher = field(init=False)
+    exchange: CodeExchange = field(init=False)
+    cipher: TokenCipher = field(init=False)
 
     async def store(self, *, token_id: TokenId = HERE, refresh_token: str | None, **given: Any) -> StoredToken:
         """Store an access token that expires in an hour unless `given` says otherwise."""
@@ -85,6 +89,12 @@ class Replica:
         assert isinstance(row, StoredToken)
         return row
 
+    async def refresh_token(self, token_id: TokenId = HERE) -> str:
+        """Return the refresh token that is stored."""
+        secrets = await self.cipher.open(await self.row(token_id))
+        assert secrets.refresh is not None
+        return secrets.refresh.get_secret_value()
+
 
 class Clock:
     """The time of a replica: the machine's, plus what a test has let pass."""
@@ -103,20 +113,27 @@ async def replicas(
     *,
     count: int = 1,
     registry: ProviderRegistry | None = None,
+    resolver: AbstractResolver | None = None,
+    key_version: int = 1,
     **entry: Any,
 ) -> AsyncIterator[list[Replica]]:
-    """Run replicas over one store; `entry` changes the provider's entry in the registry."""
+    """Run replicas over one store; `entry` changes the provider's entry in the registry.
+
+    They encrypt with the key of this version, and decrypt with each.
+    """
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
-            client = await stack.enter_async_context(provider_client())
+            client = await stack.enter_async_context(provider_client(resolver=resolver))
             replica = Replica(tokens=tokens, trail=RecordingTrail(), clock=Clock())
-            cipher, events = TokenCipher(encryption=local_encryption(1)), TokenEvents(audit=replica.trail)
+            providers = registry or ProviderRegistry(providers=[provider_of(provider.entry(**entry))])
+            replica.cipher = cipher = TokenCipher(encryption=local_encryption(key_version))
+            events = TokenEvents(audit=replica.trail)
             replica.refresher = TokenRefresher(
                 tokens=tokens,
                 cipher=cipher,
                 events=events,
-                providers=registry or ProviderRegistry(providers=[provider_of(provider.entry(**entry))]),
+                providers=providers,
                 client=client,
                 now=replica.clock,
             )
@@ -129,6 +146,15 @@ async def replicas(
                 now=replica.clock,
                 deadline_seconds=60,
             )
+            replica.exchange = CodeExchange(
+                vault=replica.vault,
+                cipher=cipher,
+                events=events,
+                providers=providers,
+                client=client,
+                now=replica.clock,
+            )
+            stack.push_async_callback(replica.exchange.close)
             found.append(replica)
         yield found
 

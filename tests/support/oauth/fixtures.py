@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.oauth.oidc import OidcServer, running_oidc_server
+from tests.support.oauth.oidc import OidcServer
 from tests.support.stack.reaper import Reaper
 
 
 @pytest.fixture(scope="session")
 def oidc_server(tmp_path_factory: pytest.TempPathFactory, stack_reaper: Reaper) -> Iterator[OidcServer]:
     """One OAuth server for the session; tests use `oidc`, whose counts are zero."""
-    with running_oidc_server(folder=tmp_path_factory.mktemp("oidc"), reaper=stack_reaper) as server:
+    server = OidcServer(log=tmp_path_factory.mktemp("oidc") / "oidc-provider.log", reaper=stack_reaper)
+    with server.running():
         yield server
 
 

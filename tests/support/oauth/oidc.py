@@ -12,14 +12,8 @@ A reused refresh token revokes its whole grant, as the standard advises (RFC 970
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,14 +25,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.support.paths import STACK
 from tests.support.stack.loopback import LOOPBACK, free_port
 from tests.support.stack.reaper import Reaper
+from tests.support.stack.server_process import ServerProcess
 
 CLIENT_ID: Final = "the-vault"
 CLIENT_SECRET: Final = "a-secret-of-the-tests-91c7"
 SIGNING_CLIENT_ID: Final = "the-signing-vault"
 NODE_MODULES: Final = STACK / "npm" / "node_modules"
 _SCRIPT: Final = Path(__file__).with_name("oidc_server.mjs")
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +44,21 @@ class Counts:
     revoked: int
 
 
-class OidcServer:
+class OidcServer(ServerProcess):
     """One server with two clients: one with a secret, one that signs assertions with `signing_key`."""
 
     def __init__(self, *, log: Path, reaper: Reaper) -> None:
+        if not (NODE_MODULES / "oidc-provider").exists():
+            raise RuntimeError("oidc-provider is not installed: run `make test`")
         self.port = free_port()
         self._admin_port = free_port()
-        self._log = log
-        self._reaper = reaper
-        self._process: subprocess.Popen[bytes] | None = None
         key = ec.generate_private_key(ec.SECP256R1())
         self.signing_key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-        self._jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) | {"use": "sig", "alg": "ES256"}
+        jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) | {"use": "sig", "alg": "ES256"}
+        node = shutil.which("node") or str(STACK / "node" / "bin" / "node")
+        ports = str(self.port), str(self._admin_port)
+        command = [node, str(_SCRIPT), str(NODE_MODULES), *ports, json.dumps(_clients(jwk))]
+        super().__init__("oidc-provider", command, settings={"NODE_ENV": "test"}, log=log, reaper=reaper)
 
     @property
     def origin(self) -> str:
@@ -93,53 +89,7 @@ class OidcServer:
         """Set the counts to zero, and the lifetime of the access tokens that are issued from now on."""
         self._admin("/reset", {"accessTokenSeconds": access_token_seconds})
 
-    def start(self) -> None:
-        """Return once it answers; raise `RuntimeError` with its log if it does not start."""
-        node = shutil.which("node") or str(STACK / "node" / "bin" / "node")
-        if not (NODE_MODULES / "oidc-provider").exists():
-            raise RuntimeError("oidc-provider is not installed: run `make test`")
-        common = {"grant_types": ["authorization_code", "refresh_token"], "redirect_uris": ["https://app.test/back"]}
-        clients = [
-            common | {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET},
-            common
-            | {
-                "client_id": SIGNING_CLIENT_ID,
-                "token_endpoint_auth_method": "private_key_jwt",
-                "token_endpoint_auth_signing_alg": "ES256",
-                "jwks": {"keys": [self._jwk]},
-            },
-        ]
-        with self._log.open("ab") as log:  # not this process's outputs, as for PostgREST
-            self._process = subprocess.Popen(
-                [node, str(_SCRIPT), str(NODE_MODULES), str(self.port), str(self._admin_port), json.dumps(clients)],
-                env={"PATH": os.environ.get("PATH", ""), "NODE_ENV": "test"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._reaper.watch(self._process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"oidc-provider does not start: {self._log.read_text()[-2000:]}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Return once the process has ended."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=_STOP_SECONDS)
-        self._reaper.forget(process.pid)
-
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             self._admin("/counts")
             with urllib.request.urlopen(
@@ -157,12 +107,14 @@ class OidcServer:
         return result
 
 
-@contextmanager
-def running_oidc_server(*, folder: Path, reaper: Reaper) -> Iterator[OidcServer]:
-    """Serve during the block."""
-    server = OidcServer(log=folder / "oidc-provider.log", reaper=reaper)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def _clients(jwk: dict[str, Any]) -> list[dict[str, Any]]:
+    common = {"grant_types": ["authorization_code", "refresh_token"], "redirect_uris": ["https://app.test/back"]}
+    signing = {
+        "token_endpoint_auth_method": "private_key_jwt",
+        "token_endpoint_auth_signing_alg": "ES256",
+        "jwks": {"keys": [jwk]},
+    }
+    return [
+        common | {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET},
+        common | {"client_id": SIGNING_CLIENT_ID, **signing},
+    ]

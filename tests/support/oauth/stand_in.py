@@ -46,7 +46,7 @@ class Answer:
     `body` is JSON unless it is text or bytes. `delay_seconds` passes, and `hold` is awaited, before anything is sent.
     `cut` closes the connection: `request` before the request is read, `answer` instead of an answer, `body` in the
     middle of the body. With `commits` the server does its work first; without a `body` its own answer is then sent,
-    with the `changes` merged into it, where `None` leaves a member out.
+    with the `changes` merged into it, where `None` leaves a member out. A `late` commit comes after the delay.
     """
 
     status: int = 200
@@ -56,6 +56,7 @@ class Answer:
     hold: threading.Event | None = None
     cut: Literal["request", "answer", "body"] | None = None
     commits: bool = False
+    late: bool = False
     changes: Mapping[str, Any] | None = None
 
 
@@ -300,14 +301,16 @@ class _Handler(BaseHTTPRequestHandler):
         stand_in.requests.append(request)
         status = 200
         body: dict[str, Any] = {}
-        if answer is None or answer.commits:
+        if answer is None or (answer.commits and not answer.late):
             status, body = stand_in._work(request)  # noqa: SLF001  a part of it
         if answer is None:
             self._send(status, json.dumps(body).encode(), {})
             return
+        stand_in._wait(answer)  # noqa: SLF001  a part of it
+        if answer.commits and answer.late:
+            status, body = stand_in._work(request)  # noqa: SLF001  a part of it
         if answer.changes is not None:
             body = {name: value for name, value in (body | dict(answer.changes)).items() if value is not None}
-        stand_in._wait(answer)  # noqa: SLF001  a part of it
         if answer.cut == "answer":
             self._close()
             return
