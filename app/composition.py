@@ -62,6 +62,8 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.refresh.provider_client import ProviderClient
     from app.refresh.refresher import TokenRefresher
     from app.refresh.registry import ProviderRegistry
+    from app.refresh.spool import RefreshSpool
+    from app.refresh.spool_recovery import SpoolRecovery
     from app.security.kms.client import KmsObserver
 
 
@@ -268,15 +270,37 @@ def build_service_key_directory(settings: Settings) -> ServiceKeyDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Providers:
-    """The configured OAuth providers and the client that asks them."""
+    """The configured OAuth providers, the client that asks them, and the spool if REFRESH_SPOOL_DIR is set."""
 
     registry: ProviderRegistry
     client: ProviderClient
+    spool: RefreshSpool | None
 
-    def refresher(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> TokenRefresher:
+    def recovery(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> SpoolRecovery | None:
+        if self.spool is None:
+            return None
+        from app.refresh.spool_recovery import SpoolRecovery  # noqa: PLC0415  its spool is optional
+
+        return SpoolRecovery(spool=self.spool, tokens=tokens, cipher=cipher, events=events)
+
+    def refresher(
+        self,
+        *,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        recovery: SpoolRecovery | None,
+    ) -> TokenRefresher:
         from app.refresh.refresher import TokenRefresher  # noqa: PLC0415  imports aiohttp
 
-        return TokenRefresher(tokens=tokens, cipher=cipher, events=events, providers=self.registry, client=self.client)
+        return TokenRefresher(
+            tokens=tokens,
+            cipher=cipher,
+            events=events,
+            providers=self.registry,
+            client=self.client,
+            spool=recovery,
+        )
 
     def background(
         self, *, tokens: TokenRepository, refresher: TokenRefresher, settings: Settings
@@ -305,17 +329,33 @@ def build_provider_registry(settings: Settings) -> ProviderRegistry | None:
     return load_provider_registry(settings)
 
 
+def build_refresh_spool(settings: Settings) -> RefreshSpool | None:
+    """Open the spool, `None` without REFRESH_SPOOL_DIR; raises `SettingsError` if the directory cannot be used."""
+    if settings.refresh_spool_dir is None:
+        return None
+    from app.refresh.spool import RefreshSpool, SpoolError  # noqa: PLC0415  optional
+
+    spool = RefreshSpool(settings.refresh_spool_dir)
+    try:
+        spool.prepare()
+    except SpoolError as error:
+        raise SettingsError(f"REFRESH_SPOOL_DIR: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"REFRESH_SPOOL_DIR: {error.strerror}") from None
+    return spool
+
+
 @asynccontextmanager
 async def opened_providers(settings: Settings) -> AsyncIterator[Providers | None]:
     """Load the OAuth providers, `None` if none are configured, and open a client that asks them.
 
-    Raises `SettingsError` if an entry is wrong.
+    Raises `SettingsError` if an entry or REFRESH_SPOOL_DIR is wrong.
     """
     registry = build_provider_registry(settings)
     if registry is None:
         yield None
         return
-    providers = Providers(registry, build_provider_client())
+    providers = Providers(registry, build_provider_client(), build_refresh_spool(settings))
     try:
         yield providers
     finally:

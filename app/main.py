@@ -225,17 +225,22 @@ async def _refreshing(
             yield build(), None
             return
         _warn_of(providers.registry.warnings())
-        refresher = providers.refresher(tokens=repository, cipher=cipher, events=events)
+        recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
+        refresher = providers.refresher(tokens=repository, cipher=cipher, events=events, recovery=recovery)
         vault = build(refresher=refresher)
         exchange = providers.exchange(vault=vault, cipher=cipher, events=events)
         background = providers.background(tokens=repository, refresher=refresher, settings=settings)
         if settings.refresh_interval_seconds > 0:
             background.start()
+        if recovery is not None:
+            recovery.start()
         try:
             yield vault, exchange
         finally:
             await background.close()
             await asyncio.gather(refresher.close(), exchange.close())
+            if recovery is not None:
+                await recovery.close()
 
 
 @asynccontextmanager

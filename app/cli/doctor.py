@@ -61,9 +61,11 @@ def _findings(settings: Settings) -> Iterator[DoctorFinding]:
 
         yield from kms_findings(settings)
     if settings.oauth_providers is not None or settings.oauth_providers_file is not None:
-        from app.cli.doctor_providers import oauth_findings  # noqa: PLC0415  imports aiohttp
+        from app.cli.doctor_providers import oauth_findings, spool_findings  # noqa: PLC0415  imports aiohttp
 
         yield from oauth_findings(settings)
+        if settings.refresh_spool_dir is not None:
+            yield from spool_findings(settings.refresh_spool_dir)
     store = _check_store(settings)
     yield store
     if settings.token_store == "postgres":  # noqa: S105  a store's name

@@ -1,14 +1,16 @@
-"""Findings of `token-vault doctor` about the OAuth providers."""
+"""Findings of `token-vault doctor` about the OAuth providers and the spool of their refreshes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 from app.cli.doctor_finding import DoctorFinding
 from app.cli.providers import describe, provider_findings
 from app.config.oauth_providers import load_provider_registry
 from app.config.settings import Settings, SettingsError
+from app.refresh.spool import RefreshSpool, SpoolError, require_private
 
 
 def oauth_findings(settings: Settings) -> Iterator[DoctorFinding]:
@@ -26,3 +28,26 @@ def oauth_findings(settings: Settings) -> Iterator[DoctorFinding]:
     for name, finding in asyncio.run(provider_findings(registry)):
         of = DoctorFinding.ok if finding.problem is None else DoctorFinding.failure
         yield of(subject, f"{name}: {describe(finding)}")
+
+
+def spool_findings(directory: Path) -> Iterator[DoctorFinding]:
+    """Yield whether REFRESH_SPOOL_DIR can be used, and what lies in it."""
+    subject = "spool"
+    if not directory.exists():
+        yield DoctorFinding.ok(subject, f"{directory} does not exist yet; the first start creates it")
+        return
+    try:
+        require_private(directory)
+        contents = RefreshSpool(directory).contents()
+    except SpoolError as error:
+        yield DoctorFinding.failure(subject, f"REFRESH_SPOOL_DIR: {directory}: {error}")
+        return
+    except OSError as error:
+        yield DoctorFinding.failure(subject, f"REFRESH_SPOOL_DIR: {directory}: {error.strerror}")
+        return
+    yield DoctorFinding.ok(subject, f"{directory} is private")
+    if contents.holders:
+        text = f"{len(contents.holders)} refreshes are not stored yet: a running vault stores them, or logs why not"
+        yield DoctorFinding.warning(subject, text)
+    if contents.foreign:
+        yield DoctorFinding.warning(subject, f"{len(contents.foreign)} files are not the vault's: move them away")

@@ -22,6 +22,7 @@ from app.cli.errors import UsageError, settings_or_stop
 from app.composition import (
     build_encryption,
     build_provider_registry,
+    build_refresh_spool,
     build_service_key_directory,
     require_tracing,
 )
@@ -180,13 +181,14 @@ def _warn_about(expires_at: datetime | None) -> None:
 
 
 def _require_collaborators(settings: Settings) -> None:
-    """Stop with one line if SERVICE_KEYS, an OAuth provider or an AWS setting is wrong, or an extra is missing.
+    """Stop with one line if SERVICE_KEYS, a setting of OAuth or AWS is wrong, or an extra is missing.
 
     A wrong file of service keys does not stop the start, because it is read again when it changes.
     """
     try:
         build_service_key_directory(settings)
-        build_provider_registry(settings)
+        if build_provider_registry(settings) is not None:
+            build_refresh_spool(settings)
         build_encryption(settings).close()
         if settings.otel_traces:
             require_tracing()

@@ -67,6 +67,7 @@ class Settings(ListeningSettings):
     oauth_providers_file: Path | None = None
     oauth_providers: SecretStr | None = None
     refresh_interval_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0
+    refresh_spool_dir: Path | None = None
 
     service_keys_file: Path | None = None
     service_keys: SecretStr | None = None
@@ -274,6 +275,8 @@ class Settings(ListeningSettings):
             yield "KMS_FALLBACK_TO_LOCAL has no effect while USE_KMS is false"
         if self.kms_previous_key_ids and self.kms_key_id is None:
             yield "KMS_PREVIOUS_KEY_IDS has no effect without KMS_KEY_ID"
+        if self.refresh_spool_dir is not None and self.oauth_providers is None and self.oauth_providers_file is None:
+            yield "REFRESH_SPOOL_DIR has no effect without OAUTH_PROVIDERS_FILE"
         if self.metrics_port is not None and not (self.metrics or self.api_docs):
             yield "METRICS_PORT has no effect while METRICS and API_DOCS are false"
 

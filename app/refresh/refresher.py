@@ -31,6 +31,7 @@ from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
 from app.refresh.providers import OAuthProvider, Rotation
 from app.refresh.registry import ProviderRegistry
+from app.refresh.spool_recovery import SpoolRecovery
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
@@ -92,6 +93,7 @@ class TokenRefresher:
         events: TokenEvents,
         providers: ProviderRegistry,
         client: ProviderClient,
+        spool: SpoolRecovery | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +102,7 @@ class TokenRefresher:
         self._events = events
         self._providers = providers
         self._client = client
+        self._spool = spool
         self._now = now
         self._monotonic = monotonic
         self._pauses = ProviderPauses(monotonic=monotonic)
@@ -125,7 +128,8 @@ class TokenRefresher:
     async def close(self) -> None:
         """Begin nothing more, wait some seconds for refreshes in progress, then end them.
 
-        A refresh that has no lease yet gives up. An answer that cannot be stored by then is lost.
+        A refresh that has no lease yet gives up. An answer that cannot be stored by then is lost unless
+        it is in the spool.
         """
         self._closing = True
         if self._tasks:
@@ -200,6 +204,8 @@ class TokenRefresher:
         holder, current, pause = str(uuid4()), token, _FIRST_POLL_SECONDS
         give_up_at = self._monotonic() + provider.lease_seconds
         while self._monotonic() < give_up_at and not self._closing:
+            if self._spool is not None and current.refresh_state.holder is not None:
+                await self._spool.finish(current.refresh_state.holder)
             asked_at = self._monotonic()
             if await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
                 state = current.refresh_state
@@ -249,7 +255,10 @@ class TokenRefresher:
             await self._put_off(lease, ANSWER_LOST)  # a defect: the request may have been sent
             raise
         operation.note(after)
-        return await self._write(claimed, after)
+        if self._spool is None:
+            return await self._write(claimed, after)
+        async with self._spool.kept(claimed, after, intent=operation.intent):
+            return await self._write(claimed, after)
 
     async def _put_off(self, lease: _Lease, failure: str, *, at_least_seconds: float = 0) -> None:
         """Write a failure and the time of the next attempt: full jitter over a span that grows with each attempt."""

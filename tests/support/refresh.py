@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from aiohttp.abc import AbstractResolver
@@ -16,6 +17,8 @@ from app.errors import AuditUnavailable
 from app.refresh.exchange import CodeExchange
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
+from app.refresh.spool import RefreshSpool
+from app.refresh.spool_recovery import SpoolRecovery
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvent, TokenEvents
 from app.tokens.models import UNSET, Caller, StoredToken, TokenId, TokenInput
@@ -68,6 +71,7 @@ class Replica:
     refresher: TokenRefresher = field(init=False)
     exchange: CodeExchange = field(init=False)
     cipher: TokenCipher = field(init=False)
+    recovery: SpoolRecovery | None = None
 
     async def store(self, *, token_id: TokenId = HERE, refresh_token: str | None, **given: Any) -> StoredToken:
         """Store an access token that expires in an hour unless `given` says otherwise."""
@@ -109,32 +113,42 @@ class Clock:
 @asynccontextmanager
 async def replicas(
     tokens: TokenRepository,
-    provider: OAuthStandIn,
+    provider: OAuthStandIn | None,
     *,
     count: int = 1,
     registry: ProviderRegistry | None = None,
     resolver: AbstractResolver | None = None,
     key_version: int = 1,
+    trail: RecordingTrail | None = None,
+    spool: Path | None = None,
     **entry: Any,
 ) -> AsyncIterator[list[Replica]]:
-    """Run replicas over one store; `entry` changes the provider's entry in the registry.
+    """Run replicas over one store; `entry` changes the provider's entry in the registry, which replaces the provider.
 
-    They encrypt with the key of this version, and decrypt with each.
+    They encrypt with the key of this version, and decrypt with each. They share the directory `spool`, and look at it
+    only if a test calls `recovery.run_once`.
     """
+    if registry is None:
+        assert provider is not None
+        registry = ProviderRegistry(providers=[provider_of(provider.entry(**entry))])
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
             client = await stack.enter_async_context(provider_client(resolver=resolver))
-            replica = Replica(tokens=tokens, trail=RecordingTrail(), clock=Clock())
-            providers = registry or ProviderRegistry(providers=[provider_of(provider.entry(**entry))])
+            replica = Replica(tokens=tokens, trail=trail or RecordingTrail(), clock=Clock())
             replica.cipher = cipher = TokenCipher(encryption=local_encryption(key_version))
             events = TokenEvents(audit=replica.trail)
+            if spool is not None:
+                directory = RefreshSpool(spool)
+                directory.prepare()
+                replica.recovery = SpoolRecovery(spool=directory, tokens=tokens, cipher=cipher, events=events)
             replica.refresher = TokenRefresher(
                 tokens=tokens,
                 cipher=cipher,
                 events=events,
-                providers=providers,
+                providers=registry,
                 client=client,
+                spool=replica.recovery,
                 now=replica.clock,
             )
             stack.push_async_callback(replica.refresher.close)
@@ -150,7 +164,7 @@ async def replicas(
                 vault=replica.vault,
                 cipher=cipher,
                 events=events,
-                providers=providers,
+                providers=registry,
                 client=client,
                 now=replica.clock,
             )
