@@ -52,6 +52,14 @@ class InvalidRequest(VaultError):
         return cls(detail, problems=((field, detail),))
 
 
+class OAuthRequestRefused(InvalidRequest):
+    """A request to the token endpoint that OAuth has an error code of its own for: `error` (RFC 6749, RFC 8693)."""
+
+    def __init__(self, detail: str, *, error: str) -> None:
+        super().__init__(detail)
+        self.error = error
+
+
 class MalformedBody(VaultError):
     """The body is not strict JSON."""
 
@@ -78,6 +86,10 @@ class Forbidden(VaultError):
     """The service key lacks the scope, the provider or the user that the call needs."""
 
     code = "forbidden"
+
+
+class ProviderForbidden(Forbidden):
+    """The service key is limited to other providers."""
 
 
 class UserJwtRefused(Forbidden):

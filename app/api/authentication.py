@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 
 from app.callers.service_keys import Scope, ServiceKey
 from app.callers.user_jwt_refusals import JwtRefusal, refusal
-from app.errors import Forbidden, InvalidRequest, Unauthenticated
+from app.errors import Forbidden, InvalidRequest, ProviderForbidden, Unauthenticated
 from app.tokens.models import Caller
 
 if TYPE_CHECKING:  # imports PyJWT
@@ -42,7 +42,7 @@ class AuthenticatedCaller:
 
     def require_provider(self, provider: str) -> None:
         if not self.key.may_use(provider):
-            raise Forbidden("the service key is limited to other providers")
+            raise ProviderForbidden("the service key is limited to other providers")
 
     def require_every_provider(self) -> None:
         if self.key.providers is not None:
@@ -83,12 +83,15 @@ class CallerWith(HTTPBearer):
 
         Leaves `service` and `caller` in the request's state, for the log, the trace and the audit event of a refusal.
         """
+        authenticated = self.admit(request)
+        if authenticated.key.on_behalf_of is None and not _headers(request, _ON_BEHALF_OF_NAME):
+            return authenticated
+        return await self._on_behalf_of_user(request, authenticated)
+
+    def admit(self, request: Request) -> AuthenticatedCaller:
+        """Return the caller with its key and the scope; raises as `authenticate` does, but for the user's JWT."""
         state = request.state
-        authorization, purposes = _headers(request, _AUTHORIZATION), _headers(request, _PURPOSE_NAME)
-        scheme, _, presented = (authorization[0] if len(authorization) == 1 else "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("a service key is required: Authorization: Bearer ptv_…")
-        key: ServiceKey = state.service_keys.identify(presented)
+        key, purposes = self.identify(request), _headers(request, _PURPOSE_NAME)
         purpose = purposes[0] if purposes else None
         is_valid = purpose is None or _PURPOSE.fullmatch(purpose) is not None
         caller = Caller(
@@ -100,31 +103,49 @@ class CallerWith(HTTPBearer):
             raise InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
         authenticated = AuthenticatedCaller(key, caller)
         authenticated.require_scope(self._scope)
-        if key.on_behalf_of is None and not _headers(request, _ON_BEHALF_OF_NAME):
-            return authenticated
-        return await self._on_behalf_of_user(request, authenticated)
+        return authenticated
+
+    def identify(self, request: Request) -> ServiceKey:
+        """Return the service key, or raise `Unauthenticated`."""
+        scheme, presented = presented_credentials(request)
+        if scheme != "bearer":
+            raise Unauthenticated("a service key is required: Authorization: Bearer ptv_…")
+        key: ServiceKey = request.state.service_keys.identify(presented)
+        return key
 
     async def _on_behalf_of_user(self, request: Request, authenticated: AuthenticatedCaller) -> AuthenticatedCaller:
         """Return the caller with the user of its JWT; a JWT is verified even if the service key needs none."""
         user_id = request.path_params.get("user_id")
         if user_id is None and not self._users_in_body:
             raise Forbidden("the call is on behalf of a user, but the route concerns all users")
-        caller = replace(authenticated.caller, on_behalf_of=await _verified_user(request))
-        request.state.caller = caller
-        authenticated = AuthenticatedCaller(authenticated.key, caller)
+        presented = _headers(request, _ON_BEHALF_OF_NAME)
+        if request.state.user_jwts is not None and len(presented) != 1:
+            raise refusal(JwtRefusal.REPEATED if presented else JwtRefusal.MISSING)
+        authenticated = await acting_for_user(request, authenticated, presented[0] if presented else "")
         if user_id is not None:
             authenticated.require_user(user_id)
         return authenticated
 
 
-async def _verified_user(request: Request) -> str:
+async def acting_for_user(request: Request, authenticated: AuthenticatedCaller, jwt: str) -> AuthenticatedCaller:
+    """Return the caller with the user of a JWT; raises `UserJwtRefused` or `KeyUnavailable`."""
     verifier: UserJwtVerifier | None = request.state.user_jwts
-    presented = _headers(request, _ON_BEHALF_OF_NAME)
     if verifier is None:
         raise refusal(JwtRefusal.NOT_CONFIGURED)
-    if len(presented) != 1:
-        raise refusal(JwtRefusal.REPEATED if presented else JwtRefusal.MISSING)
-    return await verifier.user_of(presented[0])
+    request.state.caller = replace(authenticated.caller, on_behalf_of=await verifier.user_of(jwt))
+    return AuthenticatedCaller(authenticated.key, request.state.caller)
+
+
+def presented_credentials(request: Request) -> tuple[str, str]:
+    """Return the scheme in lower case and the credentials of the only Authorization header; two empty texts if none."""
+    authorization = _headers(request, _AUTHORIZATION)
+    scheme, _, presented = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+    return scheme.lower(), presented
+
+
+def is_on_behalf_of(request: Request) -> bool:
+    """Whether the request has the header with a user's JWT."""
+    return bool(_headers(request, _ON_BEHALF_OF_NAME))
 
 
 def _headers(request: Request, name: bytes) -> list[str]:

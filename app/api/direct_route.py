@@ -14,6 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.errors import VaultError
+
 
 class DirectRoute(APIRoute):
     """`APIRoute` whose endpoint takes the request, path parameters, and dependencies that take the request alone.
@@ -34,6 +36,10 @@ class DirectRoute(APIRoute):
             return Match.NONE, {}
         matched = {"endpoint": self.endpoint, "path_params": found.groupdict(), "route": self}
         return (Match.FULL if scope["method"] in self._methods else Match.PARTIAL), matched
+
+    def error_response(self, _request: Request, _error: VaultError) -> Response | None:
+        """Return the answer to an error of this route; `None`: a problem document."""
+        return None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in self._methods:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imports OpenTelemetry
 _log = structlog.get_logger("app.requests")
 _NO_STORE = ((b"cache-control", b"no-store"),)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UNCACHED: Final = ("/v1", "/oauth")
 _INTERNAL_ERROR: Final = 500
 # The first three report an overload, so they answer during one. The last needs no key and is one object in memory:
 # callers that do not read it must not hold the places of others.
@@ -91,7 +92,7 @@ class RequestContext:
 
 def _headers_for(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
     headers = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
-    return (*headers, *_NO_STORE) if scope["path"].startswith("/v1") else headers
+    return (*headers, *_NO_STORE) if scope["path"].startswith(_UNCACHED) else headers
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

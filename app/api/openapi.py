@@ -20,6 +20,7 @@ from starlette.routing import Route
 from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
+from app.api.oauth_schemas import TokenExchangeRequest
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
 from app.api.schemas import (
     EXAMPLE_USER_ID,
@@ -40,6 +41,7 @@ _REQUEST_BODIES: tuple[type[BaseModel], ...] = (
     ExchangeRequest,
     RefreshRequest,
     BatchGetRequest,
+    TokenExchangeRequest,
 )
 _SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 
@@ -48,7 +50,7 @@ ENCRYPT_ERRORS = (errors.KeyUnavailable, errors.KeyDenied)
 DECRYPT_ERRORS = (*ENCRYPT_ERRORS, errors.IntegrityError, errors.MalformedCiphertext)
 PROVIDER_ERRORS = (errors.ProviderUnavailable, errors.ProviderMisconfigured, errors.RefreshInProgress)
 BODY_ERRORS = (errors.MalformedBody, errors.BodyTooLarge)
-_EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
+EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.Unauthenticated,
     errors.Forbidden,
     errors.AuditUnavailable,
@@ -119,6 +121,8 @@ _USER_JWT = {
     "description": "The JWT of the user that the call is on behalf of: Supabase Auth's access token. Service keys with "
     '`"on_behalf_of": "required"` need it. With it, a call concerns only that user.',
 }
+_BASIC = {"type": "http", "scheme": "basic", "description": "The name of the service and its key."}
+_AUTHENTICATED = ("/v1/", "/oauth/")
 _USERS_IN_BODY = frozenset({"/v1/tokens/batch-get"})
 _ETAG = {
     "ETag": {
@@ -131,7 +135,7 @@ _ETAG = {
 def responses(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:
     """Return the `responses` of a route: its problems by status, and its ETag."""
     by_status: dict[int, list[type[errors.VaultError]]] = defaultdict(list)
-    for error in dict.fromkeys((*_EVERY_ROUTE, *possible)):
+    for error in dict.fromkeys((*EVERY_ROUTE, *possible)):
         by_status[STATUS[error]].append(error)
     described: dict[int | str, Any] = {status: _problem(kinds) for status, kinds in sorted(by_status.items())}
     if etag:
@@ -141,11 +145,13 @@ def responses(*possible: type[errors.VaultError], etag: bool = False, created: b
     return described
 
 
-def extra(*parameters: dict[str, Any], body: type[BaseModel] | None = None) -> dict[str, Any]:
+def extra(
+    *parameters: dict[str, Any], body: type[BaseModel] | None = None, media_type: str = "application/json"
+) -> dict[str, Any]:
     """Return the `openapi_extra` of a route: the parameters and the body that dependencies read by themselves."""
     described: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if body is not None:
-        described["requestBody"] = {"required": True, "content": _content(body)}
+        described["requestBody"] = {"required": True, "content": _content(body, media_type)}
     return described
 
 
@@ -158,12 +164,14 @@ def document(app: FastAPI) -> dict[str, Any]:
         _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
         schema["components"]["schemas"] |= definitions["$defs"]
         for path, methods in schema["paths"].items():
-            if path.startswith("/v1/"):  # read by authentication, so on every authenticated route
+            if path.startswith(_AUTHENTICATED):  # read by authentication, so on every authenticated route
                 for operation in methods.values():
                     operation.setdefault("parameters", []).append(PURPOSE)
                     if "{user_id}" in path or path in _USERS_IN_BODY:
                         operation["security"] += [{**scheme, "userJwt": []} for scheme in operation["security"]]
-        schema["components"]["securitySchemes"]["userJwt"] = _USER_JWT
+                    if path.startswith("/oauth/"):
+                        operation["security"] += [{"serviceBasic": []}]
+        schema["components"]["securitySchemes"] |= {"userJwt": _USER_JWT, "serviceBasic": _BASIC}
         for unused in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(unused, None)
         app.openapi_schema = schema

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from app import errors
+from app.api.direct_route import DirectRoute
 from app.api.refusal_events import record_refused_request
 from app.observability.request_log import note_failure
 
@@ -21,11 +22,13 @@ EXAMPLE_REQUEST_ID: Final = "0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e"
 
 STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.InvalidRequest: 422,
+    errors.OAuthRequestRefused: 422,  # 400 at the token endpoint, which answers without problems
     errors.MalformedBody: 400,
     errors.BodyTooLarge: 413,
     errors.AnswerTooLarge: 413,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
+    errors.ProviderForbidden: 403,
     errors.UserJwtRefused: 403,
     errors.AuditUnavailable: 503,
     errors.RateLimited: 429,
@@ -109,7 +112,9 @@ async def _on_vault_error(request: Request, error: errors.VaultError) -> Respons
         request.state.user_jwts.refused(error)
     if isinstance(error, _REFUSALS) and not error.recorded:
         await record_refused_request(request, error)
-    return problem_response(error, request.state.request_id)
+    route = request.scope.get("route")
+    response = route.error_response(request, error) if isinstance(route, DirectRoute) else None
+    return problem_response(error, request.state.request_id) if response is None else response
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

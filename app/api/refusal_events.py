@@ -23,6 +23,7 @@ OPERATIONS: Final = {
     "list_tokens": Operation.LIST,
     "erase": Operation.ERASE_USER,
     "batch_get": Operation.REVEAL,
+    "exchange_token": Operation.REVEAL,
 }
 """Operation by name of the route; other routes touch no token and leave no event."""
 
@@ -62,7 +63,7 @@ def _refusal(
 def _target_of(request: Request) -> tuple[str | None, TokenId | None]:
     """Return user and token if path and query are valid; text of any other form may be a secret.
 
-    Of a batch, return the token that its route found to be another user's.
+    Without a token in its path, return the one that its route has found to be refused.
     """
     refused: TokenId | None = getattr(request.state, "refused_token", None)
     if refused is not None:

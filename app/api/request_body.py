@@ -35,8 +35,8 @@ def strict_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     """
 
     async def parse(request: Request) -> Model:
-        _require_json(request)
-        value = parse_strict_json(await _read(request))
+        require_media_type(request, "application/json")
+        value = parse_strict_json(await read_body(request))
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -46,16 +46,17 @@ def strict_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     return parse
 
 
-def _require_json(request: Request) -> None:
+def require_media_type(request: Request, required: str) -> None:
+    """Raise `MalformedBody` unless the body is declared as this type in UTF-8, and is not compressed."""
     media_type, _, parameters = request.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if media_type.strip().lower() != "application/json" or charset not in {"", "utf-8"}:
-        raise MalformedBody("Content-Type must be application/json in UTF-8")
+    if media_type.strip().lower() != required or charset not in {"", "utf-8"}:
+        raise MalformedBody(f"Content-Type must be {required} in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MalformedBody("Content-Encoding is not supported")
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     """Read the body; the size limit holds whether Content-Length is absent, right or wrong."""
     content_length = request.headers.get("content-length", "0")
     if content_length.isdecimal() and int(content_length) > MAXIMUM_BODY_BYTES:

@@ -28,7 +28,7 @@ class JwtRefusal(StrEnum):
 _DETAILS: Final = {
     JwtRefusal.MISSING: "the service key acts on behalf of a user, so the call needs X-On-Behalf-Of: the user's JWT",
     JwtRefusal.REPEATED: "X-On-Behalf-Of is given more than once",
-    JwtRefusal.MALFORMED: "X-On-Behalf-Of is not a JWT",
+    JwtRefusal.MALFORMED: "the user's JWT is malformed",
     JwtRefusal.ALGORITHM: "the user's JWT is not signed with an algorithm that the vault accepts",
     JwtRefusal.UNKNOWN_KEY: "the user's JWT is signed with a key that the issuer does not publish",
     JwtRefusal.SIGNATURE: "the signature of the user's JWT is wrong",

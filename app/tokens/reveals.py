@@ -79,11 +79,13 @@ class TokenReveals:
         """Whether the vault can refresh the token, as far as its row shows."""
         return self._refresher is not None and self._refresher.policy_of(token) is not None
 
-    async def one(self, token_id: TokenId, *, caller: Caller, options: RevealOptions) -> RevealedToken:
+    async def one(
+        self, token_id: TokenId, *, caller: Caller, options: RevealOptions, accept: Accept | None = None
+    ) -> RevealedToken:
         """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` if its status is not ok."""
         async with self._recorded(caller, token_id, self._deadline()) as operation:
             row = await find_token(self._tokens, token_id)
-            return await self._fresh(row, operation, options)
+            return await self._fresh(row, operation, options, accept)
 
     async def many(
         self, token_ids: Sequence[TokenId], *, caller: Caller, options: RevealOptions, accept: Accept | None = None

@@ -123,14 +123,21 @@ class TokenVault:
             return await self._until_settled(token_id, write)
 
     async def reveal(
-        self, token_id: TokenId, *, caller: Caller, options: RevealOptions = _DEFAULT_OPTIONS
+        self,
+        token_id: TokenId,
+        *,
+        caller: Caller,
+        options: RevealOptions = _DEFAULT_OPTIONS,
+        accept: Accept | None = None,
     ) -> RevealedToken:
         """Decrypt the token, refreshed first if it is due.
+
+        A `VaultError` that `accept` raises ends the reveal, and no secret is returned.
 
         Raises `TokenNotFound`, or `TokenInactive` if its status is not ok. Of a token that has expired it raises what
         prevented the refresh: a `ProviderError`, for example.
         """
-        return await self._reveals.one(token_id, caller=caller, options=options)
+        return await self._reveals.one(token_id, caller=caller, options=options, accept=accept)
 
     async def reveal_many(
         self,

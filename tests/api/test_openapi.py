@@ -35,10 +35,12 @@ ROUTES = {
     ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 429, 500, 503, 504},
     ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 429, 500, 503, 504},
     ("get", "/v1/encryption"): {200, 401, 403, 422, 429, 500, 503, 504},
+    ("post", "/oauth/token"): {200, 400, 401, 413, 429, 500, 503, 504},
     ("get", "/healthz"): {200},
     ("get", "/readyz"): {200, 503},
     ("get", "/metrics"): {200},
 }
+AUTHENTICATED = ("/v1/", "/oauth/")
 OF_ONE_USER = {path for _, path in ROUTES if "{user_id}" in path} | {"/v1/tokens/batch-get"}
 
 
@@ -65,7 +67,7 @@ def test_every_problem_is_a_problem_document_with_examples(document: Any) -> Non
     codes = set()
     for _, path, operation in _operations(document):
         for status, answer in operation["responses"].items():
-            if int(status) < 400 or path == "/readyz":
+            if int(status) < 400 or path in {"/readyz", "/oauth/token"}:
                 continue
             content = answer["content"]["application/problem+json"]
             assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
@@ -77,14 +79,40 @@ def test_every_problem_is_a_problem_document_with_examples(document: Any) -> Non
     assert codes == {error.code for error in STATUS}
 
 
+def test_every_error_of_the_token_endpoint_has_an_example(document: Any) -> None:
+    examples: dict[str, int] = {}
+    for status, answer in document["paths"]["/oauth/token"]["post"]["responses"].items():
+        if int(status) < 400:
+            continue
+        assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/TokenError"}
+        for error, example in answer["content"]["application/json"]["examples"].items():
+            assert example["value"]["error"] == error
+            assert example["value"].keys() == document["components"]["schemas"]["TokenError"]["properties"].keys()
+            examples[error] = int(status)
+    assert examples == {
+        "invalid_request": 413,
+        "unauthorized_client": 400,
+        "invalid_grant": 400,
+        "invalid_target": 400,
+        "invalid_scope": 400,
+        "unsupported_grant_type": 400,
+        "invalid_client": 401,
+        "server_error": 500,
+        "temporarily_unavailable": 504,
+    }
+
+
 def test_every_token_route_names_the_security_scheme(document: Any) -> None:
     schemes = document["components"]["securitySchemes"]
-    assert schemes.keys() == {"serviceKey", "userJwt"}
+    assert schemes.keys() == {"serviceKey", "serviceBasic", "userJwt"}
+    assert (schemes["serviceBasic"]["type"], schemes["serviceBasic"]["scheme"]) == ("http", "basic")
     assert (schemes["serviceKey"]["type"], schemes["serviceKey"]["scheme"]) == ("http", "bearer")
     user_jwt = schemes["userJwt"]
     assert (user_jwt["type"], user_jwt["in"], user_jwt["name"]) == ("apiKey", "header", "X-On-Behalf-Of")
     for _, path, operation in _operations(document):
-        assert ("security" in operation) is path.startswith("/v1/")
+        assert ("security" in operation) is path.startswith(AUTHENTICATED)
+        if path == "/oauth/token":
+            assert operation["security"] == [{"serviceKey": []}, {"serviceBasic": []}]
         if path.startswith("/v1/"):
             alternatives: list[dict[str, list[str]]] = [{"serviceKey": []}, {"serviceKey": [], "userJwt": []}]
             assert operation["security"] == alternatives[: 1 + (path in OF_ONE_USER)]
@@ -94,7 +122,7 @@ def test_every_token_route_names_the_security_scheme(document: Any) -> None:
 def test_every_authenticated_route_takes_a_purpose(document: Any) -> None:
     for method, path, operation in _operations(document):
         purposes = [one for one in operation.get("parameters", []) if one["name"] == "X-Purpose"]
-        assert len(purposes) == path.startswith("/v1/"), (method, path)
+        assert len(purposes) == path.startswith(AUTHENTICATED), (method, path)
         for purpose in purposes:
             assert (purpose["in"], purpose.get("required", False)) == ("header", False)
             assert re.search(purpose["schema"]["pattern"], purpose["schema"]["examples"][0])
@@ -104,9 +132,10 @@ def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:
     schemas = document["components"]["schemas"]
     for method, path, operation in _operations(document):
         if "requestBody" in operation:
-            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            [content] = operation["requestBody"]["content"].values()
+            name = content["schema"]["$ref"].rpartition("/")[2]
             assert schemas[name]["examples"], (method, path)
-    for name in ("Token", "Revealed"):
+    for name in ("Token", "Revealed", "IssuedToken"):
         assert schemas[name]["examples"]
 
 

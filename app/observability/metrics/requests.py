@@ -12,7 +12,7 @@ from app.observability.metrics.labels import METHODS, UNMATCHED, one_of
 REFUSAL_CODES: Final = frozenset({"body_too_large", "overloaded", "rate_limited"})
 REFUSAL_REASONS: Final = (*sorted(REFUSAL_CODES), "head_too_large", "shed", "too_slow", "unread", "other")
 _SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 2.5)  # few, because each bound is a series for each route
-_API: Final = "/v1/"
+_API: Final = ("/v1/", "/oauth/")
 
 
 class RefusalMetrics:
