@@ -179,7 +179,7 @@ class TokenRefresher:
         return self._providers.find(token.token_id.provider)
 
     def _require_due(self, provider: OAuthProvider, token: StoredToken) -> None:
-        """Raise `ProviderUnavailable` before the time at which the next attempt is due."""
+        """Raise `ProviderUnavailable`, or the error of the last attempt, before the next one is due."""
         due = token.refresh_state.retry_at
         if provider.minimum_interval_seconds and token.last_refreshed is not None:
             with suppress(OverflowError):  # a row may hold any time
@@ -187,7 +187,10 @@ class TokenRefresher:
                 due = earliest if due is None else max(due, earliest)
         left = 0.0 if due is None else (due - self._now()).total_seconds()
         if left > 0:
-            raise _later("the last refresh failed, and the next attempt is not due yet", left)
+            detail = "the last refresh failed, and the next attempt is not due yet"
+            if token.refresh_state.failure == ProviderMisconfigured.code:
+                raise ProviderMisconfigured(detail, concerns_provider=False)
+            raise _later(detail, left)
 
     async def _prepare(self, provider: OAuthProvider, token: StoredToken, operation: RecordedOperation) -> _Prepared:
         """Decrypt the refresh token, which also proves the base URL, and take the key for its successor."""
