@@ -1,49 +1,36 @@
--- public.oauth_tokens, closed to everybody but service_role.
+-- public.oauth_tokens, in the shape PulsePlan has always had.
 --
--- On an empty database this creates the table in the shape PulsePlan has always
--- had; where PulsePlan's own table exists it is left as it is. Either way 0002
--- then brings the same table to the same shape.
+-- An empty database gets the table; PulsePlan's own table is left as it is. Either
+-- way 0002 then brings the same table to the same shape, and 0006 closes it.
 --
 -- Safe to run twice. No row changes.
 
--- No foreign key to public.users: that table is PulsePlan's, and a vault with a
--- database of its own has none. An existing foreign key stays.
-create table if not exists public.oauth_tokens (
-    id uuid primary key,
-    user_id uuid not null,
-    provider text not null,
-    access_token text not null,
-    refresh_token text not null,
-    expires_at timestamptz not null,
-    scopes text[],
-    created_at timestamptz,
-    email text,
-    updated_at timestamptz,
-    is_active boolean,
-    last_refreshed timestamptz not null,
-    service_type text not null,
-    provider_url text
-);
-
--- Supabase grants every new table in public to anon and authenticated, and its
--- API is open to the internet. Row level security without any policy is what
--- shows them nothing. It comes before the policies go, so no moment is open.
-alter table public.oauth_tokens enable row level security;
-
 do $migration$
-declare
-    policy record;
 begin
-    -- A policy such as "users read their own tokens" would hand ciphertexts to
-    -- browsers. (0002 needs this too: a column that a policy mentions cannot
-    -- change its type.)
-    for policy in
-        select polname
-        from pg_catalog.pg_policy
-        where polrelid = 'public.oauth_tokens'::regclass
-    loop
-        execute format('drop policy %I on public.oauth_tokens', policy.polname);
-    end loop;
+    if to_regclass('public.oauth_tokens') is null then
+        -- No foreign key to public.users: that table is PulsePlan's, and a vault with
+        -- a database of its own has none. An existing foreign key stays.
+        create table public.oauth_tokens (
+            id uuid primary key,
+            user_id uuid not null,
+            provider text not null,
+            access_token text not null,
+            refresh_token text not null,
+            expires_at timestamptz not null,
+            scopes text[],
+            created_at timestamptz,
+            email text,
+            updated_at timestamptz,
+            is_active boolean,
+            last_refreshed timestamptz not null,
+            service_type text not null,
+            provider_url text
+        );
+        -- Supabase grants every new table in public to anon and authenticated, and its
+        -- API is open to the internet. Row level security without any policy shows
+        -- them nothing.
+        alter table public.oauth_tokens enable row level security;
+    end if;
 
     -- The role is Supabase's; a plain PostgreSQL has none.
     if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then

@@ -27,18 +27,14 @@ begin
 
     -- One row for each (user, provider, service type). Names differ from database
     -- to database, so indexes are recognised by their columns. A constraint and a
-    -- plain unique index serve "on conflict" equally well: either one will do.
+    -- plain unique index serve "on conflict" equally well: either one will do. A
+    -- narrower one, such as (user, provider), stays until 0006, because PulsePlan's
+    -- own upserts may need it.
     for unique_index in
         select
             uniques.indexrelid::regclass as index_name,
             constraints.conname as constraint_name,
-            uniques.indpred is null and uniques.indimmediate as serves_upserts,
-            (
-                select array_agg(columns.attname::text order by columns.attname)
-                from pg_catalog.pg_attribute as columns
-                where columns.attrelid = uniques.indrelid
-                  and columns.attnum = any (uniques.indkey[0:uniques.indnkeyatts - 1])
-            ) as column_names
+            uniques.indpred is null and uniques.indimmediate as serves_upserts
         from pg_catalog.pg_index as uniques
         left join pg_catalog.pg_constraint as constraints
             on constraints.conindid = uniques.indexrelid
@@ -49,24 +45,20 @@ begin
           and uniques.indisvalid
           and not uniques.indisprimary
           and uniques.indexprs is null
+          and (
+              select array_agg(columns.attname::text order by columns.attname)
+              from pg_catalog.pg_attribute as columns
+              where columns.attrelid = uniques.indrelid
+                and columns.attnum = any (uniques.indkey[0:uniques.indnkeyatts - 1])
+          ) = array['provider', 'service_type', 'user_id']
     loop
-        if unique_index.column_names = array['provider', 'service_type', 'user_id']
-            and unique_index.serves_upserts
-        then
+        if unique_index.serves_upserts then
             has_token_id_unique := true;
-        elsif unique_index.column_names in (
-            -- It would refuse a user's second Google service.
-            array['provider', 'user_id'],
-            -- Partial or deferrable: "on conflict" does not take it.
-            array['provider', 'service_type', 'user_id']
-        ) then
-            if unique_index.constraint_name is not null then
-                execute format(
-                    'alter table public.oauth_tokens drop constraint %I', unique_index.constraint_name
-                );
-            else
-                execute format('drop index %s', unique_index.index_name);
-            end if;
+        -- Partial or deferrable: "on conflict" does not take it.
+        elsif unique_index.constraint_name is not null then
+            execute format('alter table public.oauth_tokens drop constraint %I', unique_index.constraint_name);
+        else
+            execute format('drop index %s', unique_index.index_name);
         end if;
     end loop;
 

@@ -1,6 +1,6 @@
--- Only the vault's roles may use public.oauth_tokens and the vault's functions.
+-- The role token_vault, and the privileges of the vault's roles and functions.
 --
--- Safe to run twice; no row changes. Run it again after a change of privileges.
+-- Safe to run twice; no row changes. What others may do with the table ends in 0006.
 --
 -- The default privileges of the schema stay as they are, because they belong to
 -- the whole project: on Supabase they grant every new table and function in
@@ -297,7 +297,6 @@ declare
     ];
     role_name text;
     vault_function regprocedure;
-    finding jsonb;
 begin
     if current_setting('lock_timeout') = '0' then
         perform set_config('lock_timeout', '10s', true);
@@ -321,11 +320,9 @@ begin
         end;
     end if;
 
-    revoke all on public.oauth_tokens from public cascade;
     revoke all on function public.token_vault_mark_foreign_write() from public cascade;
     foreach role_name in array array['anon', 'authenticated', 'service_role', 'token_vault'] loop
         continue when not exists (select from pg_catalog.pg_roles where rolname = role_name);
-        execute format('revoke all on public.oauth_tokens from %I cascade', role_name);
         -- a trigger needs no privilege on its function
         execute format(
             'revoke all on function public.token_vault_mark_foreign_write() from %I cascade', role_name
@@ -361,12 +358,6 @@ begin
                 hint = 'As the role that created it: grant token_vault to authenticator.';
         end;
     end if;
-
-    for finding in select * from jsonb_array_elements(public.token_vault_access_findings()) loop
-        raise warning using
-            message = finding ->> 'text',
-            hint = 'migrations/README.md says what to do about it.';
-    end loop;
 end
 $migration$;
 

@@ -101,3 +101,17 @@ def test_a_session_without_a_lock_timeout_gets_one(plain_pulseplan: Database) ->
         assert plain_pulseplan.sql("show lock_timeout") == [{"lock_timeout": "10s"}]
 
     assert plain_pulseplan.sql("show lock_timeout") == [{"lock_timeout": "0"}]
+
+
+def test_a_policy_on_metadata_stops_the_change_of_its_type(plain_pulseplan: Database) -> None:
+    plain_pulseplan.connection.execute(
+        "alter table public.oauth_tokens add column metadata json;"
+        "create policy active on public.oauth_tokens using (metadata ->> 'status' = 'ok')"
+    )
+    definition_before = definition(plain_pulseplan)
+
+    with pytest.raises(psycopg.errors.FeatureNotSupported) as failure:
+        plain_pulseplan.run_file(FILES[1])
+
+    assert "policy active" in str(failure.value.diag.message_detail)
+    assert definition(plain_pulseplan) == definition_before

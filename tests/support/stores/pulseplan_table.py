@@ -100,11 +100,6 @@ VARIANTS = [
     Variant("updated_at trigger", TRIGGER),
     Variant("policies without row level security", POLICIES),
     Variant("policies", "alter table public.oauth_tokens enable row level security;" + POLICIES),
-    Variant(
-        "a policy on metadata",
-        "alter table public.oauth_tokens add column metadata json;" + ADD_METADATA + "create policy active on "
-        "public.oauth_tokens using (metadata ->> 'status' = 'ok');",
-    ),
     Variant("no foreign key", "alter table public.oauth_tokens drop constraint oauth_tokens_user_id_fkey;"),
     Variant("no provider check", "alter table public.oauth_tokens drop constraint valid_provider;"),
     Variant(
