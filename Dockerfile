@@ -2,7 +2,7 @@
 # Both stages use the same image, because the virtual environment refers to its Python.
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /source
-COPY requirements.lock pyproject.toml README.md ./
+COPY requirements.lock pyproject.toml README.md LICENSE ./
 RUN python -m venv /opt/vault \
  && /opt/vault/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes --only-binary :all: \
     -r requirements.lock

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz lint format bench check-alerts audit sbom pin-images lock clean
+.PHONY: help run dev test soak fuzz lint format bench check-alerts audit dist sbom pin-images lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ help: ## show this list
 run: $(VENV)/.runtime ## install, create what is missing, and serve on the embedded store
 	@$(BIN)/token-vault init
 	@exec $(BIN)/token-vault serve
+
+dev: $(VENV)/.dev ## install what development needs into .venv, and run nothing
+	@echo "Installed; activate it with: . $(BIN)/activate"
 
 # a folder, a file or one test: make test T=tests/security
 T := tests
@@ -59,6 +62,12 @@ check-alerts: ## check the alert rules with promtool, and that they fire; PROMTO
 
 audit: $(VENV)/.dev ## look for known vulnerabilities of the locked packages; exits with 2 if the data cannot be reached
 	@$(BIN)/python scripts/audit_dependencies.py
+
+dist: $(VENV)/.dev ## build the wheel and the source distribution into dist/
+	@rm -rf build dist
+	@$(BIN)/python -c "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('dist'); build_wheel('dist')" >/dev/null
+	@rm -rf build
+	@ls dist
 
 SBOM ?= sbom.cdx.json
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
-from tests.support.process.home import require_refusal, run, token_vault
+from tests.support.process.home import require_refusal, token_vault
 from tests.support.stack.postgres import MIGRATIONS, Database, Postgres
 from tests.support.stores.pulseplan_table import with_pulseplan_table
 from tests.support.stores.table_inspection import assert_is_the_vaults_table, old_rows
@@ -117,18 +114,3 @@ def test_a_wrong_url_or_file_is_one_line(tmp_path: Path) -> None:
     unknown = _migrate(tmp_path, "postgresql://owner@127.0.0.1:1/postgres", "--to", "0009")
     assert unknown.returncode == 2
     assert "is none of 0001_create_oauth_tokens" in unknown.stderr
-
-
-def test_a_wheel_contains_the_files(tmp_path: Path) -> None:
-    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("app", "migrations", "pyproject.toml", "README.md"):  # a build writes into its folder
-        subprocess.run(["cp", "--archive", str(ROOT / name), str(source)], check=True)
-    done = run(sys.executable, "-c", build, str(tmp_path), folder=source)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as files:
-        assert [name for name in files.namelist() if name.endswith(".sql")] == [
-            f"app/migrations/{n}.sql" for n in NAMES
-        ]

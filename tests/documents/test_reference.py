@@ -30,7 +30,7 @@ from tests.support.security.keys import MASTER_KEY
 README = (ROOT / "README.md").read_text()
 ENV_EXAMPLE = (ROOT / ".env.example").read_text()
 DOCS = ROOT / "docs"
-DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), ROOT / "migrations" / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -225,11 +225,12 @@ def test_a_command_line_that_the_program_refuses_is_noticed(line: str) -> None:
         check_command_line([PROGRAM, *line.split()])
 
 
-def test_every_make_target_that_the_readme_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z]+)`|^make ([a-z]+)$", README, re.MULTILINE)) <= {
-        pair for target in targets for pair in ((target, ""), ("", target))
-    }
+@every_document
+def test_every_make_target_that_is_named_exists(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = re.findall(r"`[^`\n]+`|^```sh\n(?:.|\n)*?^```$", document.read_text(), re.MULTILINE)
+    named = re.findall(r"(?:^|`) *make ((?:[a-z-]+ ?)+)", "\n".join(code), re.MULTILINE)
+    assert {word for words in named for word in words.split()} <= targets
 
 
 # --- paths, links, code
