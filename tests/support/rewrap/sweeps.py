@@ -156,22 +156,30 @@ def bound_row(service: EncryptionService, user_id: str, number: int) -> Row:
 def pulseplan_row(user_id: str, number: int, *, prefix: str) -> Row:
     """Return a row as PulsePlan wrote it: no scheme, and an empty refresh token for none."""
     row_id = str(uuid4())
-    refresh = _pulseplan_ciphertext(refresh_of(row_id), user_id, prefix) if UUID(row_id).int % 2 else ""
+    refresh = pulseplan_ciphertext(refresh_of(row_id), user_id, prefix) if UUID(row_id).int % 2 else ""
     return raw_row(
         id=row_id,
         user_id=user_id,
         provider="google",
         service_type=f"s{number}",
-        access_token=_pulseplan_ciphertext(access_of(row_id), user_id, prefix),
+        access_token=pulseplan_ciphertext(access_of(row_id), user_id, prefix),
         refresh_token=refresh,
         encryption_scheme=None,
     )
 
 
-def _pulseplan_ciphertext(plaintext: str, user_id: str, prefix: str) -> str:
+def pulseplan_ciphertext(plaintext: str, user_id: str, prefix: str) -> str:
+    """Encrypt as PulsePlan does, under the first of the master keys."""
     iv = os.urandom(16)
     sealed = AESGCM(_pulseplan_key(user_id)).encrypt(iv, plaintext.encode(), None)
     return f"{prefix}{iv.hex()}:{sealed[-16:].hex()}:{sealed[:-16].hex()}"
+
+
+def opened_as_pulseplan(ciphertext: str, user_id: str) -> str:
+    """Decrypt as PulsePlan does; raises an exception if it is not in its format."""
+    _, iv, tag, body = ciphertext.split(":")
+    key = AESGCM(_pulseplan_key(user_id))
+    return key.decrypt(bytes.fromhex(iv), bytes.fromhex(body) + bytes.fromhex(tag), None).decode()
 
 
 @cache
