@@ -33,6 +33,7 @@ from app.observability.readiness import (
     service_keys_check,
 )
 from app.observability.request_log import OperationLog
+from app.refresh.revocation import TokenRevocation
 from app.security.counters import EncryptionCounters
 from app.security.encryption_service import EncryptionService
 from app.security.kms.circuit_breaker import CircuitBreaker, DenialBreaker
@@ -318,6 +319,17 @@ class Providers:
         from app.refresh.exchange import CodeExchange  # noqa: PLC0415  imports aiohttp
 
         return CodeExchange(vault=vault, cipher=cipher, events=events, providers=self.registry, client=self.client)
+
+
+def build_revocation(
+    providers: Providers | None, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents
+) -> TokenRevocation:
+    """Build what revokes tokens before it deletes them; without `providers` it only deletes."""
+    if providers is None:
+        return TokenRevocation(tokens=tokens, cipher=cipher, events=events)
+    return TokenRevocation(
+        tokens=tokens, cipher=cipher, events=events, providers=providers.registry, client=providers.client
+    )
 
 
 def build_provider_registry(settings: Settings) -> ProviderRegistry | None:

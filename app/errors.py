@@ -24,6 +24,7 @@ class VaultError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.recorded = False  # whether an audit event holds it
+        self.receipt: object | None = None  # of a revocation that was made before: an `app.tokens.deletion.Receipt`
         self.retry_after_seconds = retry_after_seconds
 
     def copy(self) -> Self:

@@ -27,6 +27,7 @@ from app.composition import (
     build_events,
     build_limits,
     build_readiness,
+    build_revocation,
     build_service_key_directory,
     build_user_jwts,
     build_vault,
@@ -41,6 +42,7 @@ from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.requests import WireMetrics
 from app.observability.readiness import Readiness
 from app.observability.unhandled import log_unexpected_end, log_unhandled_in_loop
+from app.refresh.revocation import TokenRevocation
 from app.rewrap.background import BackgroundSweep
 from app.rewrap.legacy_window import warn_of_window
 from app.rewrap.on_read import RewrapOnRead
@@ -74,6 +76,7 @@ class AppState(TypedDict):
     service_keys: ServiceKeyDirectory
     user_jwts: UserJwtVerifier | None
     exchange: CodeExchange | None
+    revocation: TokenRevocation
     readiness: Readiness
     events: TokenEvents
     exposition: NotRequired[Exposition]
@@ -189,10 +192,13 @@ async def _running(
         if states["store"] != "down":
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
-        vault, exchange = await stack.enter_async_context(_refreshing(settings, repository, cipher, events, on_reveal))
+        vault, exchange, revocation = await stack.enter_async_context(
+            _refreshing(settings, repository, cipher, events, on_reveal)
+        )
         state = AppState(
             vault=vault,
             exchange=exchange,
+            revocation=revocation,
             service_keys=service_keys,
             user_jwts=None if user_jwts is None else user_jwts.verifier,
             readiness=readiness,
@@ -214,15 +220,20 @@ async def _refreshing(
     cipher: TokenCipher,
     events: TokenEvents,
     on_reveal: Callable[[StoredToken], None] | None,
-) -> AsyncIterator[tuple[TokenVault, CodeExchange | None]]:
-    """Build the vault, with what refreshes and exchanges tokens if OAuth providers are configured.
+) -> AsyncIterator[tuple[TokenVault, CodeExchange | None, TokenRevocation]]:
+    """Build the vault, what revokes tokens, and what refreshes and exchanges them if OAuth providers are configured.
 
-    At the end, refreshes and exchanges in progress are waited for: what a provider has answered must be stored.
+    At the end, refreshes, exchanges and revocations in progress are waited for: what a provider has answered must be
+    stored.
     """
     build = partial(build_vault, tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
     async with opened_providers(settings) as providers:
+        revocation = build_revocation(providers, tokens=repository, cipher=cipher, events=events)
         if providers is None:
-            yield build(), None
+            try:
+                yield build(), None, revocation
+            finally:
+                await revocation.close()
             return
         _warn_of(providers.registry.warnings())
         recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
@@ -235,10 +246,10 @@ async def _refreshing(
         if recovery is not None:
             recovery.start()
         try:
-            yield vault, exchange
+            yield vault, exchange, revocation
         finally:
             await background.close()
-            await asyncio.gather(refresher.close(), exchange.close())
+            await asyncio.gather(refresher.close(), exchange.close(), revocation.close())
             if recovery is not None:
                 await recovery.close()
 

@@ -12,8 +12,10 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api.conditional_requests import entity_tag
-from app.api.problems import problem_of
-from app.tokens.models import RevealedToken, StoredToken, UnreadableRow
+from app.api.problems import problem_of, problem_response, receipt_answer
+from app.errors import VaultError
+from app.tokens.deletion import Erasure
+from app.tokens.models import RevealedToken, StoredToken, TokenRow, UnreadableRow
 
 
 def token_answer(token: StoredToken, *, refreshable: bool) -> dict[str, Any]:
@@ -54,12 +56,32 @@ def revealed_answer(revealed: RevealedToken, *, include_refresh: bool) -> dict[s
 
 def unreadable_answer(row: UnreadableRow, request_id: str) -> dict[str, Any]:
     """Return the fields of `UnreadableToken`."""
+    return _token_problem(row, row.error(), request_id)
+
+
+def erasure_response(erasure: Erasure, request_id: str, *, with_receipts: bool) -> Response:
+    """Return the fields of `Erased`; if tokens were kept, as members of the problem that prevented their deletion."""
+    answer: dict[str, Any] = {"deleted": erasure.deleted}
+    if with_receipts:
+        answer["receipts"] = [
+            {"provider": row.token_id.provider, "service_type": row.token_id.service_type, **receipt_answer(receipt)}
+            for row, receipt in erasure.receipts
+        ]
+    error = erasure.error
+    if error is None:
+        return json_response(answer)
+    answer["detail"] = f"{len(erasure.kept)} of the user's tokens could not be deleted: {error.detail}"
+    answer["kept"] = [_token_problem(one.row, one.error, request_id) for one in erasure.kept]
+    return problem_response(error, request_id, more=answer)
+
+
+def _token_problem(row: TokenRow, error: VaultError, request_id: str) -> dict[str, Any]:
     return {
         "user_id": row.token_id.user_id,
         "provider": row.token_id.provider,
         "service_type": row.token_id.service_type,
         "version": row.version,
-        "problem": problem_of(row.error(), request_id),
+        "problem": problem_of(error, request_id),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
@@ -15,7 +16,7 @@ from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
 from app.tokens.vault import TokenVault
 
-_QUERY_PARAMETERS = frozenset({"service_type", "include", "min_ttl"})
+_QUERY_PARAMETERS = frozenset({"service_type", "include", "min_ttl", "revoke"})
 # documented here, validated by the vault: a direct route passes path parameters as they are
 UserIdPath = Annotated[str, Path(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
 
@@ -60,17 +61,36 @@ class TokenCallWith(CallerWith):
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE
         if request.scope["query_string"]:
-            service_type = _known_parameters(request).get("service_type", DEFAULT_SERVICE_TYPE)
+            parameters = known_parameters(request, _QUERY_PARAMETERS)
+            service_type = parameters.get("service_type", DEFAULT_SERVICE_TYPE)
         token_id = TokenId.parse(path["user_id"], path["provider"], service_type)
         return TokenCall(authenticated, token_id, request.state.vault)
 
 
-def _known_parameters(request: Request) -> QueryParams:
+def known_parameters(request: Request, known: frozenset[str]) -> QueryParams:
     """Return the query. Refuses unknown parameters: ignoring a misspelt service_type could delete another token."""
     parameters = request.query_params
-    if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= _QUERY_PARAMETERS:
+    if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= known:
         raise InvalidRequest.of_field("query", "the query has an unknown or repeated parameter")
     return parameters
+
+
+class Revoke(StrEnum):
+    """Whether a deletion revokes the secrets at their provider first, and keeps a token whose secrets it cannot."""
+
+    BEST_EFFORT = "true"
+    REQUIRED = "required"
+
+
+def revoke_of(parameters: QueryParams) -> Revoke | None:
+    """Return what the parameter `revoke` asks for."""
+    value = parameters.get("revoke")
+    if value is None:
+        return None
+    try:
+        return Revoke(value)
+    except ValueError:
+        raise InvalidRequest.of_field("revoke", "revoke must be true or required") from None
 
 
 RevealCall = Annotated[TokenCall, Depends(TokenCallWith(Scope.REVEAL))]

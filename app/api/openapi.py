@@ -21,7 +21,7 @@ from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.oauth_schemas import TokenExchangeRequest
-from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, problem_of
+from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, Receipt, problem_of
 from app.api.schemas import (
     EXAMPLE_USER_ID,
     BatchGetRequest,
@@ -90,6 +90,13 @@ MIN_TTL = {
     "description": "Refresh the token first if it expires within these seconds, at most half of its lifetime. Default: "
     "the provider's margin. 0: never refresh.",
 }
+REVOKE = {
+    "name": "revoke",
+    "in": "query",
+    "schema": {"type": "string", "enum": ["true", "required"]},
+    "description": "`true`: revoke the secrets at the provider first, and delete whatever it says. `required`: keep a "
+    "token unless all of its secrets are revoked.",
+}
 IF_MATCH = {
     "name": "If-Match",
     "in": "header",
@@ -132,8 +139,10 @@ _ETAG = {
 }
 
 
-def responses(*possible: type[errors.VaultError], etag: bool = False, created: bool = False) -> dict[int | str, Any]:
-    """Return the `responses` of a route: its problems by status, and its ETag."""
+def responses(
+    *possible: type[errors.VaultError], etag: bool = False, created: bool = False, receipt: bool = False
+) -> dict[int | str, Any]:
+    """Return the `responses` of a route: its problems by status, its ETag, and the receipt of a revocation."""
     by_status: dict[int, list[type[errors.VaultError]]] = defaultdict(list)
     for error in dict.fromkeys((*EVERY_ROUTE, *possible)):
         by_status[STATUS[error]].append(error)
@@ -142,6 +151,8 @@ def responses(*possible: type[errors.VaultError], etag: bool = False, created: b
         described[200] = {"headers": _ETAG}
     if created:
         described[201] = {"description": "Created", "headers": _ETAG, "content": _content(Token)}
+    if receipt:
+        described[200] = {"description": "Deleted, with `revoke`", "model": Receipt}
     return described
 
 

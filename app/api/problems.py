@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -16,6 +16,7 @@ from app import errors
 from app.api.direct_route import DirectRoute
 from app.api.refusal_events import record_refused_request
 from app.observability.request_log import note_failure
+from app.tokens import deletion
 
 MEDIA_TYPE: Final = "application/problem+json"
 EXAMPLE_REQUEST_ID: Final = "0b5c2f0e9d7c4d0c8e8f6f3d9a7b1c2e"
@@ -72,6 +73,48 @@ class FieldProblem(BaseModel):
     message: str
 
 
+_Outcome = Literal["revoked", "unsupported", "failed", "unknown"]
+_RECEIPT: Final[dict[str, JsonValue]] = {"access_token": "revoked", "refresh_token": "revoked", "deleted": True}
+
+
+class Receipt(BaseModel):
+    """What became of a token that was to be revoked and deleted. `refresh_token` is null if it has none.
+
+    `revoked`: the provider says so. `unsupported`: it cannot revoke this secret. `failed`: the secret is not revoked.
+    `unknown`: it may or may not be.
+    """
+
+    access_token: _Outcome
+    refresh_token: _Outcome | None
+    deleted: bool
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_RECEIPT]})
+
+
+class TokenReceipt(BaseModel):
+    """The receipt of one token of an erasure."""
+
+    provider: str
+    service_type: str
+    access_token: _Outcome
+    refresh_token: _Outcome | None
+    deleted: bool
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"provider": "google", "service_type": "calendar", **_RECEIPT}]}
+    )
+
+
+class KeptToken(BaseModel):
+    """A token that an erasure could not delete, with the problem that prevented it."""
+
+    user_id: str
+    provider: str
+    service_type: str
+    version: int
+    problem: Problem
+
+
 class Problem(BaseModel):
     """RFC 9457 problem details. Dispatch on `code`."""
 
@@ -86,6 +129,10 @@ class Problem(BaseModel):
         default=None,
         description="For `invalid_request`: one entry per field. For `forbidden`: the header, if it is the user's JWT.",
     )
+    receipt: Receipt | None = Field(default=None, description="Of a deletion that has revoked before it failed.")
+    deleted: int | None = Field(default=None, description="Of an erasure that has kept tokens: the number of others.")
+    kept: list[KeptToken] | None = Field(default=None, description="Of an erasure: the tokens that were kept.")
+    receipts: list[TokenReceipt] | None = Field(default=None, description="Of an erasure with `revoke`: every token.")
 
 
 def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
@@ -93,18 +140,33 @@ def problem_of(error: errors.VaultError, request_id: str) -> dict[str, Any]:
     problem = _document(error.code, STATUS[type(error)], error.detail, request_id, retryable=error.retryable)
     if isinstance(error, errors.InvalidRequest | errors.UserJwtRefused) and error.problems:
         problem["errors"] = [{"field": field, "message": message} for field, message in error.problems]
+    if isinstance(error.receipt, deletion.Receipt):
+        problem["receipt"] = receipt_answer(error.receipt)
     return problem
 
 
-def problem_response(error: errors.VaultError, request_id: str) -> Response:
-    """Return the response to a call that failed with `error`, and note the failure for the log line and the count."""
+def receipt_answer(receipt: deletion.Receipt) -> dict[str, Any]:
+    """Return the fields of `Receipt`."""
+    return {
+        "access_token": receipt.access_token.value,
+        "refresh_token": None if receipt.refresh_token is None else receipt.refresh_token.value,
+        "deleted": receipt.deleted,
+    }
+
+
+def problem_response(error: errors.VaultError, request_id: str, *, more: Mapping[str, Any] | None = None) -> Response:
+    """Return the response to a call that failed with `error`, and note the failure for the log line and the count.
+
+    `more` holds further members of the problem.
+    """
     note_failure(error.code, error.detail)
     headers = {}
     if error.retryable:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = 'Bearer realm="token-vault"'
-    return JSONResponse(problem_of(error, request_id), STATUS[type(error)], headers, media_type=MEDIA_TYPE)
+    problem = problem_of(error, request_id) | dict(more or {})
+    return JSONResponse(problem, STATUS[type(error)], headers, media_type=MEDIA_TYPE)
 
 
 async def _on_vault_error(request: Request, error: errors.VaultError) -> Response:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.problems import Problem
+from app.api.problems import Problem, TokenReceipt
 from app.errors import InvalidRequest
 from app.refresh.authorization import Authorization
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
@@ -355,7 +355,29 @@ class TokenList(BaseModel):
 
 
 class Erased(BaseModel):
+    """The number of deleted tokens, and with `revoke` the receipt of each. Every token of the user is deleted."""
+
     deleted: int
+    receipts: list[TokenReceipt] | None = None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "deleted": 1,
+                    "receipts": [
+                        {
+                            "provider": "google",
+                            "service_type": "calendar",
+                            "access_token": "revoked",
+                            "refresh_token": "revoked",
+                            "deleted": True,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
 
 class BatchItem(BaseModel):

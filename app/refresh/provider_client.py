@@ -102,7 +102,7 @@ class ProviderClient:
         A token that the provider does not know counts as revoked (RFC 7009, section 2.2). An access token that revokes
         itself must be valid; otherwise `GrantRejected` is raised.
         """
-        if provider.revocation is Revocation.NONE or (provider.revoke_url is None and not provider.uses_base_url):
+        if not provider.revokes:
             raise RevocationUnsupported(f"{provider.name} has no endpoint that revokes a token")
         url = revocation_endpoint(provider, base_url)
         deadline = self._connections.deadline()

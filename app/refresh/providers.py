@@ -101,6 +101,11 @@ class OAuthProvider:
     reauth_errors: frozenset[str] = frozenset()
 
     @property
+    def revokes(self) -> bool:
+        """Whether there is an endpoint that revokes a token."""
+        return self.revocation is not Revocation.NONE and (self.revoke_url is not None or self.uses_base_url)
+
+    @property
     def uses_base_url(self) -> bool:
         """Whether the endpoints are on the host of the token's base URL."""
         return self.token_url is None

@@ -36,6 +36,7 @@ class Operation(StrEnum):
     ERASE_USER = "erase_user"
     REFRESH = "refresh"
     EXCHANGE = "exchange"
+    REVOKE = "revoke"  # of a token, at its provider
     CREATE_KEY = "create_key"  # of a calling service; so is the next
     REVOKE_KEY = "revoke_key"
 
@@ -50,6 +51,7 @@ class TokenEvent:
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens
     - `revealed`: the secrets that leave the vault
+    - `revoked`: the secrets that the provider has revoked, whatever the outcome
     - `opened`: the families of the ciphertexts that were decrypted for it, as the ciphertexts themselves show them
     - `scheme`, `encryption_method`: the token's, `None` until they are known
     - `detail`: the error's, which holds no secret
@@ -60,6 +62,7 @@ class TokenEvent:
     user_id: str | None
     token_id: TokenId | None
     revealed: tuple[SecretField, ...] = ()
+    revoked: tuple[SecretField, ...] = ()
     opened: tuple[Family, ...] = ()
     scheme: str | None
     encryption_method: str | None

@@ -21,7 +21,7 @@ class RecordedOperation:
     """Context manager around one operation. Its audit event is durable before the caller gets the outcome.
 
     If the event cannot be recorded the operation raises `AuditUnavailable`, even if it succeeded. The operation itself
-    sets `scheme`, `method` and `revealed`, and calls `announce` before each change.
+    sets `scheme`, `method`, `revealed` and `revoked`, and calls `announce` before each change.
     """
 
     events: TokenEvents
@@ -33,6 +33,7 @@ class RecordedOperation:
     scheme: str | None = None
     method: str | None = None
     revealed: tuple[SecretField, ...] = ()
+    revoked: tuple[SecretField, ...] = ()
     opened: tuple[Family, ...] = ()
     intent: str | None = None
     outcome: str = SUCCESS  # of an operation that ends without an error
@@ -94,6 +95,7 @@ class RecordedOperation:
             user_id=self.user_id,
             token_id=self.token_id,
             revealed=self.revealed if outcome == SUCCESS else (),
+            revoked=self.revoked,
             opened=self.opened,
             scheme=self.scheme,
             encryption_method=self.method,

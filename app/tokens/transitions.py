@@ -187,6 +187,13 @@ def reauthentication_needed(claimed: StoredToken, reason: str, *, now: datetime)
     )
 
 
+def marked_revoked(current: StoredToken, reason: str, *, now: datetime) -> StoredToken:
+    """Return the row of a token that its provider has revoked, wholly or in part."""
+    return replace(
+        current, status=TokenStatus.REVOKED, status_reason=reason, version=current.version + 1, updated_at=now
+    )
+
+
 def _released(current: StoredToken) -> RefreshState:
     return RefreshState(generation=current.refresh_state.generation)
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from app.errors import (
     AnswerTooLarge,
-    StoreError,
     StoreMisconfigured,
     StoreTimeout,
     TokenNotFound,
@@ -22,6 +21,7 @@ from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
+from app.tokens.deletion import delete_row, outlast
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.freshness import Refresher
 from app.tokens.legacy_rows import require_own_secrets
@@ -49,7 +49,6 @@ from app.tokens.row_rewrap import prepare_rewrap, write_rewrap
 T = TypeVar("T")
 OPERATION_SECONDS = 4.5
 _MAXIMUM_ROUNDS = 20
-_LONGEST_WAIT_MILLISECONDS = 20
 _DEFAULT_OPTIONS = RevealOptions()
 
 
@@ -241,14 +240,9 @@ class TokenVault:
                 current = _require_row(found, precondition)
                 if isinstance(current, StoredToken):
                     operation.note(current)
-                await self._outlast(current)
+                await outlast(current, now=self._now)
                 await operation.announce()
-                try:
-                    return await self._tokens.delete(current) or None
-                except StoreError as error:
-                    if precondition == NO_PRECONDITION and error.retryable and await self._is_gone(current, error):
-                        return True
-                    raise
+                return await delete_row(self._tokens, current, precondition) or None
 
             await self._until_settled(token_id, write)
 
@@ -263,7 +257,7 @@ class TokenVault:
                 found = {(token.id, token.version) for token in tokens}
                 if found == kept:
                     raise StoreMisconfigured("the store keeps rows of this user that it was asked to delete")
-                await self._outlast(*tokens)
+                await outlast(*tokens, now=self._now)
                 await operation.announce()
                 in_round = await self._tokens.delete_many(tokens)
                 deleted, kept = deleted + in_round, set() if in_round else found
@@ -283,23 +277,6 @@ class TokenVault:
                 "the tokens could not be counted in time; `token-vault encryption status` waits longer"
             ) from None
         return Census.of(lines, primary_scheme=self._cipher.primary_scheme)
-
-    async def _outlast(self, *tokens: TokenRow) -> None:
-        """Wait until a token that is stored from now on gets a higher version than these, which are deleted next.
-
-        That takes a millisecond for a token as young as that. It takes no longer if the clocks of replicas differ.
-        """
-        ahead = max(token.version for token in tokens) - transitions.first_version(self._now())
-        if ahead >= 0:
-            await asyncio.sleep(min(ahead + 1, _LONGEST_WAIT_MILLISECONDS) / 1000)
-
-    async def _is_gone(self, row: TokenRow, error: StoreError) -> bool:
-        """Whether the row no longer exists; raises `error` if the store cannot say."""
-        try:
-            found = await self._tokens.get(row.token_id)
-        except StoreError:
-            raise error from None
-        return found is None or found.id != row.id
 
     async def _until_settled(self, token_id: TokenId, write: Callable[[TokenRow | None], Awaitable[T | None]]) -> T:
         """Read the row and write it conditionally, again on the newer row if somebody else wrote in between."""

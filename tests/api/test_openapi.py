@@ -26,12 +26,12 @@ ROUTES = {
     ("put", "/v1/users/{user_id}/tokens/{provider}"): {200, 201, 400, 401, 403, 412, 413, 422, 429, 500, 503, 504},
     ("get", "/v1/users/{user_id}/tokens/{provider}"): {200, 401, 403, 404, 409, 422, 429, 500, 503, 504},
     ("patch", "/v1/users/{user_id}/tokens/{provider}"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
-    ("delete", "/v1/users/{user_id}/tokens/{provider}"): {204, 401, 403, 404, 412, 422, 429, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens/{provider}"): {200, 204, 401, 403, 404, 409, 412, 422, 429, 500, 503, 504},
     ("post", f"{TOKEN}/exchange"): {200, 201, 400, 401, 403, 409, 413, 422, 429, 500, 503, 504},
     ("post", f"{TOKEN}/refresh"): {200, 400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504},
     ("post", f"{TOKEN}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
     ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 413, 422, 429, 500, 503, 504},
-    ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 422, 429, 500, 503, 504},
+    ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 409, 422, 429, 500, 503, 504},
     ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 429, 500, 503, 504},
     ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 429, 500, 503, 504},
     ("get", "/v1/encryption"): {200, 401, 403, 422, 429, 500, 503, 504},
@@ -135,7 +135,7 @@ def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:
             [content] = operation["requestBody"]["content"].values()
             name = content["schema"]["$ref"].rpartition("/")[2]
             assert schemas[name]["examples"], (method, path)
-    for name in ("Token", "Revealed", "IssuedToken"):
+    for name in ("Token", "Revealed", "Receipt", "Erased", "IssuedToken"):
         assert schemas[name]["examples"]
 
 

@@ -197,3 +197,66 @@ def _write(file: Path, entry: dict[str, Any]) -> None:
     draft.write_text(json.dumps({"acme": entry}))
     draft.chmod(0o600)
     draft.replace(file)
+
+
+def test_a_deletion_without_revoke_asks_no_provider(client: httpx.Client, provider: OAuthStandIn) -> None:
+    path, _ = _stored(client, provider)
+    asked = len(provider.requests)
+    answer = client.delete(path)
+    assert (answer.status_code, answer.content, len(provider.requests)) == (204, b"", asked)
+
+
+def test_a_revoked_token_is_answered_with_a_receipt(client: httpx.Client, provider: OAuthStandIn) -> None:
+    path, stored = _stored(client, provider)
+    problem(client.delete(path, params={"revoke": "true"}, headers={"If-Match": '"1"'}), 412, "version_conflict")
+    answer = client.delete(path, params={"revoke": "true"}, headers={"If-Match": f'"{stored["version"]}"'})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"access_token": "revoked", "refresh_token": "revoked", "deleted": True}
+    assert provider.revoked[-1] == "first"
+    problem(client.delete(path, params={"revoke": "true"}), 404, "token_not_found")
+
+
+def test_a_required_revocation_that_fails_keeps_the_token(client: httpx.Client, provider: OAuthStandIn) -> None:
+    path, _ = _stored(client, provider, expires_in=3_600)
+    provider.always(Answer(status=500))
+    refused = problem(client.delete(path, params={"revoke": "required"}), 503, "provider_unavailable")
+    assert refused["receipt"] == {"access_token": "failed", "refresh_token": "unknown", "deleted": False}
+    provider.always(Answer(status=400, body={"error": "invalid_request"}))
+    refused = problem(client.delete(path, params={"revoke": "required"}), 500, "provider_misconfigured")
+    assert refused["receipt"] == {"access_token": "failed", "refresh_token": "failed", "deleted": False}
+    assert client.get(path).json()["access_token"] == "first"
+    receipt = client.delete(path, params={"revoke": "true"}).json()
+    assert receipt == {"access_token": "failed", "refresh_token": "failed", "deleted": True}
+
+
+def test_without_a_provider_revoke_deletes_and_required_does_not(client: httpx.Client) -> None:
+    path = f"/v1/users/{uuid4()}/tokens/canvas"
+    client.put(path, json={"access_token": "manual"})
+    refused = problem(client.delete(path, params={"revoke": "required"}), 422, "invalid_request")
+    assert refused["receipt"] == {"access_token": "unsupported", "refresh_token": None, "deleted": False}
+    for wrong in ("false", "", "1", "True"):
+        problem(client.delete(path, params={"revoke": wrong}), 422, "invalid_request")
+    receipt = client.delete(path, params={"revoke": "true"}).json()
+    assert receipt == {"access_token": "unsupported", "refresh_token": None, "deleted": True}
+
+
+def test_an_erasure_answers_with_a_receipt_for_each_token(client: httpx.Client, provider: OAuthStandIn) -> None:
+    path, _ = _stored(client, provider)
+    user = path.rpartition("/")[0]
+    client.put(f"{user}/canvas", json={"access_token": "manual"})
+    for wrong in ({"revok": "true"}, {"service_type": "calendar"}, {"revoke": "maybe"}):
+        problem(client.delete(user, params=wrong), 422, "invalid_request")
+    kept = problem(client.delete(user, params={"revoke": "required"}), 422, "invalid_request")
+    assert kept["deleted"] == 1
+    assert kept["receipts"] == [
+        {"provider": "acme", "service_type": "default"}
+        | dict.fromkeys(("access_token", "refresh_token"), "revoked")
+        | {"deleted": True},
+        {"provider": "canvas", "service_type": "default", "access_token": "unsupported", "refresh_token": None}
+        | {"deleted": False},
+    ]
+    assert isinstance(kept["kept"], list)
+    assert [(one["provider"], one["problem"]["code"]) for one in kept["kept"]] == [("canvas", "invalid_request")]
+    erased = client.delete(user, params={"revoke": "true"}).json()
+    assert erased["deleted"] == len(erased["receipts"]) == 1
+    assert client.delete(user, params={"revoke": "true"}).json() == {"deleted": 0, "receipts": []}

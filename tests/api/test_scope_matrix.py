@@ -62,9 +62,12 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
     ("PATCH", TOKEN): [Row(Scope.WRITE, 200, {"metadata": {"a": 1}})],
     ("POST", f"{TOKEN}/rotate"): [Row(Scope.WRITE, 200, BODY)],
     ("POST", f"{TOKEN}/rewrap"): [Row(Scope.ADMIN, 200)],
-    ("DELETE", TOKEN): [Row(Scope.DELETE, 204)],
+    ("DELETE", TOKEN): [Row(Scope.DELETE, 204), Row(Scope.DELETE, 200, query="?revoke=true")],
     ("GET", "/v1/users/{user_id}/tokens"): [Row(Scope.READ, 200, limited=200)],
-    ("DELETE", "/v1/users/{user_id}/tokens"): [Row(Scope.DELETE, 200)],
+    ("DELETE", "/v1/users/{user_id}/tokens"): [
+        Row(Scope.DELETE, 200),
+        Row(Scope.DELETE, 200, query="?revoke=true"),
+    ],
     ("POST", "/v1/tokens/batch-get"): [
         Row(Scope.REVEAL, 200, _BATCH, limited=200),
         Row(

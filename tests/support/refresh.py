@@ -17,6 +17,7 @@ from app.errors import AuditUnavailable
 from app.refresh.exchange import CodeExchange
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
+from app.refresh.revocation import LEASE_WAIT_SECONDS, TokenRevocation
 from app.refresh.spool import RefreshSpool
 from app.refresh.spool_recovery import SpoolRecovery
 from app.tokens.cipher import TokenCipher
@@ -70,6 +71,7 @@ class Replica:
     vault: TokenVault = field(init=False)
     refresher: TokenRefresher = field(init=False)
     exchange: CodeExchange = field(init=False)
+    revocation: TokenRevocation = field(init=False)
     cipher: TokenCipher = field(init=False)
     recovery: SpoolRecovery | None = None
 
@@ -121,6 +123,8 @@ async def replicas(
     key_version: int = 1,
     trail: RecordingTrail | None = None,
     spool: Path | None = None,
+    total_seconds: float = 10.0,
+    lease_wait_seconds: float = LEASE_WAIT_SECONDS,
     **entry: Any,
 ) -> AsyncIterator[list[Replica]]:
     """Run replicas over one store; `entry` changes the provider's entry in the registry, which replaces the provider.
@@ -134,7 +138,7 @@ async def replicas(
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
-            client = await stack.enter_async_context(provider_client(resolver=resolver))
+            client = await stack.enter_async_context(provider_client(resolver=resolver, total_seconds=total_seconds))
             replica = Replica(tokens=tokens, trail=trail or RecordingTrail(), clock=Clock())
             replica.cipher = cipher = TokenCipher(encryption=local_encryption(key_version))
             events = TokenEvents(audit=replica.trail)
@@ -169,6 +173,16 @@ async def replicas(
                 now=replica.clock,
             )
             stack.push_async_callback(replica.exchange.close)
+            replica.revocation = TokenRevocation(
+                tokens=tokens,
+                cipher=cipher,
+                events=events,
+                providers=registry,
+                client=client,
+                now=replica.clock,
+                lease_wait_seconds=lease_wait_seconds,
+            )
+            stack.push_async_callback(replica.revocation.close)
             found.append(replica)
         yield found
 

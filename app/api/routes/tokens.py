@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app import errors
 from app.api.answers import json_response, revealed_answer, token_answer
 from app.api.conditional_requests import ChangeCondition, StoreCondition
-from app.api.dependencies import DeleteCall, RevealCall, RewrapCall, WriteCall
+from app.api.dependencies import DeleteCall, RevealCall, Revoke, RewrapCall, WriteCall, revoke_of
 from app.api.direct_route import DirectRoute
 from app.api.openapi import (
     BODY_ERRORS,
@@ -27,14 +27,17 @@ from app.api.openapi import (
     INCLUDE,
     MIN_TTL,
     PROVIDER_ERRORS,
+    REVOKE,
     STORE_ERRORS,
     TOKEN_ID,
     extra,
     responses,
 )
+from app.api.problems import receipt_answer
 from app.api.request_body import strict_body
 from app.api.schemas import ExchangeRequest, PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
 from app.callers.service_keys import Scope
+from app.refresh.revocation import TokenRevocation
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import RevealedToken, StoredToken
 from app.tokens.reveals import RevealOptions
@@ -190,13 +193,32 @@ async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
     "",
     summary="Delete a token",
     status_code=204,
-    responses=responses(*STORE_ERRORS, errors.TokenNotFound, errors.VersionConflict),
-    openapi_extra=extra(*TOKEN_ID, IF_MATCH),
+    responses=responses(
+        *STORE_ERRORS,
+        *DECRYPT_ERRORS,
+        *PROVIDER_ERRORS,
+        errors.TokenNotFound,
+        errors.TokenInactive,
+        errors.VersionConflict,
+        receipt=True,
+    ),
+    openapi_extra=extra(*TOKEN_ID, REVOKE, IF_MATCH),
 )
-async def delete(call: DeleteCall, condition: ChangeCondition) -> Response:
-    """Delete the token permanently. Needs `tokens:delete`."""
-    await call.vault.delete(call.token_id, caller=call.caller, precondition=condition)
-    return Response(status_code=204)
+async def delete(call: DeleteCall, condition: ChangeCondition, request: Request) -> Response:
+    """Delete the token permanently. Needs `tokens:delete`.
+
+    With `revoke` its secrets are revoked at the provider first, the refresh token before the access token, and the
+    answer is a receipt.
+    """
+    revoke = revoke_of(request.query_params)
+    if revoke is None:
+        await call.vault.delete(call.token_id, caller=call.caller, precondition=condition)
+        return Response(status_code=204)
+    revocation: TokenRevocation = request.state.revocation
+    receipt = await revocation.delete(
+        call.token_id, required=revoke is Revoke.REQUIRED, caller=call.caller, precondition=condition
+    )
+    return json_response(receipt_answer(receipt))
 
 
 def _options(request: Request) -> RevealOptions:

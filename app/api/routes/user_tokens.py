@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.answers import json_response, token_answer, unreadable_answer
+from app.api.answers import erasure_response, json_response, token_answer, unreadable_answer
 from app.api.authentication import Deleter, Reader
-from app.api.dependencies import UserIdPath, Vault
+from app.api.dependencies import Revoke, UserIdPath, Vault, known_parameters, revoke_of
 from app.api.direct_route import DirectRoute
-from app.api.openapi import STORE_ERRORS, responses
+from app.api.openapi import DECRYPT_ERRORS, PROVIDER_ERRORS, REVOKE, STORE_ERRORS, extra, responses
 from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, TokenList
-from app.errors import AnswerTooLarge
+from app.errors import AnswerTooLarge, TokenInactive
+from app.refresh.revocation import TokenRevocation
 from app.tokens.models import StoredToken, UnreadableRow
 
+_REVOKE_ALONE = frozenset({"revoke"})
 router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"], route_class=DirectRoute)
 
 
@@ -39,8 +41,24 @@ async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) 
     return response
 
 
-@router.delete("", summary="Erase a user", response_model=Erased, responses=responses(*STORE_ERRORS))
-async def erase(authenticated: Deleter, user_id: UserIdPath, vault: Vault) -> Response:
-    """Delete all of a user's tokens. Needs `tokens:delete` and a key that is not limited to some providers."""
+@router.delete(
+    "",
+    summary="Erase a user",
+    response_model=Erased,
+    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, TokenInactive),
+    openapi_extra=extra(REVOKE),
+)
+async def erase(authenticated: Deleter, user_id: UserIdPath, vault: Vault, request: Request) -> Response:
+    """Delete all of a user's tokens. Needs `tokens:delete` and a key that is not limited to some providers.
+
+    With `revoke` each token is revoked first, and the answer has a receipt for each. If tokens had to be kept, the
+    answer is the problem that prevented their deletion: its members `kept` and `deleted` say which ones, and how many
+    were deleted.
+    """
     authenticated.require_every_provider()
-    return json_response(Erased(deleted=await vault.delete_for_user(user_id, caller=authenticated.caller)))
+    caller, revoke = authenticated.caller, revoke_of(known_parameters(request, _REVOKE_ALONE))
+    if revoke is None:
+        return json_response({"deleted": await vault.delete_for_user(user_id, caller=caller)})
+    revocation: TokenRevocation = request.state.revocation
+    erasure = await revocation.erase(user_id, required=revoke is Revoke.REQUIRED, caller=caller)
+    return erasure_response(erasure, caller.request_id, with_receipts=True)
