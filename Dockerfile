@@ -1,4 +1,7 @@
-# The vault as a container. Build: docker build --tag token-vault .
+# The vault as a container. Build:
+#
+#   docker build --tag token-vault:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
+#
 # Both stages use the same image, because the virtual environment refers to its Python.
 FROM python:3.13-slim-bookworm AS build
 WORKDIR /source
@@ -17,6 +20,16 @@ RUN pip uninstall --yes --root-user-action ignore pip \
  && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin vault \
  && install --directory --owner vault --group vault --mode 0700 /data
 COPY --from=build /opt/vault /opt/vault
+# The program has the migrations in itself; these are for psql, and for PulsePlan's path of the rewrap.
+COPY LICENSE /usr/share/token-vault/
+COPY migrations /usr/share/token-vault/migrations
+COPY scripts/migrate_to_kms.py /usr/share/token-vault/scripts/
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="PulsePlan token vault" \
+      org.opencontainers.image.description="Stores, reveals and rotates users' OAuth and API tokens" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/vault/bin:$PATH \
     SQLITE_PATH=/data/vault.db \
     SERVICE_KEYS_FILE=/data/service-keys.json

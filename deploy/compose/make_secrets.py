@@ -1,7 +1,7 @@
 # ruff: noqa: INP001  a script outside of any package
 """Make deploy/compose/secrets.env: new secrets for docker-compose.yml. Needs only Python.
 
-Keeps an existing file, because its TOKEN_ENCRYPTION_KEY decrypts the stored tokens.
+Keeps an existing file, because its TOKEN_ENCRYPTION_KEY and KMS_STAND_IN_SEED decrypt the stored tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ def main() -> None:
     values = {
         "POSTGRES_PASSWORD": secrets.token_hex(16),
         "AUTHENTICATOR_PASSWORD": secrets.token_hex(16),
+        "VAULT_LOGIN_PASSWORD": secrets.token_hex(16),
         "JWT_SECRET": jwt_secret,
         "SUPABASE_SERVICE_KEY": _service_key(jwt_secret),
         "TOKEN_ENCRYPTION_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "KMS_STAND_IN_SEED": base64.b64encode(secrets.token_bytes(32)).decode(),
         "AUDIT_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "GRAFANA_ADMIN_PASSWORD": secrets.token_hex(16),
     }
     try:
         descriptor = os.open(_PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -37,7 +40,7 @@ def main() -> None:
         sys.exit(f"{_PATH} exists already and is kept.")
     with os.fdopen(descriptor, "w") as file:
         file.writelines(f"{name}={value}\n" for name, value in values.items())
-    sys.stdout.write(f"Created {_PATH}. Keep a copy: without TOKEN_ENCRYPTION_KEY no stored token can be decrypted.\n")
+    sys.stdout.write(f"Created {_PATH}. Keep a copy: without its keys no stored token can be decrypted.\n")
 
 
 def _service_key(jwt_secret: str) -> str:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import http.server
+import importlib.resources
 import json
 import os
 import re
@@ -15,11 +16,16 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import check_jsonschema
+import jsonschema
 import jwt
 import pytest
 import yaml
@@ -28,13 +34,19 @@ from app.cli.health import DEADLINE_SECONDS
 from app.config.settings import Settings
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
-from tests.support.process.home import token_vault
+from tests.support.process.home import new_home, token_vault
+from tests.support.process.server import Serve
+from tests.support.process.wire import token_path
+from tests.support.stack.loopback import LOOPBACK, free_port, listens
 from tests.support.stack.postgres import Database, Postgres
+from tests.support.waiting import eventually
 
 COMPOSE_FOLDER = ROOT / "deploy" / "compose"
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED = re.compile(r"[a-z0-9./-]+:v?[0-9]+\.[0-9]+[A-Za-z0-9.-]*(?P<digest>@sha256:[0-9a-f]{64})?")
-OWN_IMAGE = "token-vault:0.1.0"
+OWN_IMAGE = f"token-vault:{PROJECT['version']}"
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+):\?[^}]+\}")
+CHOICE = re.compile(r"\$\{(?P<name>[A-Z_]+):-(?P<default>[^}]+)\}")
 
 SETTINGS = {name.upper() for name in Settings.model_fields}
 
@@ -95,6 +107,27 @@ def test_every_installed_package_has_a_hash_or_is_the_vault() -> None:
     assert "--require-hashes" in installs[0]
     assert "-r requirements.lock" in installs[0]
     assert "--no-deps --no-build-isolation ." in installs[1]
+
+
+def test_the_image_has_the_migrations_and_pulseplans_script() -> None:
+    copied = [argument for argument in _all(FINAL, "COPY") if not argument.startswith("--from")]
+    assert "migrations /usr/share/token-vault/migrations" in copied
+    assert "scripts/migrate_to_kms.py /usr/share/token-vault/scripts/" in copied
+
+
+def test_the_labels_are_those_of_the_project() -> None:
+    labels = dict(
+        pair.split("=", 1) for argument in _all(FINAL, "LABEL") for pair in shlex.split(argument) if "=" in pair
+    )
+    prefix = "org.opencontainers.image."
+    assert {name.removeprefix(prefix): value for name, value in labels.items()} == {
+        "title": "PulsePlan token vault",
+        "description": PROJECT["description"].partition(";")[0],
+        "version": PROJECT["version"],
+        "revision": "$REVISION",
+        "licenses": PROJECT["license"],
+    }
+    assert _all(FINAL, "ARG") == ["REVISION=unknown"]
 
 
 def test_no_build_tool_is_left() -> None:
@@ -219,7 +252,7 @@ def _images() -> list[str]:
 def test_digests_pin_every_image_or_none() -> None:
     """None is pinned until somebody with access to the registries has run `make pin-images`; then all stay so."""
     pins = [PINNED.fullmatch(image) for image in _images()]
-    assert len(pins) == 5
+    assert len(pins) == 8
     assert len({pin is not None and pin["digest"] is not None for pin in pins}) == 1
 
 
@@ -256,7 +289,7 @@ def test_pin_images_writes_the_digest_behind_every_tag(copied: Path) -> None:
             tag = image.partition("@")[0]
             pinned = f"{tag}@sha256:{hashlib.sha256(tag.encode()).hexdigest()}"
             assert text.count(pinned) == text.count(tag) > 0
-        assert text.count("@sha256:") == 5
+        assert text.count("@sha256:") == 8
         assert f"image: {OWN_IMAGE}\n" in text
 
 
@@ -279,9 +312,18 @@ def test_postgrest_has_the_version_that_the_tests_run() -> None:
     assert image == f"postgrest/postgrest:v{version.partition('-')[0]}"
 
 
+def test_the_stand_in_for_kms_has_the_version_that_the_tests_run() -> None:
+    assert SERVICES["kms"]["image"].partition("@")[0] == f"motoserver/moto:{version('moto')}"
+
+
+def test_the_file_is_valid() -> None:
+    schema = importlib.resources.files(check_jsonschema) / "builtin_schemas" / "vendor" / "compose-spec.json"
+    jsonschema.validate(COMPOSE, json.loads(schema.read_text()))
+
+
 def test_every_mounted_path_exists() -> None:
     paths = [path for service in SERVICES for path in _bind_mounts(service).values()]
-    assert len(paths) == 3
+    assert len(paths) == 7
     assert [path for path in paths if not path.exists()] == []
 
 
@@ -295,45 +337,84 @@ def test_every_named_volume_is_declared() -> None:
     assert named == COMPOSE["volumes"].keys()
 
 
-def test_only_the_vault_is_published_and_only_to_this_machine() -> None:
-    port = Settings.model_fields["port"].default
+def test_what_is_published_is_published_to_this_machine_alone() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"vault": [f"127.0.0.1:{port}:{port}"]}
+    assert published == {
+        "vault": [f"127.0.0.1:${{VAULT_PORT:-{Settings.model_fields['port'].default}}}:8080"],
+        "prometheus": ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
+    }
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
-def test_every_awaited_service_has_a_health_check() -> None:
-    waits = [
-        (dependency, condition["condition"])
-        for service in SERVICES.values()
-        for dependency, condition in service.get("depends_on", {}).items()
-    ]
-    assert set(waits) == {
+def test_the_vaults_containers_cannot_write_to_their_image() -> None:
+    for name in ("vault", "migrate", "kms"):
+        assert SERVICES[name]["read_only"] is True
+        assert SERVICES[name]["cap_drop"] == ["ALL"]
+        assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_a_plain_up_starts_the_vault_its_database_and_its_keys() -> None:
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    assert [name for name, of in profiles.items() if not of] == ["vault", "migrate", "postgres", "kms"]
+    assert [name for name, of in profiles.items() if of == ["postgrest"]] == ["gateway", "postgrest"]
+    assert [name for name, of in profiles.items() if of == ["observability"]] == ["prometheus", "grafana"]
+
+
+def _waits(service: str) -> dict[str, dict[str, Any]]:
+    waits = SERVICES[service].get("depends_on", {})
+    return {name: {"condition": "service_started"} for name in waits} if isinstance(waits, list) else waits
+
+
+def test_every_awaited_service_has_a_health_check_or_ends() -> None:
+    conditions = {(name, wait["condition"]) for service in SERVICES for name, wait in _waits(service).items()}
+    assert conditions == {
         ("gateway", "service_healthy"),
+        ("kms", "service_healthy"),
+        ("migrate", "service_completed_successfully"),
         ("postgrest", "service_started"),  # its image has no shell; the gateway asks it
         ("postgres", "service_healthy"),
+        ("prometheus", "service_started"),
     }
-    healthy = {dependency for dependency, condition in waits if condition == "service_healthy"}
-    assert all("healthcheck" in SERVICES[dependency] for dependency in healthy)
+    healthy = {name for name, condition in conditions if condition == "service_healthy"}
+    assert all("healthcheck" in SERVICES[name] for name in healthy)
+    optional = [(service, name) for service in SERVICES for name, wait in _waits(service).items()
+                if wait.get("required") is False]  # fmt: skip
+    assert optional == [("vault", "gateway")], "its profile may be off"
 
 
 def test_every_required_secret_is_made(made: dict[str, str]) -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     required = [found["name"] for found in VARIABLE.finditer(text)]
     assert set(required) == made.keys()
-    assert text.count("${") == len(required), "a missing secret must stop the start"
+    choices = {found["name"] for found in CHOICE.finditer(text)}
+    assert choices == {"TOKEN_STORE", "VAULT_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"}
+    assert text.count("${") == len(required) + len(choices), "a missing secret must stop the start"
 
 
-def test_the_vault_starts_with_its_environment(made: dict[str, str]) -> None:
-    environment = {
-        name: VARIABLE.sub(lambda found: made[found["name"]], value)
-        for name, value in SERVICES["vault"]["environment"].items()
+def _environment_of(service: str, made: Mapping[str, str], **chosen: str) -> dict[str, str]:
+    """Return the variables of a service as Compose sets them."""
+    return {
+        name: CHOICE.sub(
+            lambda found: chosen.get(found["name"], found["default"]),
+            VARIABLE.sub(lambda found: made[found["name"]], value),
+        )
+        for name, value in SERVICES[service]["environment"].items()
     }
+
+
+@pytest.mark.parametrize(
+    ("store", "weak"),
+    [("postgres", "DATABASE_URL has sslmode=disable: another server"), ("supabase", "SUPABASE_URL is not https")],
+)
+def test_the_vault_starts_with_its_environment(made: dict[str, str], store: str, weak: str) -> None:
+    environment = _environment_of("vault", made, TOKEN_STORE=store)
     assert environment.keys() <= SETTINGS
-    settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg]  # pydantic-settings takes `_env_file`, and fields from elsewhere
-    assert list(settings.warnings()) == [
-        "SUPABASE_URL is not https: the service key and all rows cross the network unencrypted"
-    ]
+    settings = Settings(_env_file=None, **(_environment() | environment))  # type: ignore[call-arg, arg-type]  # pydantic-settings takes `_env_file`, and fields from elsewhere
+    assert settings.token_store == store
+    warnings = list(settings.warnings())
+    assert warnings[0] == "AWS_ENDPOINT_URL_KMS is not https: data keys cross the network unencrypted"
+    assert any(line.startswith(weak) for line in warnings)
 
 
 def test_the_grace_period_covers_a_graceful_shutdown() -> None:
@@ -412,62 +493,61 @@ def test_the_gateway_never_repeats_a_write_and_keeps_no_urls() -> None:
 PASSWORD = "it's a \\ password"
 
 
-@pytest.fixture
-def first_start(postgres: Postgres) -> Iterator[tuple[Database, list[str]]]:
-    """Run the files that PostgreSQL's image runs on an empty volume, in the same order, on a real server."""
-    mounts = _bind_mounts("postgres")
-    assert set(mounts) == {"/docker-entrypoint-initdb.d", "/migrations"}
+@pytest.fixture(scope="module")
+def first_start(postgres: Postgres) -> Iterator[Database]:
+    """Run the files that PostgreSQL's image runs on an empty volume, on a real server, and then the migrations."""
+    [(target, folder)] = _bind_mounts("postgres").items()
+    assert target == "/docker-entrypoint-initdb.d"
+    assert SERVICES["postgres"]["environment"].keys() - {"POSTGRES_PASSWORD"} == {
+        "AUTHENTICATOR_PASSWORD",
+        "VAULT_LOGIN_PASSWORD",
+    }
     with postgres.new_database(supabase_roles=False) as database:
-        environment = {
-            "PATH": f"{postgres.psql.parent}:{os.environ['PATH']}",
-            "PGHOST": postgres.uri(database.name).partition("host=")[2],
-            "POSTGRES_USER": "postgres",
-            "POSTGRES_DB": database.name,
-            "AUTHENTICATOR_PASSWORD": PASSWORD,
-            "MIGRATIONS": str(mounts["/migrations"]),
-        }
-        output = ""
-        for file in sorted(mounts["/docker-entrypoint-initdb.d"].iterdir()):
-            psql = ["psql", "-v", "ON_ERROR_STOP=1", "-X", "-U", "postgres", "-d", database.name, "-f", str(file)]
-            assert file.suffix == ".sql" or os.access(file, os.X_OK)
-            output += subprocess.run(
-                psql if file.suffix == ".sql" else [str(file)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
+        for file in sorted(folder.iterdir()):
+            subprocess.run(
+                [str(postgres.psql), "-q", "-v", "ON_ERROR_STOP=1", "-X", "-U", "postgres", "-d", database.name,
+                 "-f", str(file)],
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PGHOST": str(postgres.socket.parent),
+                    "AUTHENTICATOR_PASSWORD": PASSWORD,
+                    "VAULT_LOGIN_PASSWORD": PASSWORD,
+                },
                 check=True,
-            ).stdout
-        yield database, output.splitlines()
+            )  # fmt: skip
+        try:
+            yield database
+        finally:
+            database.sql("drop role vault_login")  # roles belong to the server, which other tests use
 
 
-def test_the_first_start_runs_every_migration_in_order(first_start: tuple[Database, list[str]]) -> None:
-    _, output = first_start
-    run = [line.removeprefix("Running ") for line in output if line.startswith("Running ")]
-    assert run == [str(path) for path in sorted((ROOT / "migrations").glob("*.sql"))]
-    assert len(run) >= 2
-    assert (
-        'for file in "${MIGRATIONS:-/migrations}"/*.sql' in (COMPOSE_FOLDER / "initdb" / "2_migrations.sh").read_text()
+@pytest.fixture(scope="module")
+def migrated(first_start: Database, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Database:
+    """Run the job's command; its URL names the server of the tests instead."""
+    program, *words = SERVICES["migrate"]["command"]
+    check_command_line([program, *words])
+    assert SERVICES["migrate"]["environment"].keys() == {"DATABASE_URL"}
+    done = token_vault(
+        *words, folder=tmp_path_factory.mktemp("job"), settings={"DATABASE_URL": postgres.uri(first_start.name)}
     )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "Applied"), done.stderr
+    return first_start
 
 
-def test_after_the_first_start_only_the_vaults_roles_see_the_table(
-    first_start: tuple[Database, list[str]],
-) -> None:
-    database, _ = first_start
+def test_after_the_job_only_the_vaults_roles_see_the_table(migrated: Database) -> None:
     for role, sees in (("token_vault", True), ("service_role", True), ("anon", False), ("authenticated", False)):
-        assert database.sql(
+        assert migrated.sql(
             "select has_table_privilege(%s, 'oauth_tokens', 'select') as sees,"
             " pg_has_role('authenticator', %s, 'member') as known_to_postgrest",
             (role, role),
         ) == [{"sees": sees, "known_to_postgrest": True}]
-    assert database.sql("select token_vault_access_findings() as findings") == [{"findings": []}]
+    [row] = migrated.sql("select token_vault_access_findings() as findings")
+    assert [one["kind"] for one in row["findings"]] == ["vault_member"], "the vault's login role"
 
 
-def test_the_first_start_sets_the_password_of_the_authenticator(
-    first_start: tuple[Database, list[str]],
-) -> None:
-    database, _ = first_start
-    [row] = database.sql("select rolpassword from pg_authid where rolname = 'authenticator'")
+@pytest.mark.parametrize("role", ["authenticator", "vault_login"])
+def test_the_first_start_sets_the_passwords_of_the_login_roles(first_start: Database, role: str) -> None:
+    [row] = first_start.sql("select rolpassword from pg_authid where rolname = %s", (role,))
     # RFC 5803: SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
     iterations, salt, stored_key, _ = re.split(r"[:$]", row["rolpassword"].removeprefix("SCRAM-SHA-256$"))
     salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), base64.b64decode(salt), int(iterations))
@@ -475,9 +555,96 @@ def test_the_first_start_sets_the_password_of_the_authenticator(
     assert hashlib.sha256(client_key).digest() == base64.b64decode(stored_key)
 
 
+def test_the_vault_logs_in_as_the_role_of_the_first_start() -> None:
+    url = SERVICES["vault"]["environment"]["DATABASE_URL"]
+    assert url.startswith("postgresql://vault_login:${VAULT_LOGIN_PASSWORD:?")
+    assert url.endswith("@postgres:5432/postgres?sslmode=disable")
+
+
 def test_postgrest_logs_in_as_the_role_of_the_first_start() -> None:
     environment = SERVICES["postgrest"]["environment"]
     assert environment["PGRST_DB_URI"].startswith("postgres://authenticator:${AUTHENTICATOR_PASSWORD:?")
     assert environment["PGRST_DB_URI"].endswith("@postgres:5432/postgres")
     assert environment["PGRST_JWT_SECRET"].startswith("${JWT_SECRET:?")
-    assert SERVICES["postgres"]["environment"].keys() == {"POSTGRES_PASSWORD", "AUTHENTICATOR_PASSWORD"}
+
+
+# --- the containers' commands, without containers
+
+
+@contextmanager
+def _kms(made: Mapping[str, str], port: int) -> Iterator[None]:
+    """Run the stand-in for KMS with the words of its container; the address is this machine's."""
+    service = SERVICES["kms"]
+    assert service["command"] == ["--host", "0.0.0.0", "--port", "8080"]  # noqa: S104  a container's own network
+    program, *options, mounted = service["entrypoint"]
+    assert program == "python"
+    file = _bind_mounts("kms")[mounted]
+    process = subprocess.Popen(
+        [sys.executable, *options, str(file), "--host", LOOPBACK, "--port", str(port)],
+        env={"PATH": os.environ["PATH"], **_environment_of("kms", made)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None
+        check = shlex.join(service["healthcheck"]["test"][1:]).replace("8080", str(port))
+        assert subprocess.run(["sh", "-c", check.replace("python", sys.executable, 1)], check=False).returncode == 0
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_token_outlives_the_vault_and_the_stand_in_for_kms(
+    tmp_path: Path, made: dict[str, str], migrated: Database, postgres: Postgres, serve: Serve
+) -> None:
+    port = free_port()
+    environment = _environment() | _environment_of("vault", made)
+    del environment["PATH"], environment["SERVICE_KEYS_FILE"]  # the home has a key
+    environment |= {
+        "DATABASE_URL": postgres.uri(migrated.name, "vault_login"),
+        "AWS_ENDPOINT_URL_KMS": environment["AWS_ENDPOINT_URL_KMS"].replace("kms:8080", f"{LOOPBACK}:{port}"),
+        "AUDIT_LOG": str(tmp_path / "audit.jsonl"),
+        "SQLITE_PATH": str(tmp_path / "vault.db"),
+    }
+    home = new_home(tmp_path, **environment)
+    path = token_path(uuid4())
+    for _ in range(2):
+        with _kms(made, port), serve(home) as server, server.client() as client:
+            eventually(lambda client=client: client.get("/readyz").status_code == 200)  # type: ignore[misc]
+            if not migrated.sql("select 1 from oauth_tokens"):
+                assert client.put(path, json={"access_token": "kept"}).status_code == 201
+            assert client.get(path).json()["access_token"] == "kept"
+    [row] = migrated.sql("select encryption_scheme from oauth_tokens")
+    assert row["encryption_scheme"] == f"kms:{environment['KMS_KEY_ID']}"
+
+
+def test_the_stand_in_for_kms_refuses_a_seed_that_is_no_key() -> None:
+    script = COMPOSE_FOLDER / "kms_stand_in.py"
+    done = subprocess.run([sys.executable, str(script)], env={}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: KMS_STAND_IN_SEED must be 32 random bytes in base64\n")
+
+
+# --- Prometheus and Grafana
+
+
+def test_prometheus_scrapes_the_vault_and_loads_the_alert_rules() -> None:
+    mounts = _bind_mounts("prometheus")
+    options = dict(one.removeprefix("--").split("=") for one in SERVICES["prometheus"]["command"])
+    settings = yaml.safe_load(mounts[options["config.file"]].read_text())
+    assert [mounts[file] for file in settings["rule_files"]] == [ROOT / "deploy/prometheus/token-vault.rules.yml"]
+    [job] = settings["scrape_configs"]
+    [target] = job["static_configs"][0]["targets"]
+    assert target == f"vault:{_all(FINAL, 'EXPOSE')[0]}"
+    assert f'job="{job["job_name"]}"' in (ROOT / "deploy/prometheus/token-vault.rules.yml").read_text()
+    assert options["storage.tsdb.path"] in [mount.split(":")[1] for mount in SERVICES["prometheus"]["volumes"]]
+
+
+def test_grafana_is_provisioned_with_prometheus_and_the_dashboard() -> None:
+    mounts = _bind_mounts("grafana")
+    provisioning = mounts["/etc/grafana/provisioning"]
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    assert (source["type"], source["url"], source["isDefault"]) == ("prometheus", "http://prometheus:9090", True)
+    [provider] = yaml.safe_load((provisioning / "dashboards" / "token-vault.yml").read_text())["providers"]
+    [dashboard] = mounts[provider["options"]["path"]].glob("*.json")
+    assert json.loads(dashboard.read_text())["uid"] == "token-vault"
