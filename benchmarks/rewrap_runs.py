@@ -27,6 +27,7 @@ from benchmarks.bench import Bench
 from benchmarks.table import Line, Target
 from tests.support.rewrap.stored_rows import SqliteRows, local_encryption
 from tests.support.rewrap.sweeps import bound_row
+from tests.support.stores.stores import rows_by_id
 
 _CHUNK_ROWS: Final = 1_000
 
@@ -65,7 +66,7 @@ async def plain_loop(
     """
     rewrapped = 0
     for listed in rows:
-        [row] = (await tokens.get_rows([listed.id])).values()
+        [row] = (await rows_by_id(tokens, [listed.id])).values()
         where = {
             "provider": row.token_id.provider,
             "service_type": row.token_id.service_type,

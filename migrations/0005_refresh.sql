@@ -1,5 +1,6 @@
 -- What the vault needs to refresh a token once, however many replicas try, and to
--- lose no new refresh token on the way.
+-- lose no new refresh token on the way, and to learn the outcome of a write whose
+-- answer was lost.
 --
 -- Safe to run twice; no row changes.
 
@@ -106,13 +107,31 @@ $function$;
 comment on function public.token_vault_settle_refresh(jsonb) is
     'Writes the result of a refresh and ends its lease.';
 
+-- Reads rows after a write whose answer was lost. A plain read may show a commit that no
+-- synchronous standby has, if the session that waited for the standby was ended; a
+-- failover undoes it. The message makes this call a write, whose own commit ends when
+-- the standby has it and every commit before it.
+create or replace function public.token_vault_read_back(row_ids uuid[]) returns setof public.oauth_tokens
+language sql
+volatile
+security invoker
+set search_path = ''
+as $function$
+    select pg_catalog.pg_logical_emit_message(true, 'token_vault', ''::text);
+    select * from public.oauth_tokens where id = any (row_ids)
+$function$;
+
+comment on function public.token_vault_read_back(uuid[]) is
+    'Reads rows so that no failover undoes what it shows.';
+
 do $migration$
 declare
     vault_function regprocedure;
     role_name text;
 begin
     foreach vault_function in array array[
-        'public.token_vault_claim_refresh(jsonb)', 'public.token_vault_settle_refresh(jsonb)'
+        'public.token_vault_claim_refresh(jsonb)', 'public.token_vault_settle_refresh(jsonb)',
+        'public.token_vault_read_back(uuid[])'
     ]::regprocedure[] loop
         execute format('revoke all on function %s from public cascade', vault_function);
         foreach role_name in array array['anon', 'authenticated', 'service_role', 'token_vault'] loop

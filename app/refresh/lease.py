@@ -14,7 +14,7 @@ async def take_lease(tokens: TokenRepository, token: StoredToken, *, holder: str
     except StoreError as error:
         if not error.retryable:
             raise
-        row = await tokens.get(token.token_id)
+        row = (await tokens.read_back([token.id])).get(token.id)
         if isinstance(row, StoredToken) and row.refresh_state.holder == holder:
             return True
         raise

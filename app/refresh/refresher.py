@@ -287,7 +287,7 @@ class TokenRefresher:
                     reported = True
                     _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
             with suppress(StoreError):
-                row = await self._tokens.get(claimed.token_id)
+                row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
                 if not isinstance(row, StoredToken):
                     return False
                 if row.access_ciphertext == after.access_ciphertext:

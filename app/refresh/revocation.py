@@ -33,7 +33,7 @@ from app.refresh.revocation_requests import RevocationRequests, Secrets, success
 from app.security.context import SecretField
 from app.tokens import transitions
 from app.tokens.cipher import TokenCipher
-from app.tokens.deletion import Erasure, KeptToken, Receipt, RevocationOutcome, delete_row, outlast
+from app.tokens.deletion import Erasure, KeptToken, Receipt, RevocationOutcome, delete_row, listed_for_erasure, outlast
 from app.tokens.events import SUCCESS, SUPERSEDED, Operation, TokenEvents
 from app.tokens.legacy_rows import is_legacy
 from app.tokens.models import (
@@ -174,7 +174,11 @@ class TokenRevocation:
                 receipts.append((row, receipt))
 
         async with self._recorded(Operation.ERASE_USER, order.caller, user_id, None) as operation:
-            while rows := [row for row in await self._tokens.list_for_user(user_id) if row.id not in kept]:
+            while rows := [
+                row
+                for row in await listed_for_erasure(self._tokens, user_id, none_expected=bool(receipts))
+                if row.id not in kept
+            ]:
                 await operation.announce()
                 await asyncio.gather(*map(remove, rows))
             erasure = Erasure(
@@ -313,12 +317,12 @@ class TokenRevocation:
                 await outlast(row, now=self._now)
                 if await self._tokens.delete(row):
                     return True
-                found = await self._tokens.get(row.token_id)
+                found = (await self._tokens.read_back([row.id])).get(row.id)
             except StoreError as error:
                 if is_late or not error.retryable:
                     raise
             else:
-                if found is None or found.id != row.id:
+                if found is None:
                     return True  # by an attempt whose answer was lost, or by another caller
                 if not isinstance(found, StoredToken) or not has_the_same_lease(found, attempt.lease.claimed):
                     return False

@@ -13,7 +13,7 @@ from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spooled_refresh import SpooledRefresh
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import SUCCESS, SUPERSEDED, Operation, TokenEvent, TokenEvents
-from app.tokens.models import Caller, StoredToken
+from app.tokens.models import Caller, StoredToken, UnreadableRow
 from app.tokens.repository import TokenRepository
 
 SPOOL_SERVICE: Final = "refresh-spool"
@@ -107,7 +107,9 @@ class SpoolRecovery:
     async def _write(self, result: SpooledRefresh) -> None:
         """Write the tokens to their row if it is still under the lease of their refresh, and record the outcome."""
         while True:
-            row = (await self._tokens.get_rows([result.row_id])).get(result.row_id)
+            row = (await self._tokens.read_back([result.row_id])).get(result.row_id)
+            if isinstance(row, UnreadableRow):
+                raise row.error()
             if row is None:
                 _log.warning("refresh_spool_superseded", reason="the token was deleted")
                 return

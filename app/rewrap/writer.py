@@ -9,7 +9,7 @@ from typing import Final
 from app.errors import StoreError
 from app.rewrap.outcomes import OutcomeRecorder
 from app.rewrap.retry import Retry, StoppedError
-from app.tokens.models import Rewrap, StoredToken
+from app.tokens.models import Rewrap, TokenRow
 from app.tokens.repository import TokenRepository
 from app.tokens.row_rewrap import WriteOutcome, write_outcome_of
 
@@ -82,11 +82,11 @@ class RewrapWriter:
         """Read the pending rows and settle them; a retry goes on with the rows that are still pending."""
         row_ids = list(batch.pending)
         for chunk in (row_ids[at : at + _READ_BACK_ROWS] for at in range(0, len(row_ids), _READ_BACK_ROWS)):
-            rows = await self._tokens.get_rows(chunk)
+            rows = await self._tokens.read_back(chunk)
             for row_id in chunk:
                 self._settle(batch, row_id, rows.get(row_id))
 
-    def _settle(self, batch: _Batch, row_id: str, row: StoredToken | None) -> None:
+    def _settle(self, batch: _Batch, row_id: str, row: TokenRow | None) -> None:
         rewrap = batch.pending[row_id]
         outcome = write_outcome_of(rewrap, row)
         if outcome is WriteOutcome.UNCHANGED:

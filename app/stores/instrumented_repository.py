@@ -64,8 +64,8 @@ class InstrumentedRepository:
     ) -> list[TokenRow]:
         return await self._observe("page", self._tokens.page(scheme, after=after, limit=limit, provider=provider))
 
-    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        return await self._observe("get_rows", self._tokens.get_rows(row_ids))
+    async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
+        return await self._observe("read_back", self._tokens.read_back(row_ids))
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         return await self._observe("replace_ciphertexts", self._tokens.replace_ciphertexts(rewraps))

@@ -5,14 +5,14 @@ A deletion leaves no row to decide from: a row that is gone may have been change
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from app.errors import StoreError
 from app.stores.rows import changed_columns
 from app.tokens.models import StoredToken, TokenRow
 
-ReadBack = Callable[[str], Awaitable[TokenRow | None]]
+ReadBack = Callable[[Sequence[str]], Awaitable[Mapping[str, TokenRow]]]
 
 _SECRETS: Final = frozenset({"access_token", "refresh_token"})
 
@@ -34,7 +34,7 @@ async def confirm_write(
     secret was written, every written column must match.
     """
     try:
-        row = await read_back(written.id)
+        row = (await read_back([written.id])).get(written.id)
     except StoreError:
         raise unknown.store_error from None
     if isinstance(row, StoredToken) and row.version == written.version:

@@ -87,7 +87,16 @@ async def delete_row(tokens: TokenRepository, row: TokenRow, precondition: Preco
 async def _is_gone(tokens: TokenRepository, row: TokenRow, error: StoreError) -> bool:
     """Whether the row no longer exists; raises `error` if the store cannot say."""
     try:
-        found = await tokens.get(row.token_id)
+        return row.id not in await tokens.read_back([row.id])
     except StoreError:
         raise error from None
-    return found is None or found.id != row.id
+
+
+async def listed_for_erasure(tokens: TokenRepository, user_id: str, *, none_expected: bool) -> list[TokenRow]:
+    """List the user's tokens; if there are none, earlier deletions are durable then, or `none_expected`."""
+    rows = await tokens.list_for_user(user_id)
+    if rows or none_expected:
+        return rows
+    # an earlier erasure may have lost its answer, and a failover may undo it; the second list is after that one
+    await tokens.read_back([])
+    return await tokens.list_for_user(user_id)

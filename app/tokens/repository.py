@@ -83,8 +83,12 @@ class TokenRepository(Protocol):
         """
         ...
 
-    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        """Return the rows that exist and decode, by row id."""
+    async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
+        """Return those of up to 100 rows that exist, by row id, after a write whose answer was lost.
+
+        Durable: what the answer shows, a missing row too, survives a failover, unlike that of any other read. So does
+        everything that earlier reads have shown, unless there was a failover in between.
+        """
         ...
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:

@@ -10,7 +10,7 @@ from app.tokens import transitions
 from app.tokens.cipher import Binding, TokenCipher
 from app.tokens.events import Operation, TokenEvent
 from app.tokens.legacy_rows import require_own_secrets
-from app.tokens.models import Caller, Rewrap, StoredToken
+from app.tokens.models import Caller, Rewrap, StoredToken, TokenRow
 from app.tokens.repository import TokenRepository
 
 
@@ -51,11 +51,13 @@ async def write_rewrap(tokens: TokenRepository, rewrap: Rewrap) -> bool:
         return outcome is WriteOutcome.WRITTEN
 
 
-def write_outcome_of(rewrap: Rewrap, row: StoredToken | None) -> WriteOutcome:
+def write_outcome_of(rewrap: Rewrap, row: TokenRow | None) -> WriteOutcome:
     """Compare a row, `None` if it is gone, with the rewrap that was sent. No ciphertext is ever made twice."""
-    if row is not None and row.access_ciphertext == rewrap.after.access_ciphertext:
+    if not isinstance(row, StoredToken):
+        return WriteOutcome.OVERTAKEN
+    if row.access_ciphertext == rewrap.after.access_ciphertext:
         return WriteOutcome.WRITTEN
-    return WriteOutcome.UNCHANGED if row is not None and _is_same(row, rewrap.before) else WriteOutcome.OVERTAKEN
+    return WriteOutcome.UNCHANGED if _is_same(row, rewrap.before) else WriteOutcome.OVERTAKEN
 
 
 def rewrap_event(
@@ -75,9 +77,9 @@ def rewrap_event(
     )
 
 
-async def _read_back(tokens: TokenRepository, rewrap: Rewrap, error: StoreError) -> StoredToken | None:
+async def _read_back(tokens: TokenRepository, rewrap: Rewrap, error: StoreError) -> TokenRow | None:
     try:
-        return (await tokens.get_rows([rewrap.before.id])).get(rewrap.before.id)
+        return (await tokens.read_back([rewrap.before.id])).get(rewrap.before.id)
     except StoreError:
         raise error from None
 

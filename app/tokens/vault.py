@@ -21,7 +21,7 @@ from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
-from app.tokens.deletion import delete_row, outlast
+from app.tokens.deletion import delete_row, listed_for_erasure, outlast
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.freshness import Refresher
 from app.tokens.legacy_rows import require_own_secrets
@@ -253,7 +253,7 @@ class TokenVault:
             deleted, kept = 0, set[tuple[str, int]]()
             # in rounds of as many rows as the store lists, so that a user with more is erased too
             # each at its version: a statement that arrives late deletes no token that was stored after it
-            while tokens := await self._tokens.list_for_user(user_id):
+            while tokens := await listed_for_erasure(self._tokens, user_id, none_expected=deleted > 0):
                 found = {(token.id, token.version) for token in tokens}
                 if found == kept:
                     raise StoreMisconfigured("the store keeps rows of this user that it was asked to delete")

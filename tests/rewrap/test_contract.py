@@ -15,7 +15,16 @@ from app.tokens.census import CensusRow
 from app.tokens.models import Rewrap, StoredToken, TokenId, TokenStatus, UnreadableRow
 from app.tokens.repository import TokenRepository
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import NOW, PostgresStore, SqliteStore, Store, SupabaseStore, raw_row, token
+from tests.support.stores.stores import (
+    NOW,
+    PostgresStore,
+    SqliteStore,
+    Store,
+    SupabaseStore,
+    raw_row,
+    rows_by_id,
+    token,
+)
 
 _ON_SERVERS = pytest.mark.parametrize("kind", [PostgresStore, SupabaseStore])
 BOUND = "v1:" + "A" * 40
@@ -46,7 +55,7 @@ async def _inserted(tokens: TokenRepository, count: int, **changes: Any) -> list
 
 
 async def _only(tokens: TokenRepository, row_id: str) -> StoredToken:
-    return (await tokens.get_rows([row_id]))[row_id]
+    return (await rows_by_id(tokens, [row_id]))[row_id]
 
 
 # --- the write
@@ -151,7 +160,7 @@ async def test_unchanged_rows_of_a_page_are_written_and_a_repeat_writes_none(
     written = store.rows()
     assert await tokens.replace_ciphertexts(rewraps) == set()
     assert store.rows() == written
-    found = await tokens.get_rows([row.id for row in rows])
+    found = await rows_by_id(tokens, [row.id for row in rows])
     assert found == {changed.id: newer} | {one.before.id: one.after for one in rewraps[2:]}
     assert await tokens.replace_ciphertexts([]) == set()
 
@@ -263,9 +272,9 @@ async def test_each_scheme_is_returned_once(store: Store, tokens: TokenRepositor
 async def test_rows_are_read_by_id_without_missing_ones(tokens: TokenRepository) -> None:
     rows = await _inserted(tokens, 60)
     wanted = [row.id for row in rows[:55]]
-    found = await tokens.get_rows([*wanted, str(uuid4())])
+    found = await tokens.read_back([*wanted, str(uuid4())])
     assert found == {row.id: row for row in rows[:55]}
-    assert await tokens.get_rows([]) == {}
+    assert await tokens.read_back([]) == {}
 
 
 async def test_a_row_that_is_no_token_is_reported_in_its_place(tmp_path: Any) -> None:
@@ -329,7 +338,7 @@ async def test_a_secret_written_by_something_else_is_due_at_a_new_version(
         supabase.sql("update public.oauth_tokens set access_token = 'theirs' where id = %s", [access.id])
         supabase.sql("update public.oauth_tokens set refresh_token = 'theirs' where id = %s", [refresh.id])
         supabase.sql("update public.oauth_tokens set email = 'a@b.test' where id = %s", [other.id])
-        rows = await tokens.get_rows([access.id, refresh.id, other.id])
+        rows = await rows_by_id(tokens, [access.id, refresh.id, other.id])
         assert {row_id: (row.encryption_scheme, row.version) for row_id, row in rows.items()} == {
             access.id: (None, 2),
             refresh.id: (None, 2),

@@ -29,6 +29,7 @@ from tests.support.rewrap.stored_rows import (
 )
 from tests.support.rewrap.sweeps import sweep
 from tests.support.stores.pausing import pausing
+from tests.support.stores.stores import rows_by_id
 from tests.support.waiting import eventually_async
 
 CALLER: Final = Caller("tests")
@@ -75,10 +76,10 @@ class Bench:
         """Insert tokens under the old key, and return them as a reader sees them."""
         rows = rows_under_first(count)
         self.rows.insert(rows)
-        return list((await self.tokens.get_rows([row["id"] for row in rows])).values())
+        return list((await rows_by_id(self.tokens, [row["id"] for row in rows])).values())
 
     async def now(self, token: StoredToken) -> StoredToken | None:
-        return (await self.tokens.get_rows([token.id])).get(token.id)
+        return (await rows_by_id(self.tokens, [token.id])).get(token.id)
 
     def rewrapped(self) -> int:
         return self.rows.count("local:v2")
@@ -254,7 +255,7 @@ async def test_an_unreadable_token_is_tried_and_audited_once(bench: Bench) -> No
     before = bench.rows.rows()
     on_read = bench.on_read()
     for _ in range(3):
-        for token in (await bench.tokens.get_rows([row["id"] for row in broken.values()])).values():
+        for token in (await rows_by_id(bench.tokens, [row["id"] for row in broken.values()])).values():
             on_read.offer(token)
         await asyncio.sleep(0.05)
     await eventually_async(lambda: len(bench.recorded.events) == 4)

@@ -172,7 +172,7 @@ async def test_an_interrupted_read_back_continues_with_the_pending_rows(supabase
     rows = SupabaseRows(supabase)
     rows.insert(rows_under_first(PAGE_ROWS))
     supabase.faults.cut_after_commit(times=1, when=lambda request: "replace_ciphertexts" in request.target)
-    supabase.faults.cut_before(when=_every(4, lambda request: "id=in." in request.target))
+    supabase.faults.cut_before(when=_every(4, lambda request: "read_back" in request.target))
     async with opened(rows) as tokens:
         report = await sweep(tokens, local_encryption(2), plan=SweepPlan(deadline_seconds=90)).run()
     assert report.stopped is None
@@ -217,7 +217,7 @@ async def test_a_store_that_loses_every_answer_leaves_rows_in_doubt(supabase: Su
     rows = SupabaseRows(supabase)
     rows.insert(rows_under_first(30))
     supabase.faults.cut_after_commit(when=lambda request: "replace_ciphertexts" in request.target)
-    supabase.faults.answer(503, when=lambda request: request.method == "GET" and "id=in." in request.target)
+    supabase.faults.answer(503, when=lambda request: "read_back" in request.target)
     async with opened(rows) as tokens:
         report = await sweep(tokens, local_encryption(2), plan=SweepPlan(retry_seconds=0.5)).run()
     assert report.stopped is not None

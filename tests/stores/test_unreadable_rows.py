@@ -37,7 +37,7 @@ async def test_reads_return_it_beside_the_others(store: Store, tokens: TokenRepo
         assert await tokens.get_many(both) == {good.token_id: good, bad.token_id: found}, name
         many = await asyncio.gather(*(tokens.get(one) for one in both * 30))  # in shared requests
         assert many == [good, found] * 30, name
-        assert await tokens.get_rows([good.id, bad.id]) == {good.id: good}, name
+        assert await tokens.read_back([good.id, bad.id]) == {good.id: good, bad.id: found}, name
         pages = [await tokens.page(scheme, after=None, limit=100) for scheme in await tokens.schemes()]
         assert [row for page in pages for row in page if row.token_id == bad.token_id] == [found], name
         await tokens.check()

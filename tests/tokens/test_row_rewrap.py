@@ -19,7 +19,7 @@ from tests.support.rewrap.stored_rows import SupabaseRows, local_encryption, sea
 from tests.support.rewrap.sweeps import Observed
 from tests.support.stack.gateway_faults import Request
 from tests.support.stack.supabase import SupabaseStack
-from tests.support.stores.stores import SupabaseStore
+from tests.support.stores.stores import SupabaseStore, rows_by_id
 
 CALLER: Final = Caller("tests")
 RewrapOne = Callable[[TokenRepository, StoredToken, TokenEvents], Awaitable[None]]
@@ -30,7 +30,7 @@ def _write(request: Request) -> bool:
 
 
 def _read_back(request: Request) -> bool:
-    return "id=in." in request.target
+    return "token_vault_read_back" in request.target
 
 
 async def _asked(tokens: TokenRepository, token: StoredToken, events: TokenEvents) -> None:
@@ -51,7 +51,7 @@ async def _rewrap_with_faults(supabase: SupabaseStack, rewrap: RewrapOne, observ
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
     async with SupabaseStore(supabase).open() as tokens:
-        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        token = (await rows_by_id(tokens, [row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
         await rewrap(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))
 
@@ -86,7 +86,7 @@ async def test_a_rewrap_that_cannot_be_read_back_is_no_success(supabase: Supabas
     row = sealed_row(local_encryption(1))
     SupabaseRows(supabase).insert([row])
     async with SupabaseStore(supabase).open() as tokens:
-        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        token = (await rows_by_id(tokens, [row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
         supabase.faults.answer(503, when=_read_back)
         with pytest.raises(StoreUnavailable):
@@ -107,7 +107,7 @@ async def test_a_newer_token_found_at_the_read_back_stays(supabase: SupabaseStac
     SupabaseRows(supabase).insert([row])
     observed = Observed()
     async with SupabaseStore(supabase).open() as tokens:
-        token = (await tokens.get_rows([row["id"]]))[row["id"]]
+        token = (await rows_by_id(tokens, [row["id"]]))[row["id"]]
         supabase.faults.cut_after_commit(when=_write)
         supabase.faults.answer(503, when=replaced)
         on_read = _on_read(tokens, token, TokenEvents(audit=NoAuditTrail(), observers=[observed]))

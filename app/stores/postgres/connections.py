@@ -6,6 +6,12 @@ for a synchronous replica is reported as committed although no replica has it
 (<https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>), and through a pooler a late
 cancel request may hit another session's statement.
 
+**Waiting for a standby.** The server does not notice that a client has left while a commit waits for a synchronous
+standby that is gone, and no time limit of the server ends that wait. So some seconds after a statement has exceeded its
+deadline, every session of this user that has waited for longer than any deadline is ended; otherwise these sessions
+would take up every connection of the server. Their commits are visible then, and get to the standby later; none was
+ever reported as a success.
+
 **Poolers.** A transaction pooler (PgBouncer, Supavisor) runs each transaction on another session, where a prepared
 statement does not exist. It also invents the process id that it gives to clients. So each new connection compares that
 id with the session's own; if they differ, nothing is prepared and no session setting is sent.
@@ -32,6 +38,7 @@ WAIT_SECONDS: Final = 1.0  # for a free connection
 STATEMENT_SECONDS: Final = 4.0
 _CONNECT_SECONDS: Final = 2.0  # for each host
 _CLOSE_SECONDS: Final = 5.0
+_LEFT_SECONDS: Final = 2.5  # between a deadline and the end of the session
 _PREPARED_STATEMENTS: Final = 100
 _STATE: Final = """
 select pg_catalog.pg_backend_pid() as backend, pg_catalog.pg_is_in_recovery() as in_recovery,
@@ -39,6 +46,12 @@ select pg_catalog.pg_backend_pid() as backend, pg_catalog.pg_is_in_recovery() as
 """
 # without a pooler, the server ends a statement before the client gives up its connection
 _SESSION: Final = {"statement_timeout": "3000", "idle_in_transaction_session_timeout": "10000", "DateStyle": "ISO"}
+# longer than `STATEMENT_SECONDS`: nobody waits for the answer any more
+_END_WAITING_SESSIONS: Final = """
+select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
+where usename = current_user and wait_event = 'SyncRep'
+    and pg_catalog.clock_timestamp() - query_start > interval '6 seconds'
+"""
 _Host = tuple[str, int]
 
 
@@ -79,6 +92,8 @@ class Connections:
         self._running: set[asyncio.Task[Any]] = set()
         self._last_host: _Host | None = None
         self._direct_hosts: set[_Host | None] = set()
+        self._deadline_passed = False
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def direct(self) -> bool:
@@ -105,6 +120,9 @@ class Connections:
         """Let running statements end for a few seconds, then close every connection."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=_CLOSE_SECONDS)
+        if self._ending is not None:
+            self._ending.cancel()
+            await asyncio.wait([self._ending])
         if self._pool is not None:
             try:
                 await asyncio.wait_for(self._pool.close(), timeout=1)
@@ -171,6 +189,9 @@ class Connections:
                         rows = await connection.fetch(sql, *arguments)
         except (*FAILURES, UnicodeEncodeError) as error:
             if deadline.passed:
+                self._deadline_passed = True
+                if self._ending is None or self._ending.done():
+                    self._ending = asyncio.create_task(self._end_waiting_sessions())
                 raise UnknownOutcomeError(StoreTimeout(SLOW)) from None
             if getattr(error, "sqlstate", None) in STALE_SESSION:
                 await self._pool.expire_connections()
@@ -179,6 +200,16 @@ class Connections:
             await self._pool.expire_connections()
             raise StoreUnavailable(STANDBY)
         return list(rows)
+
+    async def _end_waiting_sessions(self) -> None:
+        """End the sessions that wait for a standby, until no more deadlines pass."""
+        while self._deadline_passed:
+            self._deadline_passed = False
+            await asyncio.sleep(_LEFT_SECONDS)
+            try:
+                await self.read(_END_WAITING_SESSIONS)
+            except StoreError:
+                self._deadline_passed = True
 
     async def _connect(self, *_: object, **pool_options: Any) -> Any:  # noqa: ANN401  asyncpg has no types
         """Connect to the first host that takes writes, the last one that did before the others."""

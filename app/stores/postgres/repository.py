@@ -84,7 +84,7 @@ class PostgresRepository:
         try:
             rows = await self._connections.write(statements.INSERT, *(columns[name] for name in COLUMNS))
         except UnknownOutcomeError as unknown:
-            return await confirm_write(token, set(COLUMNS), unknown, read_back=self._read_row)
+            return await confirm_write(token, set(COLUMNS), unknown, read_back=self.read_back)
         return from_columns(rows[0]) if rows else None
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
@@ -95,7 +95,7 @@ class PostgresRepository:
         try:
             rows = await self._connections.write(sql, *columns.values(), before.id, before.version, *scheme)
         except UnknownOutcomeError as unknown:
-            return await confirm_write(after, set(columns), unknown, read_back=self._read_row)
+            return await confirm_write(after, set(columns), unknown, read_back=self.read_back)
         return from_columns(rows[0]) if rows else None
 
     async def delete(self, row: TokenRow) -> bool:
@@ -126,9 +126,9 @@ class PostgresRepository:
             return await self._read(statements.PAGE_WITHOUT_SCHEME, provider, after, limit)
         return await self._read(statements.PAGE, provider, after, limit, scheme)
 
-    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        rows = await self._read(statements.BY_ROW_IDS, list(row_ids))
-        return {row.id: row for row in rows if isinstance(row, StoredToken)}
+    async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
+        rows = await self._read(statements.READ_BACK, list(row_ids))
+        return {row.id: row for row in rows}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         return set(await self._change(statements.REPLACE_CIPHERTEXTS, list(map(rewrap_columns, rewraps))))
@@ -168,10 +168,6 @@ class PostgresRepository:
     async def _read_tokens(self, wanted: Iterable[TokenId]) -> list[TokenRow]:
         columns = zip(*((one.user_id, one.provider, one.service_type) for one in wanted), strict=True)
         return await self._read(statements.BY_TOKEN_IDS, *columns)
-
-    async def _read_row(self, row_id: str) -> TokenRow | None:
-        rows = await self._read(statements.DURABLE_BY_ROW_ID, row_id)
-        return rows[0] if rows else None
 
     async def _call(self, sql: str) -> Any:  # noqa: ANN401  any JSON
         return _answer(await self._connections.read(sql))

@@ -35,10 +35,10 @@ _TYPES: Final = {
 SELECTED: Final = ", ".join(f"{name}::text" if name in _AS_TEXT else name for name in COLUMNS)
 
 
-def _reading(where: str) -> str:
+def _reading(where: str, *, source: str = "public.oauth_tokens") -> str:
     return (
         "select pg_catalog.pg_is_in_recovery() as in_recovery, found.* from (values (1)) as one left join "  # noqa: S608  constants only
-        f"(select {SELECTED} from public.oauth_tokens {where}) as found on true"
+        f"(select {SELECTED} from {source} {where}) as found on true"
     )
 
 
@@ -55,11 +55,7 @@ BY_TOKEN_IDS: Final = _reading(
     "where (user_id, provider, service_type) in (select * from unnest($1::uuid[], $2::text[], $3::text[]))"
 )
 BY_USER: Final = _reading("where user_id = $1::uuid order by provider, service_type limit $2")
-BY_ROW_IDS: Final = _reading("where id = any ($1::uuid[])")
-# The lock makes the statement a write, which ends when the synchronous standby has everything before it. The row may be
-# that of a commit that no standby has: the server shows it if the session ended while it waited.
-# <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA>
-DURABLE_BY_ROW_ID: Final = _reading("where id = $1::uuid for no key update")
+READ_BACK: Final = _reading("", source="public.token_vault_read_back($1::uuid[])")
 ANY_ROW: Final = _reading("limit 1")
 _PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by id limit $3"
 PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")

@@ -215,9 +215,10 @@ class SqliteRepository:
             raise StoreMisconfigured("the database returned rows that an earlier page has: its ids are not ordered")
         return rows
 
-    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        found = [await self._read("WHERE id = ?", (row_id,)) for row_id in row_ids]
-        return {row.id: row for rows in found for row in rows if isinstance(row, StoredToken)}
+    async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
+        # durable as every read: a commit is not visible before it is flushed
+        found = [await self._read(f"WHERE id = {_ID}", (_raw_id(row_id),)) for row_id in row_ids]
+        return {row.id: row for rows in found for row in rows}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         # one statement per row, all in a few commits

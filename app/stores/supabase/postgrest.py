@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import aiohttp
 import httpx
@@ -120,10 +120,13 @@ async def _send(query: Query) -> tuple[list[dict[str, Any]], int | None]:
     with translating_postgrest_errors():
         answer = await query.execute()
     rows: Any = answer.data
-    # the client returns any JSON as data
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not is_rows(rows):
         raise UnknownOutcomeError(StoreUnavailable(NOT_ROWS))
     return rows, answer.count
+
+
+def is_rows(data: Any) -> TypeGuard[list[dict[str, Any]]]:  # noqa: ANN401  the client returns any JSON as data
+    return isinstance(data, list) and all(isinstance(row, dict) for row in data)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from app.stores.supabase.postgrest import (
     call_function,
     execute,
     execute_write,
+    is_rows,
     require_postgrest_answer,
 )
 from app.tokens.census import CensusRow
@@ -111,7 +112,7 @@ class SupabaseRepository:
         try:
             rows = await execute_write(query.select(_COLUMNS))
         except UnknownOutcomeError as unknown:
-            return await confirm_write(token, set(COLUMNS), unknown, read_back=self._read_row)
+            return await confirm_write(token, set(COLUMNS), unknown, read_back=self.read_back)
         return from_columns(rows[0]) if rows else None
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
@@ -122,7 +123,7 @@ class SupabaseRepository:
         try:
             rows = await execute_write(query.select(_COLUMNS))
         except UnknownOutcomeError as unknown:
-            return await confirm_write(after, set(columns), unknown, read_back=self._read_row)
+            return await confirm_write(after, set(columns), unknown, read_back=self.read_back)
         return from_columns(rows[0]) if rows else None
 
     async def delete(self, row: TokenRow) -> bool:
@@ -166,12 +167,12 @@ class SupabaseRepository:
         rows, _ = await execute(query.order("id").limit(limit))
         return list(map(decode_or_report, rows))
 
-    async def get_rows(self, row_ids: Sequence[str]) -> Mapping[str, StoredToken]:
-        found: dict[str, StoredToken] = {}
-        for chunk in _chunks(row_ids):
-            rows, _ = await execute(self._select().in_("id", chunk))
-            found |= {row.id: row for row in map(decode_or_report, rows) if isinstance(row, StoredToken)}
-        return found
+    async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
+        call = self._client.rpc("token_vault_read_back", {"row_ids": list(row_ids)})
+        rows = await call_function(call.select(_COLUMNS))
+        if not is_rows(rows):
+            raise StoreUnavailable(NOT_ROWS)
+        return {row.id: row for row in map(decode_or_report, rows)}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         changes = [rewrap_columns(rewrap) for rewrap in rewraps]
@@ -272,10 +273,6 @@ class SupabaseRepository:
             found += rows
             if len(rows) == count or len(found) == limit:
                 return found
-
-    async def _read_row(self, row_id: str) -> TokenRow | None:
-        rows, _ = await execute(self._select().eq("id", row_id))
-        return decode_or_report(rows[0]) if rows else None
 
 
 def _under_scheme(query: _Filterable, scheme: str | None) -> _Filterable:

@@ -109,7 +109,7 @@ TABLE: Final = (
         affects="writes, within 5 s",
         check=None,
         recovers_within_seconds=5,
-        tests=(f"{_FAILOVER}::test_standby_gone",),
+        tests=(f"{_FAILOVER}::test_standby_gone", f"{_CLUSTER}::test_writes_that_time_out_leave_no_session_behind"),
     ),
     Failure(
         name="PostgreSQL read-only, target_session_attrs=primary",

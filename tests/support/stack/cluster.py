@@ -61,6 +61,10 @@ class Node:
         """The server's place as libpq and PgBouncer write it."""
         return f"host={LOOPBACK} port={self.port}"
 
+    def uri(self, user: str) -> str:
+        """Return the libpq URI of the vault's database. No role needs a password."""
+        return f"postgresql://{user}@{LOOPBACK}:{self.port}/{_DATABASE}"
+
     def start(self) -> None:
         arguments = ("-D", str(self._folder), "-p", str(self.port), "-h", LOOPBACK, "-k", "")
         self._process = self._programs.start(*arguments, log=self._folder.with_suffix(".log"))

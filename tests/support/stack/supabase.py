@@ -148,19 +148,23 @@ class SupabaseStack:
         self.truncate()
 
 
+@dataclass(frozen=True, slots=True)
+class Api:
+    """PostgREST over a database, and the gateway in front of it."""
+
+    keys: ProjectKeys
+    postgrest: Postgrest
+    gateway: Gateway
+
+
 @contextmanager
-def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10) -> Iterator[SupabaseStack]:
-    """Run a project in a new database of this server."""
+def running_api(*, database_uri: str, reaper: Reaper, pool_size: int = 10) -> Iterator[Api]:
+    """Run PostgREST and a gateway over a migrated database; the URI is that of the role `authenticator`."""
     keys = new_project_keys()
-    with (
-        tempfile.TemporaryDirectory(prefix="vault-postgrest-") as folder,
-        postgres.new_database() as database,
-    ):
+    with tempfile.TemporaryDirectory(prefix="vault-postgrest-") as folder:
         reaper.remove_folder(Path(folder))
-        database.migrate()
-        database.connection.execute(CREATE_LOGIN)
         postgrest = Postgrest(
-            database_uri=postgres.uri(database.name, user="authenticator"),
+            database_uri=database_uri,
             jwt_secret=keys.jwt_secret,
             pool_size=pool_size,
             log=Path(folder, "log"),
@@ -178,12 +182,23 @@ def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10)
             },
         )
         with postgrest.running(), gateway.running():
+            yield Api(keys=keys, postgrest=postgrest, gateway=gateway)
+
+
+@contextmanager
+def running_supabase(*, postgres: Postgres, reaper: Reaper, pool_size: int = 10) -> Iterator[SupabaseStack]:
+    """Run a project in a new database of this server."""
+    with postgres.new_database() as database:
+        database.migrate()
+        database.connection.execute(CREATE_LOGIN)
+        uri = postgres.uri(database.name, user="authenticator")
+        with running_api(database_uri=uri, reaper=reaper, pool_size=pool_size) as api:
             yield SupabaseStack(
-                keys=keys,
+                keys=api.keys,
                 database=database,
                 postgres=postgres,
-                postgrest=postgrest,
-                gateway=gateway,
+                postgrest=api.postgrest,
+                gateway=api.gateway,
             )
 
 

@@ -185,6 +185,12 @@ async def insert_all(tokens: TokenRepository, rows: Sequence[StoredToken]) -> No
         await asyncio.gather(*(tokens.insert(row) for row in rows[at : at + 8]))
 
 
+async def rows_by_id(tokens: TokenRepository, row_ids: Sequence[str]) -> dict[str, StoredToken]:
+    """Return the rows that exist and decode."""
+    found = await tokens.read_back(row_ids)
+    return {row_id: row for row_id, row in found.items() if isinstance(row, StoredToken)}
+
+
 @pytest.fixture(params=["sqlite", "postgres", "supabase"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
