@@ -89,7 +89,7 @@ async def test_nothing_newer_is_undone_by_the_spool(tmp_path: Path, change: str)
 
 
 @pytest.mark.parametrize("kind", ["refused", "answers_lost"])
-@pytest.mark.parametrize("method", ["get_rows", "settle_refresh"])
+@pytest.mark.parametrize("method", ["read_back", "settle_refresh"])
 async def test_a_store_that_is_down_at_the_start_is_tried_again(tmp_path: Path, kind: str, method: str) -> None:
     failures = Failures()
     async with _replica(tmp_path, failures=failures) as (replica, _):
