@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from app.errors import (
     GrantRejected,
+    KeyUnavailable,
     ProviderMisconfigured,
     ProviderUnavailable,
     RefreshInProgress,
@@ -32,6 +33,7 @@ from app.refresh.provider_pauses import ProviderPauses
 from app.refresh.providers import OAuthProvider, Rotation
 from app.refresh.registry import ProviderRegistry
 from app.refresh.spool_recovery import SpoolRecovery
+from app.refresh.successor import keep_successor
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
@@ -275,7 +277,8 @@ class TokenRefresher:
     async def _write(self, claimed: StoredToken, after: StoredToken) -> bool:
         """Write the new tokens, however long the store is down; return whether the row holds them.
 
-        It does not if it was replaced or deleted, or if another refresh has taken the lease over.
+        It does not if it was replaced or deleted, or if another refresh has taken the lease over. A row that was
+        replaced and has the spent refresh token gets its successor all the same.
         """
         pause, reported = _FIRST_WRITE_PAUSE_SECONDS, False
         while True:
@@ -286,13 +289,14 @@ class TokenRefresher:
                 if not reported:
                     reported = True
                     _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
-            with suppress(StoreError):
+            with suppress(StoreError, KeyUnavailable):
                 row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
                 if not isinstance(row, StoredToken):
                     return False
                 if row.access_ciphertext == after.access_ciphertext:
                     return True  # an earlier attempt, whose answer was lost, has written it
                 if not has_the_same_lease(row, claimed):
+                    await keep_successor(self._tokens, self._cipher, claimed, after, now=self._now())
                     return False
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)

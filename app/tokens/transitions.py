@@ -168,6 +168,18 @@ def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets
     )
 
 
+def refresh_token_replaced(
+    current: StoredToken, sealed: SealedSecrets, *, expires_at: datetime | None, now: datetime
+) -> StoredToken:
+    """Return the row with the successor of its refresh token, and its access token as it is."""
+    return replace(
+        rewrapped(current, sealed),
+        refresh_token_expires_at=expires_at,
+        version=current.version + 1,
+        updated_at=now,
+    )
+
+
 def refresh_failed(claimed: StoredToken, failure: str, *, retry_at: datetime | None) -> StoredToken:
     """Return the row after a refresh that may succeed later; the token does not change."""
     state = _released(claimed)
