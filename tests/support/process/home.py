@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.paths import ROOT
-from tests.support.process.prepared import run_prepared
+from tests.support.process.prepared import ABSENT_PACKAGES, run_prepared
 from tests.support.security.keys import MASTER_KEY
 from tests.support.stack.loopback import free_port
 
@@ -24,7 +23,7 @@ COMMAND_SECONDS: Final = 240  # a bound for a busy machine, on which old tokens 
 # The program under test sees the packages that users have: the test environment would add `rich`, and a search of three
 # times as many packages for pydantic plugins.
 AS_USERS_HAVE_IT: Final = {
-    "PYTHONPATH": str(ROOT / "tests" / "support" / "absent"),
+    "PYTHONPATH": ABSENT_PACKAGES,
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
 }
 ALL_SCOPES: Final = (

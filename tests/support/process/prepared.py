@@ -24,8 +24,11 @@ from typing import Final, Never
 from unittest import mock
 
 from app.cli.group import COMMANDS
+from tests.support.paths import ROOT
 from tests.support.process.forked_workers import fork_workers
 
+# a module search path on which the packages of the test environment that users do not have are missing
+ABSENT_PACKAGES: Final = str(ROOT / "tests" / "support" / "absent")
 BROKEN_TEXT: Final = "CANARY-of-a-library"
 _PRELOADED: Final = (
     "__main__",  # else each command would import pytest's
@@ -34,6 +37,8 @@ _PRELOADED: Final = (
     "app.cli.doctor_kms",
     "app.cli.unexpected_errors",
     "app.main",
+    "app.refresh.exchange",
+    "app.refresh.spool_recovery",
     "app.server.http_limits",
     "uvicorn.lifespan.on",
     "uvicorn.loops.uvloop",
@@ -152,6 +157,11 @@ def run_prepared(
     """
     command = PreparedCommand(program, arguments, folder=folder, environment=environment, broken=broken)
     return command.end(timeout_seconds)
+
+
+def forking() -> ForkServerContext:
+    """Return what forks processes that have everything imported, for a function of the tests to run in."""
+    return _context(ABSENT_PACKAGES)
 
 
 @cache
