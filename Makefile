@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test soak fuzz lint format bench check-alerts audit dist sbom pin-images lock clean
+.PHONY: help run dev test soak fuzz lint format openapi check-api bench check-alerts audit dist sbom pin-images lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,18 @@ lint: $(VENV)/.dev ## check style, types and the layers of imports
 format: $(VENV)/.dev ## rewrite the code in its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+openapi: $(VENV)/.dev ## write docs/openapi.json anew, after a change of the API
+	@$(BIN)/python -m scripts.write_openapi
+
+# `go install github.com/oasdiff/oasdiff@latest` builds it in some minutes; BASE is the release that clients use.
+OASDIFF ?= oasdiff
+BASE ?= main
+
+check-api: ## compare docs/openapi.json with that of BASE, and fail if a client would break; OASDIFF=path/to/oasdiff
+	@command -v $(OASDIFF) >/dev/null || { echo "oasdiff is needed: go install github.com/oasdiff/oasdiff@latest. Set OASDIFF to its path." >&2; exit 2; }
+	@git show $(BASE):docs/openapi.json > .openapi-base.json; \
+	    $(OASDIFF) breaking --fail-on ERR .openapi-base.json docs/openapi.json; status=$$?; rm -f .openapi-base.json; exit $$status
 
 # OpenBao's program: from its release page, a package of the system, or `go build` in its sources.
 BAO ?=

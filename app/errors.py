@@ -68,6 +68,8 @@ class MalformedBody(VaultError):
 
 
 class BodyTooLarge(VaultError):
+    """The body is over 64 KiB."""
+
     code = "body_too_large"
 
 
@@ -127,6 +129,8 @@ class Overloaded(VaultError):
 
 
 class TokenNotFound(VaultError):
+    """The user has no such token."""
+
     code = "token_not_found"
 
 

@@ -21,11 +21,13 @@ class DirectRoute(APIRoute):
     """`APIRoute` whose endpoint takes the request, path parameters, and dependencies that take the request alone.
 
     Dependencies are called in the order of the parameters. A path parameter is passed as it is, unvalidated. The
-    endpoint returns the response. The OpenAPI document is FastAPI's. docs/decisions/direct-routes.md has the figures.
+    endpoint returns the response. The OpenAPI document is FastAPI's; the endpoint's name is the `operationId`, after
+    which generators name a function. docs/decisions/direct-routes.md has the figures.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  FastAPI's
         super().__init__(*arguments, **options)
+        self.operation_id = self.operation_id or self.name
         self.app = _application(self.dependant)
         self._methods = frozenset(self.methods or ())
 

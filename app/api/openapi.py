@@ -6,6 +6,7 @@ These are the parameters and bodies that dependencies read by themselves, and th
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -28,9 +29,11 @@ from app.api.schemas import (
     ExchangeRequest,
     PatchTokenRequest,
     RefreshRequest,
+    Revealed,
     StoreTokenRequest,
     Token,
 )
+from app.api.token_response import TokenResponse
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
 from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
 
@@ -42,6 +45,7 @@ _REQUEST_BODIES: tuple[type[BaseModel], ...] = (
     RefreshRequest,
     BatchGetRequest,
     TokenExchangeRequest,
+    TokenResponse,
 )
 _SLUG = {"type": "string", "pattern": SLUG_PATTERN}
 
@@ -157,12 +161,21 @@ def responses(
 
 
 def extra(
-    *parameters: dict[str, Any], body: type[BaseModel] | None = None, media_type: str = "application/json"
+    *parameters: dict[str, Any],
+    body: type[BaseModel] | None = None,
+    media_type: str = "application/json",
+    other_bodies: Mapping[str, type[BaseModel]] | None = None,
 ) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route: the parameters and the body that dependencies read by themselves."""
+    """Return the `openapi_extra` of a route: the parameters and the body that dependencies read by themselves.
+
+    `other_bodies` are the models of media types other than `media_type`.
+    """
     described: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if body is not None:
-        described["requestBody"] = {"required": True, "content": _content(body, media_type)}
+        content = _content(body, media_type)
+        for other, model in (other_bodies or {}).items():
+            content |= _content(model, other)
+        described["requestBody"] = {"required": True, "content": content}
     return described
 
 
@@ -174,6 +187,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         )
         _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
         schema["components"]["schemas"] |= definitions["$defs"]
+        for answer in (Token, Revealed):  # FastAPI leaves the nulls out, which real answers have
+            schema["components"]["schemas"][answer.__name__]["examples"] = answer.model_json_schema()["examples"]
         for path, methods in schema["paths"].items():
             if path.startswith(_AUTHENTICATED):  # read by authentication, so on every authenticated route
                 for operation in methods.values():
@@ -213,5 +228,7 @@ def _problem(kinds: list[type[errors.VaultError]]) -> dict[str, Any]:
 
 
 def _example(kind: type[errors.VaultError]) -> dict[str, Any]:
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    return problem_of(kind(summary), EXAMPLE_REQUEST_ID)
+    error = kind((kind.__doc__ or "").strip().partition("\n")[0])
+    if isinstance(error, errors.InvalidRequest):
+        error = errors.InvalidRequest("access_token is required", problems=(("access_token", "is required"),))
+    return problem_of(error, EXAMPLE_REQUEST_ID)

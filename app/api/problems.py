@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from app import errors
+from app.api import unknown_fields
 from app.api.direct_route import DirectRoute
 from app.api.refusal_events import record_refused_request
 from app.observability.request_log import note_failure
@@ -211,52 +212,72 @@ def _document(code: str, status: int, detail: str, request_id: str, *, retryable
     }
 
 
-# pydantic's messages quote the input, and a location may be a key that the caller chose. Only the error's type and the
-# names in our schemas are passed on.
+# pydantic's messages quote the input, and a location may be a key that the caller chose. Only the error's type, the
+# bounds and names in our schemas, and unknown names that cannot be secrets are passed on.
 
 _CUSTOM_ERROR_PREFIX: Final = "vault_"  # types raised by the validators in schemas, whose messages hold no input
 
+# with the members of an error's context that come from the schema
 _MESSAGES: Final = {
     "missing": "is required",
-    "extra_forbidden": "is not a known field",
     "string_type": "must be a string",
-    "string_too_short": "is too short",
-    "string_too_long": "is too long",
     "string_pattern_mismatch": "does not have the required form",
     "int_type": "must be an integer",
     "int_from_float": "must be an integer",
     "int_parsing": "must be an integer",
-    "greater_than_equal": "is too small",
-    "less_than_equal": "is too large",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",
-    "too_long": "is too long",
-    "too_short": "is too short",
     "dict_type": "must be an object",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
-    "enum": "is not one of the allowed values",
-    "literal_error": "is not one of the allowed values",
 }
+_LENGTHS: Final = {  # the second two are of lists, and of secrets
+    "string_too_short": ("min_length", "at least"),
+    "string_too_long": ("max_length", "at most"),
+    "too_short": ("min_length", "at least"),
+    "too_long": ("max_length", "at most"),
+}
+_CHOICES: Final = frozenset({"enum", "literal_error"})
 
 
-def invalid_request(validation_errors: Sequence[Any]) -> errors.InvalidRequest:
-    """Return the error for pydantic's list of errors, without any input in it."""
-    problems = tuple(dict.fromkeys((_field(error), _message(error)) for error in validation_errors))
+def invalid_request(validation_errors: Sequence[Any], model: type[BaseModel]) -> errors.InvalidRequest:
+    """Return the error for pydantic's list of errors of a body, without any input in it."""
+    problems = tuple(dict.fromkeys(_problem(error, model) for error in validation_errors))
     summary = "; ".join(f"{field} {message}" for field, message in problems[:5])
     return errors.InvalidRequest(summary, problems=problems)
 
 
-def _message(error: dict[str, Any]) -> str:
-    if error["type"].startswith(_CUSTOM_ERROR_PREFIX):
-        return str(error["msg"])
-    return _MESSAGES.get(error["type"], "is not valid")
-
-
-def _field(error: dict[str, Any]) -> str:
-    """Return the dotted path of the field, without unknown keys and without keys inside of `metadata`."""
-    location = [part for part in error["loc"] if part not in {"body", "path", "query", "header"}]
+def _problem(error: dict[str, Any], model: type[BaseModel]) -> tuple[str, str]:
+    """Return the dotted path of the field and the message."""
+    location = list(error["loc"])
     if error["type"] == "extra_forbidden":
-        location = location[:-1]
+        if not unknown_fields.may_be_named(location[-1]):
+            return _path(location[:-1]), unknown_fields.NOT_NAMED
+        return _path(location), unknown_fields.describe(model, location)
+    return _path(location), _message(error)
+
+
+def _message(error: dict[str, Any]) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind.startswith(_CUSTOM_ERROR_PREFIX):
+        return str(error["msg"])
+    if kind in _CHOICES:
+        return f"must be one of: {_choices(context['expected'])}"
+    if kind in _LENGTHS:
+        bound, relation = _LENGTHS[kind]
+        count, unit = context[bound], "item" if context.get("field_type") == "List" else "character"
+        return f"must have {relation} {count} {unit}{'' if count == 1 else 's'}"
+    return _MESSAGES.get(kind, "is not valid").format(**context)
+
+
+def _choices(expected: str) -> str:
+    """Return pydantic's "'a', 'b' or 'c'" without quotes."""
+    return expected.replace(" or ", ", ").replace("'", "")
+
+
+def _path(location: list[Any]) -> str:
+    """Return the dotted path, without keys inside of `metadata`, which the caller chose."""
     if "metadata" in location:
         location = location[: location.index("metadata") + 1]
     return ".".join(str(part) for part in location) or "body"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 from fastapi import Request
@@ -25,35 +25,43 @@ from app.strict_json import (
 MAXIMUM_BODY_BYTES: Final = 64 * 1024
 MAXIMUM_BODY_SECONDS: Final = 10
 MAXIMUM_DEPTH: Final = 32
+JSON: Final = "application/json"
 Model = TypeVar("Model", bound=BaseModel)
+Other = TypeVar("Other", bound=BaseModel)
 
 
-def strict_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+def strict_body(
+    model: type[Model], others: Mapping[str, type[Other]] | None = None
+) -> Callable[[Request], Awaitable[Model | Other]]:
     """Return a dependency that gives the body as `model`; it raises `MalformedBody`, `BodyTooLarge`, `InvalidRequest`.
 
-    FastAPI reads its own body parameters before any dependency runs, so before authentication.
+    `others` are the models of media types other than `application/json`. FastAPI reads its own body parameters before
+    any dependency runs, so before authentication.
     """
+    models: dict[str, type[Model | Other]] = {JSON: model, **(others or {})}
 
-    async def parse(request: Request) -> Model:
-        require_media_type(request, "application/json")
+    async def parse(request: Request) -> Model | Other:
+        given = models[require_media_type(request, *models)]
         value = parse_strict_json(await read_body(request))
         try:
-            return model.model_validate(value)
+            return given.model_validate(value)
         except ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise invalid_request(problems) from None
+            problems = error.errors(include_url=False, include_input=False)
+            raise invalid_request(problems, given) from None
 
     return parse
 
 
-def require_media_type(request: Request, required: str) -> None:
-    """Raise `MalformedBody` unless the body is declared as this type in UTF-8, and is not compressed."""
+def require_media_type(request: Request, *known: str) -> str:
+    """Return the body's media type; raises `MalformedBody` unless it is a known one in UTF-8, not compressed."""
     media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    media_type = media_type.strip().lower()
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if media_type.strip().lower() != required or charset not in {"", "utf-8"}:
-        raise MalformedBody(f"Content-Type must be {required} in UTF-8")
+    if media_type not in known or charset not in {"", "utf-8"}:
+        raise MalformedBody(f"Content-Type must be {' or '.join(known)} in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MalformedBody("Content-Encoding is not supported")
+    return media_type
 
 
 async def read_body(request: Request) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -15,12 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     SecretStr,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from app.api.problems import Problem, TokenReceipt
 from app.errors import InvalidRequest
@@ -93,6 +95,29 @@ Metadata = Annotated[
     dict[str, Any],
     Field(json_schema_extra={"propertyNames": {"type": "string", "not": {"enum": sorted(RESERVED_METADATA)}}}),
 ]
+Value = TypeVar("Value")
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise PydanticCustomError("vault_null", "must not be null: leave it out")
+    return value
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+class _NotNull:
+    """Leaves null out of the JSON schema of an optional field."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        [schema] = (one for one in handler(core)["anyOf"] if one != {"type": "null"})
+        return cast("JsonSchemaValue", schema)
+
+
+# a field that may be left out, which is `None` here, and is no null otherwise
+_Present = Annotated[Value | None, BeforeValidator(_not_null), _NotNull()]
 ProviderScope = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -105,11 +130,9 @@ class StoreTokenRequest(_Request):
 
     access_token: SecretText
     refresh_token: SecretText | None = None
-    expires_at: Timestamp | None = Field(
-        default=None, description="RFC 3339 with an offset. Null: the token never expires."
-    )
+    expires_at: Timestamp | None = Field(default=None, description="RFC 3339 with an offset. Null: not given.")
     expires_in: Annotated[int, Field(strict=True, ge=1, le=_TEN_YEARS_SECONDS)] | None = Field(
-        default=None, description="Seconds from now, as in a token response of OAuth 2.0."
+        default=None, description="Seconds from now, as in a token response of OAuth 2.0. Null: not given."
     )
     scopes: Annotated[list[ProviderScope], Field(max_length=200)] = []
     email: Email | None = None
@@ -125,26 +148,29 @@ class StoreTokenRequest(_Request):
             "examples": [
                 {"access_token": "1234~example", "base_url": "https://canvas.example.edu", "expires_in": 3600}
             ],
-            "not": {"required": ["expires_at", "expires_in"]},
+            "not": {
+                "required": ["expires_at", "expires_in"],
+                "properties": {"expires_at": {"type": "string"}, "expires_in": {"type": "integer"}},
+            },
         }
     )
 
     @model_validator(mode="after")
     def _one_expiry(self) -> StoreTokenRequest:
-        if {"expires_at", "expires_in"} <= self.model_fields_set:
+        if self.expires_at is not None and self.expires_in is not None:
             raise PydanticCustomError("vault_expiry", "give expires_at or expires_in, not both")
         return self
 
     def to_input(self) -> TokenInput:
         """Return the fields of the request; those that are not in it are `UNSET`."""
         given = self.model_fields_set
-        expires_at = self.expires_at if "expires_at" in given else UNSET
+        expires_at = self.expires_at
         if self.expires_in is not None:
             expires_at = datetime.now(UTC) + timedelta(seconds=self.expires_in)
         return TokenInput(
             access_token=self.access_token,
             refresh_token=self.refresh_token if "refresh_token" in given else UNSET,
-            expires_at=expires_at,
+            expires_at=UNSET if expires_at is None else expires_at,
             scopes=tuple(self.scopes) if "scopes" in given else UNSET,
             email=self.email if "email" in given else UNSET,
             base_url=self.base_url if "base_url" in given else UNSET,
@@ -155,37 +181,32 @@ class StoreTokenRequest(_Request):
 class PatchTokenRequest(_Request):
     """A new status, new metadata, or both. Keys of `metadata` are added or replaced; a null removes its key."""
 
-    status: TokenStatus | None = None
-    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="Why the status changes, in words for people. Requires `status`."
+    status: _Present[TokenStatus] = Field(default=None, json_schema_extra=_without_default)
+    status_reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="Why the status changes, in words for people. Requires `status`. Null: no reason."
     )
-    metadata: Metadata | None = None
+    metadata: _Present[Metadata] = Field(default=None, json_schema_extra=_without_default)
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"status": "needs_reauth", "reason": "Canvas answered 401"}],
-            "anyOf": [
-                {"required": ["status"], "properties": {"status": {"type": "string"}}},
-                {
-                    "required": ["metadata"],
-                    "properties": {"metadata": {"type": "object"}, "reason": {"type": "null"}},
-                },
-            ],
+            "examples": [{"status": "needs_reauth", "status_reason": "Canvas answered 401"}],
+            "minProperties": 1,
+            "dependentRequired": {"status_reason": ["status"]},
         }
     )
 
     @model_validator(mode="after")
     def _some_change(self) -> PatchTokenRequest:
-        if self.status is None and self.metadata is None:
+        if not self.model_fields_set:
             raise PydanticCustomError("vault_patch", "must change status or metadata")
-        if self.reason is not None and self.status is None:
-            raise PydanticCustomError("vault_patch", "reason requires status")
+        if "status_reason" in self.model_fields_set and self.status is None:
+            raise PydanticCustomError("vault_patch", "status_reason requires status")
         return self
 
     def to_patch(self) -> TokenPatch:
         return TokenPatch(
             status=UNSET if self.status is None else self.status,
-            status_reason=self.reason,
+            status_reason=self.status_reason,
             metadata=UNSET if self.metadata is None else self.metadata,
         )
 

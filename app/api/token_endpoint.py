@@ -162,8 +162,8 @@ async def token_exchange_request(request: Request) -> TokenExchangeRequest:
     try:
         return TokenExchangeRequest.model_validate(known)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        raise invalid_request(problems) from None
+        problems = error.errors(include_url=False, include_input=False)
+        raise invalid_request(problems, TokenExchangeRequest) from None
 
 
 async def _parameters(request: Request) -> dict[str, str]:

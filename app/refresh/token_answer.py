@@ -64,11 +64,11 @@ def parse_tokens(name: str, answer: ProviderAnswer, *, reauth_errors: frozenset[
     return ProviderTokens(
         access_token=SecretStr(access_token),
         refresh_token=SecretStr(refresh_token) if refresh_token else None,
-        expires_in_seconds=_seconds(members.get("expires_in")),
+        expires_in_seconds=lifetime_seconds(members.get("expires_in")),
         refresh_token_expires_in_seconds=next(
-            (seconds for one in _REFRESH_LIFETIMES if (seconds := _seconds(members.get(one))) is not None), None
+            (seconds for one in _REFRESH_LIFETIMES if (seconds := lifetime_seconds(members.get(one))) is not None), None
         ),
-        scopes=_scopes(members.get("scope")),
+        scopes=scope_values(members.get("scope")),
     )
 
 
@@ -155,7 +155,7 @@ def _is_token(value: object) -> bool:
     return isinstance(value, str) and 1 <= len(value) <= MAXIMUM_TOKEN_CHARACTERS and value.isprintable()
 
 
-def _seconds(value: object) -> int | None:
+def lifetime_seconds(value: object) -> int | None:
     """Return a lifetime, also from text or a fraction; `None` for zero, negative, endless and unreadable ones."""
     if isinstance(value, str) and len(value) <= _MAXIMUM_DIGITS:
         try:
@@ -167,7 +167,7 @@ def _seconds(value: object) -> int | None:
     return int(value) if 1 <= value <= LONGEST_LIFETIME_SECONDS else None
 
 
-def _scopes(value: object) -> tuple[str, ...] | None:
+def scope_values(value: object) -> tuple[str, ...] | None:
     """Return the scopes of a text or a list; `None` if there are none, or some that cannot be stored."""
     scopes = value.split() if isinstance(value, str) else value
     if not isinstance(scopes, list) or not 1 <= len(scopes) <= _MAXIMUM_SCOPES:

@@ -48,7 +48,6 @@ INVALID = {
     "expires_at before the year 1": _body(expires_at="0001-01-01T00:00:00+14:00"),
     "expires_at that is the canary": _body(expires_at=CANARY),
     "both expiries": _body(expires_at="2027-01-01T00:00:00Z", expires_in=60),
-    "both expiries, one null": _body(expires_at=None, expires_in=60),
     "negative expires_in": _body(expires_in=-1),
     "huge expires_in": _body(expires_in=10**30),
     "expires_in that is a bool": _body(expires_in=True),
@@ -215,8 +214,8 @@ def test_an_unknown_include_is_refused(service: Service, served_store: Store) ->
     [
         b"{}",
         b'{"status": "%s"}' % CANARY.encode(),
-        b'{"reason": "%s"}' % CANARY.encode(),
-        b'{"status": "ok", "reason": ""}',
+        b'{"status_reason": "%s"}' % CANARY.encode(),
+        b'{"status": "ok", "status_reason": ""}',
         b'{"status": null, "metadata": null}',
         b'{"metadata": {"status": "%s"}}' % CANARY.encode(),
         b'{"metadata": {"kms_key_id": null}}',

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -12,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 
 from app import errors
 from app.api.answers import json_bytes, revealed_answer, token_answer, unreadable_answer
-from app.api.problems import STATUS
+from app.api.problems import STATUS, Problem
 from app.api.schemas import Revealed, Token, UnreadableToken
 from app.callers.service_keys import Scope
 from app.tokens.models import RevealedToken, UnreadableRow
@@ -132,9 +134,8 @@ def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:
     schemas = document["components"]["schemas"]
     for method, path, operation in _operations(document):
         if "requestBody" in operation:
-            [content] = operation["requestBody"]["content"].values()
-            name = content["schema"]["$ref"].rpartition("/")[2]
-            assert schemas[name]["examples"], (method, path)
+            for content in operation["requestBody"]["content"].values():
+                assert schemas[content["schema"]["$ref"].rpartition("/")[2]]["examples"], (method, path)
     for name in ("Token", "Revealed", "Receipt", "Erased", "IssuedToken"):
         assert schemas[name]["examples"]
 
@@ -152,6 +153,43 @@ def test_every_reference_resolves(document: Any) -> None:
 
     for reference in references(document):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+def test_operations_have_short_names_that_differ(document: Any) -> None:
+    names = [operation["operationId"] for _, _, operation in _operations(document)]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z]+){0,3}", name)] == []
+    assert {"store_token", "reveal_token", "patch_token", "rotate_token", "delete_token"} < set(names)
+
+
+def test_every_example_of_a_request_is_accepted(document: Any, sqlite_service: tuple[Service, SqliteStore]) -> None:
+    sqlite_service[1].truncate()
+    user, schemas, sent = str(uuid4()), document["components"]["schemas"], set()
+    with sqlite_service[0].client() as client:
+        for method, path, operation in sorted(_operations(document), key=lambda one: one[0] != "put"):
+            for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+                if path.endswith(("/exchange", "/refresh")) or not path.startswith("/v1/"):
+                    continue  # of a provider, which tests/api/test_refresh.py has
+                for example in schemas[content["schema"]["$ref"].rpartition("/")[2]]["examples"]:
+                    url = path.replace("{user_id}", user).replace("{provider}", "google")
+                    answer = client.request(method, url, json=example, headers={"Content-Type": media_type})
+                    assert answer.is_success, (method, path, answer.text)
+                    sent.add((method, media_type))
+    assert len(sent) >= 5
+
+
+def test_examples_of_answers_and_problems_fit_their_schemas(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    for model in (Token, Revealed):
+        for example in schemas[model.__name__]["examples"]:
+            model.model_validate_json(json.dumps(example), strict=True)
+            assert {*schemas[model.__name__]["required"]} <= example.keys()
+    for _, _, operation in _operations(document):
+        for answer in operation["responses"].values():
+            for example in answer.get("content", {}).get("application/problem+json", {}).get("examples", {}).values():
+                found = Problem.model_validate(example["value"], strict=True)
+                assert found.detail
+                assert (found.errors is not None) is (found.code == "invalid_request")
 
 
 def _subclasses(of: type[errors.VaultError]) -> Iterator[type[errors.VaultError]]:

@@ -32,7 +32,7 @@ CALLS: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "create": lambda client: client.put(f"{TOKENS}/notion", json={"access_token": "new"}),
     "replace": lambda client: client.put(CANVAS, json={"access_token": "two"}),
     "rotate": lambda client: client.post(f"{CANVAS}/rotate", json={"access_token": "two"}),
-    "patch": lambda client: client.patch(CANVAS, json={"status": "error", "reason": "x"}),
+    "patch": lambda client: client.patch(CANVAS, json={"status": "error", "status_reason": "x"}),
     "reveal": lambda client: client.get(CANVAS),
     "list": lambda client: client.get(TOKENS),
     "batch": lambda client: client.post(

@@ -30,7 +30,7 @@ def test_a_request_line_has_the_facts_of_its_operation_but_no_secret(service: Se
         client.get(CANVAS, params={"include": "refresh_token"})
         client.post(f"{CANVAS}/rotate", json={"access_token": SECRET})
         client.post(f"{CANVAS}/rotate", json={"access_token": SECRET}, headers={"If-Match": '"1"'})
-        client.patch(CANVAS, json={"status": "revoked", "reason": "x"})
+        client.patch(CANVAS, json={"status": "revoked", "status_reason": "x"})
         client.get(CANVAS)
         client.get(f"/v1/users/{USER}/tokens")
         client.post("/v1/tokens/batch-get", json=batch)

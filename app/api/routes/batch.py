@@ -38,7 +38,9 @@ Body = Annotated[BatchGetRequest, Depends(strict_body(BatchGetRequest))]
     responses=responses(*BODY_ERRORS, *STORE_ERRORS, *PROVIDER_ERRORS, errors.KeyUnavailable),
     openapi_extra=extra(body=BatchGetRequest),
 )
-async def batch_get(authenticated: Revealer, body: Body, vault: Vault, events: Events, request: Request) -> Response:
+async def batch_get_tokens(
+    authenticated: Revealer, body: Body, vault: Vault, events: Events, request: Request
+) -> Response:
     """Return a token or a problem for each token id, in order. Needs `tokens:reveal`.
 
     Tokens beyond 1 MiB get the problem `answer_too_large`: ask for them in another call. If all tokens have the same

@@ -69,7 +69,7 @@ class EncryptionStatus(BaseModel):
 @router.get(
     "", summary="Show which keys are in use", response_model=EncryptionStatus, responses=responses(*STORE_ERRORS)
 )
-async def status(authenticated: Admin, vault: Vault) -> Response:
+async def encryption_status(authenticated: Admin, vault: Vault) -> Response:
     """Count the tokens by scheme and key version. Needs `tokens:admin` and a key that is not limited to providers."""
     authenticated.require_every_provider()
     return json_response(EncryptionStatus.of(await vault.census()))

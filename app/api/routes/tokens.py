@@ -36,6 +36,7 @@ from app.api.openapi import (
 from app.api.problems import receipt_answer
 from app.api.request_body import strict_body
 from app.api.schemas import ExchangeRequest, PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
+from app.api.token_response import TOKEN_RESPONSE, TokenResponse
 from app.callers.service_keys import Scope
 from app.refresh.revocation import TokenRevocation
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
@@ -48,7 +49,9 @@ if TYPE_CHECKING:  # imports aiohttp, which a vault without providers does not n
 
 router = APIRouter(prefix="/v1/users/{user_id}/tokens/{provider}", tags=["tokens"], route_class=DirectRoute)
 
-StoreBody = Annotated[StoreTokenRequest, Depends(strict_body(StoreTokenRequest))]
+StoreBody = Annotated[
+    StoreTokenRequest | TokenResponse, Depends(strict_body(StoreTokenRequest, {TOKEN_RESPONSE: TokenResponse}))
+]
 ExchangeBody = Annotated[ExchangeRequest, Depends(strict_body(ExchangeRequest))]
 RefreshBody = Annotated[RefreshRequest, Depends(strict_body(RefreshRequest))]
 _SECONDS = re.compile(r"[0-9]{1,5}")
@@ -61,10 +64,15 @@ PatchBody = Annotated[PatchTokenRequest, Depends(strict_body(PatchTokenRequest))
     summary="Store a token",
     response_model=Token,
     responses=responses(*BODY_ERRORS, *STORE_ERRORS, *ENCRYPT_ERRORS, errors.VersionConflict, etag=True, created=True),
-    openapi_extra=extra(*TOKEN_ID, IF_MATCH, IF_NONE_MATCH, body=StoreTokenRequest),
+    openapi_extra=extra(
+        *TOKEN_ID, IF_MATCH, IF_NONE_MATCH, body=StoreTokenRequest, other_bodies={TOKEN_RESPONSE: TokenResponse}
+    ),
 )
-async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
-    """Create the token, or replace all of it: a field that is not given becomes empty. Needs `tokens:write`."""
+async def store_token(call: WriteCall, condition: StoreCondition, body: StoreBody) -> Response:
+    """Create the token, or replace all of it: a field that is not given becomes empty. Needs `tokens:write`.
+
+    The body is the token, or a provider's own token answer in its media type.
+    """
     result = await call.vault.store(call.token_id, body.to_input(), caller=call.caller, precondition=condition)
     return _token_response(call.vault, result.token, status=201 if result.created else 200)
 
@@ -78,7 +86,7 @@ async def store(call: WriteCall, condition: StoreCondition, body: StoreBody) -> 
     ),
     openapi_extra=extra(*TOKEN_ID, INCLUDE, MIN_TTL),
 )
-async def reveal(call: RevealCall, request: Request) -> Response:
+async def reveal_token(call: RevealCall, request: Request) -> Response:
     """Return the token with its access token decrypted. Needs `tokens:reveal`.
 
     A token that would expire within `min_ttl` seconds is refreshed first. If that fails while it is still valid, it is
@@ -106,7 +114,7 @@ async def reveal(call: RevealCall, request: Request) -> Response:
     ),
     openapi_extra=extra(*TOKEN_ID, body=RefreshRequest),
 )
-async def refresh(call: RevealCall, body: RefreshBody) -> Response:
+async def refresh_rejected_token(call: RevealCall, body: RefreshBody) -> Response:
     """Get a new access token from the provider and return it, if the token still has the version that was rejected;
     otherwise return it as it is. So many callers that got a 401 at once cause one refresh. Needs `tokens:reveal` and
     `tokens:refresh`.
@@ -131,7 +139,7 @@ async def refresh(call: RevealCall, body: RefreshBody) -> Response:
     ),
     openapi_extra=extra(*TOKEN_ID, body=ExchangeRequest),
 )
-async def exchange(call: WriteCall, body: ExchangeBody, request: Request) -> Response:
+async def exchange_code(call: WriteCall, body: ExchangeBody, request: Request) -> Response:
     """Redeem the code of a user's consent at the provider, and store the tokens as a store does. The answer has no
     secret. A code that the provider refuses is `token_inactive`: the user must consent again. Needs `tokens:write`.
     """
@@ -149,7 +157,7 @@ async def exchange(call: WriteCall, body: ExchangeBody, request: Request) -> Res
     responses=responses(*BODY_ERRORS, *STORE_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=PatchTokenRequest),
 )
-async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
+async def patch_token(call: WriteCall, condition: ChangeCondition, body: PatchBody) -> Response:
     """Change status and metadata; the secrets stay. Needs `tokens:write`."""
     token = await call.vault.patch(call.token_id, body.to_patch(), caller=call.caller, precondition=condition)
     return _token_response(call.vault, token)
@@ -162,9 +170,9 @@ async def patch(call: WriteCall, condition: ChangeCondition, body: PatchBody) ->
     responses=responses(
         *BODY_ERRORS, *STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True
     ),
-    openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=StoreTokenRequest),
+    openapi_extra=extra(*TOKEN_ID, IF_MATCH, body=StoreTokenRequest, other_bodies={TOKEN_RESPONSE: TokenResponse}),
 )
-async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
+async def rotate_token(call: WriteCall, condition: ChangeCondition, body: StoreBody) -> Response:
     """Replace the secret of an existing token; fields that are not given and the status stay. Needs `tokens:write`.
 
     Another `base_url` without a `refresh_token` removes the stored refresh token.
@@ -180,7 +188,7 @@ async def rotate(call: WriteCall, condition: ChangeCondition, body: StoreBody) -
     responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, errors.TokenNotFound, errors.VersionConflict, etag=True),
     openapi_extra=extra(*TOKEN_ID, IF_MATCH),
 )
-async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
+async def rewrap_token(call: RewrapCall, condition: ChangeCondition) -> Response:
     """Encrypt the token under the primary key if it is under another one. The token, its version and its times stay.
     A token of any status can be rewrapped. Needs `tokens:admin`.
     """
@@ -204,7 +212,7 @@ async def rewrap(call: RewrapCall, condition: ChangeCondition) -> Response:
     ),
     openapi_extra=extra(*TOKEN_ID, REVOKE, IF_MATCH),
 )
-async def delete(call: DeleteCall, condition: ChangeCondition, request: Request) -> Response:
+async def delete_token(call: DeleteCall, condition: ChangeCondition, request: Request) -> Response:
     """Delete the token permanently. Needs `tokens:delete`.
 
     With `revoke` its secrets are revoked at the provider first, the refresh token before the access token, and the

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"], route_cl
 @router.get(
     "", summary="List a user's tokens", response_model=TokenList, responses=responses(*STORE_ERRORS, AnswerTooLarge)
 )
-async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) -> Response:
+async def list_user_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) -> Response:
     """List the user's tokens of the providers that the key may use, without secrets. Needs `tokens:read`.
 
     Tokens whose rows do not decode are in `unreadable`, each with its problem. A user with more than 500 tokens, or
@@ -48,7 +48,7 @@ async def list_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) 
     responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, TokenInactive),
     openapi_extra=extra(REVOKE),
 )
-async def erase(authenticated: Deleter, user_id: UserIdPath, vault: Vault, request: Request) -> Response:
+async def erase_user(authenticated: Deleter, user_id: UserIdPath, vault: Vault, request: Request) -> Response:
     """Delete all of a user's tokens. Needs `tokens:delete` and a key that is not limited to some providers.
 
     With `revoke` each token is revoked first, and the answer has a receipt for each. If tokens had to be kept, the
