@@ -74,7 +74,7 @@ class Histories(RuleBasedStateMachine):
             return
         assert answer.status_code == (201 if current is None else 200), answer.text
         given = {**_EMPTY, **body}
-        if token_id[1] == "canvas" and given["refresh_token"] is None and "expires_at" not in body:
+        if token_id[1] == "canvas" and given["refresh_token"] is None and given["expires_at"] is None:
             given["expires_at"] = answer.json()["expires_at"]
             assert given["expires_at"] is not None
         version = answer.json()["version"]
@@ -89,7 +89,8 @@ class Histories(RuleBasedStateMachine):
         answer = self.call("POST", token_id, body, condition, suffix="/rotate")
         current = self.expect_change(token_id, answer, condition)
         if current is not None:
-            fields = {**current.fields, **body}
+            given = {name: value for name, value in body.items() if (name, value) != ("expires_at", None)}
+            fields = {**current.fields, **given}
             if "refresh_token" not in body and fields["base_url"] != current.fields["base_url"]:
                 fields["refresh_token"] = None  # it does not follow another URL
             self.tokens[token_id] = replace(current, version=current.version + 1, fields=fields)
