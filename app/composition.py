@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.observability.tracing import Tracing
     from app.refresh.background import BackgroundRefresh
     from app.refresh.exchange import CodeExchange
+    from app.refresh.observer import RefreshObserver
     from app.refresh.provider_client import ProviderClient
     from app.refresh.refresher import TokenRefresher
     from app.refresh.registry import ProviderRegistry
@@ -276,6 +277,7 @@ class Providers:
     registry: ProviderRegistry
     client: ProviderClient
     spool: RefreshSpool | None
+    observer: RefreshObserver | None = None
 
     def recovery(self, *, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents) -> SpoolRecovery | None:
         if self.spool is None:
@@ -301,6 +303,7 @@ class Providers:
             providers=self.registry,
             client=self.client,
             spool=recovery,
+            observer=self.observer,
         )
 
     def background(
@@ -313,12 +316,20 @@ class Providers:
             refresher=refresher,
             providers=self.registry,
             interval_seconds=settings.refresh_interval_seconds,
+            observer=self.observer,
         )
 
     def exchange(self, *, vault: TokenVault, cipher: TokenCipher, events: TokenEvents) -> CodeExchange:
         from app.refresh.exchange import CodeExchange  # noqa: PLC0415  imports aiohttp
 
-        return CodeExchange(vault=vault, cipher=cipher, events=events, providers=self.registry, client=self.client)
+        return CodeExchange(
+            vault=vault,
+            cipher=cipher,
+            events=events,
+            providers=self.registry,
+            client=self.client,
+            observer=self.observer,
+        )
 
 
 def build_revocation(
@@ -358,7 +369,9 @@ def build_refresh_spool(settings: Settings) -> RefreshSpool | None:
 
 
 @asynccontextmanager
-async def opened_providers(settings: Settings) -> AsyncIterator[Providers | None]:
+async def opened_providers(
+    settings: Settings, *, observer: RefreshObserver | None = None
+) -> AsyncIterator[Providers | None]:
     """Load the OAuth providers, `None` if none are configured, and open a client that asks them.
 
     Raises `SettingsError` if an entry or REFRESH_SPOOL_DIR is wrong.
@@ -367,18 +380,18 @@ async def opened_providers(settings: Settings) -> AsyncIterator[Providers | None
     if registry is None:
         yield None
         return
-    providers = Providers(registry, build_provider_client(), build_refresh_spool(settings))
+    providers = Providers(registry, build_provider_client(observer), build_refresh_spool(settings), observer)
     try:
         yield providers
     finally:
         await providers.client.close()
 
 
-def build_provider_client() -> ProviderClient:
+def build_provider_client(observer: RefreshObserver | None = None) -> ProviderClient:
     """Build the client that asks OAuth providers; raises `SettingsError` if SSL_CERT_FILE is wrong."""
     from app.refresh.provider_client import ProviderClient  # noqa: PLC0415  imports aiohttp
 
-    return ProviderClient(tls=client_ssl_context())
+    return ProviderClient(tls=client_ssl_context(), observer=observer)
 
 
 @dataclass(frozen=True, slots=True)

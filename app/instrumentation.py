@@ -85,6 +85,7 @@ def gauge_update(
     def update() -> None:
         metrics.requests.publish()
         metrics.wire.publish()
+        metrics.refreshes.publish()
         services = service_keys.alive_services()
         metrics.callers.publish(services)
         metrics.state.service_keys(len(services))

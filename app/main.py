@@ -193,7 +193,7 @@ async def _running(
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
         vault, exchange, revocation = await stack.enter_async_context(
-            _refreshing(settings, repository, cipher, events, on_reveal)
+            _refreshing(settings, repository, cipher, events, on_reveal, metrics=metrics)
         )
         state = AppState(
             vault=vault,
@@ -220,6 +220,8 @@ async def _refreshing(
     cipher: TokenCipher,
     events: TokenEvents,
     on_reveal: Callable[[StoredToken], None] | None,
+    *,
+    metrics: VaultMetrics | None,
 ) -> AsyncIterator[tuple[TokenVault, CodeExchange | None, TokenRevocation]]:
     """Build the vault, what revokes tokens, and what refreshes and exchanges them if OAuth providers are configured.
 
@@ -227,7 +229,7 @@ async def _refreshing(
     stored.
     """
     build = partial(build_vault, tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-    async with opened_providers(settings) as providers:
+    async with opened_providers(settings, observer=metrics and metrics.refreshes) as providers:
         revocation = build_revocation(providers, tokens=repository, cipher=cipher, events=events)
         if providers is None:
             try:
@@ -236,6 +238,8 @@ async def _refreshing(
                 await revocation.close()
             return
         _warn_of(providers.registry.warnings())
+        if metrics is not None:
+            metrics.refreshes.follow(providers.registry.names)
         recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
         refresher = providers.refresher(tokens=repository, cipher=cipher, events=events, recovery=recovery)
         vault = build(refresher=refresher)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from app.tokens.events import SUCCESS, TokenEvent
+from app.tokens.events import SUCCESS, Operation, TokenEvent
 from app.tokens.models import SLUG_PATTERN, UUID_PATTERN
 
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -124,7 +124,8 @@ class OperationLog:
     """`TokenObserver` that logs operations; an event holds no secret.
 
     The only operation of a request is in the request's line. Of a request with several, a batch, each failed one has a
-    line. So has every operation outside a request, such as a rewrap on read.
+    line. So has every operation outside a request, such as a rewrap on read, and every refresh: several requests may
+    share one.
     """
 
     def __init__(self) -> None:
@@ -132,7 +133,8 @@ class OperationLog:
 
     def record(self, event: TokenEvent) -> None:
         request = current_request.get()
-        if request is None or request.request_id != event.caller.request_id:
+        is_of_request = request is not None and request.request_id == event.caller.request_id
+        if request is None or not is_of_request or event.operation is Operation.REFRESH:
             self._write(event)
             return
         request.events += 1

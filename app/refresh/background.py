@@ -12,7 +12,9 @@ import structlog
 
 from app.concurrency import all_of
 from app.errors import VaultError
+from app.refresh.observer import RefreshObserver, Unobserved
 from app.refresh.presets import ALIASES
+from app.refresh.providers import OAuthProvider
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
 from app.tokens.freshness import NotRefreshableError, RefreshPolicy, freshness_of
@@ -41,6 +43,7 @@ class BackgroundRefresh:
         refresher: TokenRefresher,
         providers: ProviderRegistry,
         interval_seconds: float,
+        observer: RefreshObserver | None = None,
         page_rows: int = PAGE_ROWS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -48,6 +51,8 @@ class BackgroundRefresh:
         self._refresher = refresher
         self._providers = providers
         self._interval_seconds = interval_seconds
+        self._observer = observer or Unobserved()
+        self._overdue_seconds: dict[str, float] = {}
         self._page_rows = page_rows
         self._now = now
         self._running: asyncio.Task[None] | None = None
@@ -65,8 +70,12 @@ class BackgroundRefresh:
     async def run_once(self) -> int:
         """Refresh every token that is due; return how many were refreshed."""
         names = {*self._providers.names(), *ALIASES}
+        self._overdue_seconds = dict.fromkeys(self._providers.names(), 0.0)
         # each to its end: an error must leave no provider's refreshes running without an owner
-        return sum(await all_of(self._refresh_provider(name) for name in sorted(names)))
+        refreshed = await all_of(self._refresh_provider(name) for name in sorted(names))
+        for name, seconds in self._overdue_seconds.items():
+            self._observer.overdue(name, seconds)
+        return sum(refreshed)
 
     async def _run(self) -> None:
         while True:
@@ -101,8 +110,16 @@ class BackgroundRefresh:
                 for row in page
                 if isinstance(row, StoredToken) and not _is_fresh(row, policy, ahead_seconds=ahead_seconds, now=now)
             ]
+            self._note_overdue(policy, due, now)
             due.sort(key=lambda row: row.expires_at or now)
             refreshed += await self._refresh_all(due)
+
+    def _note_overdue(self, provider: OAuthProvider, due: list[StoredToken], now: datetime) -> None:
+        """Note how long the oldest of these has been within the margin; under an alias it is the same provider's."""
+        oldest = min((row.expires_at for row in due if row.expires_at is not None), default=None)
+        if oldest is not None:
+            seconds = (now - oldest).total_seconds() + provider.refresh_margin_seconds
+            self._overdue_seconds[provider.name] = max(seconds, self._overdue_seconds.get(provider.name, 0.0))
 
     async def _refresh_all(self, due: list[StoredToken]) -> int:
         free = asyncio.Semaphore(CONCURRENT_PER_PROVIDER)

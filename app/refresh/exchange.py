@@ -11,6 +11,7 @@ import structlog
 
 from app.errors import InvalidRequest, VaultError
 from app.refresh.authorization import Authorization
+from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.providers import OAuthProvider
 from app.refresh.registry import ProviderRegistry
@@ -38,6 +39,7 @@ class CodeExchange:
         events: TokenEvents,
         providers: ProviderRegistry,
         client: ProviderClient,
+        observer: RefreshObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._vault = vault
@@ -45,6 +47,7 @@ class CodeExchange:
         self._events = events
         self._providers = providers
         self._client = client
+        self._observer = observer or Unobserved()
         self._now = now
         self._tasks: set[asyncio.Task[StoreResult]] = set()
 
@@ -93,9 +96,10 @@ class CodeExchange:
                 code_verifier=given.code_verifier,
                 base_url=given.base_url,
             )
-            return await self._store(token_id, _input(provider, given, answer, asked_at), caller)
+            with Unwritten(self._observer, provider.name) as unwritten:
+                return await self._store(token_id, _input(provider, given, answer, asked_at), caller, unwritten)
 
-    async def _store(self, token_id: TokenId, token: TokenInput, caller: Caller) -> StoreResult:
+    async def _store(self, token_id: TokenId, token: TokenInput, caller: Caller, unwritten: Unwritten) -> StoreResult:
         give_up_at = asyncio.get_running_loop().time() + WRITE_SECONDS
         while True:
             try:
@@ -104,6 +108,7 @@ class CodeExchange:
                 if not error.retryable or asyncio.get_running_loop().time() > give_up_at:
                     _log.error("exchange_unwritten", provider=token_id.provider, reason=error.detail)
                     raise
+                unwritten.is_new()
             await asyncio.sleep(_PAUSE_SECONDS)
 
 

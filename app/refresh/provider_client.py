@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from app.errors import GrantRejected, ProviderMisconfigured, RevocationUnsupported
 from app.refresh.client_authentication import authenticate
 from app.refresh.endpoints import revocation_endpoint, token_endpoint
+from app.refresh.observer import RefreshObserver, Unobserved
 from app.refresh.provider_connection import (
     CONNECT_SECONDS,
     TOTAL_SECONDS,
@@ -55,7 +57,9 @@ class ProviderClient:
         resolver: AbstractResolver | None = None,
         connect_seconds: float = CONNECT_SECONDS,
         total_seconds: float = TOTAL_SECONDS,
+        observer: RefreshObserver | None = None,
     ) -> None:
+        self._observer = observer or Unobserved()
         self._connections = ProviderConnections(
             tls=tls, resolver=resolver, connect_seconds=connect_seconds, total_seconds=total_seconds
         )
@@ -163,7 +167,7 @@ class ProviderClient:
             body=body.encode(),
             allow_insecure=provider.allow_insecure,
         )
-        return await self._connections.send(request, deadline=deadline)
+        return await self._send(request, deadline)
 
     async def _delete(
         self, provider: OAuthProvider, url: str, token: SecretStr, hint: TokenTypeHint, deadline: float
@@ -178,10 +182,17 @@ class ProviderClient:
             body=None,
             allow_insecure=provider.allow_insecure,
         )
-        answer = await self._connections.send(request, deadline=deadline)
+        answer = await self._send(request, deadline)
         if answer.status == HTTPStatus.UNAUTHORIZED:  # expired, and then the refresh token of the grant still works
             raise GrantRejected(f"{provider.name} does not know the access token", reason="invalid_token")
         require_success(provider.name, answer)
+
+    async def _send(self, request: ProviderRequest, deadline: float) -> ProviderAnswer:
+        began_at = time.perf_counter()
+        try:
+            return await self._connections.send(request, deadline=deadline)
+        finally:
+            self._observer.answered(request.provider, time.perf_counter() - began_at)
 
 
 def _require_revoked(provider: OAuthProvider, answer: ProviderAnswer) -> None:

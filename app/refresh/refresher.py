@@ -28,6 +28,7 @@ from app.errors import (
 )
 from app.refresh.endpoints import token_endpoint
 from app.refresh.lease import has_the_same_lease, take_lease
+from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
 from app.refresh.providers import OAuthProvider, Rotation
@@ -37,7 +38,7 @@ from app.refresh.successor import keep_successor
 from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
-from app.tokens.events import SUPERSEDED, Operation, TokenEvents
+from app.tokens.events import NOT_REFRESHABLE, SUPERSEDED, Operation, TokenEvents
 from app.tokens.freshness import NotRefreshableError, RefreshPolicy
 from app.tokens.models import ANSWER_LOST, OUTCOME_LOST, Caller, RefreshAnswer, StoredToken
 from app.tokens.recorded_operation import RecordedOperation
@@ -96,6 +97,7 @@ class TokenRefresher:
         providers: ProviderRegistry,
         client: ProviderClient,
         spool: SpoolRecovery | None = None,
+        observer: RefreshObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -105,6 +107,7 @@ class TokenRefresher:
         self._providers = providers
         self._client = client
         self._spool = spool
+        self._observer = observer or Unobserved()
         self._now = now
         self._monotonic = monotonic
         self._pauses = ProviderPauses(monotonic=monotonic)
@@ -158,20 +161,32 @@ class TokenRefresher:
         operation = RecordedOperation(
             self._events, Operation.REFRESH, caller, token_id.user_id, token_id, asyncio.timeout(None)
         )
-        async with operation:
-            operation.note(token)
-            prepared = await self._prepare(provider, token, operation)
-            await operation.announce()
-            lease = await self._claim(provider, token)
-            if lease is None:
-                operation.outcome = SUPERSEDED
-                return
-            left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
-            if self._closing or left < SPENDING_SECONDS:
-                await self._write_failure(lease.claimed, lease.released())
-                raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
-            if not await self._spend(prepared, lease, operation):
-                operation.outcome = SUPERSEDED
+        began_at = self._monotonic()
+        try:
+            async with operation:
+                try:
+                    await self._refresh_once(provider, token, operation)
+                except NotRefreshableError:
+                    operation.outcome = NOT_REFRESHABLE
+        finally:
+            self._observer.refreshed(provider.name, operation.outcome, self._monotonic() - began_at)
+        if operation.outcome == NOT_REFRESHABLE:
+            raise NotRefreshableError
+
+    async def _refresh_once(self, provider: OAuthProvider, token: StoredToken, operation: RecordedOperation) -> None:
+        operation.note(token)
+        prepared = await self._prepare(provider, token, operation)
+        await operation.announce()
+        lease = await self._claim(provider, token)
+        if lease is None:
+            operation.outcome = SUPERSEDED
+            return
+        left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
+        if self._closing or left < SPENDING_SECONDS:
+            await self._write_failure(lease.claimed, lease.released())
+            raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
+        if not await self._spend(prepared, lease, operation):
+            operation.outcome = SUPERSEDED
 
     def _provider_of(self, token: StoredToken) -> OAuthProvider | None:
         # without a scheme the row is in PulsePlan's formats: a refresh would make it unreadable to PulsePlan's service,
@@ -215,6 +230,9 @@ class TokenRefresher:
             if await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
                 state = current.refresh_state
                 lost = state.holder is not None or state.failure == ANSWER_LOST
+                if state.holder is not None:
+                    self._observer.taken_over(provider.name)
+                    _log.warning("refresh_taken_over", provider=provider.name)
                 return _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
             row = await self._tokens.get(token.token_id)
             if not isinstance(row, StoredToken) or not _is_same_token(row, token):
@@ -242,6 +260,7 @@ class TokenRefresher:
             marked = transitions.reauthentication_needed(claimed, reason, now=self._now())
             if not await self._write_failure(claimed, marked):
                 return False  # the refusal is of a token that the row no longer holds
+            self._observer.reauthentication_needed(provider.name, outcome_lost=lost)
             raise
         except ProviderMisconfigured as error:
             if error.concerns_provider:
@@ -261,9 +280,9 @@ class TokenRefresher:
             raise
         operation.note(after)
         if self._spool is None:
-            return await self._write(claimed, after)
+            return await self._write(provider, claimed, after)
         async with self._spool.kept(claimed, after, intent=operation.intent):
-            return await self._write(claimed, after)
+            return await self._write(provider, claimed, after)
 
     async def _put_off(self, lease: _Lease, failure: str, *, at_least_seconds: float = 0) -> None:
         """Write a failure and the time of the next attempt: full jitter over a span that grows with each attempt."""
@@ -274,32 +293,32 @@ class TokenRefresher:
         retry_at = self._now() + timedelta(seconds=seconds)
         await self._write_failure(claimed, transitions.refresh_failed(claimed, failure, retry_at=retry_at))
 
-    async def _write(self, claimed: StoredToken, after: StoredToken) -> bool:
+    async def _write(self, provider: OAuthProvider, claimed: StoredToken, after: StoredToken) -> bool:
         """Write the new tokens, however long the store is down; return whether the row holds them.
 
         It does not if it was replaced or deleted, or if another refresh has taken the lease over. A row that was
         replaced and has the spent refresh token gets its successor all the same.
         """
-        pause, reported = _FIRST_WRITE_PAUSE_SECONDS, False
-        while True:
-            try:
-                if await self._tokens.settle_refresh(claimed, after):
-                    return True
-            except StoreError as error:
-                if not reported:
-                    reported = True
-                    _log.error("refresh_unwritten", provider=claimed.token_id.provider, reason=error.detail)
-            with suppress(StoreError, KeyUnavailable):
-                row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
-                if not isinstance(row, StoredToken):
-                    return False
-                if row.access_ciphertext == after.access_ciphertext:
-                    return True  # an earlier attempt, whose answer was lost, has written it
-                if not has_the_same_lease(row, claimed):
-                    await keep_successor(self._tokens, self._cipher, claimed, after, now=self._now())
-                    return False
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
+        pause = _FIRST_WRITE_PAUSE_SECONDS
+        with Unwritten(self._observer, provider.name) as unwritten:
+            while True:
+                try:
+                    if await self._tokens.settle_refresh(claimed, after):
+                        return True
+                except StoreError as error:
+                    if unwritten.is_new():
+                        _log.error("refresh_unwritten", provider=provider.name, reason=error.detail)
+                with suppress(StoreError, KeyUnavailable):
+                    row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
+                    if not isinstance(row, StoredToken):
+                        return False
+                    if row.access_ciphertext == after.access_ciphertext:
+                        return True  # an earlier attempt, whose answer was lost, has written it
+                    if not has_the_same_lease(row, claimed):
+                        await keep_successor(self._tokens, self._cipher, claimed, after, now=self._now())
+                        return False
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
 
     async def _write_failure(self, claimed: StoredToken, after: StoredToken) -> bool:
         """Write that the refresh has failed, and end the lease; return `False` if the row is no longer this refresh's.

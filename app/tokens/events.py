@@ -17,6 +17,7 @@ from app.tokens.models import Caller, TokenId
 SUCCESS = "success"
 CANCELLED = "cancelled"
 SUPERSEDED = "superseded"  # of a refresh whose token was replaced or deleted meanwhile
+NOT_REFRESHABLE = "not_refreshable"  # of a refresh whose token shows to be an API token, once it is decrypted
 INTENT = "intent"  # of an event that is recorded before a change is made
 
 
@@ -45,8 +46,7 @@ class Operation(StrEnum):
 class TokenEvent:
     """One operation and its outcome; before a change, `intent`.
 
-    The outcome is `success`, the code of the error, `cancelled`, or of a refresh `superseded`.
-
+    The outcome is `success`, the code of the error, `cancelled`, or of a refresh `superseded` or `not_refreshable`.
 
     - `user_id`: `None` if the operation was refused before it was read
     - `token_id`: `None` also for operations on all of a user's tokens

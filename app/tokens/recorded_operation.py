@@ -36,7 +36,7 @@ class RecordedOperation:
     revoked: tuple[SecretField, ...] = ()
     opened: tuple[Family, ...] = ()
     intent: str | None = None
-    outcome: str = SUCCESS  # of an operation that ends without an error
+    outcome: str = SUCCESS  # the operation may set another one; at the end, that of its event
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -106,9 +106,11 @@ class RecordedOperation:
         )
 
     async def _record(self, outcome: str, detail: str | None) -> None:
+        self.outcome = outcome
         try:
             await self.events.record(self.event(outcome, detail))
-        except AuditUnavailable:
+        except AuditUnavailable as error:
+            self.outcome = error.code
             if outcome != CANCELLED:  # a cancelled task ends as cancelled
                 raise
 

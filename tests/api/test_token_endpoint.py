@@ -150,12 +150,23 @@ def test_the_users_jwt_is_exchanged_for_the_providers_token(endpoint: Endpoint) 
 
 def test_an_expired_token_is_refreshed_first(endpoint: Endpoint) -> None:
     user = endpoint.store(refresh_token=endpoint.provider.seed(), expires_at=PAST)
-    answer = endpoint.ask(user)
+    with endpoint.service.client() as client, endpoint.service.logged() as lines:
+        before = scraped(client)
+        answer = endpoint.ask(user)
+        after = scraped(client)
     assert answer.json()["access_token"].startswith("at-")
     assert answer.json()["access_token"] != f"at-of-{user}"
     assert answer.json()["expires_in"] > 3_000
     events = [(one["operation"], one["outcome"], one["on_behalf_of"]) for one in endpoint.events(answer)]
     assert events == [("refresh", "success", user), ("reveal", "success", user)]
+    grown = after.increase(before, "token_vault_refreshes_total")
+    assert grown == {frozenset({("provider", "acme"), ("outcome", "success")}): 1}
+    refresh, exchange = (line for line in lines if line.get("route") != "/metrics")
+    assert (refresh["event"], refresh["operation"], refresh["outcome"]) == ("token_operation", "refresh", "success")
+    assert (exchange["event"], exchange["operation"], exchange["route"]) == ("request", "reveal", PATH)
+    assert all(
+        (line["user_id"], line["provider"], line["service"]) == (user, "acme", "full") for line in (refresh, exchange)
+    )
 
 
 def test_an_audience_may_name_the_service_type(endpoint: Endpoint) -> None:

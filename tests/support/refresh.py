@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from app.errors import AuditUnavailable
 from app.refresh.exchange import CodeExchange
+from app.refresh.observer import RefreshObserver
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
 from app.refresh.revocation import LEASE_WAIT_SECONDS, TokenRevocation
@@ -125,6 +126,7 @@ async def replicas(
     spool: Path | None = None,
     total_seconds: float = 10.0,
     lease_wait_seconds: float = LEASE_WAIT_SECONDS,
+    observer: RefreshObserver | None = None,
     **entry: Any,
 ) -> AsyncIterator[list[Replica]]:
     """Run replicas over one store; `entry` changes the provider's entry in the registry, which replaces the provider.
@@ -138,7 +140,9 @@ async def replicas(
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
-            client = await stack.enter_async_context(provider_client(resolver=resolver, total_seconds=total_seconds))
+            client = await stack.enter_async_context(
+                provider_client(resolver=resolver, total_seconds=total_seconds, observer=observer)
+            )
             replica = Replica(tokens=tokens, trail=trail or RecordingTrail(), clock=Clock())
             replica.cipher = cipher = TokenCipher(encryption=local_encryption(key_version))
             events = TokenEvents(audit=replica.trail)
@@ -153,6 +157,7 @@ async def replicas(
                 providers=registry,
                 client=client,
                 spool=replica.recovery,
+                observer=observer,
                 now=replica.clock,
             )
             stack.push_async_callback(replica.refresher.close)
@@ -170,6 +175,7 @@ async def replicas(
                 events=events,
                 providers=registry,
                 client=client,
+                observer=observer,
                 now=replica.clock,
             )
             stack.push_async_callback(replica.exchange.close)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app import errors
-from app.tokens.events import CANCELLED, SUCCESS, SUPERSEDED
+from app.tokens.events import CANCELLED, NOT_REFRESHABLE, SUCCESS, SUPERSEDED
 
 OTHER: Final = "other"
 NONE: Final = "none"
@@ -52,7 +52,7 @@ def _codes(error: type[errors.VaultError]) -> Iterator[str]:
 
 
 CODES: Final = frozenset(_codes(errors.VaultError))
-OUTCOMES: Final = CODES | {SUCCESS, CANCELLED, SUPERSEDED}
+OUTCOMES: Final = CODES | {SUCCESS, CANCELLED, SUPERSEDED, NOT_REFRESHABLE}
 # outcomes that depend on the provider's tokens; any other has the same cause for every provider
 PROVIDER_OUTCOMES: Final = frozenset(
     {

@@ -12,6 +12,7 @@ from app.observability.metrics.callers import CallerMetrics
 from app.observability.metrics.encryption import EncryptionMetrics
 from app.observability.metrics.operations import OperationMetrics, SweepMetrics
 from app.observability.metrics.process import AuditMetrics, StateMetrics
+from app.observability.metrics.refresh import RefreshMetrics
 from app.observability.metrics.requests import RefusalMetrics, RequestMetrics, WireMetrics
 from app.observability.metrics.store import RowMetrics, StoreMetrics
 from app.observability.metrics.user_jwts import UserJwtMetrics
@@ -34,6 +35,7 @@ class VaultMetrics:
         self.callers = CallerMetrics(registry)
         self.user_jwts = UserJwtMetrics(registry)
         self.sweeps = SweepMetrics(registry)
+        self.refreshes = RefreshMetrics(registry)
         self.encryption = EncryptionMetrics(registry)
         self.store = StoreMetrics(registry)
         self.rows = RowMetrics(registry, local_versions=local_versions)

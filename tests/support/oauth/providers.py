@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
+from app.refresh.observer import RefreshObserver
 from app.refresh.provider_client import ProviderClient
 from app.refresh.provider_list import ProviderSource
 from app.refresh.providers import OAuthProvider
@@ -29,9 +30,16 @@ async def provider_client(
     resolver: AbstractResolver | None = None,
     connect_seconds: float = 2.0,
     total_seconds: float = 10.0,
+    observer: RefreshObserver | None = None,
 ) -> AsyncIterator[ProviderClient]:
     """Open a client during the block."""
-    client = ProviderClient(tls=tls, resolver=resolver, connect_seconds=connect_seconds, total_seconds=total_seconds)
+    client = ProviderClient(
+        tls=tls,
+        resolver=resolver,
+        connect_seconds=connect_seconds,
+        total_seconds=total_seconds,
+        observer=observer,
+    )
     try:
         yield client
     finally:
