@@ -102,6 +102,11 @@ def test_each_alert_has_a_severity_a_summary_and_a_section_in_the_docs() -> None
         "store_errors_total",
         "users_revealed",
         "denials_total",
+        "refreshes_total",
+        "refreshes_unwritten",
+        "refresh_takeovers_total",
+        "refresh_overdue_seconds",
+        "needs_reauth_total",
     ],
 )
 def test_each_important_metric_has_an_alert(metric: str) -> None:
