@@ -189,8 +189,63 @@ begin
     -- The tokens of a provider in the order in which they expire.
     create index if not exists oauth_tokens_provider_expires_at_id_idx
         on public.oauth_tokens (provider, expires_at, id);
+    create index if not exists oauth_tokens_expires_at_id_idx
+        on public.oauth_tokens (expires_at, id);
+
+    -- The tokens that do not work, which are few. The expression is that of
+    -- token_vault_status() below.
+    create index if not exists oauth_tokens_status_id_idx
+        on public.oauth_tokens (
+            (
+                case
+                    when coalesce(metadata ->> 'status', 'ok') = 'ok'
+                        then case when is_active is false then 'needs_reauth' else 'ok' end
+                    when metadata ->> 'status' in ('needs_reauth', 'revoked') then metadata ->> 'status'
+                    else 'error'
+                end
+            ),
+            id
+        )
+        where (
+            case
+                when coalesce(metadata ->> 'status', 'ok') = 'ok'
+                    then case when is_active is false then 'needs_reauth' else 'ok' end
+                when metadata ->> 'status' in ('needs_reauth', 'revoked') then metadata ->> 'status'
+                else 'error'
+            end
+        ) <> 'ok';
+    -- Of a partial index PostgreSQL uses no statistics, so it would take the tokens
+    -- whose status is ok for few.
+    create statistics if not exists public.oauth_tokens_status on (
+        case
+            when coalesce(metadata ->> 'status', 'ok') = 'ok'
+                then case when is_active is false then 'needs_reauth' else 'ok' end
+            when metadata ->> 'status' in ('needs_reauth', 'revoked') then metadata ->> 'status'
+            else 'error'
+        end
+    ) from public.oauth_tokens;
 end
 $migration$;
+
+-- The status that the vault shows for a row: the more cautious one where metadata
+-- and is_active contradict each other. Without settings of its own, so that
+-- PostgreSQL puts it into the query that calls it, and finds the index.
+create or replace function public.token_vault_status(token public.oauth_tokens) returns text
+language sql
+immutable
+parallel safe
+security invoker
+as $function$
+    select case
+        when coalesce(token.metadata ->> 'status', 'ok') = 'ok'
+            then case when token.is_active is false then 'needs_reauth' else 'ok' end
+        when token.metadata ->> 'status' in ('needs_reauth', 'revoked') then token.metadata ->> 'status'
+        else 'error'
+    end
+$function$;
+
+comment on function public.token_vault_status(public.oauth_tokens) is
+    'The status that the vault shows for a row of oauth_tokens.';
 
 -- PostgREST answers from a cached schema.
 notify pgrst, 'reload schema';

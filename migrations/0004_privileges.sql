@@ -289,6 +289,7 @@ do $migration$
 declare
     vault_functions constant regprocedure[] := array[
         'public.token_vault_sees_every_row()',
+        'public.token_vault_status(public.oauth_tokens)',
         'public.token_vault_replace_ciphertexts(jsonb)',
         'public.token_vault_material(text)',
         'public.token_vault_census(text)',

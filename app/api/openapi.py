@@ -21,10 +21,13 @@ from starlette.routing import Route
 from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
+from app.api.cursors import CURSOR_PATTERN
 from app.api.oauth_schemas import TokenExchangeRequest
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, Receipt, problem_of
 from app.api.schemas import (
+    DEFAULT_PAGE,
     EXAMPLE_USER_ID,
+    MAXIMUM_PAGE,
     BatchGetRequest,
     ExchangeRequest,
     PatchTokenRequest,
@@ -35,7 +38,7 @@ from app.api.schemas import (
 )
 from app.api.token_response import TokenResponse
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS
-from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN
+from app.tokens.models import DEFAULT_SERVICE_TYPE, SLUG_PATTERN, UUID_PATTERN, TokenStatus
 
 _REF = "#/components/schemas/{model}"
 _REQUEST_BODIES: tuple[type[BaseModel], ...] = (
@@ -94,6 +97,33 @@ MIN_TTL = {
     "description": "Refresh the token first if it expires within these seconds, at most half of its lifetime. Default: "
     "the provider's margin. 0: never refresh.",
 }
+LIST_PARAMETERS: tuple[dict[str, Any], ...] = (
+    {"name": "provider", "in": "query", "schema": _SLUG, "example": "canvas", "description": "Only this provider."},
+    {
+        "name": "status",
+        "in": "query",
+        "schema": {"type": "string", "enum": [status.value for status in TokenStatus]},
+        "description": "Only this status.",
+    },
+    {
+        "name": "expires_before",
+        "in": "query",
+        "schema": {"type": "string", "format": "date-time", "examples": ["2027-03-23T09:00:00Z"]},
+        "description": "Only tokens whose access token expires before this time: RFC 3339 with an offset.",
+    },
+    {
+        "name": "limit",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAXIMUM_PAGE, "default": DEFAULT_PAGE},
+        "description": "Tokens of a page, which may have fewer.",
+    },
+    {
+        "name": "cursor",
+        "in": "query",
+        "schema": {"type": "string", "pattern": CURSOR_PATTERN},
+        "description": "The `next_cursor` of the page before.",
+    },
+)
 REVOKE = {
     "name": "revoke",
     "in": "query",

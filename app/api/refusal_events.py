@@ -21,6 +21,7 @@ OPERATIONS: Final = {
     "rewrap": Operation.REWRAP,
     "delete": Operation.DELETE,
     "list_tokens": Operation.LIST,
+    "list_all_tokens": Operation.LIST,
     "erase": Operation.ERASE_USER,
     "batch_get": Operation.REVEAL,
     "exchange_token": Operation.REVEAL,

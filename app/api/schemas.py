@@ -18,6 +18,8 @@ from pydantic import (
     GetJsonSchemaHandler,
     JsonValue,
     SecretStr,
+    TypeAdapter,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -46,6 +48,8 @@ from app.tokens.models import (
 )
 
 MAXIMUM_ANSWER_BYTES: Final = 1024 * 1024  # of several tokens; a problem of a batch takes some 300 bytes more
+DEFAULT_PAGE: Final = 100  # tokens of a page of the list of all users' tokens
+MAXIMUM_PAGE: Final = 500
 EXAMPLE_USER_ID = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -77,6 +81,19 @@ UserId = Annotated[str, Field(pattern=UUID_PATTERN, json_schema_extra={"format":
 Slug = Annotated[str, Field(pattern=SLUG_PATTERN)]
 SecretText = Annotated[SecretStr, Field(min_length=1, max_length=MAXIMUM_TOKEN_CHARACTERS)]
 Timestamp = Annotated[datetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
+_TIMESTAMP: Final = TypeAdapter(Timestamp)
+
+
+def parse_time(name: str, text: str) -> datetime:
+    """Return the time of a query parameter, or raise `InvalidRequest`."""
+    try:
+        return _TIMESTAMP.validate_python(text)
+    except ValidationError:
+        raise InvalidRequest.of_field(
+            name, f"{name} must be an RFC 3339 time with an offset, like 2027-03-23T09:00:00Z"
+        ) from None
+
+
 BaseUrl = Annotated[
     str,
     AfterValidator(_base_url),
@@ -373,6 +390,21 @@ class TokenList(BaseModel):
 
     tokens: list[Token]
     unreadable: list[UnreadableToken] = []
+
+
+class TokenPage(BaseModel):
+    """A page of the tokens of all users; `next_cursor` is null on the last one, which is empty.
+
+    `unreadable` is there only if there are any.
+    """
+
+    tokens: list[Token]
+    unreadable: list[UnreadableToken] = []
+    next_cursor: str | None = Field(description="The `cursor` of the next page.")
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"tokens": [_EXAMPLE_TOKEN], "next_cursor": "fU86DlL0Tw6bNQ0cejteEQ"}]}
+    )
 
 
 class Erased(BaseModel):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 
 T = TypeVar("T")
@@ -40,6 +40,9 @@ class InstrumentedRepository:
 
     async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
         return await self._observe("list_for_user", self._tokens.list_for_user(user_id, limit=limit))
+
+    async def find(self, wanted: TokenFilter, *, after: str | None, limit: int) -> list[TokenRow]:
+        return await self._observe("find", self._tokens.find(wanted, after=after, limit=limit))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         return await self._observe("insert", self._tokens.insert(token))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from app.errors import StoreMisconfigured
+from app.errors import InvalidRequest, StoreMisconfigured
 from app.security.schemes import is_comparable
 from app.strict_json import finite, refuse_constant, require_depth
 from app.tokens.models import (
@@ -27,6 +27,7 @@ from app.tokens.models import (
     TokenRow,
     TokenStatus,
     UnreadableRow,
+    is_uuid,
 )
 
 MAXIMUM_DEPTH: Final = 64  # of JSON in a column; requests have half of it, and answers can be written
@@ -112,6 +113,13 @@ class SettledColumns:
     columns: dict[str, Any]
     metadata: dict[str, Any]
     raises_version: bool
+
+
+def require_uuid(row_id: str | None) -> str | None:
+    """Return the id of a row of PostgreSQL, or raise `InvalidRequest`."""
+    if row_id is not None and not is_uuid(row_id):
+        raise InvalidRequest.of_field("cursor", "cursor must come from an answer of this vault")
+    return row_id
 
 
 def refresh_claim(token: StoredToken, *, holder: str, lease_seconds: int) -> dict[str, Any]:

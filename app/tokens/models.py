@@ -49,7 +49,7 @@ class TokenId:
     @classmethod
     def parse(cls, user_id: str, provider: str, service_type: str = DEFAULT_SERVICE_TYPE) -> TokenId:
         """Return the id in canonical spelling, or raise `InvalidRequest`."""
-        return cls(parse_user_id(user_id), _parse_slug("provider", provider), _parse_slug("service_type", service_type))
+        return cls(parse_user_id(user_id), parse_slug("provider", provider), parse_slug("service_type", service_type))
 
 
 def is_uuid(text: str) -> bool:
@@ -63,7 +63,8 @@ def parse_user_id(user_id: str) -> str:
     return user_id.lower()
 
 
-def _parse_slug(name: str, slug: str) -> str:
+def parse_slug(name: str, slug: str) -> str:
+    """Return a provider or service type, or raise `InvalidRequest`."""
     if not _SLUG.fullmatch(slug):
         raise InvalidRequest.of_field(name, f"{name} must match {SLUG_PATTERN}")
     return slug
@@ -168,6 +169,15 @@ class UnreadableRow:
 
 
 TokenRow = StoredToken | UnreadableRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenFilter:
+    """Conditions on tokens; `None` is none. A token without an expiry does not expire before any time."""
+
+    providers: frozenset[str] | None = None
+    status: TokenStatus | None = None
+    expires_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

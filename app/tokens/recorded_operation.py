@@ -27,7 +27,7 @@ class RecordedOperation:
     events: TokenEvents
     operation: Operation
     caller: Caller
-    user_id: str
+    user_id: str | None
     token_id: TokenId | None
     deadline: asyncio.Timeout
     scheme: str | None = None

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from app.errors import StoreMisconfigured
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 
 MAXIMUM_LISTED: Final = 500  # tokens of one user, who usually has a few
 
@@ -40,6 +40,14 @@ class TokenRepository(Protocol):
         """Return a user's tokens, ordered by provider and service type; of more than `limit` any `limit`.
 
         More rows than `MAXIMUM_LISTED` are not all of the user's for sure: the caller must not take them for all.
+        """
+        ...
+
+    async def find(self, wanted: TokenFilter, *, after: str | None, limit: int) -> list[TokenRow]:
+        """Return tokens of all users whose id is above `after`, ordered by id, so that no change moves a row.
+
+        A page may hold fewer than `limit` rows; only an empty page is the end. A row that does not decode has the
+        status that its columns show. Raises `InvalidRequest` if no row can have the id `after`.
         """
         ...
 

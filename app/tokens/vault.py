@@ -33,6 +33,7 @@ from app.tokens.models import (
     RevealedToken,
     StoredToken,
     StoreResult,
+    TokenFilter,
     TokenId,
     TokenInput,
     TokenPatch,
@@ -168,6 +169,13 @@ class TokenVault:
             if len(rows) > MAXIMUM_LISTED:
                 raise AnswerTooLarge(f"the user has more than {MAXIMUM_LISTED} tokens, too many to list")
             return rows
+
+    async def list_all(self, wanted: TokenFilter, *, caller: Caller, after: str | None, limit: int) -> list[TokenRow]:
+        """Return a page of the tokens of all users, as `TokenRepository.find` does."""
+        async with RecordedOperation(
+            self._events, Operation.LIST, caller, None, None, asyncio.timeout_at(self._deadline())
+        ):
+            return await self._tokens.find(wanted, after=after, limit=limit)
 
     async def rotate(
         self, token_id: TokenId, given: TokenInput, *, caller: Caller, precondition: Precondition = NO_PRECONDITION

@@ -34,6 +34,7 @@ ROUTES = {
     ("post", f"{TOKEN}/rotate"): {200, 400, 401, 403, 404, 412, 413, 422, 429, 500, 503, 504},
     ("get", "/v1/users/{user_id}/tokens"): {200, 401, 403, 413, 422, 429, 500, 503, 504},
     ("delete", "/v1/users/{user_id}/tokens"): {200, 401, 403, 409, 422, 429, 500, 503, 504},
+    ("get", "/v1/tokens"): {200, 401, 403, 422, 429, 500, 503, 504},
     ("post", "/v1/tokens/batch-get"): {200, 400, 401, 403, 413, 422, 429, 500, 503, 504},
     ("post", "/v1/users/{user_id}/tokens/{provider}/rewrap"): {200, 401, 403, 404, 412, 422, 429, 500, 503, 504},
     ("get", "/v1/encryption"): {200, 401, 403, 422, 429, 500, 503, 504},
@@ -136,7 +137,7 @@ def test_bodies_and_answers_have_schemas_and_examples(document: Any) -> None:
         if "requestBody" in operation:
             for content in operation["requestBody"]["content"].values():
                 assert schemas[content["schema"]["$ref"].rpartition("/")[2]]["examples"], (method, path)
-    for name in ("Token", "Revealed", "Receipt", "Erased", "IssuedToken"):
+    for name in ("Token", "Revealed", "Receipt", "Erased", "TokenPage", "IssuedToken"):
         assert schemas[name]["examples"]
 
 

@@ -68,6 +68,7 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
         Row(Scope.DELETE, 200),
         Row(Scope.DELETE, 200, query="?revoke=true"),
     ],
+    ("GET", "/v1/tokens"): [Row(Scope.READ, 200, limited=200)],
     ("POST", "/v1/tokens/batch-get"): [
         Row(Scope.REVEAL, 200, _BATCH, limited=200),
         Row(
@@ -80,7 +81,7 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
     ],
     ("GET", "/v1/encryption"): [Row(Scope.ADMIN, 200)],
 }
-OF_ALL_USERS = {"/v1/encryption"}
+OF_ALL_USERS = {"/v1/encryption", "/v1/tokens"}
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 ELSEWHERE = {("POST", "/oauth/token")}  # tests/api/test_token_endpoint.py
 EVERY = frozenset(Scope)

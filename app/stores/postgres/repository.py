@@ -22,12 +22,13 @@ from app.stores.rows import (
     from_columns,
     refresh_claim,
     refresh_settlement,
+    require_uuid,
     rewrap_columns,
     to_columns,
     to_text,
 )
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 _CHUNK_ROWS: Final = 500  # rows in one deletion
@@ -78,6 +79,10 @@ class PostgresRepository:
     async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
         rows = await self._read(statements.BY_USER, user_id, limit)
         return sorted(rows, key=lambda row: row.token_id)
+
+    async def find(self, wanted: TokenFilter, *, after: str | None, limit: int) -> list[TokenRow]:
+        sql, arguments = statements.find(wanted, after=require_uuid(after))
+        return await self._read(sql, *arguments, limit)
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         columns = _encode(to_columns(token))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from app.stores.rows import COLUMNS
+from app.stores.rows import COLUMNS, to_text
+from app.tokens.models import TokenFilter, TokenStatus
 
 # as text: a timestamp outside of Python's years, or JSON that does not parse, must not fail the read of other rows
 _TIMES: Final = (
@@ -57,15 +58,17 @@ BY_TOKEN_IDS: Final = _reading(
 BY_USER: Final = _reading("where user_id = $1::uuid order by provider, service_type limit $2")
 READ_BACK: Final = _reading("", source="public.token_vault_read_back($1::uuid[])")
 ANY_ROW: Final = _reading("limit 1")
-_PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by id limit $3"
+_PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by oauth_tokens.id limit $3"
 PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")
 PAGE_WITHOUT_SCHEME: Final = _reading(f"where encryption_scheme is null and {_PAGE}")
 DUE_FOR_REFRESH: Final = _reading(
     "where provider = $1 and expires_at < $2::text::timestamptz and refresh_token <> '' "
     "and encryption_scheme is not null and coalesce(is_active, true) "
     "and (refresh_retry_at is null or refresh_retry_at <= $3::text::timestamptz) "
-    "and ($4::uuid is null or id > $4) order by id limit $5"
+    "and ($4::uuid is null or id > $4) order by oauth_tokens.id limit $5"
 )
+# the expression of the partial index in migration 0002, which PostgreSQL recognises only beside a constant
+_STATUS: Final = {status: f"public.token_vault_status(oauth_tokens) = '{status}'" for status in TokenStatus}
 INSERT: Final = (
     f"insert into public.oauth_tokens ({', '.join(COLUMNS)}) "  # noqa: S608  constants only
     f"values ({', '.join(parameter(name, at) for at, name in enumerate(COLUMNS, 1))}) "
@@ -87,6 +90,27 @@ COLUMN_NAMES: Final = (
     "select attname::text as name from pg_catalog.pg_attribute "
     "where attrelid = to_regclass('public.oauth_tokens') and attnum > 0 and not attisdropped"
 )
+
+
+def find(wanted: TokenFilter, *, after: str | None) -> tuple[str, list[object]]:
+    """Return the statement that reads a page of the tokens that are wanted, and its arguments but the last, the limit.
+
+    Only the conditions that are given are in it: with all of them, a generic plan could use no index.
+    """
+    arguments: list[object] = []
+    conditions: list[str] = []
+    for condition, value in (
+        ("provider = any ($::text[])", None if wanted.providers is None else sorted(wanted.providers)),
+        ("expires_at < $::text::timestamptz", to_text(wanted.expires_before)),
+        ("id > $::uuid", after),
+    ):
+        if value is not None:
+            arguments.append(value)
+            conditions.append(condition.replace("$", f"${len(arguments)}"))
+    if wanted.status is not None:
+        conditions.append(_STATUS[wanted.status])
+    where = f"where {' and '.join(conditions)} " if conditions else ""
+    return _reading(f"{where}order by oauth_tokens.id limit ${len(arguments) + 1}"), arguments
 
 
 def update(columns: list[str], *, with_scheme: bool) -> str:

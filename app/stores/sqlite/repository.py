@@ -36,7 +36,7 @@ from app.stores.sqlite.database import (
 )
 from app.stores.sqlite.group_commit import GroupCommitWriter, Parameters
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 _CHUNK_ROWS: Final = 500  # rows in one statement
@@ -82,6 +82,15 @@ WHERE provider = ? AND expires_at < ? AND coalesce(refresh_token, '') <> '' AND 
   AND encryption_scheme IS NOT NULL AND (refresh_retry_at IS NULL OR refresh_retry_at <= ?)
   AND (? IS NULL OR id > ?)
 ORDER BY id LIMIT ?
+"""
+# The status that a decoded row shows; metadata that is no JSON cannot be asked.
+_STATUS: Final = """
+CASE
+    WHEN NOT json_valid(metadata) THEN 'error'
+    WHEN coalesce(json_extract(metadata, '$.status'), 'ok') = 'ok' THEN iif(is_active = 0, 'needs_reauth', 'ok')
+    WHEN json_extract(metadata, '$.status') IN ('needs_reauth', 'revoked') THEN json_extract(metadata, '$.status')
+    ELSE 'error'
+END
 """
 _CENSUS = """
 SELECT CAST(encryption_scheme AS BLOB), NULL, NULL, count(*) FROM oauth_tokens
@@ -160,6 +169,24 @@ class SqliteRepository:
 
     async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
         return await self._read("WHERE user_id = ? ORDER BY provider, service_type LIMIT ?", (user_id, limit))
+
+    async def find(self, wanted: TokenFilter, *, after: str | None, limit: int) -> list[TokenRow]:
+        providers = sorted(wanted.providers or ())
+        conditions: list[tuple[str, Sequence[Any]]] = []
+        if wanted.providers is not None:
+            conditions.append((f"provider IN ({', '.join('?' * len(providers))})", providers))
+        if wanted.expires_before is not None:
+            conditions.append(("expires_at < ?", [to_text(wanted.expires_before)]))
+        if wanted.status is not None:
+            conditions.append((f"{_STATUS} = ?", [wanted.status.value]))
+        if after is not None:
+            conditions.append((f"id > {_ID}", [_raw_id(after)]))
+        where = f"WHERE {' AND '.join(condition for condition, _ in conditions)}" if conditions else ""
+        parameters = [value for _, values in conditions for value in values]
+        with translating_sqlite_errors():  # without an index for the status, it may read the whole table
+            return await asyncio.to_thread(
+                self._rows_on_new_connection, f"{where} ORDER BY id LIMIT ?", [*parameters, limit]
+            )
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         columns = _encode(to_columns(token))

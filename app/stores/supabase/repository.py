@@ -27,6 +27,7 @@ from app.stores.rows import (
     from_columns,
     refresh_claim,
     refresh_settlement,
+    require_uuid,
     rewrap_columns,
     to_columns,
     to_text,
@@ -40,7 +41,7 @@ from app.stores.supabase.postgrest import (
     require_postgrest_answer,
 )
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenId, TokenRow
+from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 Item = TypeVar("Item")
@@ -103,6 +104,19 @@ class SupabaseRepository:
     async def list_for_user(self, user_id: str, *, limit: int = MAXIMUM_LISTED + 1) -> list[TokenRow]:
         rows = await self._read_pages({"user_id": [user_id]}, limit=limit)
         return sorted(map(decode_or_report, rows), key=lambda row: row.token_id)
+
+    async def find(self, wanted: TokenFilter, *, after: str | None, limit: int) -> list[TokenRow]:
+        query = self._select()
+        if wanted.providers is not None:
+            query = query.in_("provider", sorted(wanted.providers))
+        if wanted.expires_before is not None:
+            query = query.lt("expires_at", to_text(wanted.expires_before))
+        if wanted.status is not None:
+            query = query.eq("token_vault_status", wanted.status.value)  # a function of migration 0002
+        if require_uuid(after) is not None:
+            query = query.gt("id", after)
+        rows, _ = await execute(query.order("id").limit(limit))
+        return list(map(decode_or_report, rows))
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         # an upsert that ignores duplicates is one conditional INSERT, and logs no error in the database
