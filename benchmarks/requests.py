@@ -27,9 +27,19 @@ class Requests:
     def store(self, user_id: str) -> bytes:
         return self._with_body("PUT", _token(user_id), STORED)
 
-    def batch(self, user_ids: Sequence[str]) -> bytes:
+    def store_refreshable(self, user_id: str, *, due: bool) -> bytes:
+        """Store a token that the vault can refresh, and that has expired if it is `due`."""
+        expires_at = "2026-01-01T00:00:00Z" if due else STORED["expires_at"]
+        token = {"access_token": ACCESS_TOKEN, "refresh_token": ACCESS_TOKEN[::-1], "expires_at": expires_at}
+        return self._with_body("PUT", _token(user_id, "acme"), token)
+
+    def reveal_refreshable(self, user_id: str, *, min_ttl: int | None = None) -> bytes:
+        query = "" if min_ttl is None else f"?min_ttl={min_ttl}"
+        return self._request("GET", _token(user_id, "acme") + query)
+
+    def batch(self, user_ids: Sequence[str], *, provider: str = "canvas") -> bytes:
         """Reveal the tokens of all these users."""
-        tokens = [{"user_id": user_id, "provider": "canvas"} for user_id in user_ids]
+        tokens = [{"user_id": user_id, "provider": provider} for user_id in user_ids]
         return self._with_body("POST", "/v1/tokens/batch-get", {"tokens": tokens})
 
     def reveal(self, user_id: str) -> bytes:
@@ -57,5 +67,5 @@ def new_user_ids(count: int) -> list[str]:
     return [str(uuid4()) for _ in range(count)]
 
 
-def _token(user_id: str) -> str:
-    return f"/v1/users/{user_id}/tokens/canvas"
+def _token(user_id: str, provider: str = "canvas") -> str:
+    return f"/v1/users/{user_id}/tokens/{provider}"

@@ -112,6 +112,7 @@ class OAuthStandIn:
         self._script: deque[Answer] = deque()
         self._always: Answer | None = None
         self._grants: dict[str, _Grant] = {}  # by every refresh token that was ever issued
+        self._refreshed: dict[str, _Grant] = {}  # by the access token that a refresh issued
         self._codes: set[str] = set()
         self._serial = 0
         self._ended = threading.Event()
@@ -164,6 +165,11 @@ class OAuthStandIn:
         with self._lock:
             grant = self._grants.get(refresh_token)
             return grant is not None and grant.alive and self._is_current(grant, refresh_token)
+
+    def belong_together(self, access_token: str, refresh_token: str) -> bool:
+        """Whether a refresh has issued this access token for the grant of this refresh token."""
+        with self._lock:
+            return self._refreshed.get(access_token) is self._grants[refresh_token]
 
     def end_grant(self, refresh_token: str) -> None:
         """Make the user withdraw consent."""
@@ -256,6 +262,7 @@ class OAuthStandIn:
             return 400, {"error": "invalid_grant", "error_description": f"reused token {token}"}
         self.refreshes += 1
         answer = self._tokens()
+        self._refreshed[answer["access_token"]] = grant
         if self.rotation != "none":
             grant.refresh_token = answer["refresh_token"] = self._new("rt")
             self._grants[grant.refresh_token] = grant
