@@ -40,25 +40,26 @@ LONGEST_SECONDS = size(120, 1_200)
 
 @dataclass(slots=True)
 class Readings:
-    """The answers that the readers got: tokens by version, and the codes of the problems."""
+    """The tokens that the readers got, by version, and how many answers were fresh or else what they were."""
 
     expiries: dict[int, datetime] = field(default_factory=dict)
     secrets: dict[int, str] = field(default_factory=dict)
-    tokens: Counter[int] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
 
     def note(self, asked_at: datetime, status: int, retry_after: str | None, body: dict[str, Any]) -> int | None:
-        """Require a token that was valid when it was asked for, or an answer to repeat; return the token's version."""
+        """Require a token that is fresh, or an answer that says that it is not; return the version of a fresh token."""
         if status != 200:
             assert body["retryable"], body
             assert retry_after is not None
-            self.problems[body["code"]] += 1
+            self.answers[body["code"]] += 1
             return None
         version, secret, expires_at = body["version"], body["access_token"], datetime.fromisoformat(body["expires_at"])
-        assert expires_at > asked_at
         assert self.secrets.setdefault(version, secret) == secret
         assert self.expiries.setdefault(version, expires_at) == expires_at
-        self.tokens[version] += 1
+        self.answers["fresh" if body["min_ttl_met"] else "still valid"] += 1
+        if not body["min_ttl_met"]:
+            return None
+        assert expires_at > asked_at
         return int(version)
 
 
