@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import structlog
 from fastapi import FastAPI
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
-from app.api.direct_route import DirectRoute
+from app.api.direct_route import DirectRoute, DirectRouter
 from app.api.metrics_listener import MetricsListener
 from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
@@ -135,9 +134,9 @@ def create_app(
 
 
 def _middleware(app: FastAPI, settings: Settings, instrumentation: Instrumentation) -> ASGIApp:
-    """Return the vault's middlewares around the router, without FastAPI's, which direct routes do not need."""
-    handled = ExceptionMiddleware(app.router, handlers=PROBLEM_HANDLERS)
-    admitted = Admission(handled, limits=build_limits(settings))
+    """Return the vault's middlewares around its router, without FastAPI's, which direct routes do not need."""
+    routed = DirectRouter(app.router, handlers=PROBLEM_HANDLERS)
+    admitted = Admission(routed, limits=build_limits(settings))
     tracing, metrics = instrumentation.tracing, instrumentation.metrics
     traced = admitted if tracing is None else RequestSpans(admitted, tracing=tracing)
     return RequestContext(traced, metrics=None if metrics is None else metrics.requests)

@@ -42,11 +42,12 @@ def require_depth(value: object, *, levels: int) -> None:
     """Raise `StrictJsonError` if arrays and objects are nested deeper than this."""
     too_deep = StrictJsonError(f"has more than {levels} levels of nesting")
 
-    def descend(value: object, left: int) -> None:
-        if isinstance(value, dict | list):
-            if left == 0:
-                raise too_deep
-            for member in value.values() if isinstance(value, dict) else value:
+    def descend(value: dict[str, Any] | list[Any], left: int) -> None:
+        if left == 0:
+            raise too_deep
+        for member in value.values() if isinstance(value, dict) else value:
+            if isinstance(member, (dict, list)):
                 descend(member, left - 1)
 
-    descend(value, levels)
+    if isinstance(value, (dict, list)):
+        descend(value, levels)

@@ -57,14 +57,14 @@ class TokenCallWith(CallerWith):
 
     async def __call__(self, request: Request) -> TokenCall:  # type: ignore[override]  # not HTTPBearer's result
         authenticated = await self.authenticate(request)
-        path = request.path_params
+        path = request.scope["path_params"]
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE
         if request.scope["query_string"]:
             parameters = known_parameters(request, _QUERY_PARAMETERS)
             service_type = parameters.get("service_type", DEFAULT_SERVICE_TYPE)
         token_id = TokenId.parse(path["user_id"], path["provider"], service_type)
-        return TokenCall(authenticated, token_id, request.state.vault)
+        return TokenCall(authenticated, token_id, request.scope["state"]["vault"])
 
 
 def known_parameters(request: Request, known: frozenset[str]) -> QueryParams:

@@ -1,8 +1,12 @@
-"""Route that calls its dependencies directly; FastAPI resolves their graph again for each request."""
+"""Routes that call their dependencies directly, and the router that calls the routes.
+
+FastAPI resolves the graph of dependencies again for each request, and its router and Starlette's handling of errors
+serve mounts, redirects, WebSockets and telemetry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -11,7 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import VaultError
@@ -47,6 +51,49 @@ class DirectRoute(APIRoute):
         if scope["method"] not in self._methods:
             raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)
         await self.app(scope, receive, send)
+
+
+ErrorHandler = Callable[[Request, Any], Awaitable[Response]]
+
+
+class DirectRouter:
+    """ASGI application that passes a request to the first route of `router` that matches path and method.
+
+    An error of a class in `handlers`, which is the error of a path or method without a route too, is answered by that
+    class's handler. Any other error is raised.
+    """
+
+    def __init__(self, router: Router, *, handlers: Mapping[type[Exception], ErrorHandler]) -> None:
+        self._router = router
+        self._handlers = handlers
+        self._handled = tuple(handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._router.app(scope, receive, send)
+            return
+        try:
+            await self._route_of(scope).handle(scope, receive, send)
+        except self._handled as error:
+            handler = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
+            response = await handler(Request(scope, receive, send), error)
+            await response(scope, receive, send)
+            error.__traceback__ = None  # an error that is raised again would keep the frames of each request
+
+    def _route_of(self, scope: Scope) -> BaseRoute:
+        partial: tuple[BaseRoute, Scope] | None = None
+        for route in self._router.routes:
+            match, matched = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(matched)
+                return route
+            if match is Match.PARTIAL and partial is None:
+                partial = route, matched
+        if partial is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        route, matched = partial
+        scope.update(matched)
+        return route
 
 
 def _application(endpoint: Dependant) -> ASGIApp:

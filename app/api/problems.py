@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api import unknown_fields
-from app.api.direct_route import DirectRoute
+from app.api.direct_route import DirectRoute, ErrorHandler
 from app.api.refusal_events import record_refused_request
 from app.observability.request_log import note_failure
 from app.tokens import deletion
@@ -190,8 +190,11 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
     return JSONResponse(problem, error.status_code, headers, media_type=MEDIA_TYPE)
 
 
-# of Starlette's `ExceptionMiddleware`: every error of a route becomes a problem document
-PROBLEM_HANDLERS: Final[dict[Any, Any]] = {errors.VaultError: _on_vault_error, HTTPException: _on_http_exception}
+# of the router: every error of a route becomes a problem document
+PROBLEM_HANDLERS: Final[dict[type[Exception], ErrorHandler]] = {
+    errors.VaultError: _on_vault_error,
+    HTTPException: _on_http_exception,
+}
 
 
 def _allowed(request: Request) -> str:

@@ -92,16 +92,12 @@ def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
 
     Refuses bytes that are not UTF-8; duplicate keys, because other parsers keep only one of them; `NaN`, infinities
     and numbers beyond a double; lone surrogates and NUL, which PostgreSQL cannot store; and more than 32 levels of
-    nesting. A float
-    without a fraction becomes an `int`, so that every store returns the same number.
+    nesting. A float without a fraction becomes an `int`, so that every store returns the same number.
     """
+    text = ""
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=unique_members,
-            parse_constant=refuse_constant,
-            parse_float=_number,
-        )
+        text = body.decode("utf-8")
+        value = _STRICT_JSON.decode(text)
         require_depth(value, levels=MAXIMUM_DEPTH)
     except UnicodeDecodeError:
         _refuse("the body is not UTF-8")
@@ -113,13 +109,20 @@ def parse_strict_json(body: bytes) -> Any:  # noqa: ANN401  JSON
         _refuse(f"the body {error}")
     except ValueError:  # its text quotes the body
         _refuse("the body is not valid JSON")
-    _require_storable(value)
+    if "\\u" in text:  # only an escape can spell them: UTF-8 has no surrogates, and JSON no bare NUL in a string
+        _require_storable(value)
     return value
 
 
 def _number(text: str) -> int | float:
     number = finite(text)
     return int(number) if number.is_integer() else number
+
+
+# built once: `json.loads` with options builds one for each call
+_STRICT_JSON: Final = json.JSONDecoder(
+    object_pairs_hook=unique_members, parse_constant=refuse_constant, parse_float=_number
+)
 
 
 def _require_storable(value: object) -> None:

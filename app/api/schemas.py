@@ -276,7 +276,7 @@ class TokenIdBody(_Request):
     service_type: Slug = DEFAULT_SERVICE_TYPE
 
     def to_token_id(self) -> TokenId:
-        return TokenId.parse(self.user_id, self.provider, self.service_type)
+        return TokenId(self.user_id.lower(), self.provider, self.service_type)  # validated as `TokenId.parse` does
 
 
 class BatchGetRequest(_Request):

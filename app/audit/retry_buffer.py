@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from itertools import islice
 from typing import Final
 
@@ -46,5 +45,5 @@ class RetryBuffer:
 def _with_final_outcome(event: TokenEvent) -> TokenEvent:
     """Replace the outcome of a read: its caller got an error and no secret. A write keeps its outcome."""
     if event.outcome == SUCCESS and event.operation in _READS:
-        return replace(event, outcome=AuditUnavailable.code, revealed=())
+        return event._replace(outcome=AuditUnavailable.code, revealed=())
     return event

@@ -7,7 +7,6 @@ import os
 import pwd
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 
 import click
 
@@ -67,7 +66,7 @@ async def _record_changes(settings: ServiceKeySettings, operation: Operation, ch
 
     async def conclude(outcome: str) -> None:
         for intent in intents:
-            await audit.append(replace(intent, outcome=outcome))
+            await audit.append(intent._replace(outcome=outcome))
 
     try:
         try:

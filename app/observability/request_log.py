@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -146,6 +146,10 @@ class OperationLog:
             self._write(first)
         if event.outcome != SUCCESS:
             self._write(event)
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            self.record(event)
 
     def _write(self, event: TokenEvent) -> None:
         level = self._log.info if event.outcome == SUCCESS else self._log.warning

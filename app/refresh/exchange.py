@@ -80,9 +80,7 @@ class CodeExchange:
         provider = self._providers.find(token_id.provider)
         if provider is None:
             raise InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
-        operation = RecordedOperation(
-            self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, asyncio.timeout(None)
-        )
+        operation = RecordedOperation(self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, None)
         async with operation:
             # before the code is spent: what a store would refuse, and a key, which storing the tokens finds in memory
             checked_metadata(given.metadata)

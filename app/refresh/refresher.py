@@ -158,9 +158,7 @@ class TokenRefresher:
         self._pauses.require_open(provider)
         self._require_due(provider, token)
         token_id = token.token_id
-        operation = RecordedOperation(
-            self._events, Operation.REFRESH, caller, token_id.user_id, token_id, asyncio.timeout(None)
-        )
+        operation = RecordedOperation(self._events, Operation.REFRESH, caller, token_id.user_id, token_id, None)
         began_at = self._monotonic()
         try:
             async with operation:

@@ -349,7 +349,7 @@ class TokenRevocation:
     def _recorded(
         self, operation: Operation, caller: Caller, user_id: str, token_id: TokenId | None
     ) -> RecordedOperation:
-        return RecordedOperation(self._events, operation, caller, user_id, token_id, asyncio.timeout(None))
+        return RecordedOperation(self._events, operation, caller, user_id, token_id, None)
 
 
 def _revoked_fields(receipt: Receipt) -> tuple[SecretField, ...]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pydantic import SecretStr
 
 from app.errors import GrantRejected, ProviderMisconfigured, ProviderUnavailable
-from app.refresh.provider_connection import ProviderAnswer
 from app.tokens.models import MAXIMUM_TOKEN_CHARACTERS
+
+if TYPE_CHECKING:  # imports aiohttp, which a vault without providers does not need
+    from app.refresh.provider_connection import ProviderAnswer
 
 LONGEST_LIFETIME_SECONDS: Final = 10 * 366 * 86_400  # a longer one is no lifetime, but "never"
 LONGEST_PAUSE_SECONDS: Final = 3600

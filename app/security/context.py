@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 LABEL = b"pulseplan-token-vault"
 _SAME_FOR_ALL: Final = {"data_type": "auth_token", "service": "pulseplan"}
@@ -17,8 +17,7 @@ class SecretField(StrEnum):
     REFRESH_TOKEN = "refresh_token"  # noqa: S105  a column's name
 
 
-@dataclass(frozen=True, slots=True)
-class TokenContext:
+class TokenContext(NamedTuple):
     """User, provider, service type, column and base URL of one secret.
 
     A part that is not given is empty, and has to be empty for decryption too. The base URL is text of any kind, because
@@ -38,10 +37,7 @@ class TokenContext:
         number), the parts of `key_name`, user id, provider, service type, field, base URL. Text is UTF-8; a lone
         surrogate in the base URL, which SQLite can hold, is encoded as UTF-8 would encode its code point.
         """
-        return length_prefixed(
-            LABEL,
-            family,
-            *key_name,
+        return _same_for_each_token(family, *key_name) + length_prefixed(
             self.user_id.encode(),
             self.provider.encode(),
             self.service_type.encode(),
@@ -61,6 +57,11 @@ class TokenContext:
 def length_prefixed(*parts: bytes) -> bytes:
     """Join parts; no two different lists of parts give the same bytes."""
     return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+
+
+@lru_cache(maxsize=64)
+def _same_for_each_token(family: bytes, *key_name: bytes) -> bytes:
+    return length_prefixed(LABEL, family, *key_name)
 
 
 _BYTES_FOR_ALL: Final = length_prefixed(*(part.encode() for pair in sorted(_SAME_FOR_ALL.items()) for part in pair))

@@ -191,7 +191,6 @@ def _readable(sealed: Sealed) -> Sealed:
 
 def _require_unicode(*texts: str) -> None:
     try:
-        for text in texts:
-            text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         raise InvalidRequest("text with lone surrogates cannot be encrypted") from None

@@ -75,7 +75,7 @@ def family_of(ciphertext: str) -> Family:
 
 def families_of(*ciphertexts: str | None) -> tuple[Family, ...]:
     """Return the families of ciphertexts that have opened, each once."""
-    return tuple(dict.fromkeys(_family_of_valid(ciphertext) for ciphertext in ciphertexts if ciphertext is not None))
+    return tuple(dict.fromkeys([_family_of_valid(ciphertext) for ciphertext in ciphertexts if ciphertext is not None]))
 
 
 def _family_of_valid(ciphertext: str) -> Family:

@@ -43,14 +43,11 @@ class LocalStrategy:
 
     def __init__(self, *, keyring: Keyring) -> None:
         self._keyring = keyring
+        self.scheme: Final = f"local:v{keyring.primary_version}"
         self._roots: dict[int, bytes] = {}
         self._deriving = threading.Lock()
         # saves HKDF, a third of a read; an attacker who reads these keys from memory can read the root as well
         self._user_key = lru_cache(maxsize=CACHED_USER_KEYS)(self._derive_user_key)
-
-    @property
-    def scheme(self) -> str:
-        return f"local:v{self._keyring.primary_version}"
 
     def derive_root(self) -> None:
         """Derive the root of the primary version ahead of its first use."""

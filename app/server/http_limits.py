@@ -12,9 +12,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from app.server.security_headers import SECURITY_HEADERS
@@ -76,7 +84,6 @@ class LimitedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  uvicorn's
         super().__init__(*arguments, **options)
-        self._application, self.app = self.app, self._send_until_taken
         self._idle = _idle_connections.setdefault(self.server_state, OrderedDict())
         self._metrics: WireMetrics | None = self.app_state.get("wire")
         self._timer: asyncio.TimerHandle | None = None
@@ -143,21 +150,62 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is _Phase.HEAD:  # drops trailers, which come after the application has authorised the request
-            super().on_header(name, value)
+        if self._phase is not _Phase.HEAD:
+            return  # drops trailers, which come after the application has authorised the request
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Start the request, or raise to stop the parser, which uvicorn turns into `send_400_response`."""
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.head_bytes:
+        if self._request_bytes + _SLICE_BYTES > self.limits.head_bytes and self._head_bytes() > self.limits.head_bytes:
             self._refuse(_HEAD_TOO_LARGE)
         elif self._begun - self._answered > self.limits.pipelined:
             self._refuse(_TOO_LARGE)
         if self._is_refused:
             raise ValueError("the request is refused")
-        super().on_headers_complete()  # raises if the target has no path: CONNECT, or an absolute form without one
+        self._begin_request()
         self._begun += 1
         self._enter(_Phase.BODY)
         self._update_idle()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _begin_request(self) -> None:
+        """Complete the ASGI scope and run the application, or queue the request behind the one in progress.
+
+        As uvicorn does it, for an application at the root and without WebSockets. Raises if the target has no path:
+        CONNECT, or an absolute form without one.
+        """
+        scope, parser, version = self.scope, self.parser, self.parser.get_http_version()
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        scope["http_version"] = version
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = target.path
+        scope["query_string"] = target.query or b""
+        before: RequestResponseCycle | None = self.cycle
+        self.cycle = _Answer(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_message_complete(self) -> None:
         self._enter(_Phase.ANSWER if self._begun > self._answered else _Phase.IDLE)
@@ -169,28 +217,13 @@ class LimitedHttp(HttpToolsProtocol):
         self._update_idle()
         # a request behind the answered one gets its full time, because reading may have been paused
         self._enter(_Phase.IDLE if self._phase is _Phase.ANSWER and all_answered else self._phase)
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():  # then as uvicorn does it, without its timer: `_tick` ends idle connections
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
         if self._is_refused and not self._is_serving:
             self.transport.close()
-
-    async def _send_until_taken(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  uvicorn's
-        """Run the application with a `send` that waits for the network.
-
-        The body goes in pieces, because over TLS only the second write waits for the first.
-        """
-
-        async def send_in_pieces(message: Any) -> None:  # noqa: ANN401  ASGI's
-            body = message.get("body", b"")
-            last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
-            for start in range(0, last, _PIECE_BYTES):
-                piece = body[start : start + _PIECE_BYTES]
-                await send({"type": message["type"], "body": piece, "more_body": True})
-                await self.flow.drain()
-            await send(message | {"body": body[last:]} if last else message)
-            if self.flow.write_paused:
-                await self.flow.drain()
-
-        await self._application(scope, receive, send_in_pieces)
 
     # --- Bounds.
 
@@ -255,6 +288,49 @@ class LimitedHttp(HttpToolsProtocol):
     def _report(self, reason: str | None) -> None:
         if self._metrics is not None and reason is not None:
             self._metrics.refused(reason)
+
+
+class _Answer(RequestResponseCycle):
+    """uvicorn's cycle of one request and its answer, with a `send` that waits for the network.
+
+    The body goes in pieces, because over TLS only the second write waits for the first.
+    """
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401  ASGI's
+        if not self.response_started:
+            await self._send_head(message)
+            return
+        body = message.get("body", b"")
+        last = max(len(body) - 1, 0) // _PIECE_BYTES * _PIECE_BYTES
+        for start in range(0, last, _PIECE_BYTES):
+            piece = body[start : start + _PIECE_BYTES]
+            await super().send({"type": message["type"], "body": piece, "more_body": True})
+            await self.flow.drain()
+        await super().send(message | {"body": body[last:]} if last else message)
+        if self.flow.write_paused:
+            await self.flow.drain()
+
+    async def _send_head(self, message: Any) -> None:  # noqa: ANN401  ASGI's
+        """Write the head of an answer whose length is known; uvicorn writes any other.
+
+        uvicorn looks for forbidden characters in each name and value, this in all of them together.
+        """
+        headers = [*self.default_headers, *message["headers"]]
+        lengths = [value for name, value in headers if name == b"content-length"]
+        names = b"".join([name for name, _ in headers])
+        unusual = b"connection" in names or b"transfer-encoding" in names
+        if len(lengths) != 1 or unusual or self.scope["method"] == "HEAD" or self.flow.write_paused:
+            await super().send(message)
+            return
+        if self.disconnected:
+            return
+        if HEADER_RE.search(names) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+            raise RuntimeError("a header of the answer has forbidden characters")
+        self.response_started, self.waiting_for_100_continue, self.chunked_encoding = True, False, False
+        self.expected_content_length = int(lengths[0])
+        head = [b"%b: %b\r\n" % header for header in headers]
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join([STATUS_LINE[message["status"]], *head, end]))
 
 
 # by server, the connections that are idle, longest first

@@ -19,7 +19,6 @@ from app.strict_json import finite, refuse_constant, require_depth
 from app.tokens.models import (
     LAST_VERSION,
     NO_REFRESH,
-    RESERVED_METADATA,
     RefreshState,
     Rewrap,
     StoredToken,
@@ -200,22 +199,22 @@ def from_columns(row: Mapping[str, Any]) -> StoredToken:
     try:
         metadata = parse_json(row["metadata"])
         metadata = metadata if isinstance(metadata, dict) else {}
-        vaults = {key: metadata.pop(key, None) for key in RESERVED_METADATA}
+        take = metadata.pop  # the keys of RESERVED_METADATA
         return StoredToken(
             id=row["id"],
             token_id=TokenId(row["user_id"], row["provider"], row["service_type"]),
             access_ciphertext=row["access_token"],
             refresh_ciphertext=row["refresh_token"] or None,
             encryption_scheme=_scheme(row["encryption_scheme"]),
-            encryption_method=_text_or_none(vaults["encryption_method"]),
-            kms_key_id=_text_or_none(vaults["kms_key_id"]),
-            encryption_fallback=vaults["encryption_fallback"] is True,
-            status=_status(vaults["status"], is_active=row["is_active"]),
-            status_reason=_text_or_none(vaults["status_reason"]),
+            encryption_method=_text_or_none(take("encryption_method", None)),
+            kms_key_id=_text_or_none(take("kms_key_id", None)),
+            encryption_fallback=take("encryption_fallback", None) is True,
+            status=_status(take("status", None), is_active=row["is_active"]),
+            status_reason=_text_or_none(take("status_reason", None)),
             expires_at=_to_time(row["expires_at"]),
             scopes=_scopes(row["scopes"]),
             email=row["email"],
-            base_url=_text_or_none(vaults["base_url"]) or row["provider_url"] or None,
+            base_url=_text_or_none(take("base_url", None)) or row["provider_url"] or None,
             metadata=metadata,
             version=_version(row["version"]),
             created_at=_to_time(row["created_at"]),
@@ -253,6 +252,8 @@ def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
     """
     if text is None:
         return None
+    if text == "[]":  # the scopes of most rows
+        return []
     value = _STRICT_JSON.decode(text)
     if text.count("[") + text.count("{") > MAXIMUM_DEPTH:
         require_depth(value, levels=MAXIMUM_DEPTH)
@@ -331,13 +332,13 @@ def to_text(time: datetime | None) -> str | None:
 
 def _to_time(text: str | None) -> datetime | None:
     """Parse a timestamp. PostgreSQL's range exceeds Python's years 1 to 9999: above is `None`, below the minimum."""
-    if text is None or text == "infinity":
+    if text is None:
         return None
-    if text == "-infinity" or text.endswith("BC"):
-        return datetime.min.replace(tzinfo=UTC)
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
-        if _YEAR_ABOVE_9999.match(text):
+        if text == "infinity" or _YEAR_ABOVE_9999.match(text):
             return None
+        if text == "-infinity" or text.endswith("BC"):
+            return datetime.min.replace(tzinfo=UTC)
         raise

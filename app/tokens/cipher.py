@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import SecretStr
 
@@ -34,16 +34,14 @@ class SealedSecrets:
     refresh: Sealed | None
 
 
-@dataclass(frozen=True, slots=True)
-class Secrets:
+class Secrets(NamedTuple):
     """The plaintexts of a token's two secrets."""
 
     access: SecretStr
     refresh: SecretStr | None
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """What both secrets of a token are bound to, besides their column."""
 
     token_id: TokenId

@@ -5,9 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.errors import AuditUnavailable
 from app.security.context import SecretField
@@ -42,8 +41,7 @@ class Operation(StrEnum):
     REVOKE_KEY = "revoke_key"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One operation and its outcome; before a change, `intent`.
 
     The outcome is `success`, the code of the error, `cancelled`, or of a refresh `superseded` or `not_refreshable`.
@@ -61,14 +59,14 @@ class TokenEvent:
     operation: Operation
     user_id: str | None
     token_id: TokenId | None
-    revealed: tuple[SecretField, ...] = ()
-    revoked: tuple[SecretField, ...] = ()
-    opened: tuple[Family, ...] = ()
     scheme: str | None
     encryption_method: str | None
     outcome: str
     detail: str | None
     caller: Caller
+    revealed: tuple[SecretField, ...] = ()
+    revoked: tuple[SecretField, ...] = ()
+    opened: tuple[Family, ...] = ()
     intent: str | None = None
 
 
@@ -76,6 +74,10 @@ class TokenObserver(Protocol):
     """Gets each event once its outcome is known; must neither wait nor raise."""
 
     def record(self, event: TokenEvent) -> None: ...
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        """Record events of one caller, as `record` does each."""
+        ...
 
 
 class AuditTrail(Protocol):
@@ -134,15 +136,18 @@ class TokenEvents:
             self._observe(event)
 
     async def record_many(self, events: Sequence[TokenEvent]) -> None:
-        """Record events together as `record` does each; if one cannot be recorded, none of their outcomes may leave."""
+        """Record events of one caller together as `record` does each.
+
+        If one cannot be recorded, none of their outcomes may leave.
+        """
         try:
             await self._audit.append_many(events)
         except AuditUnavailable as error:
             events = [_refused(event, error) for event in events]
             raise
         finally:
-            for event in events:
-                self._observe(event)
+            for observer in self._observers:
+                observer.record_many(events)
 
     async def record_refusal(self, event: TokenEvent) -> None:
         """Append the event of an operation that was refused before it began; a failure changes nothing."""
@@ -156,7 +161,7 @@ class TokenEvents:
 
 
 def _refused(event: TokenEvent, error: AuditUnavailable) -> TokenEvent:
-    return replace(event, outcome=error.code, detail=error.detail, revealed=())
+    return event._replace(outcome=error.code, detail=error.detail, revealed=())
 
 
 class NoAuditTrail:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from app.tokens.models import Caller, StoredToken
 
 MAXIMUM_MIN_TTL_SECONDS: Final = 24 * 3600
+_NO_TIME: Final = timedelta(0)
 
 
 class RefreshPolicy(Protocol):
@@ -47,8 +47,7 @@ class Refresher(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Freshness:
+class Freshness(NamedTuple):
     """How long a token must live, and whether it does. `expires_at` is `None` if nothing says when it expires."""
 
     refreshable: bool
@@ -73,16 +72,15 @@ def freshness_of(
     No caller can ask for more than half of the lifetime that the provider gave, so a refreshed token is always fresh.
     """
     if policy is None:
-        return Freshness(
-            refreshable=False, expires_at=token.expires_at, min_ttl=timedelta(seconds=min_ttl_seconds or 0), now=now
-        )
+        min_ttl = timedelta(seconds=min_ttl_seconds) if min_ttl_seconds else _NO_TIME
+        return Freshness(refreshable=False, expires_at=token.expires_at, min_ttl=min_ttl, now=now)
     expires_at, issued_at = token.expires_at, token.last_refreshed
     if expires_at is None and issued_at is not None:
         with suppress(OverflowError):  # a row may hold any time
             expires_at = issued_at + timedelta(seconds=policy.default_lifetime_seconds)
     if policy.invalidates_old_access_token:
-        return Freshness(refreshable=True, expires_at=expires_at, min_ttl=timedelta(0), now=now)
+        return Freshness(refreshable=True, expires_at=expires_at, min_ttl=_NO_TIME, now=now)
     min_ttl = timedelta(seconds=policy.refresh_margin_seconds if min_ttl_seconds is None else min_ttl_seconds)
     if expires_at is not None and issued_at is not None:
-        min_ttl = min(min_ttl, max(expires_at - issued_at, timedelta(0)) / 2)
+        min_ttl = min(min_ttl, max(expires_at - issued_at, _NO_TIME) / 2)
     return Freshness(refreshable=True, expires_at=expires_at, min_ttl=min_ttl, now=now)

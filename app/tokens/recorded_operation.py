@@ -29,7 +29,7 @@ class RecordedOperation:
     caller: Caller
     user_id: str | None
     token_id: TokenId | None
-    deadline: asyncio.Timeout
+    until: float | None  # on the event loop's clock
     scheme: str | None = None
     method: str | None = None
     revealed: tuple[SecretField, ...] = ()
@@ -37,6 +37,7 @@ class RecordedOperation:
     opened: tuple[Family, ...] = ()
     intent: str | None = None
     outcome: str = SUCCESS  # the operation may set another one; at the end, that of its event
+    _deadline: asyncio.Timeout = field(init=False)
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -49,7 +50,8 @@ class RecordedOperation:
 
     def note_opened(self, *ciphertexts: str | None) -> None:
         """Add the families of ciphertexts that were decrypted; a row's scheme may claim another one."""
-        self.opened = tuple(dict.fromkeys((*self.opened, *families_of(*ciphertexts))))
+        families = families_of(*ciphertexts)
+        self.opened = tuple(dict.fromkeys((*self.opened, *families))) if self.opened else families
 
     async def announce(self) -> None:
         """Record the intent of a change, once; raises `AuditUnavailable`, and then the change must not be made.
@@ -62,7 +64,8 @@ class RecordedOperation:
 
     async def __aenter__(self) -> Self:
         self.events.require_open()
-        await self.deadline.__aenter__()
+        self._deadline = asyncio.timeout_at(self.until)
+        await self._deadline.__aenter__()
         self._before = current_service.set(self.caller.service)
         return self
 
@@ -72,7 +75,7 @@ class RecordedOperation:
         outcome, detail = self.outcome if error is None else InternalError.code, None
         current_service.reset(self._before)
         try:
-            await self.deadline.__aexit__(kind, error, trace)
+            await self._deadline.__aexit__(kind, error, trace)
             if isinstance(error, VaultError):
                 outcome, detail, error.recorded = error.code, error.detail, True
             elif isinstance(error, asyncio.CancelledError):
@@ -94,14 +97,14 @@ class RecordedOperation:
             operation=self.operation,
             user_id=self.user_id,
             token_id=self.token_id,
-            revealed=self.revealed if outcome == SUCCESS else (),
-            revoked=self.revoked,
-            opened=self.opened,
             scheme=self.scheme,
             encryption_method=self.method,
             outcome=outcome,
             detail=detail,
             caller=self.caller,
+            revealed=self.revealed if outcome == SUCCESS else (),
+            revoked=self.revoked,
+            opened=self.opened,
             intent=self.intent,
         )
 

@@ -176,7 +176,7 @@ class TokenReveals:
         refresher = self._refresher
         if refresher is None:
             return token
-        until = (operation.deadline.when() or self._deadline()) - _AFTER_REFRESH_SECONDS
+        until = (operation.until or self._deadline()) - _AFTER_REFRESH_SECONDS
         for _ in range(_ROUNDS):  # its row may become newer without a refresh
             try:
                 await refresher.refresh(token, caller=operation.caller, until=until)
@@ -243,8 +243,7 @@ class TokenReveals:
             return too_slow()
 
     def _recorded(self, caller: Caller, token_id: TokenId, until: float) -> RecordedOperation:
-        deadline = asyncio.timeout_at(until)
-        return RecordedOperation(self._events, Operation.REVEAL, caller, token_id.user_id, token_id, deadline)
+        return RecordedOperation(self._events, Operation.REVEAL, caller, token_id.user_id, token_id, until)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._deadline_seconds

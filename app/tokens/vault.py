@@ -172,9 +172,7 @@ class TokenVault:
 
     async def list_all(self, wanted: TokenFilter, *, caller: Caller, after: str | None, limit: int) -> list[TokenRow]:
         """Return a page of the tokens of all users, as `TokenRepository.find` does."""
-        async with RecordedOperation(
-            self._events, Operation.LIST, caller, None, None, asyncio.timeout_at(self._deadline())
-        ):
+        async with RecordedOperation(self._events, Operation.LIST, caller, None, None, self._deadline()):
             return await self._tokens.find(wanted, after=after, limit=limit)
 
     async def rotate(
@@ -318,11 +316,11 @@ class TokenVault:
     def _recorded(
         self, operation: Operation, caller: Caller, token_id: TokenId, *, until: float | None = None
     ) -> RecordedOperation:
-        deadline = asyncio.timeout_at(until or self._deadline())
-        return RecordedOperation(self._events, operation, caller, token_id.user_id, token_id, deadline)
+        until = until or self._deadline()
+        return RecordedOperation(self._events, operation, caller, token_id.user_id, token_id, until)
 
     def _recorded_for_user(self, operation: Operation, caller: Caller, user_id: str) -> RecordedOperation:
-        return RecordedOperation(self._events, operation, caller, user_id, None, asyncio.timeout_at(self._deadline()))
+        return RecordedOperation(self._events, operation, caller, user_id, None, self._deadline())
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._deadline_seconds

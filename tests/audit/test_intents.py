@@ -7,7 +7,6 @@ import fcntl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -51,11 +50,11 @@ ID = "0123456789abcdef"
 
 
 def an_intent(number: int, *, intent: str = ID) -> TokenEvent:
-    return replace(an_event(number), operation=Operation.STORE, outcome=INTENT, revealed=(), intent=intent)
+    return an_event(number)._replace(operation=Operation.STORE, outcome=INTENT, revealed=(), intent=intent)
 
 
 def an_outcome(number: int, *, intent: str = ID) -> TokenEvent:
-    return replace(an_intent(number, intent=intent), outcome="success")
+    return an_intent(number, intent=intent)._replace(outcome="success")
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.support.audit.trails import (
 
 
 def _event(operation: Operation, number: int, outcome: str = "success") -> TokenEvent:
-    return replace(an_event(number, outcome=outcome), operation=operation, revealed=())
+    return an_event(number, outcome=outcome)._replace(operation=operation, revealed=())
 
 
 async def test_retried_events_keep_their_order_and_reads_reveal_nothing(tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ async def test_a_retried_event_states_the_omitted_refusals_before_it(tmp_path: P
 
 def test_ten_thousand_events_fit_and_an_invalid_one_takes_no_space() -> None:
     buffer = RetryBuffer()
-    assert not buffer.add(0, replace(an_event(), scheme=b"not text"), 0)  # type: ignore[arg-type]  # it must not be valid
+    assert not buffer.add(0, an_event()._replace(scheme=b"not text"), 0)  # type: ignore[arg-type]  # it must not be valid
     event = an_event(1)
     assert sum(buffer.add(0, event, 0) for _ in range(MAXIMUM_RETRIED + 5)) == MAXIMUM_RETRIED == len(buffer) == 10_000
 

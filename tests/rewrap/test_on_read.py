@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,9 @@ class RecordedEvents:
 
     def record(self, event: TokenEvent) -> None:
         self.events.append(event)
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        self.events.extend(events)
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -249,7 +248,7 @@ async def test_a_row_with_a_wrong_new_ciphertext_stays_and_stops_nothing(tmp_pat
         return strategy.seal("another token", context)
 
     def in_another_place(plaintext: str, context: TokenContext) -> Sealed:
-        return strategy.seal(plaintext, replace(context, provider="another"))
+        return strategy.seal(plaintext, context._replace(provider="another"))
 
     def too_long(plaintext: str, context: TokenContext) -> Sealed:
         sealed = strategy.seal(plaintext, context)

@@ -30,12 +30,20 @@ OVERRIDDEN = {
 }
 # read or called in `app.server`
 USED = {
-    HttpToolsProtocol: ["_unset_keepalive_if_required", "on_body", "shutdown"],
+    HttpToolsProtocol: ["_start_asgi_task", "_unset_keepalive_if_required", "on_body", "shutdown"],
+    RequestResponseCycle: ["run_asgi", "receive", "send"],
     FlowControl: ["pause_reading", "resume_reading"],
     uvicorn.Config: ["bind_socket", "load"],
     Multiprocess: ["run"],
 }
-ATTRIBUTES = ["app_state", "connections", "cycle", "flow", "headers", "loop", "server_state", "transport"]
+ATTRIBUTES = [
+    *("app_state", "connections", "cycle", "expect_100_continue", "flow", "headers", "loop", "parser", "pipeline"),
+    *("server_state", "transport"),
+]
+OF_AN_ANSWER = [
+    *("chunked_encoding", "default_headers", "disconnected", "expected_content_length", "flow", "keep_alive"),
+    *("response_complete", "response_started", "scope", "transport", "waiting_for_100_continue"),
+]
 
 
 def test_every_overridden_method_is_one_of_uvicorns() -> None:
@@ -57,7 +65,8 @@ async def test_uvicorn_has_each_attribute_in_use() -> None:
     protocol.on_message_begin()
     assert (protocol.url, protocol.headers) == (b"", []), "on_message_begin no longer starts a request"
     assert FlowControl(asyncio.Transport()).write_paused is False
-    assert "self.response_started = False" in inspect.getsource(RequestResponseCycle.__init__)
+    started = inspect.getsource(RequestResponseCycle.__init__)
+    assert [name for name in OF_AN_ANSWER if f"self.{name}" not in started] == [], "gone from RequestResponseCycle"
 
 
 def test_the_server_passes_what_the_protocol_takes() -> None:

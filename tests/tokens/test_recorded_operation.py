@@ -58,6 +58,9 @@ class _Observer:
     def record(self, event: TokenEvent) -> None:
         self.observed.append(event)
 
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        self.observed.extend(events)
+
 
 @asynccontextmanager
 async def _opened(folder: Path, trail: _Trail, observer: _Observer) -> AsyncIterator[TokenVault]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -97,14 +97,22 @@ class CallerMetrics:
 
     def record(self, event: TokenEvent) -> None:
         """Count the user of a reveal that succeeded."""
-        if event.operation is not Operation.REVEAL or event.outcome != SUCCESS or event.user_id is None:
+        self.record_many((event,))
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        revealed = {
+            event.user_id
+            for event in events
+            if event.operation is Operation.REVEAL and event.outcome == SUCCESS and event.user_id is not None
+        }
+        if not revealed:
             return
-        hour = self._hour()
-        users = self._users.get(event.caller.service)
+        hour, caller = self._hour(), events[0].caller.service
+        users = self._users.get(caller)
         if users is None:
-            service = self._label(event.caller.service)
-            users = self._users.setdefault(service, _HourlyUsers(hour))
-        users.add(event.user_id, hour)
+            users = self._users.setdefault(self._label(caller), _HourlyUsers(hour))
+        for user_id in revealed:
+            users.add(user_id, hour)
 
     def refused(self, event: TokenEvent) -> None:
         """Count an operation that was refused before it began, if it was denied."""

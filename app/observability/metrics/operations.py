@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter
 
 from app.errors import VaultError
@@ -30,11 +32,23 @@ class OperationMetrics:
         self._kinds: dict[tuple[Operation, str], Counter] = {}
 
     def record(self, event: TokenEvent) -> None:
+        self._count(event, 1)
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        alike: dict[tuple[object, ...], list[TokenEvent]] = {}
+        for event in events:
+            alike.setdefault((event.operation, event.token_id and event.token_id.provider, event.outcome), []).append(
+                event
+            )
+        for some in alike.values():
+            self._count(some[0], len(some))
+
+    def _count(self, event: TokenEvent, count: int) -> None:
         kind = NONE if event.caller.on_behalf_of is None else "user"
         by_kind = self._kinds.get((event.operation, kind))
         if by_kind is None:
             by_kind = self._kinds[event.operation, kind] = self._by_kind.labels(event.operation.value, kind)
-        by_kind.inc()
+        by_kind.inc(count)
         provider = NONE if event.token_id is None else event.token_id.provider
         outcome = event.outcome if event.outcome in OUTCOMES else OTHER
         if outcome not in PROVIDER_OUTCOMES:
@@ -45,7 +59,7 @@ class OperationMetrics:
         if counter is None:
             counter = self._operations.labels(event.operation.value, provider, outcome)
             self._counters[event.operation, provider, outcome] = counter
-        counter.inc()
+        counter.inc(count)
 
 
 class SweepMetrics:

@@ -11,7 +11,7 @@ from typing import Final
 
 import apsw
 
-from app.errors import StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.errors import StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.rows import COLUMNS
 
 BUSY_SECONDS: Final = 3.0
@@ -130,18 +130,23 @@ def require_columns(missing: list[str]) -> None:
 
 @contextmanager
 def translating_sqlite_errors() -> Iterator[None]:
-    """Raise the vault's errors in place of apsw's, without their text, which may quote SQL or a path."""
+    """Raise the vault's errors in place of apsw's."""
     try:
         yield
-    except (apsw.BusyError, apsw.LockedError):
-        raise StoreTimeout("the database stayed locked by another process; nothing was written") from None
-    except apsw.FullError:
-        raise StoreUnavailable("the disk is full; nothing was written") from None
-    except (apsw.ReadOnlyError, apsw.PermissionsError):
-        raise StoreMisconfigured("the database file is read-only") from None
-    except (apsw.NotADBError, apsw.CorruptError):
-        raise StoreMisconfigured("the file is not an intact SQLite database") from None
-    except (apsw.SQLError, apsw.ConstraintError, apsw.SchemaChangeError):
-        raise StoreMisconfigured("oauth_tokens does not have the columns or constraints that the vault needs") from None
-    except apsw.Error:
-        raise StoreUnavailable("the database failed; whether the write happened is unknown") from None
+    except apsw.Error as error:
+        raise translated(error) from None
+
+
+def translated(error: apsw.Error) -> StoreError:
+    """Return the vault's error for one of apsw's, without its text, which may quote SQL or a path."""
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return StoreTimeout("the database stayed locked by another process; nothing was written")
+    if isinstance(error, apsw.FullError):
+        return StoreUnavailable("the disk is full; nothing was written")
+    if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError):
+        return StoreMisconfigured("the database file is read-only")
+    if isinstance(error, apsw.NotADBError | apsw.CorruptError):
+        return StoreMisconfigured("the file is not an intact SQLite database")
+    if isinstance(error, apsw.SQLError | apsw.ConstraintError | apsw.SchemaChangeError):
+        return StoreMisconfigured("oauth_tokens does not have the columns or constraints that the vault needs")
+    return StoreUnavailable("the database failed; whether the write happened is unknown")

@@ -32,6 +32,7 @@ from app.stores.sqlite.database import (
     create_private,
     missing_columns,
     require_columns,
+    translated,
     translating_sqlite_errors,
 )
 from app.stores.sqlite.group_commit import GroupCommitWriter, Parameters
@@ -286,11 +287,13 @@ class SqliteRepository:
         await self._writer.close()
 
     async def _read(self, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
-        with translating_sqlite_errors():
-            try:
-                return _rows(self._reader, where, parameters)
-            except apsw.BusyError:  # another process recovers the database after a crash; wait for it off the loop
+        try:
+            return _rows(self._reader, where, parameters)
+        except apsw.BusyError:  # another process recovers the database after a crash; wait for it off the loop
+            with translating_sqlite_errors():
                 return await asyncio.to_thread(self._rows_on_new_connection, where, parameters)
+        except apsw.Error as error:
+            raise translated(error) from None
 
     def _rows_on_new_connection(self, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
         with self._new_connection() as connection:

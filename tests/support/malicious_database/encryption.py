@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
@@ -34,10 +33,10 @@ class ForgetfulStrategy:
         return self._strategy.scheme
 
     def open(self, ciphertext: str, context: TokenContext, *, claimed: str | None = None, wait: bool = True) -> str:
-        return self._strategy.open(ciphertext, replace(context, **self._forgotten), claimed=claimed, wait=wait)
+        return self._strategy.open(ciphertext, context._replace(**self._forgotten), claimed=claimed, wait=wait)
 
     def seal(self, plaintext: str, context: TokenContext, *, wait: bool = True) -> Sealed:
-        return self._strategy.seal(plaintext, replace(context, **self._forgotten), wait=wait)
+        return self._strategy.seal(plaintext, context._replace(**self._forgotten), wait=wait)
 
     def reserve(self, context: TokenContext, *, wait: bool = True) -> SealingKey:
         return self._strategy.reserve(context, wait=wait)

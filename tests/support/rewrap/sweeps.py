@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,6 +61,9 @@ class Observed:
 
     def record(self, event: TokenEvent) -> None:
         self.events.append(event)
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        self.events.extend(events)
 
 
 def sweep(
