@@ -59,9 +59,9 @@ check-api: ## compare docs/openapi.json with that of BASE, and fail if a client 
 # OpenBao's program: from its release page, a package of the system, or `go build` in its sources.
 BAO ?=
 
-bench: $(VENV)/.dev ## measure side by side, and print a table in Markdown; BAO=path/to/bao takes part
+bench: $(VENV)/.dev ## measure side by side, and print a table in Markdown; BAO=path/to/bao takes part, ONLY=refresh runs a part
 	@$(BIN)/python -m tests.support.stack.install
-	@$(BIN)/python -m benchmarks $(if $(BAO),--bao $(BAO))
+	@$(BIN)/python -m benchmarks $(if $(BAO),--bao $(BAO)) $(if $(ONLY),--only $(ONLY))
 
 # promtool comes with Prometheus; `go install github.com/prometheus/prometheus/cmd/promtool@latest` builds it in some
 # minutes, which is why `make test` does without it and checks less.

@@ -1,4 +1,4 @@
-"""Measure side by side and print one table in Markdown: reveal, batch, store, and bursts of connections.
+"""Measure side by side and print one table in Markdown: reveal, batch, store, bursts of connections, and refresh.
 
 `--only` runs one measurement; the ones after `startup` in its list run only this way. docs/performance.md explains the
 table and has the last full run.
@@ -44,13 +44,16 @@ _SIDE_BY_SIDE: dict[str, Callable[[Bench, Field], list[Line]]] = {
     "store": store.measure,
     "batch": batch.measure,
 }
-_BESIDES: dict[str, Callable[[Bench], list[Line]]] = {"bursts": bursts.measure, "startup": startup.measure}
+_BESIDES: dict[str, Callable[[Bench], list[Line]]] = {
+    "bursts": bursts.measure,
+    "refresh": refresh.measure,
+    "startup": startup.measure,
+}
 _SINGLE: dict[str, Callable[[Bench], list[Line]]] = {
     "memory": memory.measure,
     "observing": observing.measure,
     "audit": audit.measure,
     "on-behalf-of": on_behalf_of.measure,
-    "refresh": refresh.measure,
     "attack": attack.measure,
     "encryption": encryption.measure,
     "kms": kms.measure,
