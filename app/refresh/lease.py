@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 from app.errors import StoreError
 from app.tokens.models import StoredToken
 from app.tokens.repository import TokenRepository
+
+
+def lease_clock() -> float:
+    """Return seconds that also pass while the machine sleeps; on Linux they do not for `time.monotonic`."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
 
 
 async def take_lease(tokens: TokenRepository, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from app.errors import (
     StoreError,
 )
 from app.refresh.endpoints import token_endpoint
-from app.refresh.lease import has_the_same_lease, take_lease
+from app.refresh.lease import has_the_same_lease, lease_clock, take_lease
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
@@ -45,6 +44,9 @@ from app.tokens.recorded_operation import RecordedOperation
 from app.tokens.repository import TokenRepository
 
 SPENDING_SECONDS: Final = 15.0  # of the lease that must be left when the provider is asked, which takes up to 10
+# Of waiting for the holder of an expired lease before a single-use token is spent again. It may have the answer, and
+# learns from its next write, after a pause and a request that may hang, that an outage of the store is over.
+TAKEOVER_SECONDS: Final = 6.0
 _FIRST_POLL_SECONDS: Final = 0.05
 _LONGEST_POLL_SECONDS: Final = 0.5
 _FIRST_WRITE_PAUSE_SECONDS: Final = 0.05
@@ -99,7 +101,8 @@ class TokenRefresher:
         spool: SpoolRecovery | None = None,
         observer: RefreshObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = lease_clock,
+        takeover_seconds: float = TAKEOVER_SECONDS,
     ) -> None:
         self._tokens = tokens
         self._cipher = cipher
@@ -110,6 +113,7 @@ class TokenRefresher:
         self._observer = observer or Unobserved()
         self._now = now
         self._monotonic = monotonic
+        self._takeover_seconds = takeover_seconds
         self._pauses = ProviderPauses(monotonic=monotonic)
         self._refreshes: AsyncSingleFlight[None] = AsyncSingleFlight()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -220,13 +224,17 @@ class TokenRefresher:
     async def _claim(self, provider: OAuthProvider, token: StoredToken) -> _Lease | None:
         """Take the lease, waiting for another holder's; return `None` once the token's row is newer or gone."""
         holder, current, pause = str(uuid4()), token, _FIRST_POLL_SECONDS
-        give_up_at = self._monotonic() + provider.lease_seconds
+        seen_at = self._monotonic()
+        give_up_at = seen_at + provider.lease_seconds
         while self._monotonic() < give_up_at and not self._closing:
-            if self._spool is not None and current.refresh_state.holder is not None:
-                await self._spool.finish(current.refresh_state.holder)
+            state = current.refresh_state
+            if self._spool is not None and state.holder is not None:
+                await self._spool.finish(state.holder)
             asked_at = self._monotonic()
-            if await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
-                state = current.refresh_state
+            may_take_over = provider.rotation is not Rotation.SINGLE_USE or asked_at - seen_at >= self._takeover_seconds
+            if (state.holder is None or may_take_over) and await take_lease(
+                self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds
+            ):
                 lost = state.holder is not None or state.failure == ANSWER_LOST
                 if state.holder is not None:
                     self._observer.taken_over(provider.name)
@@ -238,6 +246,8 @@ class TokenRefresher:
             self._require_due(provider, row)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+            if row.refresh_state.holder != state.holder:
+                seen_at = self._monotonic()
             current = row
         raise RefreshInProgress("another process has not ended its refresh of this token")
 

@@ -33,7 +33,7 @@ from tests.support.refresh import HERE, Replica, replicas
 from tests.support.refresh_process import AT_THE_PROVIDER, RefreshingProcess, refreshing
 from tests.support.sizes import SOAK
 from tests.support.stores.stores import SqliteStore, sqlite_connection
-from tests.support.waiting import eventually, eventually_async
+from tests.support.waiting import eventually, eventually_async, once_available
 
 HOUR: Final = timedelta(hours=1)
 ROTATIONS: Final = ("none", "reusable", "single_use")
@@ -102,7 +102,7 @@ async def _scene(
     async with store.open() as tokens:
         with oauth_stand_in(rotation=rotation) as provider:
             async with replicas(tokens, provider, spool=spool, **entry) as [replica]:
-                await replica.store(refresh_token=provider.seed(), expires_at=replica.clock())
+                await once_available(lambda: replica.store(refresh_token=provider.seed(), expires_at=replica.clock()))
                 yield store, provider, replica
 
 

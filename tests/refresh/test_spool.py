@@ -23,6 +23,7 @@ from tests.support.refresh import CALLER, HERE, USER, Replica, replicas
 from tests.support.spool import INTENT, NEW_ACCESS, NEW_REFRESH, Unwritten, left_in_spool, refreshed_row
 from tests.support.stores.failing import Failures, failing
 from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import once_available
 
 OTHER = TokenId(USER, "acme", "other")
 
@@ -36,7 +37,7 @@ async def _replica(
         repository = failing(tokens or sqlite, failures or Failures())
         with oauth_stand_in() as provider:
             async with replicas(repository, provider, spool=folder / "spool") as [replica]:
-                await replica.store(refresh_token=provider.seed())
+                await once_available(lambda: replica.store(refresh_token=provider.seed()))
                 yield replica, provider
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from app.tokens.reveals import RevealOptions
 from app.tokens.vault import TokenVault
 from tests.support.oauth.providers import provider_client, provider_of
 from tests.support.oauth.stand_in import OAuthStandIn
-from tests.support.rewrap.stored_rows import local_encryption
+from tests.support.rewrap.stored_rows import encryption, local_encryption
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 HERE = TokenId(USER, "acme")
@@ -122,8 +122,10 @@ async def replicas(
     registry: ProviderRegistry | None = None,
     resolver: AbstractResolver | None = None,
     key_version: int = 1,
+    encryption_settings: Mapping[str, str] | None = None,
     trail: RecordingTrail | None = None,
     spool: Path | None = None,
+    takeover_seconds: float = 0,
     total_seconds: float = 10.0,
     lease_wait_seconds: float = LEASE_WAIT_SECONDS,
     observer: RefreshObserver | None = None,
@@ -131,7 +133,8 @@ async def replicas(
 ) -> AsyncIterator[list[Replica]]:
     """Run replicas over one store; `entry` changes the provider's entry in the registry, which replaces the provider.
 
-    They encrypt with the key of this version, and decrypt with each. They share the directory `spool`, and look at it
+    They encrypt with the key of this version and decrypt with each, unless there are other `encryption_settings`. They
+    share the directory `spool`, and look at it
     only if a test calls `recovery.run_once`.
     """
     if registry is None:
@@ -144,7 +147,8 @@ async def replicas(
                 provider_client(resolver=resolver, total_seconds=total_seconds, observer=observer)
             )
             replica = Replica(tokens=tokens, trail=trail or RecordingTrail(), clock=Clock())
-            replica.cipher = cipher = TokenCipher(encryption=local_encryption(key_version))
+            service = local_encryption(key_version) if encryption_settings is None else encryption(encryption_settings)
+            replica.cipher = cipher = TokenCipher(encryption=service)
             events = TokenEvents(audit=replica.trail)
             if spool is not None:
                 directory = RefreshSpool(spool)
@@ -158,6 +162,7 @@ async def replicas(
                 client=client,
                 spool=replica.recovery,
                 observer=observer,
+                takeover_seconds=takeover_seconds,
                 now=replica.clock,
             )
             stack.push_async_callback(replica.refresher.close)

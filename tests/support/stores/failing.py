@@ -11,10 +11,14 @@ from app.tokens.repository import TokenRepository
 
 @dataclass(slots=True)
 class Failures:
-    """How many of the next calls of each method fail; those in `answers_lost` fail after the store has done them."""
+    """How many of the next calls of each method fail; those in `answers_lost` fail after the store has done them.
+
+    While `down` is true every call fails.
+    """
 
     refused: dict[str, int] = field(default_factory=dict)
     answers_lost: dict[str, int] = field(default_factory=dict)
+    down: bool = False
 
     def take(self, kind: dict[str, int], method: str) -> bool:
         left = kind.get(method, 0)
@@ -31,7 +35,7 @@ class _FailingRepository:
         call = getattr(self._tokens, name)
 
         async def failing_call(*arguments: Any, **named: Any) -> Any:
-            if self._failures.take(self._failures.refused, name):
+            if self._failures.down or self._failures.take(self._failures.refused, name):
                 raise StoreUnavailable("the store is down")
             result = await call(*arguments, **named)
             if self._failures.take(self._failures.answers_lost, name):

@@ -1,0 +1,150 @@
+"""Outages of the store, of KMS and of the audit trail around a refresh."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from app.errors import AuditUnavailable, KeyDenied, KeyUnavailable, StoreUnavailable, VaultError
+from app.refresh.lease import lease_clock
+from app.refresh.refresher import TAKEOVER_SECONDS
+from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
+from tests.support.refresh import Replica, replicas
+from tests.support.sizes import SOAK
+from tests.support.stack.kms import Kms
+from tests.support.stack.kms_faults import Policy
+from tests.support.stores.failing import Failures, failing
+from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import eventually_async, once_available
+
+HOUR: Final = timedelta(hours=1)
+REPLICAS: Final = 8
+# seconds of the outage, and the lease's, which has a lower bound of 30
+OUTAGES: Final = [(30, 180), (90, 180), (90, 30)] if SOAK else [(1, 180), (1, 30)]
+
+
+@dataclass(slots=True)
+class Scene:
+    store: SqliteStore
+    failures: Failures
+    provider: OAuthStandIn
+    replicas: list[Replica]
+
+
+@asynccontextmanager
+async def _scene(folder: Path, **options: Any) -> AsyncIterator[Scene]:
+    """Run replicas with one store, which a test may take down, and a token that has expired."""
+    store, failures = SqliteStore(folder / "vault.db"), Failures()
+    async with store.open() as tokens:
+        with oauth_stand_in() as provider:
+            async with replicas(failing(tokens, failures), provider, **options) as several:
+                first = several[0]
+                await once_available(lambda: first.store(refresh_token=provider.seed(), expires_at=first.clock()))
+                yield Scene(store, failures, provider, several)
+
+
+@pytest.mark.parametrize(("seconds", "lease_seconds"), OUTAGES)
+async def test_a_token_works_after_an_outage_that_begins_with_the_answer(
+    tmp_path: Path, seconds: float, lease_seconds: int
+) -> None:
+    """Single-use tokens, whose second use ends the grant, while all replicas go on reading."""
+    release = threading.Event()
+    options = {"count": REPLICAS, "takeover_seconds": TAKEOVER_SECONDS, "lease_seconds": lease_seconds}
+    async with _scene(tmp_path, **options) as scene:
+        before, provider = await scene.replicas[0].row(), scene.provider
+        provider.script(Answer(commits=True, hold=release))
+        first = asyncio.create_task(scene.replicas[0].reveal())
+        await eventually_async(lambda: len(provider.requests) == 1)
+        scene.failures.down = True
+        over = asyncio.Event()
+        readers = [asyncio.create_task(_read_until(over, replica)) for replica in scene.replicas]
+        release.set()
+        await asyncio.sleep(seconds)
+        if not SOAK and lease_seconds == 30:  # time passes, by the store's clock
+            scene.store.update_raw(before.id, refresh_leased_until=0)
+        scene.failures.down = False
+        access, _ = await first
+        over.set()
+        assert sum(await asyncio.gather(*readers)) > REPLICAS
+        assert {await once_available(replica.reveal) for replica in scene.replicas} == {(access, True)}
+        assert (provider.refreshes, provider.reuses) == (1, 0)
+        for replica in scene.replicas:
+            replica.clock.passed += HOUR
+        assert (await scene.replicas[1].reveal())[0] != access
+        assert (provider.refreshes, provider.reuses) == (2, 0)
+
+
+@pytest.mark.parametrize("failing_part", ["the read", "the claim", "the answer to the claim", "the audit trail"])
+async def test_no_request_is_sent_if_anything_before_it_fails(tmp_path: Path, failing_part: str) -> None:
+    async with _scene(tmp_path) as scene:
+        [replica], failures, provider = scene.replicas, scene.failures, scene.provider
+        row = await replica.row()
+        if failing_part == "the read":
+            failures.refused["get"] = 1
+        elif failing_part == "the claim":
+            failures.refused["claim_refresh"] = 1
+        elif failing_part == "the answer to the claim":
+            failures.answers_lost["claim_refresh"] = failures.refused["read_back"] = 1
+        else:
+            replica.trail.refuses = True
+        with pytest.raises((StoreUnavailable, AuditUnavailable)):
+            await replica.reveal()
+        assert provider.requests == []
+        replica.trail.refuses = False
+        scene.store.update_raw(row.id, refresh_leased_until=0)  # time passes, by the store's clock
+        assert (await replica.reveal())[0] != "first"
+        assert (provider.refreshes, provider.reuses) == (1, 0)
+
+
+@pytest.mark.parametrize("fault", ["kms:Decrypt", "kms:GenerateDataKey", "outage"])
+async def test_no_request_is_sent_if_kms_fails(tmp_path: Path, kms: Kms, fault: str) -> None:
+    """Neither if the refresh token cannot be decrypted, nor if there is no key for its successor."""
+    store, settings = SqliteStore(tmp_path / "vault.db"), kms.environment()
+    async with store.open() as tokens:
+        with oauth_stand_in() as provider:
+            async with replicas(tokens, provider, encryption_settings=settings) as [before]:
+                await before.store(refresh_token=provider.seed(), expires_at=before.clock())
+            # another process, without a data key
+            async with replicas(tokens, provider, encryption_settings=settings) as [replica]:
+                row = await replica.row()
+                if fault == "outage":
+                    kms.faults.down()
+                else:
+                    kms.faults.policy = Policy(frozenset({"kms:Decrypt", "kms:GenerateDataKey"}) - {fault})
+                with pytest.raises((KeyDenied, KeyUnavailable)):
+                    await replica.reveal()
+                assert (provider.requests, await replica.row()) == ([], row)
+                kms.faults.clear()
+            async with replicas(tokens, provider, encryption_settings=settings) as [replica]:
+                assert (await replica.reveal())[0] != "first"
+            assert (provider.refreshes, provider.reuses) == (1, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the monotonic clock counts it")
+def test_the_clock_of_a_lease_counts_the_sleep_of_the_machine() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= lease_clock() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def _read_until(over: asyncio.Event, replica: Replica) -> int:
+    """Read all the time; return how many reads failed, which every caller may repeat."""
+    failed = 0
+    while not over.is_set():
+        try:
+            await asyncio.wait_for(replica.reveal(), 30)
+        except VaultError as error:
+            if not error.retryable:
+                raise
+            failed += 1
+        await asyncio.sleep(0.1)
+    return failed
