@@ -12,18 +12,18 @@ from app.tokens.events import Operation, TokenEvent, TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, Caller, TokenId, parse_user_id
 
 OPERATIONS: Final = {
-    "store": Operation.STORE,
-    "reveal": Operation.REVEAL,
-    "refresh": Operation.REFRESH,
-    "exchange": Operation.EXCHANGE,
-    "patch": Operation.PATCH,
-    "rotate": Operation.ROTATE,
-    "rewrap": Operation.REWRAP,
-    "delete": Operation.DELETE,
-    "list_tokens": Operation.LIST,
+    "store_token": Operation.STORE,
+    "reveal_token": Operation.REVEAL,
+    "refresh_rejected_token": Operation.REFRESH,
+    "exchange_code": Operation.EXCHANGE,
+    "patch_token": Operation.PATCH,
+    "rotate_token": Operation.ROTATE,
+    "rewrap_token": Operation.REWRAP,
+    "delete_token": Operation.DELETE,
+    "list_user_tokens": Operation.LIST,
     "list_all_tokens": Operation.LIST,
-    "erase": Operation.ERASE_USER,
-    "batch_get": Operation.REVEAL,
+    "erase_user": Operation.ERASE_USER,
+    "batch_get_tokens": Operation.REVEAL,
     "exchange_token": Operation.REVEAL,
 }
 """Operation by name of the route; other routes touch no token and leave no event."""

@@ -266,13 +266,13 @@ def test_readiness_checks_the_trail(audited: Audited) -> None:
         assert client.get("/readyz").json()["checks"]["audit"] == "up"
 
 
-def test_openapi_describes_the_purpose_header_under_v1(audited: Audited) -> None:
+def test_openapi_describes_the_purpose_header_of_each_call(audited: Audited) -> None:
     with audited.service.client() as client:
         paths = client.get("/openapi.json").json()["paths"]
     for path, methods in paths.items():
         for operation in methods.values():
             names = [parameter["name"] for parameter in operation.get("parameters", [])]
-            assert names.count("X-Purpose") == path.startswith("/v1/")
+            assert names.count("X-Purpose") == path.startswith(("/v1/", "/oauth/"))
 
 
 def test_every_token_route_has_an_operation(tmp_path: Path) -> None:
@@ -280,6 +280,6 @@ def test_every_token_route_has_an_operation(tmp_path: Path) -> None:
         _env_file=None, TOKEN_ENCRYPTION_KEY=MASTER_KEY, SQLITE_PATH=str(tmp_path / "vault.db")
     )
     named = {
-        getattr(route, "name", "") for route in create_app(settings).routes if "/tokens" in getattr(route, "path", "")
+        getattr(route, "name", "") for route in create_app(settings).routes if "/token" in getattr(route, "path", "")
     }
     assert named == set(OPERATIONS)
