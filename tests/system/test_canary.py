@@ -55,6 +55,13 @@ def test_audit_events_and_spans_are_kept_to_the_end(run: Run) -> None:
         ("rewrap", "success"),
         ("delete", "success"),
         ("reveal", "unauthenticated"),
+        ("refresh", "success"),
+        ("refresh", "token_inactive"),
+        ("refresh", "provider_unavailable"),
+        ("refresh", "provider_misconfigured"),
+        ("exchange", "success"),
+        ("exchange", "token_inactive"),
+        ("revoke", "success"),
     }
     assert (run.trail.findings, run.trail.notes) == ([], [])
     assert {"PUT /v1/users/{user_id}/tokens/{provider}", "store get", "KMS GenerateDataKey"} <= run.spans

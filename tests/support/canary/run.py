@@ -16,11 +16,13 @@ from tests.support.audit.trails import files, members, verified
 from tests.support.canary.collector import collecting
 from tests.support.canary.faults import failing_kms, failing_store
 from tests.support.canary.full_disk import full_audit_disk
+from tests.support.canary.providers import every_provider_call, prepare_provider
 from tests.support.canary.rows import corrupt_rows, legacy_rows
 from tests.support.canary.search import Place, Secret
 from tests.support.canary.secret_files import in_files, with_wrong_files
 from tests.support.canary.secrets import Marked, data_keys
 from tests.support.canary.traffic import BOUND_SECONDS, Traffic
+from tests.support.oauth.stand_in import oauth_stand_in
 from tests.support.paths import ROOT
 from tests.support.process.home import run, token_vault
 from tests.support.stack.kms import Kms
@@ -33,6 +35,8 @@ OF_EACH_STORE: Final = (DOCTOR, ("rewrap",), (SCRIPT,), ("health",))
 OF_ANY_STORE: Final = (
     ("keys", "retire", "1"),
     ("service-key", "list"),
+    ("providers", "list"),
+    ("providers", "check"),
     ("audit", "verify"),
     ("audit", "show", "--json"),
 )
@@ -87,16 +91,19 @@ def canary_run(
         "AUDIT_LOG": str(audit / "audit.jsonl"),
         "TMPDIR": str(temporary),
         "REWRAP_LEGACY": "true",
+        "REFRESH_SPOOL_DIR": str(folder / "spool"),
     }
-    if secrets is not None:
-        settings = in_files(settings, secrets)
-    with collecting() as collector:
+    with collecting() as collector, oauth_stand_in() as provider:
+        settings |= prepare_provider(provider, marked)
+        if secrets is not None:
+            settings = in_files(settings, secrets)
         settings |= collector.environment(marked.collector_key)
         with running_service(folder, settings, "--workers", str(workers)) as service, service.client() as client:
             traffic = Traffic(service, client, marked)
             full_audit_disk(traffic, audit)
             traffic.every_route(str(uuid4()))
             traffic.every_user_jwt()
+            every_provider_call(traffic, provider)
             traffic.every_bad_input()
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['expired']}"})
             traffic.send("GET", "/v1/encryption", headers={"Authorization": f"Bearer {service.keys['read']}"})

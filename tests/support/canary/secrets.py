@@ -40,6 +40,12 @@ class Marked:
     audit_key: str = field(default_factory=_key)
     jwt_secret: str = field(default_factory=lambda: f"jwt/{secrets.token_hex(24)}+x")
     jwt_user: str = field(default_factory=lambda: str(uuid4()))
+    client_secret: str = field(default_factory=lambda: f"client-{secrets.token_hex(16)}")
+    wrong_client_secret: str = field(default_factory=lambda: f"wrong-{secrets.token_hex(16)}")
+    issued_access: str = field(default_factory=lambda: f"issued-access-{secrets.token_hex(16)}")
+    issued_refresh: str = field(default_factory=lambda: f"issued-refresh-{secrets.token_hex(16)}")
+    code: str = field(default_factory=lambda: f"code-{secrets.token_hex(16)}")
+    code_verifier: str = field(default_factory=lambda: f"verifier-{secrets.token_hex(32)}")
     collector_key: str = field(default_factory=lambda: f"collector-{secrets.token_hex(16)}")
     aws_access_key: str = field(default_factory=lambda: f"AKIA{secrets.token_hex(8).upper()}")
     aws_secret_key: str = field(default_factory=lambda: f"aws/{secrets.token_hex(16)}+x")
@@ -66,6 +72,7 @@ class Marked:
     def tokens(self) -> list[Secret]:
         """Return the tokens, which a reveal may answer with."""
         named = {"access token": self.access, "rotated token": self.rotated, "refresh token": self.refresh}
+        named["the provider's access token"] = self.issued_access
         return [Secret.of(label, text) for label, text in named.items()]
 
     def others(self, service_keys: Mapping[str, str], supabase_key: str | None) -> list[Secret]:
@@ -79,6 +86,11 @@ class Marked:
         found.append(Secret.of("AWS secret access key", self.aws_secret_key))
         found.append(Secret.of("the collector's key", self.collector_key))
         found.append(Secret.of("the issuer's secret", self.jwt_secret))
+        found.append(Secret.of("the client's secret", self.client_secret))
+        found.append(Secret.of("the client's other secret", self.wrong_client_secret))
+        found.append(Secret.of("the provider's refresh token", self.issued_refresh))
+        found.append(Secret.of("the authorization code", self.code))
+        found.append(Secret.of("the code verifier", self.code_verifier))
         head, claims, signature = self.user_jwt.split(".")
         parts = {"": self.user_jwt, ", signed part": f"{head}.{claims}", ", signature": signature}
         found += [Secret.of(f"the user's JWT{part}", text) for part, text in parts.items()]

@@ -48,7 +48,7 @@ class Traffic:
         answer = self.client.request(method, path, **options)
         head = "".join(f"{name}: {value}\n" for name, value in answer.headers.items())
         place = Place(f"{method} {path[:60]}: {answer.status_code}", head.encode() + answer.content)
-        reveals = (method == "GET" and "/tokens/" in path) or path.endswith("batch-get")
+        reveals = (method == "GET" and "/tokens/" in path) or path.endswith(("batch-get", "/refresh", "/oauth/token"))
         kept = self.refusals if answer.is_error else self.reveals if reveals else self.successes
         kept.append(place)
         self.statuses.add(answer.status_code)

@@ -115,6 +115,7 @@ class OAuthStandIn:
         self._refreshed: dict[str, _Grant] = {}  # by the access token that a refresh issued
         self._codes: set[str] = set()
         self._serial = 0
+        self.marks: dict[str, str] = {}  # the end of each token of a kind: `at`, `rt` or `code`
         self._ended = threading.Event()
 
     @property
@@ -292,7 +293,7 @@ class OAuthStandIn:
 
     def _new(self, kind: str) -> str:
         self._serial += 1
-        return f"{kind}-{self._serial}-of-the-stand-in"
+        return f"{kind}-{self._serial}-{self.marks.get(kind, 'of-the-stand-in')}"
 
 
 class _Handler(BaseHTTPRequestHandler):
