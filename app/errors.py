@@ -140,6 +140,12 @@ class TokenInactive(VaultError):
     code = "token_inactive"
 
 
+class TokenReferenced(VaultError):
+    """Another table references the row of the token, so the database does not delete it."""
+
+    code = "token_referenced"
+
+
 class VersionConflict(VaultError):
     """The precondition does not hold: the token has another version, or exists already."""
 

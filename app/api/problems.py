@@ -37,6 +37,7 @@ STATUS: Final[dict[type[errors.VaultError], int]] = {
     errors.Overloaded: 503,
     errors.TokenNotFound: 404,
     errors.TokenInactive: 409,
+    errors.TokenReferenced: 409,
     errors.VersionConflict: 412,
     errors.StoreUnavailable: 503,
     errors.WritesUnavailable: 503,

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
+from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class InstrumentedRepository:
     async def delete(self, row: TokenRow) -> bool:
         return await self._observe("delete", self._tokens.delete(row))
 
-    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
+    async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
         return await self._observe("delete_many", self._tokens.delete_many(rows))
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:

@@ -183,6 +183,14 @@ class TokenFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletions:
+    """The number of rows that a call has deleted, and the rows that stay because another table references them."""
+
+    deleted: int
+    referenced: tuple[TokenRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rewrap:
     """A row as it was read, and the same row with its secrets under another key."""
 

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from app.errors import StoreMisconfigured
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
+from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 
 MAXIMUM_LISTED: Final = 500  # tokens of one user, who usually has a few
 
@@ -66,12 +66,12 @@ class TokenRepository(Protocol):
     async def delete(self, row: TokenRow) -> bool:
         """Delete the row if it still has this version; return whether this call deleted it.
 
-        A row that is gone after a lost answer proves nothing, so the call raises then.
+        A row that is gone after a lost answer proves nothing, so the call raises then. Raises `TokenReferenced`.
         """
         ...
 
-    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
-        """Delete the rows that still have these versions; return how many were deleted."""
+    async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
+        """Delete the rows that still have these versions and that no other table references."""
         ...
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:

@@ -14,6 +14,7 @@ from app.errors import (
     StoreMisconfigured,
     StoreTimeout,
     TokenNotFound,
+    TokenReferenced,
     VaultError,
 )
 from app.security.schemes import scheme_of
@@ -21,7 +22,7 @@ from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
-from app.tokens.deletion import delete_row, listed_for_erasure, outlast
+from app.tokens.deletion import Erasure, KeptToken, delete_row, outlast
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.freshness import Refresher
 from app.tokens.legacy_rows import require_own_secrets
@@ -235,7 +236,9 @@ class TokenVault:
             return await self._until_settled(token_id, write)
 
     async def delete(self, token_id: TokenId, *, caller: Caller, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete the token, also if its row does not decode. Raises `TokenNotFound` or `VersionConflict`.
+        """Delete the token, also if its row does not decode.
+
+        Raises `TokenNotFound`, `VersionConflict`, or `TokenReferenced` if another table references the row.
 
         If the store's answer is lost, a row that is gone is a success only without a precondition: with one, another
         writer may have changed and deleted the row, and the outcome stays unknown.
@@ -252,22 +255,28 @@ class TokenVault:
 
             await self._until_settled(token_id, write)
 
-    async def delete_for_user(self, user_id: str, *, caller: Caller) -> int:
-        """Delete all of a user's tokens; return how many."""
+    async def delete_for_user(self, user_id: str, *, caller: Caller) -> Erasure:
+        """Delete all of a user's tokens but those that another table references."""
         user_id = parse_user_id(user_id)
         async with self._recorded_for_user(Operation.ERASE_USER, caller, user_id) as operation:
-            deleted, kept = 0, set[tuple[str, int]]()
+            deleted, kept, stuck = 0, dict[str, KeptToken](), set[tuple[str, int]]()
             # in rounds of as many rows as the store lists, so that a user with more is erased too
             # each at its version: a statement that arrives late deletes no token that was stored after it
-            while tokens := await listed_for_erasure(self._tokens, user_id, none_expected=deleted > 0):
+            while tokens := [row for row in await self._tokens.list_for_user(user_id) if row.id not in kept]:
                 found = {(token.id, token.version) for token in tokens}
-                if found == kept:
+                if found == stuck:
                     raise StoreMisconfigured("the store keeps rows of this user that it was asked to delete")
                 await outlast(*tokens, now=self._now)
                 await operation.announce()
-                in_round = await self._tokens.delete_many(tokens)
-                deleted, kept = deleted + in_round, set() if in_round else found
-            return deleted
+                done = await self._tokens.delete_many(tokens)
+                deleted += done.deleted
+                for row in done.referenced:
+                    kept[row.id] = KeptToken(row, TokenReferenced("another table references the row of this token"))
+                stuck = set() if done.deleted or done.referenced else found
+            erasure = Erasure(deleted, tuple(kept.values()))
+            if erasure.error is not None:
+                operation.outcome = erasure.error.code
+            return erasure
 
     async def census(self) -> Census:
         """Count the tokens by encryption scheme; reads no secret and leaves no audit event.

@@ -217,6 +217,7 @@ def test_codes_and_statuses_match_the_contract() -> None:
         "overloaded": 503,
         "token_not_found": 404,
         "token_inactive": 409,
+        "token_referenced": 409,
         "version_conflict": 412,
         "store_unavailable": 503,
         "store_timeout": 504,

@@ -112,7 +112,8 @@ class Owner:
         self.written = None
 
     async def erase(self, replica: Replica) -> None:
-        assert await replica.vault.delete_for_user(self.token_id.user_id, caller=CALLER) == (self.written is not None)
+        erasure = await replica.vault.delete_for_user(self.token_id.user_id, caller=CALLER)
+        assert erasure.deleted == (self.written is not None)
         self.written = None
 
     async def reveal(self, replica: Replica) -> None:

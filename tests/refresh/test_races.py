@@ -65,7 +65,7 @@ class Race:
         await self.other.vault.delete(self.token_id, caller=CALLER)
 
     async def erase(self) -> None:
-        assert await self.other.vault.delete_for_user(self.token_id.user_id, caller=CALLER) == 1
+        assert (await self.other.vault.delete_for_user(self.token_id.user_id, caller=CALLER)).deleted == 1
 
     async def _rotate(self, **given: Any) -> None:
         expires_at = self.other.clock() + timedelta(hours=1)

@@ -127,7 +127,7 @@ async def test_an_erasure_that_no_standby_has_is_not_a_success(cluster: Cluster)
             for _ in range(2):
                 with pytest.raises(StoreError):
                     await vault.delete_for_user(row.token_id.user_id, caller=CALLER)
-        assert await vault.delete_for_user(row.token_id.user_id, caller=CALLER) == 0
+        assert (await vault.delete_for_user(row.token_id.user_id, caller=CALLER)).deleted == 0
 
 
 async def test_no_token_is_spent_on_a_lease_that_no_standby_has(cluster: Cluster) -> None:

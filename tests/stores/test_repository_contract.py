@@ -120,9 +120,9 @@ async def test_delete_many_deletes_each_row_at_its_version(tokens: TokenReposito
     await insert_all(tokens, [*rows, changed, other])
     newer = replace(changed, access_ciphertext="v1:newer", version=2)
     await tokens.replace(changed, newer)
-    assert await tokens.delete_many([*rows, changed]) == 60
-    assert await tokens.delete_many(rows) == 0
-    assert await tokens.delete_many([]) == 0
+    assert (await tokens.delete_many([*rows, changed])).deleted == 60
+    assert (await tokens.delete_many(rows)).deleted == 0
+    assert (await tokens.delete_many([])).deleted == 0
     assert await tokens.list_for_user(USER) == [newer]
     assert await tokens.get(other.token_id) == other
 

@@ -61,7 +61,7 @@ async def _bounded(call: Awaitable[T]) -> T:
 
 
 async def test_the_erasure_of_its_user_deletes_every_row(store: SqliteStore, tokens: TokenRepository) -> None:
-    assert await _vault(tokens).delete_for_user(USER, caller=CALLER) == 3
+    assert (await _vault(tokens).delete_for_user(USER, caller=CALLER)).deleted == 3
     assert store.rows() == []
 
 
@@ -109,6 +109,6 @@ async def test_an_erasure_ends_when_the_store_keeps_a_row(store: SqliteStore, to
     assert [row["provider"] for row in store.rows()] == ["google"]
     connection.execute("DROP TRIGGER keep")
     connection.close()
-    assert await _vault(tokens).delete_for_user(USER, caller=CALLER) == 1
+    assert (await _vault(tokens).delete_for_user(USER, caller=CALLER)).deleted == 1
     with pytest.raises(TokenNotFound):
         await _vault(tokens).delete(GOOGLE, caller=CALLER)

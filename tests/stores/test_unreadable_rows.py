@@ -71,7 +71,7 @@ async def test_it_is_deleted_with_the_others_of_its_user(store: Store, tokens: T
         good, bad = await _pair(tokens)
         damage(store, bad.token_id.user_id, "google", column, value)
         rows = await tokens.list_for_user(good.token_id.user_id)
-        assert await tokens.delete_many(rows) == 2, name
+        assert (await tokens.delete_many(rows)).deleted == 2, name
 
 
 async def test_a_scheme_that_is_not_utf8_hides_no_count(tmp_path: Path) -> None:

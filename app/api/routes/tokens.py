@@ -207,6 +207,7 @@ async def rewrap_token(call: RewrapCall, condition: ChangeCondition) -> Response
         *PROVIDER_ERRORS,
         errors.TokenNotFound,
         errors.TokenInactive,
+        errors.TokenReferenced,
         errors.VersionConflict,
         receipt=True,
     ),

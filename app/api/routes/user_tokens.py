@@ -11,7 +11,7 @@ from app.api.dependencies import Revoke, UserIdPath, Vault, known_parameters, re
 from app.api.direct_route import DirectRoute
 from app.api.openapi import DECRYPT_ERRORS, PROVIDER_ERRORS, REVOKE, STORE_ERRORS, extra, responses
 from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, TokenList
-from app.errors import AnswerTooLarge, TokenInactive
+from app.errors import AnswerTooLarge, TokenInactive, TokenReferenced
 from app.refresh.revocation import TokenRevocation
 from app.tokens.models import StoredToken, UnreadableRow
 
@@ -45,7 +45,7 @@ async def list_user_tokens(authenticated: Reader, user_id: UserIdPath, vault: Va
     "",
     summary="Erase a user",
     response_model=Erased,
-    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, TokenInactive),
+    responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, TokenInactive, TokenReferenced),
     openapi_extra=extra(REVOKE),
 )
 async def erase_user(authenticated: Deleter, user_id: UserIdPath, vault: Vault, request: Request) -> Response:
@@ -58,7 +58,8 @@ async def erase_user(authenticated: Deleter, user_id: UserIdPath, vault: Vault, 
     authenticated.require_every_provider()
     caller, revoke = authenticated.caller, revoke_of(known_parameters(request, _REVOKE_ALONE))
     if revoke is None:
-        return json_response({"deleted": await vault.delete_for_user(user_id, caller=caller)})
+        erasure = await vault.delete_for_user(user_id, caller=caller)
+        return erasure_response(erasure, caller.request_id, with_receipts=False)
     revocation: TokenRevocation = request.state.revocation
     erasure = await revocation.erase(user_id, required=revoke is Revoke.REQUIRED, caller=caller)
     return erasure_response(erasure, caller.request_id, with_receipts=True)

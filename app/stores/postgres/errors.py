@@ -11,8 +11,9 @@ from typing import Final
 
 import asyncpg
 
-from app.errors import InvalidRequest, StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.errors import StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.lost_answers import UnknownOutcomeError
+from app.stores.references import FOREIGN_KEY_VIOLATIONS, unknown_user
 
 # all that asyncpg raises for a server or a connection that fails; they have no common base
 FAILURES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -56,7 +57,6 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
 }
 _UNKNOWN_COMPLETION: Final = "40003"
 _TOO_MANY_CONNECTIONS: Final = "53300"
-_FOREIGN_KEY_VIOLATION: Final = "23503"
 # a session with one of these does not serve: a demoted server, or a pooler that an earlier check did not see
 STALE_SESSION: Final = frozenset({"25006", "26000", "42P05"})
 
@@ -65,8 +65,8 @@ def meaning(error: BaseException) -> Exception:
     """Return the vault's error for an error of a statement, or `UnknownOutcomeError` if it may have been committed."""
     if isinstance(error, asyncpg.PostgresError):
         code = str(error.sqlstate)
-        if code == _FOREIGN_KEY_VIOLATION:
-            return InvalidRequest.of_field("user_id", "the user does not exist")
+        if code in FOREIGN_KEY_VIOLATIONS:
+            return unknown_user()
         error_class, detail = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (None, "")
         if error_class is not None and code != _UNKNOWN_COMPLETION:
             return error_class(detail)

@@ -15,6 +15,7 @@ from app.stores.postgres import statements
 from app.stores.postgres.connections import Connections
 from app.stores.postgres.server import SERVER, ServerReport, server_report
 from app.stores.read_batching import ReadBatcher
+from app.stores.references import delete_in_chunks, deleting
 from app.stores.rows import (
     COLUMNS,
     changed_columns,
@@ -28,7 +29,7 @@ from app.stores.rows import (
     to_text,
 )
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
+from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 _CHUNK_ROWS: Final = 500  # rows in one deletion
@@ -105,14 +106,16 @@ class PostgresRepository:
 
     async def delete(self, row: TokenRow) -> bool:
         # not read back: a row that is gone does not show who deleted it
-        return bool(await self._connections.read(statements.DELETE, row.id, row.version))
+        with deleting():
+            return bool(await self._connections.read(statements.DELETE, row.id, row.version))
 
-    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
-        deleted = 0
-        for chunk in (rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)):
-            ids, versions = [row.id for row in chunk], [row.version for row in chunk]
-            deleted += len(await self._connections.read(statements.DELETE_MANY, ids, versions))
-        return deleted
+    async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
+        return await delete_in_chunks(rows, self._delete_chunk, chunk_rows=_CHUNK_ROWS)
+
+    async def _delete_chunk(self, rows: Sequence[TokenRow]) -> int:
+        ids, versions = [row.id for row in rows], [row.version for row in rows]
+        with deleting():
+            return len(await self._connections.read(statements.DELETE_MANY, ids, versions))
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
         answer = await self._connections.read(statements.CENSUS, provider, slow_seconds=_CENSUS_SECONDS)

@@ -37,7 +37,7 @@ from app.stores.sqlite.database import (
 )
 from app.stores.sqlite.group_commit import GroupCommitWriter, Parameters
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
+from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 _CHUNK_ROWS: Final = 500  # rows in one statement
@@ -207,14 +207,15 @@ class SqliteRepository:
         sql = f"DELETE FROM oauth_tokens WHERE id = {_ID} AND version = ? RETURNING version"  # noqa: S608  a constant
         return bool(await self._write(sql, (_raw_id(row.id), row.version), erases=True))
 
-    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
+    async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
+        # SQLite enforces foreign keys only on connections that ask for it, and the vault's do not
         deleted = 0
         for chunk in (rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)):
             values = ", ".join([f"({_ID}, ?)"] * len(chunk))
             parameters = [part for row in chunk for part in (_raw_id(row.id), row.version)]
             sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING version"  # noqa: S608  placeholders only
             deleted += len(await self._write(sql, parameters, erases=True))
-        return deleted
+        return Deletions(deleted)
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
         return await asyncio.to_thread(self._count, provider)  # reads a whole index

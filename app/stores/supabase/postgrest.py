@@ -17,8 +17,9 @@ from postgrest import AsyncRPCFilterRequestBuilder
 from postgrest._async.request_builder import AsyncQueryRequestBuilder as Query
 from postgrest.exceptions import APIError
 
-from app.errors import InvalidRequest, StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
+from app.errors import StoreError, StoreMisconfigured, StoreTimeout, StoreUnavailable
 from app.stores.lost_answers import UnknownOutcomeError
+from app.stores.references import FOREIGN_KEY_VIOLATIONS, unknown_user
 
 NOT_ROWS: Final = "the token store answered with something that is not rows"
 _DOWN: Final = "the token store is down or cannot be reached"
@@ -55,7 +56,6 @@ _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
     "55P03": (StoreTimeout, _SLOW),
     "57014": (StoreTimeout, _SLOW),
 }
-_FOREIGN_KEY_VIOLATION: Final = "23503"
 
 
 async def execute_write(query: Query) -> list[dict[str, Any]]:
@@ -139,8 +139,8 @@ def _raising_store_error() -> Iterator[None]:
 
 
 def _meaning_of_code(code: str) -> Exception:
-    if code == _FOREIGN_KEY_VIOLATION:
-        return InvalidRequest.of_field("user_id", "the user does not exist")
+    if code in FOREIGN_KEY_VIOLATIONS:
+        return unknown_user()
     error_class, detail = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (None, "")
     return UnknownOutcomeError(StoreUnavailable(_DOWN)) if error_class is None else error_class(detail)
 

@@ -20,6 +20,7 @@ from app.errors import StoreMisconfigured, StoreUnavailable
 from app.stores.access import AccessFinding
 from app.stores.lost_answers import UnknownOutcomeError, confirm_write
 from app.stores.read_batching import ReadBatcher
+from app.stores.references import delete_in_chunks, deleting
 from app.stores.rows import (
     COLUMNS,
     changed_columns,
@@ -41,7 +42,7 @@ from app.stores.supabase.postgrest import (
     require_postgrest_answer,
 )
 from app.tokens.census import CensusRow
-from app.tokens.models import Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
+from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
 Item = TypeVar("Item")
@@ -143,19 +144,21 @@ class SupabaseRepository:
     async def delete(self, row: TokenRow) -> bool:
         # not read back: a row that is gone does not show who deleted it
         query = self._table().delete().eq("id", row.id).eq("version", row.version)
-        rows, _ = await execute(query.select("id"))
+        with deleting():
+            rows, _ = await execute(query.select("id"))
         return bool(rows)
 
-    async def delete_many(self, rows: Sequence[TokenRow]) -> int:
-        deleted = 0
-        for chunk in _chunks(rows):
-            # raw filter text, made only of ids that the database assigned and of numbers
-            conditions = ",".join(f"and(id.eq.{UUID(row.id)},version.eq.{int(row.version)})" for row in chunk)
-            # not read back: a lost answer also loses the count
-            # PostgREST applies `or` to what is returned as well, so it must contain both columns
+    async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
+        return await delete_in_chunks(rows, self._delete_chunk, chunk_rows=_CHUNK_IDS)
+
+    async def _delete_chunk(self, rows: Sequence[TokenRow]) -> int:
+        # raw filter text, made only of ids that the database assigned and of numbers
+        conditions = ",".join(f"and(id.eq.{UUID(row.id)},version.eq.{int(row.version)})" for row in rows)
+        # not read back: a lost answer also loses the count
+        # PostgREST applies `or` to what is returned as well, so it must contain both columns
+        with deleting():
             gone, _ = await execute(self._table().delete().or_(conditions).select("id,version"))
-            deleted += len(gone)
-        return deleted
+        return len(gone)
 
     async def census(self, *, provider: str | None = None) -> list[CensusRow]:
         lines = await self._call(_CENSUS_FUNCTION, {"only_provider": provider})

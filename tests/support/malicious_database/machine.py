@@ -193,7 +193,7 @@ class MaliciousDatabase(RuleBasedStateMachine):
         owned = [row for row in self._rows() if row["user_id"] == user_id]
         erased = self._must(self._vault(vault).delete_for_user(user_id, caller=CALLER))
         left = [row for row in self._rows() if row["user_id"] == user_id]
-        assert (erased, left) == (len(owned), [])
+        assert (erased.deleted, erased.kept, left) == (len(owned), (), [])
         self.model.touch(owned)
 
     @rule(user_id=st.sampled_from((ALICE, BOB)), vault=numbers)
