@@ -86,6 +86,7 @@ def gauge_update(
         metrics.requests.publish()
         metrics.wire.publish()
         metrics.refreshes.publish()
+        metrics.process.publish()
         services = service_keys.alive_services()
         metrics.callers.publish(services)
         metrics.state.service_keys(len(services))

@@ -20,6 +20,7 @@ from app.cli.doctor_on_behalf_of import on_behalf_of_findings
 from app.cli.doctor_postgres import server_findings
 from app.cli.doctor_rows import row_findings
 from app.cli.errors import settings_or_stop
+from app.cli.output import AS_JSON, print_json
 from app.composition import build_encryption, build_service_key_directory, opened_repository
 from app.config.audit import audit_key
 from app.config.listening import unencrypted_listener
@@ -34,7 +35,8 @@ _TABLE_MISSING: Final = "If the table or a column is missing, run `token-vault m
 
 
 @click.command(short_help="Check settings, keys, store, KMS, TLS, OAuth and audit.")
-def doctor() -> None:
+@AS_JSON
+def doctor(*, as_json: bool) -> None:
     """Check the settings, the service keys, encryption, KMS, the OAuth providers, the store, TLS and the audit trail.
 
     Prints one line for each finding: ok, warn or FAIL, the subject, and what to do about it. Changes nothing.
@@ -44,10 +46,16 @@ def doctor() -> None:
     settings = settings_or_stop()
     configure_command_logging()  # the findings are the output
     failed = False
+    found: list[dict[str, object]] = []
     for finding in _findings(settings):
+        failed = failed or finding.severity is Severity.FAILURE
+        if as_json:
+            found.append({"severity": finding.severity.value, "subject": finding.subject, "text": finding.text})
+            continue
         severity = click.style(finding.severity.ljust(4), fg=_COLOURS[finding.severity])
         click.echo(f"{severity}  {finding.subject.ljust(12)}  {finding.text}")
-        failed = failed or finding.severity is Severity.FAILURE
+    if as_json:
+        print_json(found)
     sys.exit(1 if failed else 0)
 
 

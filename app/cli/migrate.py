@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from app.cli.errors import UsageError
-from app.cli.output import counted_noun, print_table
+from app.cli.output import AS_JSON, counted_noun, print_json, print_table
 from app.config.database_url import DatabaseUrl
 from app.config.migration import load_migration_url
 from app.config.source import SettingsError
@@ -63,7 +62,7 @@ def migrate(context: click.Context, *, last: str | None, again: bool) -> None:
 
 
 @migrate.command(short_help="List the files and what was applied.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@AS_JSON
 def status(*, as_json: bool) -> None:
     """List the files of migrations/ and whether they were applied. A file that was run with psql counts as pending.
 
@@ -71,17 +70,15 @@ def status(*, as_json: bool) -> None:
     """
     recorded = _run(recorded_migrations(_url(), bundled_migrations()))
     if as_json:
-        click.echo(
-            json.dumps(
-                [
-                    {
-                        "name": one.migration.name,
-                        "state": one.state,
-                        "applied_at": None if one.applied_at is None else one.applied_at.isoformat(),
-                    }
-                    for one in recorded
-                ]
-            )
+        print_json(
+            [
+                {
+                    "name": one.migration.name,
+                    "state": one.state,
+                    "applied_at": None if one.applied_at is None else one.applied_at.isoformat(),
+                }
+                for one in recorded
+            ]
         )
     else:
         times = ["" if one.applied_at is None else f"{one.applied_at:{_TIME}}" for one in recorded]

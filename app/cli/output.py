@@ -1,7 +1,8 @@
-"""Text for terminals: counted nouns and tables."""
+"""Results of commands: counted nouns, tables, and JSON for programs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Sequence
 
 import click
@@ -29,3 +30,10 @@ def table_lines(
 def print_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
     for line in table_lines(rows, right=right):
         click.echo(line)
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+
+
+def print_json(rows: Sequence[dict[str, object]]) -> None:
+    click.echo(json.dumps(rows))

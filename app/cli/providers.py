@@ -8,6 +8,7 @@ import sys
 import click
 
 from app.cli.errors import UsageError, settings_or_stop
+from app.cli.output import AS_JSON, print_json, print_table
 from app.config.certificate_authorities import client_ssl_context
 from app.config.oauth_providers import load_provider_registry
 from app.config.settings import Settings, SettingsError
@@ -24,25 +25,27 @@ def providers() -> None:
 
 
 @providers.command("list", short_help="List the configured providers.")
-def list_providers() -> None:
+@AS_JSON
+def list_providers(*, as_json: bool) -> None:
     """List the configured providers with what is known of their tokens. Contacts nothing and prints no secret.
 
     Exit codes: 0 listed, 2 a setting or an entry is wrong.
     """
     registry = _registry(settings_or_stop())
     configure_command_logging()  # the lines below are the output
+    if as_json:
+        print_json([_members(provider) for provider in _providers(registry)])
+        return
     if not registry.names():
         click.echo("No OAuth provider is configured, so no token is refreshed.")
         return
     header = ("provider", "host", "client", "secrets", "refresh token", "unused after")
-    rows = [_row(provider) for provider in _providers(registry)]
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([header, *(_row(provider) for provider in _providers(registry))])
 
 
 @providers.command(short_help="Check entries, host names, TLS and discovery.")
-def check() -> None:
+@AS_JSON
+def check(*, as_json: bool) -> None:
     """Check every entry, that its hosts resolve to public addresses and offer TLS, and its discovery document.
 
     Sends no secret and no token, so it spends nothing. Of a provider with many hosts, 20 are checked.
@@ -53,10 +56,13 @@ def check() -> None:
     configure_command_logging()  # the lines below are the output
     for warning in registry.warnings():
         click.echo(f"Warning: {warning}", err=True)
-    failed = False
-    for name, finding in asyncio.run(provider_findings(registry)):
-        failed = failed or finding.problem is not None
-        click.echo(f"{'ok  ' if finding.problem is None else 'FAIL'}  {name}: {describe(finding)}")
+    findings = asyncio.run(provider_findings(registry))
+    if as_json:
+        print_json([{"provider": name, "checked": one.text, "problem": one.problem} for name, one in findings])
+    else:
+        for name, finding in findings:
+            click.echo(f"{'ok  ' if finding.problem is None else 'FAIL'}  {name}: {describe(finding)}")
+    failed = any(finding.problem is not None for _, finding in findings)
     sys.exit(1 if failed else 0)
 
 
@@ -88,8 +94,23 @@ def _providers(registry: ProviderRegistry) -> list[OAuthProvider]:
     return [provider for name in registry.names() if (provider := registry.find(name)) is not None]
 
 
+def _hosts(provider: OAuthProvider) -> list[str]:
+    return sorted(provider.allowed_hosts) if provider.token_url is None else [provider.token_url.split("/")[2]]
+
+
+def _members(provider: OAuthProvider) -> dict[str, object]:
+    return {
+        "provider": provider.name,
+        "hosts": _hosts(provider),
+        "client_auth": provider.client_auth.value,
+        "secrets": len(provider.client_secrets),
+        "rotation": provider.rotation.value,
+        "idle_days": provider.idle_days,
+    }
+
+
 def _row(provider: OAuthProvider) -> tuple[str, ...]:
-    places = sorted(provider.allowed_hosts) if provider.token_url is None else [provider.token_url.split("/")[2]]
+    places = _hosts(provider)
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return (
         provider.name,

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ from app.errors import StoreError
 from app.observability.logging import configure_logging
 from app.server.hardening import raise_open_file_limit, warn_about_root
 from app.server.http_limits import LimitedHttp
-from app.server.listeners import run_one_process
+from app.server.listeners import require_free, run_one_process
 from app.server.tls import TLS_WARNING_DAYS, Tls, TlsError
 from app.server.workers import supervise
 from app.stores.sqlite.database import prepare_database
@@ -76,8 +76,8 @@ def serve(
 ) -> None:
     """Serve the API. On SIGTERM, refuse new connections, finish the requests in flight, and exit.
 
-    Exit codes: 0 stopped by SIGTERM, 1 the port is taken, or the start failed (the log says why), 2 an option or a
-    setting is wrong.
+    Exit codes: 0 stopped by SIGTERM, 1 the start failed (the log says why), 2 an option or a setting is wrong, or a
+    port is taken.
     """
     if host and not is_host(host):
         raise UsageError("--host is neither an address nor a host name")
@@ -95,6 +95,7 @@ def serve(
     _require_collaborators(settings)
     _require_store(settings)
     _require_audit(settings)
+    _require_ports(host, {"PORT": port, "METRICS_PORT": settings.metrics_port})
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     _warn_about(expires_at)
     unencrypted = unencrypted_listener(host, tls=tls is not None)
@@ -125,7 +126,7 @@ def serve(
                 **({} if tls is None else tls.uvicorn_options()),
             )
     except SystemExit as end:
-        if end.code:  # uvicorn has different codes for a taken port and a failed start; its log line says which
+        if end.code:  # uvicorn has several codes; its log line says what failed
             sys.exit(1)
         raise
 
@@ -219,3 +220,14 @@ def _require_audit(settings: Settings) -> None:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             return
         raise UsageError(f"AUDIT_LOG: {Path(settings.audit_log).parent} cannot be written: {error.strerror}") from None
+
+
+def _require_ports(host: str, ports: Mapping[str, int | None]) -> None:
+    """Stop with one line that names the setting if an address cannot be opened."""
+    for name, port in ports.items():
+        if port is None:
+            continue
+        try:
+            require_free(host, port)
+        except OSError as error:
+            raise UsageError(f"{name}: {host} port {port} cannot be opened: {error.strerror}") from None

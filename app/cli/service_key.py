@@ -23,7 +23,7 @@ from app.callers.service_keys import (
     render_key_list,
 )
 from app.cli.errors import UsageError
-from app.cli.output import print_table
+from app.cli.output import AS_JSON, print_json, print_table
 from app.cli.service_key_changes import UnrecordedRevocationError, record_changes
 from app.config.service_keys import ServiceKeyListSettings, ServiceKeySettings
 from app.config.settings import Settings
@@ -134,7 +134,8 @@ def create(
 
 
 @service_key.command("list", short_help="List the keys.")
-def list_keys() -> None:
+@AS_JSON
+def list_keys(*, as_json: bool) -> None:
     """List the keys of SERVICE_KEYS_FILE and SERVICE_KEYS: fingerprint, service, state, expiry, and what they may use.
 
     A fingerprint is the beginning of a key's hash; nobody can authenticate with it. USERS is "all", or "on behalf of"
@@ -149,6 +150,9 @@ def list_keys() -> None:
             keys += parse_key_list(settings.service_keys.get_secret_value())
         except KeyListError as error:
             raise UsageError(f"SERVICE_KEYS: {error}") from None
+    if as_json:
+        print_json([_members(key) for key in keys])
+        return
     if not keys:
         click.echo("There are no service keys: every call under /v1 gets 401.")
         return
@@ -233,6 +237,19 @@ def _read(path: Path) -> list[ServiceKey]:
 def _unusable(path: Path, error: Exception) -> UsageError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return UsageError(f"{path} cannot be used: {reason}; nothing was changed")
+
+
+def _members(key: ServiceKey) -> dict[str, object]:
+    return {
+        "fingerprint": key.fingerprint,
+        "service": key.service,
+        "alive": key.is_alive(),
+        "expires_at": None if key.expires_at is None else key.expires_at.isoformat(timespec="seconds"),
+        "on_behalf_of": key.on_behalf_of,
+        "reveals_every_user": key.reveals_every_user(),
+        "providers": None if key.providers is None else sorted(key.providers),
+        "scopes": sorted(key.scopes),
+    }
 
 
 def _row(key: ServiceKey) -> tuple[str, ...]:

@@ -26,6 +26,20 @@ from app.observability.unhandled import hook_unhandled, plain_words
 _FRAMES_AT_EACH_END = 12
 _FRAME_CHARACTERS = 110
 _MESSAGE_CHARACTERS = 500
+_FIRST_ON_THE_CONSOLE = (
+    "status",
+    "method",
+    "route",
+    "operation",
+    "outcome",
+    "reason",
+    "provider",
+    "service",
+    "duration_ms",
+)
+_LAST_ON_THE_CONSOLE = ("user_id", "request_id", "trace_id")
+_CLOCK_CHARACTERS = len("18:04:05.123")
+_REQUEST_ID_CHARACTERS = 8  # the answer's X-Request-ID begins with them; JSON has the whole
 _UVICORN = "uvicorn.error"  # lifecycle messages; the access log would print query strings
 _ASYNCIO = "asyncio"  # its messages contain reprs of tasks and callbacks
 
@@ -48,7 +62,10 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sy
     ]
     renderer: Processor = _render_json
     if log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=stream is not None and stream.isatty())
+        shared.append(_arrange_for_people)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=stream is not None and stream.isatty(), sort_keys=False, pad_event_to=0, pad_level=False
+        )
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
@@ -119,6 +136,18 @@ def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any])
         return to_json(event, inf_nan_mode="null").decode()  # several times faster than the standard library's
     except ValueError:  # a lone surrogate, which UTF-8 cannot encode
         return json.dumps(event)
+
+
+def _arrange_for_people(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put what a person looks for first, and shorten the time and the request's id; a structlog processor."""
+    moment = str(event.get("timestamp", ""))
+    if "T" in moment:
+        event["timestamp"] = moment.partition("T")[2][:_CLOCK_CHARACTERS]
+    if isinstance(event.get("request_id"), str):
+        event["request_id"] = event["request_id"][:_REQUEST_ID_CHARACTERS]
+    first = {name: event[name] for name in _FIRST_ON_THE_CONSOLE if name in event}
+    last = {name: event[name] for name in _LAST_ON_THE_CONSOLE if name in event}
+    return first | {name: value for name, value in event.items() if name not in first and name not in last} | last
 
 
 def _name_exception(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -19,6 +19,13 @@ _ACCEPTED_ALONE: Final = 16
 _ACCEPTED_OF_SEVERAL: Final = 4
 
 
+def require_free(host: str, port: int) -> None:
+    """Raise `OSError` if the address cannot be bound, as uvicorn binds it."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+
+
 def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket]:
     """Bind the sockets and log their addresses; exits with uvicorn's code if a port is taken.
 

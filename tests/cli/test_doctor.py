@@ -57,6 +57,15 @@ def _home_with_database(folder: Path) -> Home:
     return new_home(folder)
 
 
+def test_the_findings_as_json_are_those_of_the_lines(tmp_path: Path) -> None:
+    home = new_home(tmp_path)
+    lines = _doctor(home)
+    done = token_vault("doctor", "--json", folder=home.folder, settings=home.settings)
+    assert (done.returncode, done.stderr) == (lines.returncode, "")
+    found = [(one["severity"], one["subject"], one["text"]) for one in json.loads(done.stdout)]
+    assert lines.stdout.splitlines() == [f"{state:<4}  {subject:<12}  {text}" for state, subject, text in found]
+
+
 def test_doctor_finds_nothing_wrong_after_init_and_changes_nothing(tmp_path: Path) -> None:
     home = initialised_home(tmp_path)
     before = files_of(tmp_path)

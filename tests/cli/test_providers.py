@@ -35,6 +35,22 @@ def test_list_shows_each_provider_and_no_secret(tmp_path: Path) -> None:
     ]
 
 
+def test_the_list_as_json_has_every_host(tmp_path: Path) -> None:
+    entries = {
+        "canvas": {
+            "preset": "canvas",
+            "client_id": "c",
+            "client_secret": CLIENT_SECRET,
+            "allowed_hosts": ["a.example", "b.example"],
+        }
+    }
+    code, out, _ = _run(tmp_path, entries, "providers", "list", "--json")
+    assert code == 0
+    (canvas,) = json.loads(out)
+    assert (canvas["provider"], canvas["hosts"], canvas["secrets"]) == ("canvas", ["a.example", "b.example"], 1)
+    assert json.loads(_run(tmp_path, {}, "providers", "list", "--json")[1]) == []
+
+
 def test_check_reaches_the_endpoint_and_compares_discovery(tmp_path: Path) -> None:
     with oauth_stand_in() as stand_in:
         entries = {"acme": stand_in.entry(discovery_url=f"{stand_in.origin}/discovery")}

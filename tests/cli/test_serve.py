@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.process.home import COMMAND, Home, new_home, new_master_key, run
+from tests.support.process.home import Home, new_home, new_master_key, require_refusal, token_vault
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import ANSWER_SECONDS, token_path
 from tests.support.stack.loopback import LOOPBACK, free_port
@@ -105,6 +105,20 @@ def test_the_log_is_json_lines_or_text(printed: ServerOutput) -> None:
         assert not [line for line in lines if line.startswith("{")]
 
 
+def test_a_line_on_the_console_begins_with_what_matters(printed: ServerOutput) -> None:
+    if printed.home.settings["LOG_FORMAT"] == "json":
+        return
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in printed.output.splitlines()]
+    stored = next(line for line in lines if "operation=store" in line)
+    assert re.match(
+        r"\d\d:\d\d:\d\d\.\d{3} \[info\] request +status=201 method=PUT "
+        r"route=/v1/users/\{user_id\}/tokens/\{provider\} operation=store "
+        r"outcome=success provider=canvas service=tests duration_ms=[\d.]+ ",
+        stored,
+    ), stored
+    assert re.search(r" request_id=[0-9a-f-]{8}$", stored), stored
+
+
 def test_a_weak_setting_is_warned_about(printed: ServerOutput) -> None:
     assert "setting_is_weak" in printed.output
     assert "AUDIT_LOG is not set" in printed.output
@@ -115,15 +129,14 @@ def test_only_the_owner_may_read_the_database(printed: ServerOutput) -> None:
     assert printed.database_files == {"vault.db": 0o600, "vault.db-shm": 0o600, "vault.db-wal": 0o600}
 
 
-def test_a_port_that_is_taken_is_reported_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["PORT", "METRICS_PORT"])
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
     with socket.socket() as other:
         other.bind((LOOPBACK, 0))
         other.listen()
-        settings = {**new_home(tmp_path).settings, "PORT": str(other.getsockname()[1])}
-        done = run(COMMAND, "serve", folder=tmp_path, settings=settings)  # a forked one does not write its log at exit
-    assert done.returncode != 0
-    assert "address already in use" in done.stdout.lower()
-    assert "Traceback" not in done.stdout + done.stderr
+        port = str(other.getsockname()[1])
+        done = token_vault("serve", folder=tmp_path, settings={**new_home(tmp_path).settings, name: port})
+    require_refusal(done, 2, f"{name}: ", port, "Address already in use")
 
 
 def test_a_remote_store_that_is_down_does_not_stop_the_start(tmp_path: Path, serve: Serve) -> None:

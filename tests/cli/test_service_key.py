@@ -164,6 +164,16 @@ def test_an_unknown_on_behalf_of_makes_the_file_invalid(home: Home, value: objec
         require_refusal(listed, 2, "entry 0.on_behalf_of")
 
 
+def test_the_list_as_json_holds_the_same_and_no_secret(home: Home) -> None:
+    key = create_key(home, "--scope", "tokens:reveal", "--provider", "canvas", "--expires", "2099-03-01T00:00:00Z")
+    listed = service_key(home, "list", "--json")
+    (found,) = json.loads(listed.stdout)
+    assert (found["fingerprint"], found["alive"], found["reveals_every_user"]) == (hash_of(key)[:12], True, True)
+    assert (found["providers"], found["expires_at"]) == (["canvas"], "2099-03-01T00:00:00+00:00")
+    assert key not in listed.stdout
+    assert hash_of(key) not in listed.stdout
+
+
 def test_the_list_marks_expired_keys(home: Home) -> None:
     entry = {"service": "api", "sha256": "0" * 64, "scopes": ["tokens:read"], "expires_at": "2001-01-01T00:00:00Z"}
     write_key_file(home, json.dumps([entry]))

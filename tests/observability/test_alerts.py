@@ -46,7 +46,7 @@ def _without_strings(expression: str) -> str:
 @pytest.mark.parametrize("expression", _expressions)
 def test_an_expression_uses_existing_metrics_and_labels(expression: str, labels: dict[str, set[str]]) -> None:
     bare = _without_strings(expression)
-    named = set(re.findall(r"\b(?:token_vault_\w+|up(?=\{))", bare))
+    named = set(re.findall(r"\b(?:token_vault_\w+|process_\w+|up(?=\{))", bare))
     assert named
     assert named <= labels.keys()
     for metric, matchers in re.findall(r"\b(\w+)\{([^}]*)\}", bare):

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.observability.exposed import read
 from tests.support.process.certificates import new_authority
-from tests.support.process.home import COMMAND, new_home, require_refusal, run, token_vault
+from tests.support.process.home import new_home, require_refusal, token_vault
 from tests.support.process.server import Serve, Server
 from tests.support.process.wire import ANSWER_SECONDS, token_path
 from tests.support.process.workers import workers_of
@@ -139,13 +139,6 @@ def test_the_second_port_has_the_tls_of_the_first(tmp_path: Path, serve: Serve) 
             status()
         context.load_cert_chain(*clients.issue(tmp_path, "prometheus"))
         assert status() == 200
-
-
-def test_a_taken_second_port_stops_the_start(tmp_path: Path, vault: Server) -> None:
-    home = new_home(tmp_path, METRICS_PORT=vault.home.settings["METRICS_PORT"])
-    done = run(COMMAND, "serve", folder=tmp_path, settings=home.settings)
-    assert done.returncode == 1
-    assert "METRICS_PORT cannot be opened" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--port", "18099")])

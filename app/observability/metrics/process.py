@@ -1,10 +1,15 @@
-"""Metrics of this process: build, readiness, keys in memory, audit trail."""
+"""Metrics of this process: use of the system, build, readiness, keys in memory, audit trail."""
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
+import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -14,6 +19,62 @@ from app.observability.readiness import CheckState
 
 AUDIT_FAILURE_REASONS: Final = ("slow", "full", "closed", "ENOSPC", "EDQUOT", "EROFS", "EIO", "EACCES", OTHER)
 _STATES: Final = {"up": 1.0, "degraded": 0.5, "down": 0.0}
+
+
+class ProcessMetrics:
+    """The metrics that prometheus-client's `ProcessCollector` has for one process, here for all workers.
+
+    Memory and files need Linux; elsewhere they stay 0.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._cpu = Counter(
+            "process_cpu_seconds", "Processor time of all workers, also of ended ones.", registry=registry
+        )
+        self._cpu_seconds = 0.0
+        self._memory = Gauge(
+            "process_resident_memory_bytes",
+            "Memory of all workers; what they share counts for each.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._open_files = Gauge(
+            "process_open_fds",
+            "Open files and connections of the worker that has most.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._maximum_files = Gauge(
+            "process_max_fds",
+            "Open files and connections that each worker may have.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._started = Gauge(
+            "process_start_time_seconds",
+            "When the oldest worker started, in seconds since 1970.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+
+    def publish(self) -> None:
+        used = time.process_time()
+        self._cpu.inc(used - self._cpu_seconds)
+        self._cpu_seconds = used
+        self._maximum_files.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        if sys.platform != "linux":
+            return
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self._memory.set(pages * resource.getpagesize())
+        self._open_files.set(len(os.listdir("/proc/self/fd")))  # noqa: PTH208  a list of names is cheaper
+        self._started.set(_started_at())
+
+
+def _started_at() -> float:
+    """Return the start of this process in seconds since 1970; proc(5): `starttime` is the 22nd field."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
 
 
 class StateMetrics:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, genera
 from app.observability.metrics.callers import CallerMetrics
 from app.observability.metrics.encryption import EncryptionMetrics
 from app.observability.metrics.operations import OperationMetrics, SweepMetrics
-from app.observability.metrics.process import AuditMetrics, StateMetrics
+from app.observability.metrics.process import AuditMetrics, ProcessMetrics, StateMetrics
 from app.observability.metrics.refresh import RefreshMetrics
 from app.observability.metrics.requests import RefusalMetrics, RequestMetrics, WireMetrics
 from app.observability.metrics.store import RowMetrics, StoreMetrics
@@ -39,6 +39,7 @@ class VaultMetrics:
         self.encryption = EncryptionMetrics(registry)
         self.store = StoreMetrics(registry)
         self.rows = RowMetrics(registry, local_versions=local_versions)
+        self.process = ProcessMetrics(registry)
         self.state = StateMetrics(registry)
         self.audit = AuditMetrics(registry)
 

@@ -76,6 +76,7 @@ def used_metrics() -> VaultMetrics:
     metrics.rows.legacy_formats(allowed=True)
     metrics.wire.opened()
     metrics.wire.publish()
+    metrics.process.publish()
     metrics.state.readiness({"store": "up"})
     metrics.state.service_keys(1)
     metrics.state.data_keys(1)
