@@ -215,8 +215,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
         )
-        _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
-        schema["components"]["schemas"] |= definitions["$defs"]
+        schema["components"]["schemas"] |= _schemas_of_bodies()
         for answer in (Token, Revealed):  # FastAPI leaves the nulls out, which real answers have
             schema["components"]["schemas"][answer.__name__]["examples"] = answer.model_json_schema()["examples"]
         for path, methods in schema["paths"].items():
@@ -232,6 +231,15 @@ def document(app: FastAPI) -> dict[str, Any]:
             schema["components"]["schemas"].pop(unused, None)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _schemas_of_bodies() -> dict[str, Any]:
+    _, definitions = models_json_schema([(model, "validation") for model in _REQUEST_BODIES], ref_template=_REF)
+    schemas: dict[str, Any] = definitions["$defs"]
+    for body in schemas.values():
+        for field in body.get("properties", {}).values():
+            field.pop("default", None)  # openapi-typescript takes a field with a default for a required one
+    return schemas
 
 
 def document_route(app: FastAPI) -> Route:

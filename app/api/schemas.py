@@ -121,10 +121,6 @@ def _not_null(value: object) -> object:
     return value
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
-
-
 class _NotNull:
     """Leaves null out of the JSON schema of an optional field."""
 
@@ -198,11 +194,11 @@ class StoreTokenRequest(_Request):
 class PatchTokenRequest(_Request):
     """A new status, new metadata, or both. Keys of `metadata` are added or replaced; a null removes its key."""
 
-    status: _Present[TokenStatus] = Field(default=None, json_schema_extra=_without_default)
+    status: _Present[TokenStatus] = None
     status_reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="Why the status changes, in words for people. Requires `status`. Null: no reason."
     )
-    metadata: _Present[Metadata] = Field(default=None, json_schema_extra=_without_default)
+    metadata: _Present[Metadata] = None
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -273,7 +269,7 @@ class ExchangeRequest(_Request):
 class TokenIdBody(_Request):
     user_id: UserId
     provider: Slug
-    service_type: Slug = DEFAULT_SERVICE_TYPE
+    service_type: Slug = Field(default=DEFAULT_SERVICE_TYPE, description="`default` if it is left out.")
 
     def to_token_id(self) -> TokenId:
         return TokenId(self.user_id.lower(), self.provider, self.service_type)  # validated as `TokenId.parse` does

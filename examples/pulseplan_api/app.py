@@ -1,0 +1,110 @@
+"""A part of PulsePlan's API: connect Google, then read the user's calendars with a token from the vault.
+
+    pip install fastapi uvicorn pulseplan-token-vault-client
+    VAULT_URL=http://127.0.0.1:8080 VAULT_KEY=ptv_… GOOGLE_CLIENT_ID=… uvicorn app:app
+
+The user, who is signed in, sends a JWT of Supabase Auth. This service holds no token, refresh token or client secret:
+the vault redeems the code, and hands out an access token for each call.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+from urllib.parse import urlencode
+
+import httpx
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, RedirectResponse
+from token_vault_client import AsyncVaultAuth, AsyncVaultClient, TokenInactive, TokenNotFound, VaultError
+
+PROVIDER = "google"
+AUTHORIZE_URL = os.environ.get("GOOGLE_AUTHORIZE_URL", "https://accounts.google.com/o/oauth2/v2/auth")
+CALENDARS_URL = os.environ.get("GOOGLE_CALENDARS_URL", "https://www.googleapis.com/calendar/v3/users/me/calendarList")
+CALENDAR_SCOPE = "https://www.googleapis.com/auth/calendar.readonly"
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep one client of the vault, and so its connections, for the life of the process."""
+    async with AsyncVaultClient(os.environ["VAULT_URL"], os.environ["VAULT_KEY"]) as vault:
+        app.state.vault = vault
+        yield
+
+
+app = FastAPI(title="PulsePlan API", lifespan=lifespan)
+# of the sign-ins in progress: state to user. PulsePlan keeps them in its session store, with an expiry.
+pending: dict[str, str] = {}
+
+
+def signed_in_user(request: Request) -> str:
+    """Return the id of the signed-in user. PulsePlan verifies the session's JWT here."""
+    user_id = request.headers.get("X-Demo-User")
+    if user_id is None:
+        raise HTTPException(401, "sign in first")
+    return user_id
+
+
+User = Annotated[str, Depends(signed_in_user)]
+
+
+@app.get("/connect/google")
+async def connect(user_id: User, request: Request) -> RedirectResponse:
+    """Send the browser to Google's consent page."""
+    state = secrets.token_urlsafe(32)
+    pending[state] = user_id
+    query = {
+        "client_id": os.environ["GOOGLE_CLIENT_ID"],
+        "redirect_uri": str(request.url_for("callback")),
+        "response_type": "code",
+        "scope": CALENDAR_SCOPE,
+        "access_type": "offline",  # gives a refresh token
+        "prompt": "consent",
+        "state": state,
+    }
+    return RedirectResponse(f"{AUTHORIZE_URL}?{urlencode(query)}", status_code=303)
+
+
+@app.get("/connect/google/callback")
+async def callback(code: str, state: str, request: Request) -> dict[str, object]:
+    """Hand the code to the vault, which redeems it and stores the tokens."""
+    user_id = pending.pop(state, None)
+    if user_id is None:
+        raise HTTPException(400, "this sign-in was not started here")
+    vault: AsyncVaultClient = request.app.state.vault
+    token = await vault.for_purpose("connect.google").exchange(
+        user_id, PROVIDER, code=code, redirect_uri=str(request.url_for("callback"))
+    )
+    return {"connected": PROVIDER, "scopes": token.scopes}
+
+
+@app.get("/calendars")
+async def calendars(user_id: User, request: Request) -> list[str]:
+    """Read the user's calendars at Google with the user's token, which is refreshed if Google rejects it."""
+    vault: AsyncVaultClient = request.app.state.vault.for_purpose("read.calendars")
+    async with httpx.AsyncClient(auth=AsyncVaultAuth(vault, user_id, PROVIDER)) as google:
+        answer = await google.get(CALENDARS_URL)
+    answer.raise_for_status()
+    return [calendar["summary"] for calendar in answer.json()["items"]]
+
+
+@app.delete("/connect/google")
+async def disconnect(user_id: User, request: Request) -> dict[str, str]:
+    """Revoke the tokens at Google, and delete them."""
+    vault: AsyncVaultClient = request.app.state.vault
+    receipt = await vault.delete(user_id, PROVIDER, revoke="true")
+    return {"revoked": "unknown" if receipt is None else receipt.access_token}
+
+
+@app.exception_handler(VaultError)
+async def on_vault_error(_: Request, error: VaultError) -> JSONResponse:
+    """Answer for the vault: connect again, try again later, or a defect."""
+    if isinstance(error, TokenNotFound | TokenInactive):
+        return JSONResponse({"error": "connect_google"}, 409)
+    if error.retryable:
+        headers = {"Retry-After": str(int(error.retry_after_seconds or 1))}
+        return JSONResponse({"error": "try_again"}, 503, headers)
+    return JSONResponse({"error": "internal", "vault_request": error.request_id}, 500)
