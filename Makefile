@@ -44,8 +44,10 @@ format: $(VENV)/.dev ## rewrite the code in its format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-openapi: $(VENV)/.dev ## write docs/openapi.json anew, after a change of the API
+openapi: $(VENV)/.dev ## write docs/openapi.json and the TypeScript types anew, after a change of the API
 	@$(BIN)/python -m scripts.write_openapi
+	@$(BIN)/python -m tests.support.stack.install
+	@PATH="$$PATH:$(CURDIR)/.stack/node/bin" node .stack/typescript/node_modules/openapi-typescript/bin/cli.js docs/openapi.json --output clients/typescript/src/schema.ts
 
 # `go install github.com/oasdiff/oasdiff@latest` builds it in some minutes; BASE is the release that clients use.
 OASDIFF ?= oasdiff

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.api.direct_route import DirectRoute, DirectRouter
+from app.api.docs_page import docs_routes
 from app.api.metrics_listener import MetricsListener
 from app.api.middleware import Admission, RequestContext, RequestSpans
 from app.api.openapi import document, document_route
@@ -124,7 +125,7 @@ def create_app(
         app.router.routes.extend(router.routes)  # include_router would match each path twice
     keyless = metrics_routes() if instrumentation.metrics is not None else []
     if settings.api_docs:
-        keyless.append(document_route(app))
+        keyless += [document_route(app), *docs_routes(app)]
     if settings.metrics_port is None:
         app.router.routes.extend(keyless)
     else:

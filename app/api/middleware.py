@@ -16,7 +16,7 @@ from app.errors import InternalError, Overloaded
 from app.observability.metrics.labels import METHODS, SHED, one_of
 from app.observability.metrics.requests import RequestMetrics
 from app.observability.request_log import CLIENT_LEFT, RequestLog, RequestRecord, current_request
-from app.server.security_headers import OVER_TLS, SECURITY_HEADERS
+from app.server.security_headers import DOCS_PATH, OVER_TLS, SECURITY_HEADERS, of_docs_page
 
 if TYPE_CHECKING:  # imports OpenTelemetry
     from app.observability.tracing import Tracing
@@ -26,9 +26,11 @@ _NO_STORE = ((b"cache-control", b"no-store"),)
 _VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNCACHED: Final = ("/v1", "/oauth")
 _INTERNAL_ERROR: Final = 500
-# The first three report an overload, so they answer during one. The last needs no key and is one object in memory:
+# The first three report an overload, so they answer during one. The others need no key and are objects in memory:
 # callers that do not read it must not hold the places of others.
-_NEVER_SHED: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+_NEVER_SHED: Final = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/openapi.json", DOCS_PATH, f"{DOCS_PATH}/style.css"}
+)
 
 
 class RequestContext:
@@ -92,7 +94,10 @@ class RequestContext:
 
 def _headers_for(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
     headers = OVER_TLS if scope["scheme"] == "https" else SECURITY_HEADERS
-    return (*headers, *_NO_STORE) if scope["path"].startswith(_UNCACHED) else headers
+    path = scope["path"]
+    if path.startswith(_UNCACHED):
+        return (*headers, *_NO_STORE)
+    return of_docs_page(headers) if path.startswith(DOCS_PATH) else headers
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

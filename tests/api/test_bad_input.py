@@ -265,7 +265,7 @@ def test_an_invalid_batch_is_refused(service: Service, served_store: Store, body
         ("GET", "/v1/", 404, "route_not_found"),
         ("GET", f"{TOKENS}/", 404, "route_not_found"),
         ("GET", f"{CANVAS}/", 404, "route_not_found"),
-        ("GET", "/docs", 404, "route_not_found"),
+        ("GET", "/redoc", 404, "route_not_found"),
         ("POST", CANVAS, 405, "method_not_allowed"),
         ("GET", f"{CANVAS}/rotate", 405, "method_not_allowed"),
     ],

@@ -66,5 +66,7 @@ async def test_the_document_can_be_switched_off(tmp_path: Path, *, api_docs: boo
             assert answer.json()["openapi"].startswith("3.")
         else:
             problem(answer, 404, "route_not_found")
-        for page in ("/docs", "/redoc"):
+        for page in ("/docs", "/docs/style.css"):
+            assert (await client.get(page)).status_code == (200 if api_docs else 404)
+        for page in ("/redoc", "/docs/", "/docs/x"):
             problem(await client.get(page), 404, "route_not_found")

@@ -29,7 +29,7 @@ from tests.support.paths import ROOT
 from tests.support.stack.loopback import PLAIN_HTTP
 from tests.support.stores.stores import SqliteStore
 
-EXAMPLE = ROOT / "examples" / "pulseplan_api" / "app.py"
+EXAMPLE = ROOT / "examples" / "pulseplan_api" / "main.py"
 REJECTS = Answer(status=401, body={})
 SERVES = Answer(body={"items": [{"summary": "Lectures"}]})
 REFRESHES = Answer(commits=True)

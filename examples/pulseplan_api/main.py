@@ -1,7 +1,7 @@
 """A part of PulsePlan's API: connect Google, then read the user's calendars with a token from the vault.
 
     pip install fastapi uvicorn pulseplan-token-vault-client
-    VAULT_URL=http://127.0.0.1:8080 VAULT_KEY=ptv_… GOOGLE_CLIENT_ID=… uvicorn app:app
+    VAULT_URL=http://127.0.0.1:8080 VAULT_KEY=ptv_… GOOGLE_CLIENT_ID=… uvicorn main:app
 
 The user, who is signed in, sends a JWT of Supabase Auth. This service holds no token, refresh token or client secret:
 the vault redeems the code, and hands out an access token for each call.
