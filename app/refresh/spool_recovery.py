@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -11,6 +13,7 @@ from app.concurrency import all_of
 from app.errors import IntegrityError, MalformedCiphertext, VaultError
 from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spooled_refresh import SpooledRefresh
+from app.refresh.successor import keep_successor
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import SUCCESS, SUPERSEDED, Operation, TokenEvent, TokenEvents
 from app.tokens.models import Caller, StoredToken, UnreadableRow
@@ -25,8 +28,9 @@ _log = structlog.get_logger()
 class SpoolRecovery:
     """Writes the tokens of the spool that no living process writes, and deletes their files.
 
-    A write has the condition of the refresh itself, so a row that another writer has changed since stays as it is. A
-    file that is damaged, or whose secrets do not open for its row, is reported once and stays.
+    A write has the condition of the refresh itself, so a row that another writer has changed since stays as it is, but
+    a spent refresh token gives way to its successor. A file that is damaged, or whose secrets do not open for its row,
+    is reported once and stays.
     """
 
     def __init__(
@@ -121,6 +125,10 @@ class SpoolRecovery:
                 row = after
                 break
         written = row.access_ciphertext == result.access_ciphertext
+        if not written:
+            with suppress(IntegrityError, MalformedCiphertext):  # its base URL may be another one
+                spent, after = result.spent_of(row), result.applied_to(row)
+                await keep_successor(self._tokens, self._cipher, spent, after, now=datetime.now(UTC))
         await self._events.record(_event(row, SUCCESS if written else SUPERSEDED, intent=result.intent))
         event = "refresh_finished_from_spool" if written else "refresh_spool_superseded"
         _log.info(event, provider=row.token_id.provider)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -15,7 +16,8 @@ from app.tokens.models import UUID_PATTERN, RefreshAnswer, StoredToken
 class SpooledRefresh(BaseModel):
     """What a refresh writes to its row, and the condition: the row's id, and the holder and generation of the lease.
 
-    It names no user and no provider. `intent` is the id of the audit event that preceded the refresh.
+    It names no user and no provider. `intent` is the id of the audit event that preceded the refresh, and
+    `spent_ciphertext` with `spent_scheme` the refresh token that the refresh has spent.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -34,6 +36,8 @@ class SpooledRefresh(BaseModel):
     encryption_method: str
     kms_key_id: str | None
     encryption_fallback: bool
+    spent_ciphertext: str | None = Field(repr=False)
+    spent_scheme: str | None
 
     @classmethod
     def of(cls, claimed: StoredToken, after: StoredToken, *, intent: str | None) -> Self:
@@ -56,6 +60,8 @@ class SpooledRefresh(BaseModel):
             "encryption_method": after.encryption_method,
             "kms_key_id": after.kms_key_id,
             "encryption_fallback": after.encryption_fallback,
+            "spent_ciphertext": claimed.refresh_ciphertext,
+            "spent_scheme": claimed.encryption_scheme,
         }
         return cls.model_validate(columns)
 
@@ -75,3 +81,7 @@ class SpooledRefresh(BaseModel):
         )
         sealed = SealedSecrets(Sealed(self.access_ciphertext, *how), refresh)
         return transitions.refreshed(row, answer, sealed, now=self.refreshed_at)
+
+    def spent_of(self, row: StoredToken) -> StoredToken:
+        """Return the row with the refresh token that was spent."""
+        return replace(row, refresh_ciphertext=self.spent_ciphertext, encryption_scheme=self.spent_scheme)

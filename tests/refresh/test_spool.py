@@ -7,16 +7,18 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 import pytest
 import structlog
+from pydantic import SecretStr
 
 from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spool_recovery import SPOOL_SERVICE
-from app.tokens.models import TokenId, TokenPatch
+from app.tokens.models import TokenId, TokenInput, TokenPatch
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.stand_in import OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas
@@ -87,6 +89,18 @@ async def test_nothing_newer_is_undone_by_the_spool(tmp_path: Path, change: str)
         assert not left.file.exists()
         if change != "deleted":
             assert replica.trail.outcomes("refresh") == ["superseded"]
+
+
+async def test_a_rotation_since_then_gets_the_successor_of_what_it_kept(tmp_path: Path) -> None:
+    """A rotation without a refresh token keeps the one that the refresh has spent."""
+    async with _replica(tmp_path) as (replica, _):
+        await left_in_spool(replica, tmp_path / "spool")
+        given = TokenInput(access_token=SecretStr("rotated"), expires_at=replica.clock() + timedelta(hours=1))
+        await replica.vault.rotate(HERE, given, caller=CALLER)
+        assert await _recover(replica) == ["refresh_spool_superseded"]
+        secrets = await replica.cipher.open(await replica.row())
+        assert secrets.access.get_secret_value() == "rotated"
+        assert secrets.refresh == SecretStr(NEW_REFRESH)
 
 
 @pytest.mark.parametrize("kind", ["refused", "answers_lost"])
