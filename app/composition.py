@@ -47,7 +47,7 @@ from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import AuditTrail, NoAuditTrail, TokenEvents
 from app.tokens.freshness import Refresher
-from app.tokens.models import StoredToken
+from app.tokens.models import Caller, StoredToken
 from app.tokens.provider_rules import PROVIDER_RULES
 from app.tokens.repository import TokenRepository
 from app.tokens.vault import TokenVault
@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra; boto3, PyJWT and prometheus-clie
     from app.refresh.provider_client import ProviderClient
     from app.refresh.refresher import TokenRefresher
     from app.refresh.registry import ProviderRegistry
+    from app.refresh.rounds import RefreshRounds
     from app.refresh.spool import RefreshSpool
     from app.refresh.spool_recovery import SpoolRecovery
     from app.security.kms.client import KmsObserver
@@ -306,18 +307,20 @@ class Providers:
             observer=self.observer,
         )
 
+    def rounds(self, *, tokens: TokenRepository, refresher: TokenRefresher, caller: Caller) -> RefreshRounds:
+        from app.refresh.rounds import RefreshRounds  # noqa: PLC0415  imports aiohttp
+
+        return RefreshRounds(
+            tokens=tokens, refresher=refresher, providers=self.registry, caller=caller, observer=self.observer
+        )
+
     def background(
         self, *, tokens: TokenRepository, refresher: TokenRefresher, settings: Settings
     ) -> BackgroundRefresh:
-        from app.refresh.background import BackgroundRefresh  # noqa: PLC0415  imports aiohttp
+        from app.refresh.background import BACKGROUND_SERVICE, BackgroundRefresh  # noqa: PLC0415  imports aiohttp
 
-        return BackgroundRefresh(
-            tokens=tokens,
-            refresher=refresher,
-            providers=self.registry,
-            interval_seconds=settings.refresh_interval_seconds,
-            observer=self.observer,
-        )
+        rounds = self.rounds(tokens=tokens, refresher=refresher, caller=Caller(BACKGROUND_SERVICE))
+        return BackgroundRefresh(rounds=rounds, interval_seconds=settings.refresh_interval_seconds)
 
     def exchange(self, *, vault: TokenVault, cipher: TokenCipher, events: TokenEvents) -> CodeExchange:
         from app.refresh.exchange import CodeExchange  # noqa: PLC0415  imports aiohttp

@@ -124,6 +124,13 @@ $function$;
 comment on function public.token_vault_read_back(uuid[]) is
     'Reads rows so that no failover undoes what it shows.';
 
+-- The tokens of a provider that can be refreshed, in the order in which they expire, and
+-- in that of their last refresh. A token that nobody can refresh is in neither.
+create index if not exists oauth_tokens_expiring_idx on public.oauth_tokens (provider, expires_at, id)
+    where refresh_token <> '' and (is_active is null or is_active is true) and encryption_scheme is not null;
+create index if not exists oauth_tokens_idle_idx on public.oauth_tokens (provider, last_refreshed, id)
+    where refresh_token <> '' and (is_active is null or is_active is true) and encryption_scheme is not null;
+
 do $migration$
 declare
     vault_function regprocedure;

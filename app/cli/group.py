@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "kms",
     "migrate",
     "providers",
+    "refresh",
     "rewrap",
     "serve",
     "service-key",

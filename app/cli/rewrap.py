@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -14,6 +13,7 @@ import click
 
 from app.cli.errors import UsageError, settings_or_stop
 from app.cli.rewrap_progress import TICK_SECONDS, SweepProgress, print_summary
+from app.cli.signals import first_signal
 from app.cli.store import opened_store
 from app.composition import build_encryption, open_audit
 from app.config.settings import Settings, SettingsError
@@ -95,7 +95,7 @@ def _parse_shard(text: str | None) -> Shard | None:
 async def _sweep(settings: Settings, encryption: EncryptionService, plan: SweepPlan) -> tuple[SweepReport, str | None]:
     """Run the sweep; return its report and the reason why it ended early, if it did."""
     progress = SweepProgress(plan, legacy_opens=settings.allow_legacy_formats)
-    signal_name = _first_signal()
+    signal_name = first_signal()
     async with opened_store(settings) as tokens, _opened_audit(settings, plan) as audit:
         # without the log observer: failures are printed, and one line for each success would bury them
         sweep = Sweep(
@@ -125,20 +125,6 @@ async def _opened_audit(settings: Settings, plan: SweepPlan) -> AsyncIterator[Au
         yield audit
     finally:
         await audit.close()
-
-
-def _first_signal() -> asyncio.Future[str]:
-    """Catch SIGTERM and SIGINT from now on; the future's result is the name of the first."""
-    loop = asyncio.get_running_loop()
-    name: asyncio.Future[str] = loop.create_future()
-
-    def note(number: signal.Signals) -> None:
-        if not name.done():
-            name.set_result(number.name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, note, number)
-    return name
 
 
 @asynccontextmanager

@@ -103,6 +103,8 @@ _NOTION: Final = Preset(
         # a refresh answers with a new pair; whether the old one keeps working is not documented, so it counts as spent
         "rotation": "single_use",
         "default_lifetime_seconds": 3600,
+        # "an average of three requests per second" for each connection, of all kinds
+        "requests_per_second": 3,
         "reauth_errors": ["invalid_grant"],
     },
     fixed={"revocation": "rfc7009", "headers": (("Notion-Version", "2022-06-28"),)},
@@ -110,6 +112,7 @@ _NOTION: Final = Preset(
         "https://developers.notion.com/reference/refresh-a-token",
         "https://developers.notion.com/reference/create-a-token",
         "https://developers.notion.com/reference/revoke-token",
+        "https://developers.notion.com/reference/request-limits",
     ),
 )
 

@@ -40,7 +40,16 @@ _ErrorCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class ProviderListError(Exception):
-    """An invalid list of providers. The text names entry and member, and quotes no value."""
+    """An invalid list of providers. The text names entry and member, and quotes no value.
+
+    `files` are those whose content made it invalid; with `may_pass` the system failed to read one of them, and may do
+    better without a change.
+    """
+
+    def __init__(self, text: str, *, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.files: frozenset[Path] = frozenset()
+        self.may_pass = may_pass
 
 
 class ProviderEntry(BaseModel):
@@ -74,6 +83,7 @@ class ProviderEntry(BaseModel):
     refresh_margin_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     lease_seconds: Annotated[int, Field(ge=30, le=3600)] | None = None
     minimum_interval_seconds: Annotated[int, Field(ge=0, le=31 * 86_400)] = 0
+    requests_per_second: Annotated[float, Field(gt=0, le=10_000)] | None = None
     idle_days: Annotated[int, Field(ge=1, le=3660)] | None = None
     reauth_errors: Annotated[list[_ErrorCode], Field(max_length=100)] = []
 
@@ -151,12 +161,16 @@ class ProviderSource:
 
     def load(self) -> LoadedProviders:
         """Read the list and the files that its entries name; raises `ProviderListError`."""
-        if self._file is None:
-            text: str | bytes = "{}" if self._text is None else self._text.get_secret_value()
-            files: set[Path] = set()
-        else:
-            text, files = _read(self._file, MAXIMUM_FILE_BYTES, "the file"), {self._file}
-        providers = tuple(self._provider(name, entry, files) for name, entry in _entries(text))
+        files = set() if self._file is None else {self._file}
+        try:
+            if self._file is None:
+                text: str | bytes = "{}" if self._text is None else self._text.get_secret_value()
+            else:
+                text = _read(self._file, MAXIMUM_FILE_BYTES, "the file")
+            providers = tuple(self._provider(name, entry, files) for name, entry in _entries(text))
+        except ProviderListError as error:
+            error.files = frozenset(files)
+            raise
         return LoadedProviders(providers, frozenset(files))
 
     def _provider(self, name: str, members: Any, files: set[Path]) -> OAuthProvider:  # noqa: ANN401  any JSON
@@ -210,7 +224,7 @@ class ProviderSource:
             try:
                 text = _read(path, _MAXIMUM_SECRET_BYTES, "the file that it names").decode("utf-8-sig").rstrip("\r\n")
             except ProviderListError as error:
-                raise ProviderListError(f"{place}: {error}") from None
+                raise ProviderListError(f"{place}: {error}", may_pass=error.may_pass) from None
             except UnicodeDecodeError:
                 raise ProviderListError(f"{place}: the file that it names is not UTF-8 text") from None
         if not text.strip() or "\0" in text:
@@ -269,6 +283,7 @@ def _read(path: Path, maximum_bytes: int, what: str) -> bytes:
     except UnsafeFileError as error:
         raise ProviderListError(f"{what} cannot be used: {error}") from None
     except OSError as error:
-        raise ProviderListError(f"{what} cannot be read: {error.strerror}") from None
+        seen_in_status = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError)
+        raise ProviderListError(f"{what} cannot be read: {error.strerror}", may_pass=not seen_in_status) from None
     except ValueError:
         raise ProviderListError(f"{what} is not a path") from None

@@ -67,7 +67,8 @@ class OAuthProvider:
     `signing_algorithm`, `signing_key_id`, `team_id` and `audience` are for the client authentications that sign.
     `reauth_errors` are the error codes that mean that the user must sign in again. `idle_days` is the number of days
     after which an unused refresh token ends, `minimum_interval_seconds` the shortest time between two refreshes of a
-    token. `default_lifetime_seconds` is the lifetime of an access token whose answer does not say it.
+    token, `requests_per_second` the limit of background refreshes. `default_lifetime_seconds` is the lifetime of an
+    access token whose answer does not say it.
     """
 
     name: str
@@ -97,6 +98,7 @@ class OAuthProvider:
     refresh_margin_seconds: int = 300
     lease_seconds: int = SINGLE_USE_LEASE_SECONDS
     minimum_interval_seconds: int = 0
+    requests_per_second: float | None = None
     idle_days: int | None = None
     reauth_errors: frozenset[str] = frozenset()
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from app.errors import (
     GrantRejected,
     KeyUnavailable,
+    ProviderError,
     ProviderMisconfigured,
     ProviderUnavailable,
     RefreshInProgress,
@@ -121,6 +122,14 @@ class TokenRefresher:
 
     def policy_of(self, token: StoredToken) -> RefreshPolicy | None:
         return self._provider_of(token)
+
+    def pause_of(self, provider: OAuthProvider) -> ProviderError | None:
+        """Return the error that every token of the provider gets at the moment, `None` if it is not paused."""
+        try:
+            self._pauses.require_open(provider)
+        except ProviderError as error:
+            return error
+        return None
 
     async def refresh(self, token: StoredToken, *, caller: Caller, until: float) -> None:
         shared = self._refreshes.get(token.id)

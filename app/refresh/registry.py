@@ -22,8 +22,8 @@ class ProviderRegistry:
 
     At most once every `reload_seconds` the status of the list and of every file that it names is checked, and all are
     read again if one has changed, so a corrected client secret needs no restart. A list that has become invalid
-    changes nothing: the last good one stays in use, and `problem` says so. Raises `ProviderListError` if the first list
-    is invalid.
+    changes nothing: the last good one stays in use, `problem` says so, and the list is not parsed again before it
+    changes. Raises `ProviderListError` if the first list is invalid.
     """
 
     def __init__(
@@ -84,8 +84,10 @@ class ProviderRegistry:
             loaded = self._source.load()
         except ProviderListError as error:
             self._refuse(f"the list of OAuth providers is invalid, and the last valid one stays in use: {error}")
+            self._status = {} if error.may_pass or error.files != self._files else status
+            self._files = error.files
             return
-        if loaded.files != self._files:  # before the next reading, so that no change in between is missed
+        if loaded.files != self._files:  # read once more, so that no change in between is missed
             status = {}
         if loaded.providers != tuple(self._providers.values()):
             _log.info("oauth_providers_loaded", keys=len(loaded.providers))
@@ -95,7 +97,7 @@ class ProviderRegistry:
     def _refuse(self, problem: str) -> None:
         if problem != self._problem:
             _log.error("oauth_providers_refused", reason=problem)
-        self._status, self._problem = None, problem
+        self._problem = problem
 
 
 def _status(file: Path) -> tuple[int, ...] | None:

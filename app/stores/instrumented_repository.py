@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from datetime import datetime
 from typing import Protocol, TypeVar
 
 from app.tokens.census import CensusRow
+from app.tokens.due_tokens import DuePage, DuePosition, DueTokens
 from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED, TokenRepository
 
@@ -80,11 +80,8 @@ class InstrumentedRepository:
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return await self._observe("settle_refresh", self._tokens.settle_refresh(claimed, after))
 
-    async def due_for_refresh(
-        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
-    ) -> list[TokenRow]:
-        call = self._tokens.due_for_refresh(provider, before=before, now=now, after=after, limit=limit)
-        return await self._observe("due_for_refresh", call)
+    async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
+        return await self._observe("due_for_refresh", self._tokens.due_for_refresh(due, after=after, limit=limit))
 
     async def close(self) -> None:
         await self._tokens.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from app.errors import InvalidRequest, StoreMisconfigured
 from app.security.schemes import is_comparable
 from app.strict_json import finite, refuse_constant, require_depth
+from app.tokens.due_tokens import DueBy, DuePage, DuePosition
 from app.tokens.models import (
     LAST_VERSION,
     NO_REFRESH,
@@ -233,6 +234,12 @@ def decode_or_report(row: Mapping[str, Any]) -> TokenRow:
         return from_columns(row)
     except StoreMisconfigured:
         return unreadable(row)
+
+
+def due_page(rows: Sequence[Mapping[str, Any]], by: DueBy) -> DuePage:
+    """Decode a page of due tokens, in their order; rows that do not decode are left out."""
+    tokens = [row for row in map(decode_or_report, rows) if isinstance(row, StoredToken)]
+    return DuePage(tokens, DuePosition(rows[-1][by.column], rows[-1]["id"]) if rows else None)
 
 
 def unreadable(row: Mapping[str, Any]) -> UnreadableRow:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
 from typing import Final, Protocol
 
 from app.errors import StoreMisconfigured
 from app.tokens.census import CensusRow
+from app.tokens.due_tokens import DuePage, DuePosition, DueTokens
 from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 
 MAXIMUM_LISTED: Final = 500  # tokens of one user, who usually has a few
@@ -126,14 +126,8 @@ class TokenRepository(Protocol):
         """
         ...
 
-    async def due_for_refresh(
-        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
-    ) -> list[TokenRow]:
-        """Return tokens of a provider that expire before a time and whose id is above `after`, ordered by id.
-
-        Only bound tokens with a refresh token whose status is ok and whose next attempt is due at `now`, and none
-        without an expiry. Only an empty page is the end.
-        """
+    async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
+        """Return up to `limit` due tokens in the order of their time and id, those behind `after` if it is given."""
         ...
 
     async def close(self) -> None: ...

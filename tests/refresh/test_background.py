@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.refresh.background import BackgroundRefresh
 from app.refresh.registry import ProviderRegistry
+from app.refresh.rounds import CONCURRENT
 from app.tokens.freshness import NotRefreshableError
 from app.tokens.models import TokenId, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
-from tests.support.refresh import CALLER, USER, Replica, replicas
-from tests.support.stores.stores import Store
+from tests.support.refresh import CALLER, USER, background_of, replicas
+from tests.support.sizes import size
+from tests.support.stores.stores import SqliteStore, Store
+from tests.support.waiting import eventually_async
 
 HOUR = timedelta(hours=1)
 IDS = [TokenId(USER, "acme", f"s{number}") for number in range(8)]
@@ -47,10 +52,10 @@ async def test_due_tokens_are_refreshed_and_no_others(tokens: TokenRepository, p
                 patch = TokenPatch(status=TokenStatus.REVOKED)
                 await replica.vault.patch(token_id, patch, caller=CALLER)
         replica.clock.passed += timedelta(minutes=1)
-        assert await _background(replica, registry).run_once() == 1
+        assert await background_of(replica, registry).run_once() == 1
         assert provider.refreshes == 1
         assert (await replica.reveal(IDS[0]))[0] != "first"
-        assert await _background(replica, registry).run_once() == 0
+        assert await background_of(replica, registry).run_once() == 0
 
 
 async def test_replicas_refresh_each_token_once(tokens: TokenRepository, provider: OAuthStandIn) -> None:
@@ -60,7 +65,7 @@ async def test_replicas_refresh_each_token_once(tokens: TokenRepository, provide
             await several[0].store(token_id=token_id, refresh_token=provider.seed())
         for replica in several:
             replica.clock.passed += HOUR
-        await asyncio.gather(*(_background(replica, registry).run_once() for replica in several))
+        await asyncio.gather(*(background_of(replica, registry).run_once() for replica in several))
         assert (provider.refreshes, provider.reuses) == (len(IDS), 0)
 
 
@@ -71,14 +76,14 @@ async def test_tokens_that_fail_are_put_off(tokens: TokenRepository, provider: O
             await replica.store(token_id=token_id, refresh_token=provider.seed())
         replica.clock.passed += HOUR
         provider.always(Answer(status=500))
-        assert await _background(replica, registry).run_once() == 0
+        assert await background_of(replica, registry).run_once() == 0
         asked = len(provider.requests)
         assert asked == len(IDS)
         provider.always(None)
-        assert await _background(replica, registry).run_once() == 0
+        assert await background_of(replica, registry).run_once() == 0
         assert len(provider.requests) == asked
         replica.clock.passed += HOUR
-        assert await _background(replica, registry).run_once() == len(IDS)
+        assert await background_of(replica, registry).run_once() == len(IDS)
 
 
 async def test_tokens_that_stay_due_delay_no_others(tokens: TokenRepository, provider: OAuthStandIn) -> None:
@@ -90,7 +95,7 @@ async def test_tokens_that_stay_due_delay_no_others(tokens: TokenRepository, pro
         last = TokenId(USER, "acme", "last")
         await replica.store(token_id=last, refresh_token=provider.seed())
         replica.clock.passed += HOUR
-        assert await _background(replica, registry, page_rows=3).run_once() == 1
+        assert await background_of(replica, registry, page_rows=3).run_once() == 1
         assert (await replica.reveal(last))[0] != "first"
 
 
@@ -100,19 +105,97 @@ async def test_pulseplans_formats_are_left_alone(store: Store, tokens: TokenRepo
         row = await replica.store(refresh_token=provider.seed())
         store.update_raw(row.id, encryption_scheme=None)
         replica.clock.passed += HOUR
-        assert await _background(replica, registry).run_once() == 0
+        assert await background_of(replica, registry).run_once() == 0
         unbound, until = replace(row, encryption_scheme=None), asyncio.get_running_loop().time() + 60
         with pytest.raises(NotRefreshableError):
             await replica.refresher.refresh(unbound, caller=CALLER, until=until)
         assert provider.requests == []
 
 
-def _background(replica: Replica, registry: ProviderRegistry, *, page_rows: int = 200) -> BackgroundRefresh:
-    return BackgroundRefresh(
-        tokens=replica.tokens,
-        refresher=replica.refresher,
-        providers=registry,
-        interval_seconds=60,
-        page_rows=page_rows,
-        now=replica.clock,
-    )
+async def test_tokens_that_always_fail_delay_no_others(tmp_path: Path, provider: OAuthStandIn) -> None:
+    """They fail again at their next attempt, and take up to the time limit of a request then."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    bad, others = size(6, 50), size(24, 1_000)
+    async with (
+        SqliteStore(tmp_path / "vault.db").open() as tokens,
+        replicas(tokens, provider, registry=registry) as [replica],
+    ):
+        seeds = [provider.seed() for _ in range(bad)]
+        for number, seed in enumerate(seeds):
+            await replica.store(token_id=TokenId(USER, "acme", f"bad{number}"), refresh_token=seed)
+        provider.answers_for = dict.fromkeys(seeds, Answer(status=500))
+        replica.clock.passed += HOUR
+        assert await background_of(replica, registry).run_once() == 0
+        for number in range(others):
+            await replica.store(token_id=TokenId(USER, "acme", f"other{number}"), refresh_token=provider.seed())
+        replica.clock.passed += 2 * HOUR
+        release = threading.Event()
+        provider.answers_for = dict.fromkeys(seeds, Answer(status=500, hold=release))
+        running = asyncio.create_task(background_of(replica, registry).run_once())
+        await eventually_async(lambda: provider.refreshes == others)
+        release.set()
+        assert await running == others
+
+
+async def test_a_paused_provider_ends_its_round(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        for number in range(20):
+            await replica.store(token_id=TokenId(USER, "acme", f"s{number}"), refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        provider.always(Answer(status=429, headers={"Retry-After": "60"}))
+        background = background_of(replica, registry)
+        assert await background.run_once() == 0
+        assert len(provider.requests) <= CONCURRENT
+        asked = len(provider.requests)
+        assert await background.run_once() == 0
+        assert len(provider.requests) == asked
+
+
+async def test_idle_tokens_are_refreshed_at_half_of_their_limit(
+    store: Store, tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """Also tokens without an expiry, and those whose access token lives for longer than that."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry(idle_days=10))])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        forever = replica.clock() + timedelta(days=300)
+        for token_id, expires_at in zip(IDS, (None, forever, forever), strict=False):
+            await replica.store(token_id=token_id, refresh_token=provider.seed(), expires_at=expires_at)
+        row = await replica.row(IDS[0])
+        store.update_raw(row.id, last_refreshed="2000-01-01T00:00:00+00:00")
+        background = background_of(replica, registry)
+        assert await background.run_once() == 1
+        replica.clock.passed += timedelta(days=4)
+        assert await background.run_once() == 1, "the one that has an expiry now"
+        replica.clock.passed += timedelta(days=1, minutes=1)
+        assert await background.run_once() == 3
+
+
+async def test_a_token_that_cannot_be_refreshed_is_tried_once(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    """An API token that is stored as both secrets: each attempt would decrypt it, and leave an event."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        await replica.store(access_token="manual", refresh_token="manual")
+        replica.clock.passed += HOUR
+        background = background_of(replica, registry)
+        for _ in range(3):
+            assert await background.run_once() == 0
+        assert len(replica.trail.outcomes("refresh")) == 1
+        await replica.store(refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        assert await background.run_once() == 1
+
+
+async def test_names_of_one_entry_share_its_rate(tmp_path: Path, provider: OAuthStandIn) -> None:
+    registry = ProviderRegistry(providers=[provider_of(provider.entry(requests_per_second=20), "google")])
+    async with (
+        SqliteStore(tmp_path / "vault.db").open() as tokens,
+        replicas(tokens, provider, registry=registry) as [replica],
+    ):
+        for number in range(10):
+            name = ("google", "gmail")[number % 2]
+            await replica.store(token_id=TokenId(USER, name, f"s{number}"), refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        before = time.monotonic()
+        assert await background_of(replica, registry).run_once() == 10
+        assert time.monotonic() - before >= 9 / 20

@@ -16,7 +16,6 @@ from structlog.testing import capture_logs
 from app.errors import ProviderMisconfigured, ProviderUnavailable, TokenInactive
 from app.observability.metrics.refresh import RefreshMetrics
 from app.refresh.authorization import Authorization
-from app.refresh.background import BackgroundRefresh
 from app.refresh.registry import ProviderRegistry
 from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import TokenId
@@ -24,7 +23,7 @@ from app.tokens.repository import TokenRepository
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.observability.exposed import Exposed, read
-from tests.support.refresh import CALLER, HERE, USER, replicas
+from tests.support.refresh import CALLER, HERE, USER, background_of, replicas
 from tests.support.stores.failing import Failures, failing
 from tests.support.waiting import eventually_async
 
@@ -181,14 +180,7 @@ async def test_the_oldest_due_token_of_a_background_round_is_shown(
 ) -> None:
     registry = ProviderRegistry(providers=[provider_of(provider.entry())])
     async with replicas(tokens, provider, registry=registry, observer=watched.metrics) as [replica]:
-        background = BackgroundRefresh(
-            tokens=tokens,
-            refresher=replica.refresher,
-            providers=registry,
-            interval_seconds=60,
-            observer=watched.metrics,
-            now=replica.clock,
-        )
+        background = background_of(replica, registry, observer=watched.metrics)
         for service_type in ("one", "two"):
             await replica.store(token_id=TokenId(USER, "acme", service_type), refresh_token=provider.seed())
         for passed, least in ((timedelta(0), 0), (HOUR, 300), (timedelta(0), 0)):

@@ -202,6 +202,38 @@ def test_a_broken_list_keeps_the_last_good_one_and_is_reported(files: _Files, br
     assert SECRET not in json.dumps(lines)
 
 
+@pytest.mark.parametrize("broken", ["an entry", "a secret's file"])
+def test_an_invalid_list_is_parsed_once_for_each_change(files: _Files, broken: str) -> None:
+    """Each second would cost the event loop a parse of up to a megabyte, for as long as nobody corrects the list."""
+    parsed: list[str] = []
+    entry = {**ACME, "client_secret": None, "client_secret_env": "ACME_SECRET"}
+    files.write({"acme": entry})
+
+    def read_variable(name: str) -> str:
+        parsed.append(name)
+        return SECRET
+
+    source = ProviderSource(file=files.list, read_variable=read_variable)
+    registry = ProviderRegistry(source=source, monotonic=files.clock)
+    also = (
+        ACME | {"client_secrt": ""}
+        if broken == "an entry"
+        else {**ACME, "client_secret": None, "client_secret_file": "b"}
+    )
+    files.write({"acme": entry, "b": also})
+    files.clock.advance(2)
+    assert registry.problem is not None
+    parsed.clear()
+    for _ in range(10):
+        files.clock.advance(2)
+        assert registry.problem is not None
+    assert len(parsed) <= 1, "a file that the list names newly may be read once more"
+    files.replace(files.list.parent / "b", "now there is one")
+    files.write({"acme": entry} if broken == "an entry" else {"acme": entry, "b": also})
+    files.clock.advance(2)
+    assert registry.problem is None
+
+
 def test_a_secret_file_that_vanishes_keeps_the_last_secret(files: _Files) -> None:
     registry = files.registry()
     files.secret.unlink()

@@ -14,11 +14,13 @@ from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
 from app.errors import AuditUnavailable
+from app.refresh.background import BackgroundRefresh
 from app.refresh.exchange import CodeExchange
 from app.refresh.observer import RefreshObserver
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
 from app.refresh.revocation import LEASE_WAIT_SECONDS, TokenRevocation
+from app.refresh.rounds import RefreshRounds
 from app.refresh.spool import RefreshSpool
 from app.refresh.spool_recovery import SpoolRecovery
 from app.tokens.cipher import TokenCipher
@@ -196,6 +198,26 @@ async def replicas(
             stack.push_async_callback(replica.revocation.close)
             found.append(replica)
         yield found
+
+
+def background_of(
+    replica: Replica,
+    registry: ProviderRegistry,
+    *,
+    page_rows: int = 200,
+    observer: RefreshObserver | None = None,
+) -> BackgroundRefresh:
+    """Return the background refresh of a replica, with an interval of a minute, which is not started."""
+    rounds = RefreshRounds(
+        tokens=replica.tokens,
+        refresher=replica.refresher,
+        providers=registry,
+        caller=Caller("background"),
+        observer=observer,
+        page_rows=page_rows,
+        now=replica.clock,
+    )
+    return BackgroundRefresh(rounds=rounds, interval_seconds=60)
 
 
 async def settled(replica: Replica, token_id: TokenId = HERE) -> StoredToken:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from app.config.database_url import DatabaseUrl
@@ -20,6 +19,7 @@ from app.stores.rows import (
     COLUMNS,
     changed_columns,
     decode_or_report,
+    due_page,
     from_columns,
     refresh_claim,
     refresh_settlement,
@@ -29,6 +29,7 @@ from app.stores.rows import (
     to_text,
 )
 from app.tokens.census import CensusRow
+from app.tokens.due_tokens import DuePage, DuePosition, DueTokens
 from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
@@ -148,10 +149,13 @@ class PostgresRepository:
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         return bool(await self._change(statements.SETTLE_REFRESH, refresh_settlement(claimed, after)))
 
-    async def due_for_refresh(
-        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
-    ) -> list[TokenRow]:
-        return await self._read(statements.DUE_FOR_REFRESH, provider, to_text(before), to_text(now), after, limit)
+    async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
+        arguments = [due.provider, to_text(due.before), due.failed, to_text(due.now), limit]
+        position = [] if after is None else [after.time, after.row_id]
+        rows = await self._connections.read(
+            statements.due_for_refresh(due.by, after=after is not None), *arguments, *position
+        )
+        return due_page([row for row in rows if row["id"] is not None], due.by)
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what lets other roles than the vault's reach the rows; the login role's own membership is none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from app.stores.rows import COLUMNS, to_text
+from app.tokens.due_tokens import DueBy
 from app.tokens.models import TokenFilter, TokenStatus
 
 # as text: a timestamp outside of Python's years, or JSON that does not parse, must not fail the read of other rows
@@ -61,12 +62,6 @@ ANY_ROW: Final = _reading("limit 1")
 _PAGE: Final = "($1::text is null or provider = $1) and ($2::uuid is null or id > $2) order by oauth_tokens.id limit $3"
 PAGE: Final = _reading(f"where encryption_scheme = $4::text and {_PAGE}")
 PAGE_WITHOUT_SCHEME: Final = _reading(f"where encryption_scheme is null and {_PAGE}")
-DUE_FOR_REFRESH: Final = _reading(
-    "where provider = $1 and expires_at < $2::text::timestamptz and refresh_token <> '' "
-    "and encryption_scheme is not null and coalesce(is_active, true) "
-    "and (refresh_retry_at is null or refresh_retry_at <= $3::text::timestamptz) "
-    "and ($4::uuid is null or id > $4) order by oauth_tokens.id limit $5"
-)
 # the expression of the partial index in migration 0002, which PostgreSQL recognises only beside a constant
 _STATUS: Final = {status: f"public.token_vault_status(oauth_tokens) = '{status}'" for status in TokenStatus}
 INSERT: Final = (
@@ -111,6 +106,21 @@ def find(wanted: TokenFilter, *, after: str | None) -> tuple[str, list[object]]:
         conditions.append(_STATUS[wanted.status])
     where = f"where {' and '.join(conditions)} " if conditions else ""
     return _reading(f"{where}order by oauth_tokens.id limit ${len(arguments) + 1}"), arguments
+
+
+def due_for_refresh(by: DueBy, *, after: bool) -> str:
+    """Return the statement that reads a page of due tokens, behind a position if `after`."""
+    unknown = " and expires_at is null" if by is DueBy.UNKNOWN_EXPIRY else ""
+    behind = f" and ({by.column}, id) > ($6::text::timestamptz, $7::uuid)" if after else ""
+    # the second line is the condition of the indexes in migration 0005
+    return _reading(
+        f"where provider = $1 and {by.column} < $2::text::timestamptz{unknown}{behind} "
+        "and refresh_token <> '' and (is_active is null or is_active is true) and encryption_scheme is not null "
+        "and (refresh_attempts > 0) = $3::boolean "
+        "and (refresh_retry_at is null or refresh_retry_at <= $4::text::timestamptz) "
+        "and (refresh_leased_until is null or refresh_leased_until < pg_catalog.clock_timestamp()) "
+        f"order by {by.column}, id limit $5"
+    )
 
 
 def update(columns: list[str], *, with_scheme: bool) -> str:

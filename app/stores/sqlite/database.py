@@ -47,9 +47,13 @@ CREATE TABLE IF NOT EXISTS oauth_tokens (
     UNIQUE (user_id, provider, service_type)
 ) STRICT
 """
+# The condition of the indexes for background refreshes; SQLite uses them for queries with these very words.
+REFRESHABLE: Final = "refresh_token <> '' AND coalesce(is_active, 1) AND encryption_scheme IS NOT NULL"
 _INDEXES = (
     "CREATE INDEX IF NOT EXISTS oauth_tokens_scheme ON oauth_tokens (encryption_scheme, id)",
     "CREATE INDEX IF NOT EXISTS oauth_tokens_provider_expires_at ON oauth_tokens (provider, expires_at, id)",
+    f"CREATE INDEX IF NOT EXISTS oauth_tokens_expiring ON oauth_tokens (provider, expires_at, id) WHERE {REFRESHABLE}",
+    f"CREATE INDEX IF NOT EXISTS oauth_tokens_idle ON oauth_tokens (provider, last_refreshed, id) WHERE {REFRESHABLE}",
 )
 
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from app.stores.rows import (
     unreadable,
 )
 from app.stores.sqlite.database import (
+    REFRESHABLE,
     connect,
     create_private,
     missing_columns,
@@ -37,6 +37,7 @@ from app.stores.sqlite.database import (
 )
 from app.stores.sqlite.group_commit import GroupCommitWriter, Parameters
 from app.tokens.census import CensusRow
+from app.tokens.due_tokens import DueBy, DuePage, DuePosition, DueTokens
 from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
@@ -78,11 +79,11 @@ WHERE id = CAST(:id AS TEXT) AND refresh_holder = :holder AND refresh_generation
 RETURNING id
 """
 # Timestamps are text of one form in UTC, so their order is that of the text.
-_DUE = """
-WHERE provider = ? AND expires_at < ? AND coalesce(refresh_token, '') <> '' AND coalesce(is_active, 1)
-  AND encryption_scheme IS NOT NULL AND (refresh_retry_at IS NULL OR refresh_retry_at <= ?)
-  AND (? IS NULL OR id > ?)
-ORDER BY id LIMIT ?
+_DUE = f"""
+WHERE provider = :provider AND {{column}} < :before AND {REFRESHABLE}{{more}}
+  AND (refresh_attempts > 0) = :failed AND (refresh_retry_at IS NULL OR refresh_retry_at <= :now)
+  AND (refresh_leased_until IS NULL OR refresh_leased_until < unixepoch('subsec'))
+ORDER BY {{column}}, id LIMIT :limit
 """
 # The status that a decoded row shows; metadata that is no JSON cannot be asked.
 _STATUS: Final = """
@@ -276,12 +277,27 @@ class SqliteRepository:
         }
         return bool(await self._write(_SETTLE.format(assignments=assignments), parameters))
 
-    async def due_for_refresh(
-        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
-    ) -> list[TokenRow]:
-        parameters = (provider, to_text(before), to_text(now), after, after, limit)
+    async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
+        column = due.by.column
+        more = " AND expires_at IS NULL" if due.by is DueBy.UNKNOWN_EXPIRY else ""
+        parameters: dict[str, Any] = {
+            "provider": due.provider,
+            "before": to_text(due.before),
+            "failed": int(due.failed),
+            "now": to_text(due.now),
+            "limit": limit,
+        }
+        if after is not None:
+            more += f" AND ({column}, id) > (CAST(:time AS TEXT), {_ID.replace('?', ':id')})"
+            parameters |= {"time": _raw_id(after.time), "id": _raw_id(after.row_id)}
+        where = _DUE.format(column=column, more=more)
         with translating_sqlite_errors():
-            return await asyncio.to_thread(self._rows_on_new_connection, _DUE, parameters)
+            rows = await asyncio.to_thread(self._raw_rows_on_new_connection, where, parameters)
+        tokens = [row for row in map(_decode, rows) if isinstance(row, StoredToken)]
+        if not rows:
+            return DuePage(tokens, None)
+        time, row_id = (_id_of(rows[-1][COLUMNS.index(name)]) for name in (column, "id"))
+        return DuePage(tokens, DuePosition(time, row_id))
 
     async def close(self) -> None:
         self._reader.close()
@@ -296,9 +312,13 @@ class SqliteRepository:
         except apsw.Error as error:
             raise translated(error) from None
 
-    def _rows_on_new_connection(self, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
+    def _rows_on_new_connection(self, where: str, parameters: Parameters) -> list[TokenRow]:
         with self._new_connection() as connection:
             return _rows(connection, where, parameters)
+
+    def _raw_rows_on_new_connection(self, where: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        with self._new_connection() as connection:
+            return _raw_rows(connection, where, parameters)
 
     def _read_on_new_connection(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._new_connection() as connection:
@@ -351,6 +371,10 @@ def _raw_id(row_id: str) -> bytes:
     return row_id.encode(errors=_ID_ERRORS)
 
 
+def _id_of(raw: str | bytes) -> str:
+    return raw.decode(errors=_ID_ERRORS) if isinstance(raw, bytes) else raw
+
+
 def _key(token_id: TokenId) -> tuple[str, str, str]:
     return token_id.user_id, token_id.provider, token_id.service_type
 
@@ -362,12 +386,15 @@ def _encode(columns: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(connection: apsw.Connection, where: str, parameters: Sequence[Any]) -> list[TokenRow]:
+def _rows(connection: apsw.Connection, where: str, parameters: Parameters) -> list[TokenRow]:
+    return list(map(_decode, _raw_rows(connection, where, parameters)))
+
+
+def _raw_rows(connection: apsw.Connection, where: str, parameters: Parameters) -> list[tuple[Any, ...]]:
     try:
-        rows = connection.execute(f"{_SELECT} {where}", parameters).fetchall()
+        return connection.execute(f"{_SELECT} {where}", parameters).fetchall()
     except UnicodeDecodeError:  # text that is not UTF-8: find out in which rows
-        rows = connection.execute(f"{_SELECT_BYTES} {where}", parameters).fetchall()
-    return [_decode(row) for row in rows]
+        return connection.execute(f"{_SELECT_BYTES} {where}", parameters).fetchall()
 
 
 def _decode(row: tuple[Any, ...]) -> TokenRow:
@@ -379,7 +406,7 @@ def _decode(row: tuple[Any, ...]) -> TokenRow:
         columns["scopes"] = parse_json(columns["scopes"])
     except (ValueError, RecursionError):
         shown = {name: _shown(value) for name, value in columns.items()}
-        return unreadable(shown | {"id": row_id.decode(errors=_ID_ERRORS) if isinstance(row_id, bytes) else row_id})
+        return unreadable(shown | {"id": _id_of(row_id)})
     columns["is_active"] = None if columns["is_active"] is None else bool(columns["is_active"])
     return decode_or_report(columns)
 

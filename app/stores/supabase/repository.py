@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -25,6 +24,7 @@ from app.stores.rows import (
     COLUMNS,
     changed_columns,
     decode_or_report,
+    due_page,
     from_columns,
     refresh_claim,
     refresh_settlement,
@@ -42,6 +42,7 @@ from app.stores.supabase.postgrest import (
     require_postgrest_answer,
 )
 from app.tokens.census import CensusRow
+from app.tokens.due_tokens import DueBy, DuePage, DuePosition, DueTokens
 from app.tokens.models import Deletions, Rewrap, StoredToken, TokenFilter, TokenId, TokenRow
 from app.tokens.repository import MAXIMUM_LISTED
 
@@ -203,17 +204,23 @@ class SupabaseRepository:
         settlement = refresh_settlement(claimed, after)
         return bool(await self._call("token_vault_settle_refresh", {"settlement": settlement}))
 
-    async def due_for_refresh(
-        self, provider: str, *, before: datetime, now: datetime, after: str | None, limit: int
-    ) -> list[TokenRow]:
-        query = self._select().eq("provider", provider).lt("expires_at", to_text(before)).neq("refresh_token", "")
-        query = query.or_("is_active.is.null,is_active.is.true")
-        query = query.or_(f"refresh_retry_at.is.null,refresh_retry_at.lte.{to_text(now)}")
+    async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
+        column, now = due.by.column, to_text(due.now)
+        query = self._select().eq("provider", due.provider).lt(column, to_text(due.before))
+        # the condition of the indexes in migration 0005
+        query = query.neq("refresh_token", "").or_("is_active.is.null,is_active.is.true")
         query = query.not_.is_("encryption_scheme", "null")
+        query = query.gt("refresh_attempts", 0) if due.failed else query.eq("refresh_attempts", 0)
+        query = query.or_(f"refresh_retry_at.is.null,refresh_retry_at.lte.{now}")
+        query = query.or_(f"refresh_leased_until.is.null,refresh_leased_until.lt.{now}")
+        if due.by is DueBy.UNKNOWN_EXPIRY:
+            query = query.is_("expires_at", "null")
         if after is not None:
-            query = query.gt("id", after)
-        rows, _ = await execute(query.order("id").limit(limit))
-        return list(map(decode_or_report, rows))
+            # raw filter text, made only of a time and an id that the database wrote
+            time, row_id = f'"{after.time}"', UUID(after.row_id)
+            query = query.gte(column, after.time).or_(f"{column}.gt.{time},and({column}.eq.{time},id.gt.{row_id})")
+        rows, _ = await execute(query.order(column).order("id").limit(limit))
+        return due_page(rows, due.by)
 
     async def access_findings(self) -> list[AccessFinding]:
         """Return what in the database lets other roles than the vault's reach the rows; empty if nothing does."""

@@ -104,6 +104,7 @@ class OAuthStandIn:
         self.exchanges = 0
         self.connections = 0
         self.revoked: list[str] = []
+        self.answers_for: dict[str, Answer] = {}  # by refresh token, before any script
         self.requests: list[ReceivedRequest] = []
         self._tls = tls
         self._port = free_port()
@@ -307,6 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         request = self._received()
         stand_in.requests.append(request)
+        answer = stand_in.answers_for.get(str(request.parameters.get("refresh_token")), answer)
         status = 200
         body: dict[str, Any] = {}
         if answer is None or (answer.commits and not answer.late):
