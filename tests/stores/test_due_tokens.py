@@ -15,7 +15,8 @@ HOUR = timedelta(hours=1)
 
 
 def _due(by: DueBy, **changes: Any) -> DueTokens:
-    return DueTokens(**{"provider": "canvas", "by": by, "before": NOW, "now": datetime.now(UTC)} | changes)
+    columns: dict[str, Any] = {"provider": "canvas", "by": by, "before": NOW, "now": datetime.now(UTC)}
+    return DueTokens(**(columns | changes))
 
 
 async def _all(tokens: TokenRepository, due: DueTokens, *, limit: int = 2) -> list[str]:
