@@ -6,8 +6,7 @@ Both are dependencies of the routes: a middleware that matches paths can be bypa
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -29,8 +28,7 @@ ON_BEHALF_OF_HEADER = "X-On-Behalf-Of"
 _ON_BEHALF_OF_NAME = ON_BEHALF_OF_HEADER.lower().encode()
 
 
-@dataclass(frozen=True, slots=True)
-class AuthenticatedCaller:
+class AuthenticatedCaller(NamedTuple):
     """A caller and its service key. Each `require_…` raises `Forbidden` unless the key permits it."""
 
     key: ServiceKey
@@ -132,7 +130,7 @@ async def acting_for_user(request: Request, authenticated: AuthenticatedCaller, 
     verifier: UserJwtVerifier | None = request.state.user_jwts
     if verifier is None:
         raise refusal(JwtRefusal.NOT_CONFIGURED)
-    request.state.caller = replace(authenticated.caller, on_behalf_of=await verifier.user_of(jwt))
+    request.state.caller = authenticated.caller._replace(on_behalf_of=await verifier.user_of(jwt))
     return AuthenticatedCaller(authenticated.key, request.state.caller)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Path, Request
 from starlette.datastructures import QueryParams
@@ -35,8 +34,7 @@ Vault = Annotated[TokenVault, Depends(_vault)]
 Events = Annotated[TokenEvents, Depends(_events)]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCall:
+class TokenCall(NamedTuple):
     """An authorised call on one token."""
 
     authenticated: AuthenticatedCaller

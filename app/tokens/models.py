@@ -265,8 +265,7 @@ class StoreResult:
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The calling service, as audit events name it. Scripts and sweeps have only a `service`.
 
     `key_fingerprint` names the service key, `address` is the network address, `purpose` the reason the caller gave,
