@@ -183,12 +183,13 @@ async def _on_vault_error(request: Request, error: errors.VaultError) -> Respons
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Answer for the router, for an unknown path or method. Starlette's own text is not passed on."""
-    code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    status = int(error.status_code)  # the log shows no `HTTPStatus`
+    code = {404: "route_not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
     note_failure(code, None)
-    detail = HTTPStatus(error.status_code).phrase
-    problem = _document(code, error.status_code, detail, request.state.request_id, retryable=False)
-    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    return JSONResponse(problem, error.status_code, headers, media_type=MEDIA_TYPE)
+    detail = HTTPStatus(status).phrase
+    problem = _document(code, status, detail, request.state.request_id, retryable=False)
+    headers = {"Allow": _allowed(request)} if status == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return JSONResponse(problem, status, headers, media_type=MEDIA_TYPE)
 
 
 # of the router: every error of a route becomes a problem document

@@ -123,6 +123,12 @@ def test_neither_a_raw_path_nor_a_query_string_is_logged(service: Service) -> No
     assert "user_id" not in lines[1], "it is not a UUID"
 
 
+def test_an_unknown_method_is_logged_with_its_status(service: Service) -> None:
+    with service.logged() as lines, service.client() as client:
+        client.post(CANVAS)
+    assert [(line["status"], line["outcome"]) for line in lines] == [(405, "method_not_allowed")]
+
+
 def test_no_secret_is_logged_at_debug_level_while_the_store_fails(
     supabase: SupabaseStack, supabase_service: tuple[Service, SupabaseStore]
 ) -> None:
