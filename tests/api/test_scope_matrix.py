@@ -82,7 +82,8 @@ MATRIX: dict[tuple[str, str], list[Row]] = {
     ("GET", "/v1/encryption"): [Row(Scope.ADMIN, 200)],
 }
 OF_ALL_USERS = {"/v1/encryption", "/v1/tokens"}
-OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
+DOCS = {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/docs/style.css")}
+OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), *DOCS}
 ELSEWHERE = {("POST", "/oauth/token")}  # tests/api/test_token_endpoint.py
 EVERY = frozenset(Scope)
 OWN_JWT = {"on behalf of, with the user's JWT", "every scope, with the user's JWT"}
