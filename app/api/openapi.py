@@ -268,5 +268,6 @@ def _problem(kinds: list[type[errors.VaultError]]) -> dict[str, Any]:
 def _example(kind: type[errors.VaultError]) -> dict[str, Any]:
     error = kind((kind.__doc__ or "").strip().partition("\n")[0])
     if isinstance(error, errors.InvalidRequest):
-        error = errors.InvalidRequest("access_token is required", problems=(("access_token", "is required"),))
+        # of a header that every authenticated route reads
+        error = errors.InvalidRequest.of_field(PURPOSE_HEADER.lower(), f"{PURPOSE_HEADER} must match {PURPOSE_PATTERN}")
     return problem_of(error, EXAMPLE_REQUEST_ID)

@@ -30,6 +30,7 @@ OPERATIONS = {
     "rotate_token": "rotate",
     "rewrap_token": "rewrap",
     "list_user_tokens": "list_for_user",
+    "list_all_tokens": "list_page",
     "erase_user": "erase_user",
     "batch_get_tokens": "batch_get",
     "encryption_status": "encryption_status",

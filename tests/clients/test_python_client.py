@@ -118,6 +118,19 @@ def test_erasing_a_user_counts_the_tokens(vault: VaultClient, user: str) -> None
     assert vault.list_for_user(user).tokens == ()
 
 
+def test_all_tokens_are_listed_page_by_page(vault: VaultClient, user: str) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=2)
+    for number in range(3):
+        vault.store(user, "notion", access_token="a", expires_in=3600, service_type=f"s{number}")
+    vault.store(user, "notion", access_token="a", expires_in=86_400)
+    first = vault.list_page(provider="notion", status="ok", expires_before=soon, limit=1)
+    assert len(first.tokens) == 1
+    assert vault.list_page(provider="notion", limit=1, cursor=first.next_cursor).tokens != first.tokens
+    found = list(vault.list_all(provider="notion", expires_before=soon))
+    mine = {one.service_type for one in found if isinstance(one, token_vault_client.Token) and one.user_id == user}
+    assert mine == {"s0", "s1", "s2"}
+
+
 def test_a_revocation_that_is_not_possible_is_in_the_receipt(vault: VaultClient, user: str) -> None:
     vault.store(user, "google", access_token="a")
     receipt = vault.delete(user, "google", revoke="true")

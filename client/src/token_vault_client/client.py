@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
@@ -18,7 +19,7 @@ import httpx
 from token_vault_client import operations
 from token_vault_client.cache import TokenCache
 from token_vault_client.errors import InternalError, UnexpectedAnswer, Unreachable, VaultError, error_of
-from token_vault_client.models import RevealedToken
+from token_vault_client.models import RevealedToken, Token, UnreadableToken
 from token_vault_client.operations import Call
 from token_vault_client.retries import NOT_SENT, NOTHING_DONE, RetryPolicy
 
@@ -161,11 +162,24 @@ class VaultClient(_Client):
     rewrap = _method(operations.rewrap)
     delete = _method(operations.delete)
     list_for_user = _method(operations.list_for_user)
+    list_page = _method(operations.list_page)
     erase_user = _method(operations.erase_user)
     batch_get = _method(operations.batch_get)
     exchange_token = _method(operations.exchange_token)
     encryption_status = _method(operations.encryption_status)
     readiness = _method(operations.readiness)
+
+    def list_all(
+        self, *, provider: str | None = None, status: str | None = None, expires_before: datetime | None = None
+    ) -> Iterator[Token | UnreadableToken]:
+        """Yield the tokens of all users that match, without secrets, page after page."""
+        cursor = None
+        while True:
+            page = self.list_page(provider=provider, status=status, expires_before=expires_before, cursor=cursor)
+            yield from page.tokens
+            yield from page.unreadable
+            if (cursor := page.next_cursor) is None:
+                return
 
     def call(self, call: Call[T]) -> T:
         """Send one call of `token_vault_client.operations`, and repeat it where that is safe."""
@@ -222,11 +236,26 @@ class AsyncVaultClient(_Client):
     rewrap = _async_method(operations.rewrap)
     delete = _async_method(operations.delete)
     list_for_user = _async_method(operations.list_for_user)
+    list_page = _async_method(operations.list_page)
     erase_user = _async_method(operations.erase_user)
     batch_get = _async_method(operations.batch_get)
     exchange_token = _async_method(operations.exchange_token)
     encryption_status = _async_method(operations.encryption_status)
     readiness = _async_method(operations.readiness)
+
+    async def list_all(
+        self, *, provider: str | None = None, status: str | None = None, expires_before: datetime | None = None
+    ) -> AsyncIterator[Token | UnreadableToken]:
+        """Yield the tokens of all users that match, without secrets, page after page."""
+        cursor = None
+        while True:
+            page = await self.list_page(provider=provider, status=status, expires_before=expires_before, cursor=cursor)
+            for token in page.tokens:
+                yield token
+            for row in page.unreadable:
+                yield row
+            if (cursor := page.next_cursor) is None:
+                return
 
     async def call(self, call: Call[T]) -> T:
         """Send one call of `token_vault_client.operations`, and repeat it where that is safe."""

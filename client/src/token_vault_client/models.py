@@ -86,8 +86,11 @@ class UnreadableToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenList:
+    """Tokens without secrets; of a page, also the cursor of the next one, which the last page does not have."""
+
     tokens: tuple[Token, ...]
     unreadable: tuple[UnreadableToken, ...] = ()
+    next_cursor: str | None = None
 
     @classmethod
     def parse(cls, answer: Json) -> Self:
@@ -101,6 +104,7 @@ class TokenList:
                 )
                 for one in answer.get("unreadable") or ()
             ),
+            answer.get("next_cursor"),
         )
 
 

@@ -292,6 +292,22 @@ def list_for_user(user_id: str) -> Call[TokenList]:
     return Call(method="GET", path=_user_path(user_id), parse=TokenList.parse, repeatable=True)
 
 
+def list_page(
+    *,
+    provider: str | None = None,
+    status: str | None = None,
+    expires_before: datetime | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+) -> Call[TokenList]:
+    """List one page of the tokens of all users, without secrets; `list_all` goes through all pages."""
+    given = {"provider": provider, "status": status, "expires_before": _time(expires_before), "cursor": cursor}
+    query = {name: value for name, value in given.items() if value is not None}
+    if limit is not None:
+        query["limit"] = str(limit)
+    return Call(method="GET", path="/v1/tokens", query=query, parse=TokenList.parse, repeatable=True)
+
+
 def erase_user(user_id: str, *, revoke: Revoke | None = None) -> Call[Erased]:
     """Delete all tokens of the user; with `revoke`, revoke each at its provider first."""
     return Call(

@@ -1461,7 +1461,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `token_inactive` */
+            /** @description `token_inactive`, `token_referenced` */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2376,7 +2376,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `token_inactive` */
+            /** @description `token_inactive`, `token_referenced` */
             409: {
                 headers: {
                     [name: string]: unknown;

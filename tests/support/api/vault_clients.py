@@ -51,6 +51,12 @@ class Blocking:
     def for_purpose(self, purpose: str) -> Blocking:
         return Blocking(self._client.for_purpose(purpose), self._runner)
 
+    def list_all(self, **options: Any) -> list[Any]:
+        async def collected() -> list[Any]:
+            return [one async for one in self._client.list_all(**options)]
+
+        return self._runner.run(collected())
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
 
