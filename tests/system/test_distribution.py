@@ -64,11 +64,11 @@ def _files(wheel: Path) -> dict[str, int]:
         return {one.filename: one.CRC for one in files.infolist() if not one.filename.endswith("RECORD")}
 
 
-def test_a_wheel_has_every_module_migration_and_the_licence(distributions: Distributions) -> None:
+def test_a_wheel_has_every_file_of_the_app_and_the_licence(distributions: Distributions) -> None:
     expected = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "py.typed", "migrations/*.sql")
-        for path in (ROOT / "app").rglob(pattern)
+        for path in (ROOT / "app").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     expected |= {f"app/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")}
     metadata = f"pulseplan_token_vault-{PROJECT['version']}.dist-info"
