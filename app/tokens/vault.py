@@ -22,7 +22,7 @@ from app.single_flight import AsyncSingleFlight, SharedCall
 from app.tokens import transitions
 from app.tokens.census import Census, CensusRow
 from app.tokens.cipher import Binding, SealedSecrets, TokenCipher
-from app.tokens.deletion import Erasure, KeptToken, delete_row, outlast
+from app.tokens.deletion import Erasure, KeptToken, delete_row, listed_for_erasure, outlast
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.freshness import Refresher
 from app.tokens.legacy_rows import require_own_secrets
@@ -262,7 +262,11 @@ class TokenVault:
             deleted, kept, stuck = 0, dict[str, KeptToken](), set[tuple[str, int]]()
             # in rounds of as many rows as the store lists, so that a user with more is erased too
             # each at its version: a statement that arrives late deletes no token that was stored after it
-            while tokens := [row for row in await self._tokens.list_for_user(user_id) if row.id not in kept]:
+            while tokens := [
+                row
+                for row in await listed_for_erasure(self._tokens, user_id, none_expected=deleted > 0)
+                if row.id not in kept
+            ]:
                 found = {(token.id, token.version) for token in tokens}
                 if found == stuck:
                     raise StoreMisconfigured("the store keeps rows of this user that it was asked to delete")
