@@ -186,7 +186,11 @@ async def test_a_stopped_process_leaves_what_the_table_says(
             release.set()
             process.resume()
             answer = await asyncio.to_thread(process.end)
-        assert await replica.row() == after, "the stopped process undoes nothing"
+        row = await replica.row()
+        if said == "lost":  # the spent refresh token gives way to its successor, which does not mend the token
+            assert (row.status, row.status_reason) == (after.status, after.status_reason)
+        else:
+            assert row == after, "the stopped process undoes nothing"
         gives_up = moment.name == BEFORE_5
         if said == "lost":
             assert answer == "token_inactive"
