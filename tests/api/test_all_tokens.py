@@ -157,7 +157,14 @@ def test_a_list_leaves_an_event_without_a_user(client: httpx.Client, service: Se
     assert (line["operation"], line["outcome"], line.get("user_id")) == ("list", "success", None)
 
 
-@pytest.mark.parametrize("row_id", [str(uuid4()), "A" * 36, "x", "é", "\udcff\udcfe", str(uuid4()).upper(), "a" * 200])
+@pytest.mark.parametrize(
+    "row_id",
+    [
+        *("bb6e3371-2c59-45c0-948f-b4be9dd8d560", "7DED0E7F-BD46-41B3-9146-D3DB278CCA2B"),
+        *("A" * 36, "x", "é", "\udcff\udcfe", "a" * 200),
+    ],
+    ids=ascii,
+)
 def test_a_cursor_names_exactly_its_row(row_id: str) -> None:
     cursor = cursor_after(row_id)
     assert row_id_of(cursor) == row_id

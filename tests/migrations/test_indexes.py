@@ -67,7 +67,18 @@ def _require_index(database: Database, index: str, sql: str, arguments: Sequence
         ),
         (TokenFilter(providers=frozenset({"canvas"}), status=TokenStatus.REVOKED), "oauth_tokens_status_id_idx"),
     ],
-    ids=str,
+    ids=[
+        "all",
+        "two providers",
+        "soon",
+        "ever",
+        "one provider soon",
+        "ok",
+        "needs_reauth",
+        "revoked",
+        "error",
+        "one provider revoked",
+    ],
 )
 def test_a_page_is_read_by_an_index(filled: Database, wanted: TokenFilter, index: str) -> None:
     sql, arguments = statements.find(wanted, after=AFTER)
