@@ -297,6 +297,8 @@ class _Answer(RequestResponseCycle):
     """
 
     async def send(self, message: Any) -> None:  # noqa: ANN401  ASGI's
+        if self.disconnected:
+            return
         if not self.response_started:
             await self._send_head(message)
             return
@@ -321,8 +323,6 @@ class _Answer(RequestResponseCycle):
         unusual = b"connection" in names or b"transfer-encoding" in names
         if len(lengths) != 1 or unusual or self.scope["method"] == "HEAD" or self.flow.write_paused:
             await super().send(message)
-            return
-        if self.disconnected:
             return
         if HEADER_RE.search(names) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
             raise RuntimeError("a header of the answer has forbidden characters")

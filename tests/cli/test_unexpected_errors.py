@@ -29,6 +29,7 @@ CALLED: Final = {
     ("kms", "setup"): "boto3.Session",
     ("kms", "cost", "--users", "1", "--operations-per-user", "1"): _PRINTS,
     ("encryption", "status"): _LOOPS,
+    ("refresh",): _LOOPS,
     ("rewrap",): _LOOPS,
     ("migrate",): _LOOPS,
     ("migrate", "status"): _LOOPS,

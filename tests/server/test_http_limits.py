@@ -292,6 +292,20 @@ async def test_a_large_answer_that_is_read_leaves_the_connection_alive() -> None
         writer.close()
 
 
+async def test_an_answer_to_a_caller_that_has_left_is_dropped_quietly() -> None:
+    async with echo_vault() as vault:
+        vault.may_answer.clear()
+        _, writer = await vault.connect()
+        writer.write(SMALL)
+        await until(lambda: len(vault.requests) == 1)
+        [request] = vault.requests
+        writer.transport.abort()
+        await until(lambda: not vault.protocols)
+        vault.may_answer.set()
+        await until(request.done)
+    assert vault.failures == []
+
+
 async def test_no_limit_of_time_ends_a_request_that_was_received_whole() -> None:
     limits = replace(LIMITS, head_seconds=0.1, body_seconds=0.1, idle_seconds=0.1, unread_seconds=0.1)
     async with echo_vault(limits) as vault:

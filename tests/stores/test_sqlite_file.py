@@ -13,7 +13,7 @@ from app.stores.sqlite.repository import SqliteRepository
 from app.tokens.models import TokenId
 from tests.support.audit.trails import file_size_limit
 from tests.support.stores.stores import SqliteStore, sqlite_connection, token
-from tests.support.waiting import once_available
+from tests.support.waiting import eventually_async, once_available
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 
@@ -90,10 +90,26 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         SqliteRepository(path=path)
 
 
+async def _empty_log(path: Path) -> None:
+    """Empty the write-ahead log, so that the next write appends to what it begins and cannot begin it again."""
+    connection = sqlite_connection(path)
+
+    def is_empty() -> bool:
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        return path.with_name("vault.db-wal").stat().st_size == 0
+
+    await eventually_async(is_empty)
+    connection.close()
+
+
 async def test_a_full_disk_fails_the_check_and_space_mends_it(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for the disk: tests/failures/test_sqlite.py fills a file system."""
     path = tmp_path / "vault.db"
     async with SqliteStore(path).open() as tokens:
+        await _empty_log(path)
         await tokens.insert(token(TokenId(USER, "first")))
         with file_size_limit(path.with_name("vault.db-wal").stat().st_size):
             await tokens.check()  # no write has failed yet, and the disk has space
@@ -111,6 +127,7 @@ async def test_a_disk_too_full_for_a_token_fails_the_check(tmp_path: Path) -> No
     path = tmp_path / "vault.db"
     large = token(TokenId(USER, "large"), access_ciphertext="x" * 60_000)
     async with SqliteStore(path).open() as tokens:
+        await _empty_log(path)
         await tokens.insert(token(TokenId(USER, "first")))
         with file_size_limit(path.with_name("vault.db-wal").stat().st_size + 30_000):
             with pytest.raises(StoreUnavailable):

@@ -43,7 +43,8 @@ class EchoVault:
     """Echoes each request as the application saw it. `requests` are the tasks of those that have not ended.
 
     `/large` answers with 8 MB at once, `/huge` with 60 MB at once, `/pieces` with 100 MB in pieces. Answers wait until
-    `may_answer` is set. With `reads=False` the application answers without reading the body.
+    `may_answer` is set. With `reads=False` the application answers without reading the body. `failures` are what `send`
+    has raised.
     """
 
     port: int
@@ -52,6 +53,7 @@ class EchoVault:
     metrics: VaultMetrics
     reads: bool
     seen: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def application(
@@ -70,11 +72,15 @@ class EchoVault:
         await self.may_answer.wait()
         answer = b"." * _AT_ONCE[scope["path"]] if scope["path"] in _AT_ONCE else json.dumps(request).encode()
         length = [] if scope["path"] == "/pieces" else [(b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 200, "headers": length})
-        if scope["path"] == "/pieces":
-            for _ in range(1000):
-                await send({"type": "http.response.body", "body": b"." * 100_000, "more_body": True})
-        await send({"type": "http.response.body", "body": answer})
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": length})
+            if scope["path"] == "/pieces":
+                for _ in range(1000):
+                    await send({"type": "http.response.body", "body": b"." * 100_000, "more_body": True})
+            await send({"type": "http.response.body", "body": answer})
+        except Exception as error:
+            self.failures.append(error)
+            raise
 
     def refused(self) -> dict[str, float]:
         """Return the number of refusals by reason."""
