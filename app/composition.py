@@ -322,11 +322,14 @@ class Providers:
         rounds = self.rounds(tokens=tokens, refresher=refresher, caller=Caller(BACKGROUND_SERVICE))
         return BackgroundRefresh(rounds=rounds, interval_seconds=settings.refresh_interval_seconds)
 
-    def exchange(self, *, vault: TokenVault, cipher: TokenCipher, events: TokenEvents) -> CodeExchange:
+    def exchange(
+        self, *, vault: TokenVault, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents
+    ) -> CodeExchange:
         from app.refresh.exchange import CodeExchange  # noqa: PLC0415  imports aiohttp
 
         return CodeExchange(
             vault=vault,
+            tokens=tokens,
             cipher=cipher,
             events=events,
             providers=self.registry,

@@ -243,7 +243,7 @@ async def _refreshing(
         recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
         refresher = providers.refresher(tokens=repository, cipher=cipher, events=events, recovery=recovery)
         vault = build(refresher=refresher)
-        exchange = providers.exchange(vault=vault, cipher=cipher, events=events)
+        exchange = providers.exchange(vault=vault, tokens=repository, cipher=cipher, events=events)
         background = providers.background(tokens=repository, refresher=refresher, settings=settings)
         if settings.refresh_interval_seconds > 0:
             background.start()

@@ -19,6 +19,7 @@ from app.tokens.cipher import Binding, TokenCipher
 from app.tokens.events import Operation, TokenEvents
 from app.tokens.models import Caller, StoreResult, TokenId, TokenInput
 from app.tokens.recorded_operation import RecordedOperation
+from app.tokens.repository import TokenRepository, find_token
 from app.tokens.transitions import checked_metadata
 from app.tokens.vault import TokenVault
 
@@ -35,6 +36,7 @@ class CodeExchange:
         self,
         *,
         vault: TokenVault,
+        tokens: TokenRepository,
         cipher: TokenCipher,
         events: TokenEvents,
         providers: ProviderRegistry,
@@ -43,6 +45,7 @@ class CodeExchange:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._vault = vault
+        self._tokens = tokens
         self._cipher = cipher
         self._events = events
         self._providers = providers
@@ -82,8 +85,10 @@ class CodeExchange:
             raise InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
         operation = RecordedOperation(self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, None)
         async with operation:
-            # before the code is spent: what a store would refuse, and a key, which storing the tokens finds in memory
+            # before the code is spent: what a store would refuse, that the store answers, and a key, which storing the
+            # tokens finds in memory
             checked_metadata(given.metadata)
+            await find_token(self._tokens, token_id)
             await self._cipher.reserve(Binding(token_id, given.base_url))
             await operation.announce()
             asked_at = self._now()

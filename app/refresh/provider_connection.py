@@ -29,6 +29,7 @@ CONNECT_SECONDS: Final = 2.0
 TOTAL_SECONDS: Final = 10.0
 MAXIMUM_ANSWER_BYTES: Final = 64 * 1024
 MAXIMUM_CONNECTIONS: Final = 256
+_CONNECTIONS_TO_HOST: Final = 64  # a provider that hangs leaves the others theirs
 _UNKNOWN_HOST: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pulseplan-token-vault"}
 
@@ -157,6 +158,7 @@ class ProviderConnections:
                 resolver=self._resolver,
                 socket_factory=None if allow_insecure else public_socket,
                 limit=MAXIMUM_CONNECTIONS,
+                limit_per_host=_CONNECTIONS_TO_HOST,
                 force_close=True,
             )
             session = aiohttp.ClientSession(

@@ -54,7 +54,8 @@ _FIRST_WRITE_PAUSE_SECONDS: Final = 0.05
 _LONGEST_WRITE_PAUSE_SECONDS: Final = 1.0
 _FAILURE_WRITES: Final = 3
 _FIRST_RETRY_SECONDS: Final = 10.0
-_LONGEST_RETRY_SECONDS: Final = 3_600.0
+_LONGEST_RETRY_SECONDS: Final = 300.0  # after an outage, a token waits for no longer
+_LONGEST_RETRY_AFTER_SECONDS: Final = 3_600
 _DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
@@ -373,5 +374,5 @@ def _is_same_token(row: StoredToken, token: StoredToken) -> bool:
 
 def _later(detail: str, seconds: float) -> ProviderUnavailable:
     error = ProviderUnavailable(detail, sent=False)
-    error.retry_after_seconds = max(1, min(int(seconds) + 1, int(_LONGEST_RETRY_SECONDS)))
+    error.retry_after_seconds = max(1, min(int(seconds) + 1, _LONGEST_RETRY_AFTER_SECONDS))
     return error

@@ -23,7 +23,7 @@ from app.refresh.registry import ProviderRegistry
 from app.refresh.request_rate import RequestRate
 from app.tokens.due_tokens import DueBy, DueTokens
 from app.tokens.freshness import NotRefreshableError, freshness_of
-from app.tokens.models import Caller, RefreshState, StoredToken
+from app.tokens.models import Caller, RefreshState, StoredToken, TokenStatus
 from app.tokens.repository import TokenRepository
 
 PAGE_ROWS: Final = 200
@@ -89,7 +89,7 @@ class RefreshRounds:
     Of the tokens with an expiry the first to expire come first, within `page_rows`; within those each replica has an
     order of its own, so that replicas divide them. All names of one entry of the registry share its rate and at most
     `CONCURRENT` requests at once, and tokens whose last refresh failed have `CONCURRENT_FAILED` of their own: tokens
-    that always fail delay no others.
+    that always fail delay no others. A round looks at what was due when it began, and takes no token twice.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class RefreshRounds:
                 await asyncio.wait(set(running))
 
     async def _due(self, name: str, plan: RoundPlan) -> AsyncGenerator[tuple[OAuthProvider, StoredToken]]:
+        now = self._now()  # of the whole round: with a later one, what it has refreshed could be due again
         for by in DueBy:
             position = None
             while (provider := self._providers.find(name)) is not None:
-                now = self._now()
                 before = _before(provider, by, plan, now)
                 if before is None:
                     break
@@ -180,8 +180,10 @@ class RefreshRounds:
             if same and asyncio.get_running_loop().time() < skipped.until:
                 return False
             del self._skipped[token.id]
+        if token.status is not TokenStatus.OK:
+            return False
         interval = timedelta(seconds=provider.minimum_interval_seconds)
-        if token.last_refreshed is not None and now - token.last_refreshed < interval:
+        if token.last_refreshed is not None and token.last_refreshed > now - interval:  # perhaps by this round
             return False
         lives = freshness_of(
             token, provider, min_ttl_seconds=plan.min_ttl_seconds, now=now + plan.lead_of(provider)

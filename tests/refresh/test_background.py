@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.refresh.registry import ProviderRegistry
-from app.refresh.rounds import CONCURRENT
+from app.refresh.rounds import CONCURRENT, RefreshRounds, RoundPlan, RoundReport
 from app.tokens.freshness import NotRefreshableError
 from app.tokens.models import TokenId, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
@@ -199,3 +199,40 @@ async def test_names_of_one_entry_share_its_rate(tmp_path: Path, provider: OAuth
         before = time.monotonic()
         assert await background_of(replica, registry).run_once() == 10
         assert time.monotonic() - before >= 9 / 20
+
+
+async def test_a_round_refreshes_no_token_twice(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    """The new tokens live for an hour, which is less than the round looks ahead."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        for number in range(6):
+            await replica.store(
+                token_id=TokenId(USER, "acme", f"s{number}"),
+                refresh_token=provider.seed(),
+                expires_at=replica.clock() + timedelta(minutes=number),
+            )
+        rounds = RefreshRounds(
+            tokens=tokens,
+            refresher=replica.refresher,
+            providers=registry,
+            caller=CALLER,
+            page_rows=2,
+            now=replica.clock,
+        )
+        report = RoundReport()
+        await asyncio.wait_for(rounds.run("acme", RoundPlan(lead_seconds=7_200), report), timeout=60)
+    assert (report.refreshed, provider.refreshes) == (6, 6)
+
+
+async def test_a_token_whose_status_is_not_ok_is_left_alone(
+    store: Store, tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """PulsePlan's code may set a status without `is_active`."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry())])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        soon = replica.clock() + timedelta(minutes=2)
+        row = await replica.store(refresh_token=provider.seed(), expires_at=soon)
+        store.update_raw(row.id, metadata={"status": "needs_reauth"})
+        replica.clock.passed += timedelta(minutes=1)
+        assert await background_of(replica, registry).run_once() == 0
+        assert provider.requests == []

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import AuditUnavailable, KeyDenied, KeyUnavailable, StoreUnavailable, VaultError
+from app.refresh.authorization import Authorization
 from app.refresh.lease import lease_clock
 from app.refresh.refresher import TAKEOVER_SECONDS
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
-from tests.support.refresh import Replica, replicas
+from tests.support.refresh import CALLER, HERE, Replica, replicas
 from tests.support.sizes import SOAK
 from tests.support.stack.kms import Kms
 from tests.support.stack.kms_faults import Policy
@@ -149,3 +151,16 @@ async def _read_until(over: asyncio.Event, replica: Replica) -> int:
             failed += 1
         await asyncio.sleep(0.1)
     return failed
+
+
+async def test_no_code_is_spent_while_the_store_is_down(tmp_path: Path) -> None:
+    failures = Failures(down=True)
+    async with SqliteStore(tmp_path / "vault.db").open() as tokens:
+        with oauth_stand_in() as provider:
+            given = Authorization(code=SecretStr(provider.seed_code()), redirect_uri="https://api.example/cb")
+            async with replicas(failing(tokens, failures), provider) as [replica]:
+                with pytest.raises(StoreUnavailable):
+                    await replica.exchange.exchange(HERE, given, caller=CALLER)
+                assert provider.requests == []
+                failures.down = False
+                assert (await replica.exchange.exchange(HERE, given, caller=CALLER)).created

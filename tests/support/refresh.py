@@ -178,6 +178,7 @@ async def replicas(
             )
             replica.exchange = CodeExchange(
                 vault=replica.vault,
+                tokens=tokens,
                 cipher=cipher,
                 events=events,
                 providers=registry,
