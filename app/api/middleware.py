@@ -62,7 +62,7 @@ class RequestContext:
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])
                 message["headers"] = [*message["headers"], *common_headers]  # no route sets any of these itself
             elif not message.get("more_body") and not has_ended:
                 end()  # before the last byte, so the line is queued when the caller has the answer

@@ -326,7 +326,7 @@ class TokenRefresher:
                 except StoreError as error:
                     if unwritten.is_new():
                         _log.error("refresh_unwritten", provider=provider.name, reason=error.detail)
-                with suppress(StoreError, KeyUnavailable):
+                with suppress(StoreError, KeyUnavailable, RefreshInProgress):
                     row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
                     if not isinstance(row, StoredToken):
                         return False
@@ -345,7 +345,11 @@ class TokenRefresher:
         """
         for attempt in range(_FAILURE_WRITES):
             try:
-                return await self._tokens.settle_refresh(claimed, after) or attempt > 0
+                if await self._tokens.settle_refresh(claimed, after):
+                    return True
+                row = (await self._tokens.read_back([claimed.id])).get(claimed.id) if attempt else None
+                # an earlier attempt, whose answer was lost, may have written it
+                return isinstance(row, StoredToken) and row.refresh_state == after.refresh_state
             except StoreError:
                 await asyncio.sleep(_FIRST_WRITE_PAUSE_SECONDS * 2**attempt)
         return True

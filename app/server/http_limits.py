@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # `serve` imports this module before it has set prometheus-cl
     from app.observability.metrics.requests import WireMetrics
 
 _SLICE_BYTES: Final = 4096
+_BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 _PIECE_BYTES: Final = 64 * 1024  # of an answer, written at once
 _WRITE_BUFFER_BYTES: Final = 16 * 1024  # of one connection, that may be unread without its place being held
 _RESERVED_DESCRIPTORS: Final = 200  # for the store, KMS, the audit trail, the key file and uvicorn itself
@@ -176,10 +177,14 @@ class LimitedHttp(HttpToolsProtocol):
     def _begin_request(self) -> None:
         """Complete the ASGI scope and run the application, or queue the request behind the one in progress.
 
-        As uvicorn does it, for an application at the root and without WebSockets. Raises if the target has no path:
-        CONNECT, or an absolute form without one.
+        As uvicorn does it, for an application at the root and without WebSockets. Raises if the target has no path
+        (CONNECT, or an absolute form without one), and if a request to upgrade has a body: the parser would take that
+        body for the next request.
         """
         scope, parser, version = self.scope, self.parser, self.parser.get_http_version()
+        upgrades = parser.should_upgrade()
+        if upgrades and any(name in _BODY_HEADERS for name, _ in self.headers):
+            raise ValueError("a request to upgrade the connection has a body")
         target = httptools.parse_url(self.url)
         path = target.path.decode("ascii")
         scope["http_version"] = version
@@ -198,7 +203,7 @@ class LimitedHttp(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            keep_alive=version != "1.0" and parser.should_keep_alive() and not upgrades,
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:

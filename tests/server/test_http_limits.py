@@ -306,6 +306,22 @@ async def test_an_answer_to_a_caller_that_has_left_is_dropped_quietly() -> None:
     assert vault.failures == []
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: %d\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n"])
+async def test_the_body_of_a_request_to_upgrade_is_no_request(length: bytes) -> None:
+    """The parser does not read such a body, which a proxy may pass on from another caller."""
+    inner = b"GET /smuggled HTTP/1.1\r\nHost: vault\r\n\r\n"
+    head = HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + length % len(inner)
+    async with echo_vault() as vault:
+        assert (await vault.answer_to(head, inner, pause=0.05)).startswith(b"HTTP/1.1 400 ")
+        assert vault.seen == []
+
+
+async def test_a_request_to_upgrade_without_a_body_is_answered_and_ends_the_connection() -> None:
+    async with echo_vault() as vault:
+        head = HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        assert len(echoes(await vault.answer_to(head + SMALL))) == 1
+
+
 async def test_no_limit_of_time_ends_a_request_that_was_received_whole() -> None:
     limits = replace(LIMITS, head_seconds=0.1, body_seconds=0.1, idle_seconds=0.1, unread_seconds=0.1)
     async with echo_vault(limits) as vault:
