@@ -48,12 +48,16 @@ class Refresher(Protocol):
 
 
 class Freshness(NamedTuple):
-    """How long a token must live, and whether it does. `expires_at` is `None` if nothing says when it expires."""
+    """How long a token must live, and whether it does. `expires_at` is `None` if nothing says when it expires.
+
+    With `waits_for_expiry` a token that does not live long enough is refreshed only once it has expired.
+    """
 
     refreshable: bool
     expires_at: datetime | None
     min_ttl: timedelta
     now: datetime
+    waits_for_expiry: bool = False
 
     @property
     def is_met(self) -> bool:
@@ -63,13 +67,19 @@ class Freshness(NamedTuple):
     def is_expired(self) -> bool:
         return self.expires_at is not None and self.expires_at <= self.now
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the token is to be refreshed."""
+        return self.refreshable and (self.is_expired if self.waits_for_expiry else not self.is_met)
+
 
 def freshness_of(
     token: StoredToken, policy: RefreshPolicy | None, *, min_ttl_seconds: int | None, now: datetime
 ) -> Freshness:
     """Return the freshness of a token for a caller that needs it for `min_ttl_seconds`, by default the margin.
 
-    No caller can ask for more than half of the lifetime that the provider gave, so a refreshed token is always fresh.
+    A token that is refreshed only once it has expired has no margin. No caller can ask for more than half of the
+    lifetime that the provider gave, so a refreshed token is always fresh.
     """
     if policy is None:
         min_ttl = timedelta(seconds=min_ttl_seconds) if min_ttl_seconds else _NO_TIME
@@ -78,9 +88,9 @@ def freshness_of(
     if expires_at is None and issued_at is not None:
         with suppress(OverflowError):  # a row may hold any time
             expires_at = issued_at + timedelta(seconds=policy.default_lifetime_seconds)
-    if policy.invalidates_old_access_token:
-        return Freshness(refreshable=True, expires_at=expires_at, min_ttl=_NO_TIME, now=now)
-    min_ttl = timedelta(seconds=policy.refresh_margin_seconds if min_ttl_seconds is None else min_ttl_seconds)
+    waits = policy.invalidates_old_access_token
+    margin_seconds = 0 if waits else policy.refresh_margin_seconds
+    min_ttl = timedelta(seconds=margin_seconds if min_ttl_seconds is None else min_ttl_seconds)
     if expires_at is not None and issued_at is not None:
         min_ttl = min(min_ttl, max(expires_at - issued_at, _NO_TIME) / 2)
-    return Freshness(refreshable=True, expires_at=expires_at, min_ttl=min_ttl, now=now)
+    return Freshness(refreshable=True, expires_at=expires_at, min_ttl=min_ttl, now=now, waits_for_expiry=waits)

@@ -161,8 +161,7 @@ class TokenReveals:
         freshness = self._freshness(token, options)
         if self._is_due(token, freshness, options):
             async with refreshing or nullcontext():
-                token = await self._refreshed(token, operation, options)
-            freshness = self._freshness(token, options)
+                token, freshness = await self._refreshed(token, operation, options)
         if options.include_refresh:
             secrets = await self._cipher.open(token)
         else:
@@ -171,27 +170,31 @@ class TokenReveals:
             token, secrets, operation, freshness, include_refresh=options.include_refresh, accept=accept
         )
 
-    async def _refreshed(self, token: StoredToken, operation: RecordedOperation, options: RevealOptions) -> StoredToken:
+    async def _refreshed(
+        self, token: StoredToken, operation: RecordedOperation, options: RevealOptions
+    ) -> tuple[StoredToken, Freshness]:
         """Refresh the token and return its new row; of a token that is still valid, return it if that fails."""
-        refresher = self._refresher
+        refresher, freshness = self._refresher, self._freshness(token, options)
         if refresher is None:
-            return token
+            return token, freshness
         until = (operation.until or self._deadline()) - _AFTER_REFRESH_SECONDS
         for _ in range(_ROUNDS):  # its row may become newer without a refresh
             try:
                 await refresher.refresh(token, caller=operation.caller, until=until)
             except NotRefreshableError:
                 _refuse_if_asked(options)
-                return token
+                return token, freshness_of(token, None, min_ttl_seconds=options.min_ttl_seconds, now=self._now())
             except VaultError as error:
                 usable = not isinstance(error, TokenInactive) and options.rejected_version is None
-                if not usable or self._freshness(token, options).is_expired:
+                freshness = self._freshness(token, options)
+                if not usable or freshness.is_expired:
                     raise
-                return token
+                return token, freshness
             token = _require_active(await find_token(self._tokens, token.token_id), operation)
-            if not self._is_due(token, self._freshness(token, options), options):
-                return token
-        return token
+            freshness = self._freshness(token, options)
+            if not self._is_due(token, freshness, options):
+                break
+        return token, freshness
 
     def _freshness(self, token: StoredToken, options: RevealOptions) -> Freshness:
         policy = None if self._refresher is None else self._refresher.policy_of(token)
@@ -204,7 +207,7 @@ class TokenReveals:
             return False
         if options.rejected_version is not None:
             return token.version == options.rejected_version
-        return options.min_ttl_seconds != 0 and not freshness.is_met
+        return options.min_ttl_seconds != 0 and freshness.is_due
 
     def _revealed(
         self,

@@ -12,6 +12,7 @@ from uuid import uuid4
 from app.errors import InvalidRequest
 from app.tokens.cipher import SealedSecrets
 from app.tokens.models import (
+    ANSWER_LOST,
     LAST_VERSION,
     NO_REFRESH,
     RESERVED_METADATA,
@@ -83,12 +84,14 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
     """Return the row with new secrets; values that are UNSET stay.
 
     `sealed.refresh` is `None` if the refresh token's ciphertext stays, or if there is no refresh token any more.
+    A refresh token that stays may still have a successor that the row does not hold.
     """
-    refresh_ciphertext = sealed.refresh.ciphertext if sealed.refresh else kept_refresh(current, given)
+    kept = kept_refresh(current, given)
+    answer_lost = kept is not None and current.refresh_state.may_have_successor
     return replace(
         current,
         access_ciphertext=sealed.access.ciphertext,
-        refresh_ciphertext=refresh_ciphertext,
+        refresh_ciphertext=sealed.refresh.ciphertext if sealed.refresh else kept,
         encryption_scheme=sealed.access.scheme,
         encryption_method=sealed.access.method,
         kms_key_id=sealed.access.key_id,
@@ -101,8 +104,8 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         version=current.version + 1,
         updated_at=now,
         last_refreshed=now,
-        refresh_token_expires_at=current.refresh_token_expires_at if kept_refresh(current, given) else None,
-        refresh_state=_released(current),
+        refresh_token_expires_at=current.refresh_token_expires_at if kept else None,
+        refresh_state=replace(_released(current), failure=ANSWER_LOST if answer_lost else None),
     )
 
 
@@ -177,6 +180,7 @@ def refresh_token_replaced(
         refresh_token_expires_at=expires_at,
         version=current.version + 1,
         updated_at=now,
+        refresh_state=_released(current),
     )
 
 

@@ -365,6 +365,10 @@ async def test_an_api_token_stored_twice_is_not_sent_anywhere(tokens: TokenRepos
         await replica.store(access_token="manual", refresh_token="manual")
         replica.clock.passed += 2 * HOUR
         assert await replica.reveal() == ("manual", False)
+        revealed = await replica.vault.reveal(HERE, caller=CALLER)
+        [of_batch] = await replica.vault.reveal_many([HERE], caller=CALLER, options=RevealOptions())
+        assert isinstance(of_batch, RevealedToken)
+        assert (revealed.refreshable, of_batch.refreshable) == (False, False)
         assert provider.requests == []
 
 
@@ -429,9 +433,13 @@ async def test_no_access_token_in_use_is_invalidated(tokens: TokenRepository, pr
     async with replicas(tokens, provider, invalidates_old_access_token=True) as [replica]:
         await replica.store(refresh_token=provider.seed())
         replica.clock.passed += SOON
-        assert await replica.reveal(min_ttl_seconds=600) == ("first", True)
+        assert await replica.reveal(min_ttl_seconds=60) == ("first", True)
+        assert await replica.reveal(min_ttl_seconds=600) == ("first", False)
+        assert await replica.reveal() == ("first", True), "there is no margin"
+        assert provider.requests == []
         replica.clock.passed += HOUR
-        assert (await replica.reveal())[0] != "first"
+        access, met = await replica.reveal(min_ttl_seconds=600)
+        assert (access != "first", met) == (True, True)
 
 
 async def test_a_batch_refreshes_the_tokens_that_are_due(tokens: TokenRepository, provider: OAuthStandIn) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 
 from app.errors import (
     AuditUnavailable,
@@ -29,7 +30,15 @@ from app.refresh.providers import Revocation, Rotation
 from app.refresh.registry import ProviderRegistry
 from app.security.context import SecretField
 from app.tokens.deletion import Receipt, RevocationOutcome
-from app.tokens.models import NO_PRECONDITION, Precondition, StoredToken, TokenId, TokenPatch, TokenStatus
+from app.tokens.models import (
+    NO_PRECONDITION,
+    Precondition,
+    StoredToken,
+    TokenId,
+    TokenInput,
+    TokenPatch,
+    TokenStatus,
+)
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.oidc import OidcServer
 from tests.support.oauth.providers import provider_of
@@ -267,6 +276,45 @@ async def test_the_tokens_of_a_lost_refresh_are_not_reported_revoked(
         assert (await settled(replica)).refresh_state.may_have_successor
         assert await _revoke(replica) == Receipt(UNKNOWN, UNKNOWN, deleted=True)
         assert len(provider.revoked) == 2
+
+
+@pytest.mark.parametrize("case", ["answer lost", "holder died"])
+async def test_a_rotation_that_keeps_a_spent_refresh_token_proves_no_revocation(
+    tokens: TokenRepository, provider: OAuthStandIn, case: str
+) -> None:
+    async with replicas(tokens, provider) as [replica]:
+        row = await replica.store(refresh_token=provider.seed(), expires_at=replica.clock() - HOUR)
+        if case == "answer lost":
+            provider.script(Answer(commits=True, cut="answer"))
+            with pytest.raises(ProviderUnavailable):
+                await replica.reveal()
+        else:
+            assert await tokens.claim_refresh(row, holder=str(uuid4()), lease_seconds=600)
+        given = TokenInput(access_token=SecretStr("rotated"), expires_at=replica.clock() + HOUR)
+        rotated = await replica.vault.rotate(HERE, given, caller=CALLER)
+        assert (rotated.refresh_state.holder, rotated.refresh_state.failure) == (None, "answer_lost")
+        with pytest.raises(RevocationUnsupported):
+            await _revoke(replica, required=True)
+        await replica.vault.rotate(HERE, replace(given, refresh_token=SecretStr(provider.seed())), caller=CALLER)
+        assert await _revoke(replica, required=True) == Receipt(REVOKED, REVOKED, deleted=True)
+
+
+async def test_the_successor_of_a_spent_refresh_token_can_be_revoked(
+    sqlite: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """The answer of a refresh comes after a rotation that has kept its refresh token."""
+    async with replicas(sqlite, provider) as [replica]:
+        await replica.store(refresh_token=provider.seed(), expires_at=replica.clock() - HOUR)
+        release = threading.Event()
+        provider.script(Answer(commits=True, hold=release))
+        reading = asyncio.create_task(replica.reveal())
+        await eventually_async(lambda: provider.refreshes == 1)
+        given = TokenInput(access_token=SecretStr("rotated"), expires_at=replica.clock() + HOUR)
+        await replica.vault.rotate(HERE, given, caller=CALLER)
+        release.set()
+        await reading
+        assert await _revoke(replica, required=True) == Receipt(REVOKED, REVOKED, deleted=True)
+        assert not provider.accepts(provider.revoked[0])
 
 
 @pytest.mark.parametrize("change", ["put", "patch", "put with If-Match"])
