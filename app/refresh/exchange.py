@@ -9,8 +9,9 @@ from typing import Final
 
 import structlog
 
-from app.errors import InvalidRequest, VaultError
+from app.errors import InvalidRequest, ProviderMisconfigured, VaultError
 from app.refresh.authorization import Authorization
+from app.refresh.endpoints import token_endpoint
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.providers import OAuthProvider
@@ -57,8 +58,8 @@ class CodeExchange:
     async def exchange(self, token_id: TokenId, given: Authorization, *, caller: Caller) -> StoreResult:
         """Redeem the code and store the tokens, in a task that a caller may leave.
 
-        Raises `InvalidRequest` if the provider is not configured, `GrantRejected` if it refuses the code, another
-        `ProviderError`, or what a store raises.
+        Raises `InvalidRequest` if the provider is not configured or the base URL names none of its hosts,
+        `GrantRejected` if it refuses the code, another `ProviderError`, or what a store raises.
         """
         task = asyncio.create_task(self._exchange(token_id, given, caller))
         self._tasks.add(task)
@@ -85,9 +86,10 @@ class CodeExchange:
             raise InvalidRequest.of_field("provider", "the provider has no entry in OAUTH_PROVIDERS_FILE")
         operation = RecordedOperation(self._events, Operation.EXCHANGE, caller, token_id.user_id, token_id, None)
         async with operation:
-            # before the code is spent: what a store would refuse, that the store answers, and a key, which storing the
-            # tokens finds in memory
+            # before the code is spent: what a store would refuse, the provider's host, that the store answers, and a
+            # key, which storing the tokens finds in memory
             checked_metadata(given.metadata)
+            _require_endpoint(provider, given.base_url)
             await find_token(self._tokens, token_id)
             await self._cipher.reserve(Binding(token_id, given.base_url))
             await operation.announce()
@@ -113,6 +115,13 @@ class CodeExchange:
                     raise
                 unwritten.is_new()
             await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _require_endpoint(provider: OAuthProvider, base_url: str | None) -> None:
+    try:
+        token_endpoint(provider, base_url)
+    except ProviderMisconfigured as error:  # of a stored token; here it is the caller's mistake
+        raise InvalidRequest.of_field("base_url", error.detail) from None
 
 
 def _input(provider: OAuthProvider, given: Authorization, answer: ProviderTokens, asked_at: datetime) -> TokenInput:

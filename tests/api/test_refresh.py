@@ -19,6 +19,7 @@ from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually
 
 PAST = "2026-01-01T00:00:00Z"
+SCHOOL = {"preset": "canvas", "client_id": "c", "client_secret": "s", "allowed_hosts": ["school.example"]}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,14 @@ def test_an_exchange_needs_a_configured_provider(client: httpx.Client) -> None:
     problem(answer, 422, "invalid_request")
 
 
+@pytest.mark.parametrize("place", [{}, {"base_url": "https://other.example"}])
+def test_an_exchange_at_canvas_needs_an_allowed_base_url(client: httpx.Client, place: dict[str, str]) -> None:
+    body = {"code": "c", "redirect_uri": "https://api.example/cb", **place}
+    answer = client.post(f"/v1/users/{uuid4()}/tokens/school/exchange", json=body)
+    problem(answer, 422, "invalid_request")
+    assert [one["field"] for one in answer.json()["errors"]] == ["base_url"]
+
+
 def test_a_corrected_client_secret_is_used_without_a_restart(
     client: httpx.Client, provider: OAuthStandIn, file: Path
 ) -> None:
@@ -194,7 +203,7 @@ def _refused(client: httpx.Client, provider: OAuthStandIn, path: str) -> bool:
 
 def _write(file: Path, entry: dict[str, Any]) -> None:
     draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps({"acme": entry}))
+    draft.write_text(json.dumps({"acme": entry, "school": SCHOOL}))
     draft.chmod(0o600)
     draft.replace(file)
 

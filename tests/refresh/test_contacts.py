@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
-from app.errors import ProviderError, ProviderMisconfigured, ProviderUnavailable
+from app.errors import InvalidRequest, ProviderMisconfigured, ProviderUnavailable, VaultError
 from app.refresh.authorization import Authorization
 from app.refresh.provider_list import ProviderListError
 from app.stores.sqlite.repository import SqliteRepository
@@ -83,7 +83,13 @@ async def _replica(
         await tokens.close()
 
 
-async def _require_failures(replica: Replica, kind: type[ProviderError], base_url: str | None = None) -> None:
+async def _require_failures(
+    replica: Replica,
+    kind: type[VaultError],
+    base_url: str | None = None,
+    *,
+    of_exchange: type[VaultError] | None = None,
+) -> None:
     """Try a whole refresh, then a whole exchange; each must fail, change no row and store no token."""
     expired, new = (TokenId(str(uuid4()), "acme") for _ in range(2))
     before = await replica.store(
@@ -98,7 +104,7 @@ async def _require_failures(replica: Replica, kind: type[ProviderError], base_ur
         before.refresh_ciphertext,
     )
     given = Authorization(code=SecretStr("the-code"), redirect_uri="https://app.example/back", base_url=base_url)
-    with pytest.raises(kind):
+    with pytest.raises(of_exchange or kind):
         await replica.exchange.exchange(new, given, caller=CALLER)
     assert await replica.tokens.get(new) is None
 
@@ -124,14 +130,15 @@ async def test_a_name_that_changes_its_address_is_not_contacted(provider: OAuthS
     assert contacts == []
 
 
-@pytest.mark.parametrize("base_url", BASE_URLS)
+@pytest.mark.parametrize("base_url", [None, *BASE_URLS])
 async def test_a_base_url_outside_the_allowed_hosts_is_not_contacted(
-    provider: OAuthStandIn, tmp_path: Path, base_url: str
+    provider: OAuthStandIn, tmp_path: Path, base_url: str | None
 ) -> None:
     resolver = ScriptedResolver([LOOPBACK])
     with watched_contacts() as contacts:
         async with _replica(tmp_path, provider, resolver, **CANVAS) as replica:
-            await _require_failures(replica, ProviderMisconfigured, base_url)
+            await _require_failures(replica, ProviderMisconfigured, base_url, of_exchange=InvalidRequest)
+            assert replica.trail.outcomes("exchange") == ["invalid_request"], "there was no intent"
     assert (resolver.questions, contacts) == (0, [])
 
 
