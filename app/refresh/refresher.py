@@ -124,10 +124,10 @@ class TokenRefresher:
     def policy_of(self, token: StoredToken) -> RefreshPolicy | None:
         return self._provider_of(token)
 
-    def pause_of(self, provider: OAuthProvider) -> ProviderError | None:
-        """Return the error that every token of the provider gets at the moment, `None` if it is not paused."""
+    def pause_of(self, provider: OAuthProvider, base_url: str | None) -> ProviderError | None:
+        """Return the error that every token of the provider, or of the host, gets now; `None` if it is not paused."""
         try:
-            self._pauses.require_open(provider)
+            self._pauses.require_open(provider, base_url)
         except ProviderError as error:
             return error
         return None
@@ -169,7 +169,7 @@ class TokenRefresher:
         provider = self._provider_of(token)
         if provider is None:
             raise NotRefreshableError
-        self._pauses.require_open(provider)
+        self._pauses.require_open(provider, token.base_url)
         self._require_due(provider, token)
         token_id = token.token_id
         operation = RecordedOperation(self._events, Operation.REFRESH, caller, token_id.user_id, token_id, None)
@@ -282,14 +282,14 @@ class TokenRefresher:
             raise
         except ProviderMisconfigured as error:
             if error.concerns_provider:
-                self._pauses.pause(provider, error)
+                self._pauses.pause(provider, claimed.base_url, error)
                 await self._write_failure(claimed, lease.released())
             else:
                 await self._put_off(lease, error.code)
             raise
         except ProviderUnavailable as error:
             if error.provider_pause_seconds is not None:
-                self._pauses.pause(provider, error, seconds=error.provider_pause_seconds)
+                self._pauses.pause(provider, claimed.base_url, error, seconds=error.provider_pause_seconds)
             failure = ANSWER_LOST if error.may_be_spent else error.code
             await self._put_off(lease, failure, at_least_seconds=error.provider_pause_seconds or 0)
             raise

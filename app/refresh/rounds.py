@@ -59,7 +59,7 @@ class RoundPlan:
 
 @dataclass(slots=True)
 class RoundReport:
-    """Counts of one round. `failed` counts by error code.
+    """Counts of one round. `failed` counts by error code, also tokens that were not tried because their host is paused.
 
     `overtaken` counts tokens that somebody else changed or refreshed, `api_tokens` those that no provider refreshes.
     `paused` is the error that concerns every token of the provider and ended the round.
@@ -131,12 +131,18 @@ class RefreshRounds:
                     report.due += 1
                     if plan.dry_run:
                         continue
-                    await self._rate.turn(provider)
                     places = self._places_of(provider, failed=plan.failed)
-                    await places.acquire()
-                    pause = self._refresher.pause_of(provider)
+                    pause = self._refresher.pause_of(provider, token.base_url)
+                    if pause is None:  # a paused token takes no turn from the others
+                        await self._rate.turn(provider)
+                        await places.acquire()
+                        pause = self._refresher.pause_of(provider, token.base_url)
+                        if pause is not None:
+                            places.release()
                     if pause is not None:
-                        places.release()
+                        if provider.uses_base_url:  # it concerns one host, and the next token may have another
+                            report.failed[pause.code] += 1
+                            continue
                         report.paused = pause
                         return
                     task = asyncio.create_task(self._refresh(provider, token, report))
@@ -220,7 +226,7 @@ class RefreshRounds:
         except VaultError as error:  # its event and its row say why
             report.failed[error.code] += 1
             permanent = not error.retryable and not isinstance(error, StoreError)
-            if permanent and self._refresher.pause_of(provider) is None:
+            if permanent and self._refresher.pause_of(provider, token.base_url) is None:
                 self._skip(provider, token)
         except Exception as error:  # noqa: BLE001  the others must still be refreshed
             report.failed[InternalError.code] += 1

@@ -20,6 +20,7 @@ from app.tokens.models import TokenId, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
+from tests.support.process.certificates import tls_contexts
 from tests.support.refresh import CALLER, USER, background_of, replicas
 from tests.support.sizes import size
 from tests.support.stores.stores import SqliteStore, Store
@@ -150,6 +151,40 @@ async def test_a_paused_provider_ends_its_round(tokens: TokenRepository, provide
         asked = len(provider.requests)
         assert await background.run_once() == 0
         assert len(provider.requests) == asked
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=401, body={"error": "invalid_client"}),
+        Answer(status=404),
+        Answer(status=429, headers={"Retry-After": "60"}),
+    ],
+    ids=lambda answer: str(answer.status),
+)
+async def test_a_paused_host_delays_no_other_host(tmp_path: Path, answer: Answer) -> None:
+    """The tokens of one Canvas host come first and stay due. They are left out, and use no turn of the entry's rate."""
+    client, server = tls_contexts(tmp_path)
+    with oauth_stand_in(tls=server, rotation="none") as bad, oauth_stand_in(tls=server, rotation="none") as good:
+        bad.always(answer)
+        registry = ProviderRegistry(providers=[provider_of(good.canvas_entry(bad, requests_per_second=5), "canvas")])
+        async with (
+            SqliteStore(tmp_path / "vault.db").open() as tokens,
+            replicas(tokens, None, registry=registry, tls=client) as [replica],
+        ):
+            expired = replica.clock() - timedelta(minutes=1)
+            for number in range(40):
+                await replica.store(
+                    token_id=TokenId(USER, "canvas", f"s{number}"),
+                    refresh_token=(bad if number < 37 else good).seed(),
+                    base_url=(bad if number < 37 else good).origin,
+                    expires_at=expired + timedelta(seconds=number),
+                )
+            before = time.monotonic()
+            assert await background_of(replica, registry, page_rows=10).run_once() == 3
+            assert time.monotonic() - before < 36 / 5
+            assert good.refreshes == 3
+            assert len(bad.requests) <= CONCURRENT
 
 
 async def test_idle_tokens_are_refreshed_at_half_of_their_limit(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -28,6 +29,7 @@ from app.tokens.repository import TokenRepository
 from app.tokens.reveals import RevealOptions
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
+from tests.support.process.certificates import tls_contexts
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
 from tests.support.stores.failing import Failures, failing
 from tests.support.stores.stores import Store
@@ -303,6 +305,23 @@ async def test_an_error_of_one_token_pauses_no_provider(tokens: TokenRepository,
             await replica.reveal()
         assert (await replica.row()).refresh_state.retry_at is not None
         assert (await replica.reveal(other))[1] is True
+
+
+async def test_a_pause_of_one_host_concerns_no_other_host(tokens: TokenRepository, tmp_path: Path) -> None:
+    client, server = tls_contexts(tmp_path)
+    with oauth_stand_in(tls=server, rotation="none") as bad, oauth_stand_in(tls=server, rotation="none") as good:
+        bad.always(Answer(status=404))
+        registry = ProviderRegistry(providers=[provider_of(good.canvas_entry(bad))])
+        async with replicas(tokens, None, registry=registry, tls=client) as [replica]:
+            ids = [TokenId(USER, "acme", name) for name in ("bad", "bad-too", "good")]
+            for token_id, school in zip(ids, (bad, bad, good), strict=True):
+                await replica.store(token_id=token_id, refresh_token=school.seed(), base_url=f"{school.origin}/api")
+            replica.clock.passed += HOUR
+            for token_id in ids[:2]:
+                with pytest.raises(ProviderMisconfigured):
+                    await replica.reveal(token_id)
+            assert len(bad.requests) == 1
+            assert (await replica.reveal(ids[2]))[1] is True
 
 
 async def test_a_refusal_blames_no_token_stored_meanwhile(tokens: TokenRepository, provider: OAuthStandIn) -> None:

@@ -32,6 +32,7 @@ from app.tokens.vault import TokenVault
 from tests.support.oauth.providers import provider_client, provider_of
 from tests.support.oauth.stand_in import OAuthStandIn
 from tests.support.rewrap.stored_rows import encryption, local_encryption
+from tests.support.stack.loopback import PLAIN_HTTP
 
 USER = "cd613e30-d8f1-4adf-91b7-584a2265b1f5"
 HERE = TokenId(USER, "acme")
@@ -129,6 +130,7 @@ async def replicas(
     spool: Path | None = None,
     takeover_seconds: float = 0,
     total_seconds: float = 10.0,
+    tls: Any = PLAIN_HTTP,
     lease_wait_seconds: float = LEASE_WAIT_SECONDS,
     observer: RefreshObserver | None = None,
     **entry: Any,
@@ -146,7 +148,7 @@ async def replicas(
         found = []
         for _ in range(count):
             client = await stack.enter_async_context(
-                provider_client(resolver=resolver, total_seconds=total_seconds, observer=observer)
+                provider_client(tls=tls, resolver=resolver, total_seconds=total_seconds, observer=observer)
             )
             replica = Replica(tokens=tokens, trail=trail or RecordingTrail(), clock=Clock())
             service = local_encryption(key_version) if encryption_settings is None else encryption(encryption_settings)

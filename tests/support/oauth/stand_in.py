@@ -148,6 +148,12 @@ class OAuthStandIn:
         } | changes
         return {name: value for name, value in entry.items() if value is not None}
 
+    def canvas_entry(self, *others: OAuthStandIn, **changes: Any) -> dict[str, Any]:
+        """Return a Canvas entry for this server and others as hosts of their own; all need `tls`."""
+        members = dict.fromkeys(("token_url", "revoke_url", "client_auth", "rotation"))
+        hosts = [f"{LOOPBACK}:{server.port}" for server in (self, *others)]
+        return self.entry(**members, preset="canvas", allowed_hosts=hosts, **changes)
+
     def seed(self, refresh_token: str | None = None) -> str:
         """Return the refresh token of a new grant."""
         with self._lock:
