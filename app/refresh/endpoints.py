@@ -88,11 +88,6 @@ def _on_base_url(provider: OAuthProvider, path: str | None, base_url: str | None
     return f"https://{host}{path}"
 
 
-def _of_token(detail: str) -> ProviderMisconfigured:
-    """Return an error that concerns one token alone."""
-    return ProviderMisconfigured(detail, concerns_provider=False)
-
-
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

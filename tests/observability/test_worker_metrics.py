@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from app.observability.metrics.registry import Exposition
+from app.observability.metrics.worker_files import WorkerFolder
 from tests.support.observability.exposed import Exposed, scraped
 from tests.support.process.home import Home, new_home
 from tests.support.process.server import Serve, Server
@@ -91,3 +94,15 @@ def test_a_single_process_uses_no_metrics_folder(tmp_path: Path, serve: Serve, m
         _store_one(server, times=1)
         assert _stores(_scraped(server)) == 1
     assert list(theirs.iterdir()) == list(temporary.glob("token-vault-metrics-*")) == []
+
+
+async def test_a_file_that_a_new_worker_has_not_filled_is_read_again(tmp_path: Path) -> None:
+    """prometheus-client creates a file empty, then gives it its size."""
+    begun = tmp_path / "counter_1.db"
+    begun.touch()
+    folder = WorkerFolder(tmp_path)
+    scrape = asyncio.create_task(Exposition(registry=folder.registry, update=lambda: None).text())
+    await asyncio.wait([scrape], timeout=0.05)
+    begun.write_bytes(bytes(4096))
+    assert await scrape == b""
+    folder.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import time
 from collections.abc import Callable, Iterable
 from typing import Final, final
 
@@ -18,6 +20,8 @@ from app.observability.metrics.store import RowMetrics, StoreMetrics
 from app.observability.metrics.user_jwts import UserJwtMetrics
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_UNFINISHED_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 0.01
 
 
 @final
@@ -62,4 +66,11 @@ class Exposition:
         return await asyncio.shield(self._rendering)
 
     def _render(self) -> bytes:
-        return generate_latest(self._registry())
+        give_up_at = time.monotonic() + _UNFINISHED_SECONDS
+        while True:
+            try:
+                return generate_latest(self._registry())
+            except struct.error:  # a worker that starts has created a file, and has not filled it yet
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
