@@ -230,7 +230,7 @@ def test_a_server_that_is_killed_stores_the_answer_after_its_restart(tmp_path: P
         with serve(home) as server:
             eventually(lambda: list((tmp_path / "spool").iterdir()) == [])
             assert _get(server, path) == (200, "at-2-of-the-stand-in")
-            assert '"event":"refresh_finished_from_spool"' in server.output
+            eventually(lambda: '"event":"refresh_finished_from_spool"' in server.output)
         assert (provider.refreshes, provider.reuses) == (1, 0)
 
 
