@@ -224,7 +224,7 @@ def test_a_server_that_is_killed_stores_the_answer_after_its_restart(tmp_path: P
             eventually(lambda: len(provider.requests) == 1)
             database.execute("BEGIN IMMEDIATE")  # the store takes no writes
             release.set()
-            eventually(lambda: len(list((tmp_path / "spool").iterdir())) == 1)
+            eventually(lambda: len(list((tmp_path / "spool").glob("*.refresh"))) == 1)
             server.kill()
             database.execute("ROLLBACK")
         with serve(home) as server:
