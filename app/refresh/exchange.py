@@ -11,6 +11,7 @@ import structlog
 
 from app.errors import InvalidRequest, ProviderMisconfigured, VaultError
 from app.refresh.authorization import Authorization
+from app.refresh.detached_tasks import DetachedTasks
 from app.refresh.endpoints import token_endpoint
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
@@ -26,7 +27,6 @@ from app.tokens.vault import TokenVault
 
 WRITE_SECONDS: Final = 30.0  # a code cannot be redeemed again, so an outage of the store is waited out
 _PAUSE_SECONDS: Final = 0.5
-_DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
 
@@ -53,7 +53,7 @@ class CodeExchange:
         self._client = client
         self._observer = observer or Unobserved()
         self._now = now
-        self._tasks: set[asyncio.Task[StoreResult]] = set()
+        self._tasks = DetachedTasks()
 
     async def exchange(self, token_id: TokenId, given: Authorization, *, caller: Caller) -> StoreResult:
         """Redeem the code and store the tokens, in a task that a caller may leave.
@@ -61,24 +61,11 @@ class CodeExchange:
         Raises `InvalidRequest` if the provider is not configured or the base URL names none of its hosts,
         `GrantRejected` if it refuses the code, another `ProviderError`, or what a store raises.
         """
-        task = asyncio.create_task(self._exchange(token_id, given, caller))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return await self._tasks.run(self._exchange(token_id, given, caller))
 
     async def close(self) -> None:
         """Wait some seconds for exchanges in progress, then end them."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-
-    def _ended(self, task: asyncio.Task[StoreResult]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may have left
+        await self._tasks.close()
 
     async def _exchange(self, token_id: TokenId, given: Authorization, caller: Caller) -> StoreResult:
         provider = self._providers.find(token_id.provider)

@@ -26,6 +26,7 @@ from app.errors import (
     RefreshInProgress,
     StoreError,
 )
+from app.refresh.detached_tasks import DetachedTasks
 from app.refresh.endpoints import token_endpoint
 from app.refresh.lease import has_the_same_lease, lease_clock, take_lease
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
@@ -56,7 +57,6 @@ _FAILURE_WRITES: Final = 3
 _FIRST_RETRY_SECONDS: Final = 10.0
 _LONGEST_RETRY_SECONDS: Final = 300.0  # after an outage, a token waits for no longer
 _LONGEST_RETRY_AFTER_SECONDS: Final = 3_600
-_DRAIN_SECONDS: Final = 15.0
 _log = structlog.get_logger()
 
 
@@ -118,7 +118,7 @@ class TokenRefresher:
         self._takeover_seconds = takeover_seconds
         self._pauses = ProviderPauses(monotonic=monotonic)
         self._refreshes: AsyncSingleFlight[None] = AsyncSingleFlight()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = DetachedTasks()
         self._closing = False
 
     def policy_of(self, token: StoredToken) -> RefreshPolicy | None:
@@ -137,7 +137,7 @@ class TokenRefresher:
         if shared is None:
             if self._closing or asyncio.get_running_loop().time() >= until:
                 raise RefreshInProgress("this call has no time left for a refresh")
-            shared = self._refreshes.join(token.id, lambda: self._start(token, caller))
+            shared = self._refreshes.join(token.id, lambda: SharedCall(self._tasks.start(self._refresh(token, caller))))
         try:
             async with asyncio.timeout_at(until):
                 await shared.result()
@@ -151,19 +151,9 @@ class TokenRefresher:
         it is in the spool.
         """
         self._closing = True
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
-            for task in late:
-                task.cancel()
-            if late:
-                _log.error("refreshes_cut_off", reason=f"{len(late)} refreshes had not ended")
-                await asyncio.wait(late)
-
-    def _start(self, token: StoredToken, caller: Caller) -> SharedCall[None]:
-        task = asyncio.create_task(self._refresh(token, caller))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return SharedCall(task)
+        late = await self._tasks.close()
+        if late:
+            _log.error("refreshes_cut_off", reason=f"{late} refreshes had not ended")
 
     async def _refresh(self, token: StoredToken, caller: Caller) -> None:
         provider = self._provider_of(token)

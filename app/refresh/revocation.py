@@ -7,11 +7,11 @@ a new token that stays valid.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
 from pydantic import SecretStr
@@ -27,6 +27,7 @@ from app.errors import (
     TokenNotFound,
     VaultError,
 )
+from app.refresh.detached_tasks import DetachedTasks
 from app.refresh.lease import has_the_same_lease, take_lease
 from app.refresh.providers import OAuthProvider
 from app.refresh.revocation_requests import RevocationRequests, Secrets, successor_unknown, untried
@@ -60,7 +61,6 @@ LEASE_WAIT_SECONDS: Final = 10.0
 _PROVIDER_SECONDS: Final = 15.0  # for both requests about one token
 _ERASURE_SECONDS: Final = 30.0  # for all requests about one user's tokens
 _DELETION_SECONDS: Final = 10.0
-_DRAIN_SECONDS: Final = 15.0
 _PAUSE_SECONDS: Final = 0.1
 _AT_ONCE: Final = 8  # tokens of an erasure
 _ROUNDS: Final = 20
@@ -115,7 +115,7 @@ class TokenRevocation:
         self._client = client
         self._now = now
         self._lease_wait_seconds = lease_wait_seconds
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = DetachedTasks()
 
     async def delete(
         self, token_id: TokenId, *, required: bool, caller: Caller, precondition: Precondition = NO_PRECONDITION
@@ -130,32 +130,16 @@ class TokenRevocation:
         `GrantRejected` or `RevocationUnsupported`.
         """
         order = _Order(caller=caller, required=required, until=_in_seconds(_PROVIDER_SECONDS))
-        return await self._in_task(self._remove(token_id, order, precondition))
+        return await self._tasks.run(self._remove(token_id, order, precondition))
 
     async def erase(self, user_id: str, *, required: bool, caller: Caller) -> Erasure:
         """Revoke and delete all of a user's tokens, each as `delete` does; an error of one concerns that one alone."""
         order = _Order(caller=caller, required=required, until=_in_seconds(_ERASURE_SECONDS))
-        return await self._in_task(self._erase(parse_user_id(user_id), order))
+        return await self._tasks.run(self._erase(parse_user_id(user_id), order))
 
     async def close(self) -> None:
         """Wait some seconds for what is in progress, then end it."""
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-
-    async def _in_task(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may have left
+        await self._tasks.close()
 
     async def _erase(self, user_id: str, order: _Order) -> Erasure:
         kept: dict[str, KeptToken] = {}
