@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from uuid import uuid4
 
 from app.errors import StoreError
-from app.tokens.models import StoredToken
+from app.tokens.models import REVOCATION_VERSION, StoredToken
 from app.tokens.repository import TokenRepository
 
 
 def lease_clock() -> float:
     """Return seconds that also pass while the machine sleeps; on Linux they do not for `time.monotonic`."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+def revocation_holder() -> str:
+    """Return a new holder that shows, if its process dies, that no answer of a refresh was lost."""
+    text = str(uuid4())
+    return text[:14] + REVOCATION_VERSION + text[15:]
 
 
 async def take_lease(tokens: TokenRepository, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:

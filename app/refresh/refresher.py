@@ -235,7 +235,7 @@ class TokenRefresher:
             if (state.holder is None or may_take_over) and await take_lease(
                 self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds
             ):
-                lost = state.holder is not None or state.failure == ANSWER_LOST
+                lost = state.is_refreshing or state.failure == ANSWER_LOST
                 if state.holder is not None:
                     self._observer.taken_over(provider.name)
                     _log.warning("refresh_taken_over", provider=provider.name)

@@ -28,7 +28,7 @@ from app.errors import (
     VaultError,
 )
 from app.refresh.detached_tasks import DetachedTasks
-from app.refresh.lease import has_the_same_lease, take_lease
+from app.refresh.lease import has_the_same_lease, revocation_holder, take_lease
 from app.refresh.providers import OAuthProvider
 from app.refresh.revocation_requests import RevocationRequests, Secrets, successor_unknown, untried
 from app.security.context import SecretField
@@ -262,9 +262,12 @@ class TokenRevocation:
 
     async def _claim(self, provider: OAuthProvider, row: StoredToken) -> _Lease | None:
         """Take the lease, waiting for a refresh in progress; return `None` once the row is another token's or gone."""
-        holder, current = str(uuid4()), row
-        give_up_at = _in_seconds(self._lease_wait_seconds)
-        while not await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
+        current, give_up_at = row, _in_seconds(self._lease_wait_seconds)
+        while True:
+            answer_may_be_lost = current.refresh_state.may_have_successor
+            holder = str(uuid4()) if answer_may_be_lost else revocation_holder()
+            if await take_lease(self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds):
+                return _Lease(claimed=transitions.claimed(current, holder), answer_may_be_lost=answer_may_be_lost)
             if asyncio.get_running_loop().time() > give_up_at:
                 raise RefreshInProgress("a refresh of this token has not ended; nothing was revoked")
             found = await self._tokens.get(row.token_id)
@@ -272,10 +275,6 @@ class TokenRevocation:
                 return None
             await asyncio.sleep(_PAUSE_SECONDS)
             current = found
-        return _Lease(
-            claimed=transitions.claimed(current, holder),
-            answer_may_be_lost=current.refresh_state.may_have_successor,
-        )
 
     async def _ask(self, provider: OAuthProvider, lease: _Lease, secrets: Secrets, order: _Order) -> _Attempt:
         row = lease.claimed

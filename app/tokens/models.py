@@ -90,13 +90,16 @@ def parse_base_url(url: str) -> str:
 # has refused a refresh token after that
 ANSWER_LOST: Final = "answer_lost"
 OUTCOME_LOST: Final = "refresh_outcome_lost"
+REVOCATION_VERSION: Final = "8"  # of the UUID that holds a lease
+_VERSION_DIGIT: Final = slice(14, 15)
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshState:
     """The columns of a row about refreshing.
 
-    `generation` counts the claims. `holder` is the id of the refresh that holds the lease, or that died with it.
+    `generation` counts the claims. `holder` is the UUID of the refresh or the revocation that holds the lease, or that
+    died with it; that of a revocation, which leaves no tokens behind, has the version 8 (RFC 9562, section 5.8).
     `attempts` counts failed refreshes since the last success, `failure` names the last one, and `retry_at` is the
     earliest time of the next.
     """
@@ -108,9 +111,14 @@ class RefreshState:
     failure: str | None = None
 
     @property
+    def is_refreshing(self) -> bool:
+        """Whether a refresh holds the lease, or has died with it."""
+        return self.holder is not None and self.holder[_VERSION_DIGIT] != REVOCATION_VERSION
+
+    @property
     def may_have_successor(self) -> bool:
         """Whether the provider may have issued tokens that the row does not hold, because an answer was lost."""
-        return self.holder is not None or self.failure in {ANSWER_LOST, OUTCOME_LOST}
+        return self.is_refreshing or self.failure in {ANSWER_LOST, OUTCOME_LOST}
 
 
 NO_REFRESH: Final = RefreshState()

@@ -44,7 +44,7 @@ from tests.support.oauth.oidc import OidcServer
 from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import REVOKE_PATH, Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
-from tests.support.stores.failing import Failures, failing
+from tests.support.stores.failing import Failures, ProcessEnded, failing
 from tests.support.stores.stores import SqliteStore, raw_row
 from tests.support.waiting import eventually_async
 
@@ -276,6 +276,58 @@ async def test_the_tokens_of_a_lost_refresh_are_not_reported_revoked(
         assert (await settled(replica)).refresh_state.may_have_successor
         assert await _revoke(replica) == Receipt(UNKNOWN, UNKNOWN, deleted=True)
         assert len(provider.revoked) == 2
+
+
+async def _killed_before_the_deletion(tokens: TokenRepository, killed: Replica, failures: Failures) -> None:
+    """End a process after it has revoked both secrets."""
+    failures.ends_at = "delete"
+    with pytest.raises(ProcessEnded):
+        await _revoke(killed)
+    failures.ends_at = None
+    assert await tokens.get(HERE) is not None
+    await asyncio.sleep(0.01)  # the store's clock
+
+
+async def test_a_revocation_that_was_killed_can_be_repeated(tokens: TokenRepository, provider: OAuthStandIn) -> None:
+    """It has issued no tokens, unlike a refresh that was killed."""
+    failures = Failures()
+    async with replicas(failing(tokens, failures), provider, registry=_ended_leases(provider)) as [replica]:
+        await replica.store(refresh_token=provider.seed())
+        await _killed_before_the_deletion(tokens, replica, failures)
+        provider.always(Answer(status=400, body={"error": "invalid_token"}))  # it knows neither any more
+        assert await _revoke(replica, required=True) == Receipt(REVOKED, REVOKED, deleted=True)
+        assert replica.trail.outcomes("revoke") == ["intent", "success", "intent", "success"]
+
+
+async def test_a_refresh_after_a_killed_revocation_has_lost_no_answer(
+    sqlite: TokenRepository, provider: OAuthStandIn
+) -> None:
+    failures = Failures()
+    async with replicas(failing(sqlite, failures), provider) as [replica]:
+        await replica.store(refresh_token=provider.seed(), expires_at=replica.clock() - HOUR)
+        async with replicas(failing(sqlite, failures), provider, registry=_ended_leases(provider)) as [killed]:
+            await _killed_before_the_deletion(sqlite, killed, failures)
+        with pytest.raises(TokenInactive):
+            await replica.reveal()
+        row = await replica.row()
+        assert (row.status, row.status_reason) == (TokenStatus.NEEDS_REAUTH, "invalid_grant")
+
+
+async def test_a_killed_revocation_hides_no_lost_refresh(sqlite: TokenRepository, provider: OAuthStandIn) -> None:
+    failures = Failures()
+    async with replicas(failing(sqlite, failures), provider, registry=_ended_leases(provider)) as [replica]:
+        row = await replica.store(refresh_token=provider.seed())
+        assert await sqlite.claim_refresh(row, holder=str(uuid4()), lease_seconds=0)
+        await asyncio.sleep(0.01)  # the store's clock
+        await _killed_before_the_deletion(sqlite, replica, failures)
+        with pytest.raises(RevocationUnsupported):
+            await _revoke(replica, required=True)
+        assert await _revoke(replica) == Receipt(UNKNOWN, UNKNOWN, deleted=True)
+
+
+def _ended_leases(provider: OAuthStandIn) -> ProviderRegistry:
+    """Return a registry whose leases end at once, as those of a process that was killed do in time."""
+    return ProviderRegistry(providers=[replace(provider_of(provider.entry()), lease_seconds=0)])
 
 
 @pytest.mark.parametrize("case", ["answer lost", "holder died"])

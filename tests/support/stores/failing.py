@@ -1,4 +1,4 @@
-"""A repository whose calls fail: before they reach the store, or with a lost answer after it."""
+"""A repository whose calls fail: before they reach the store, or with a lost answer after it, or for good."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from app.errors import StoreUnavailable
 from app.tokens.repository import TokenRepository
 
 
+class ProcessEnded(Exception):
+    """What a call raises that its process does not live to make."""
+
+
 @dataclass(slots=True)
 class Failures:
     """How many of the next calls of each method fail; those in `answers_lost` fail after the store has done them.
 
-    While `down` is true every call fails.
+    While `down` is true every call fails. A call of a method in `ends_at` raises `ProcessEnded`.
     """
 
     refused: dict[str, int] = field(default_factory=dict)
     answers_lost: dict[str, int] = field(default_factory=dict)
     down: bool = False
+    ends_at: str | None = None
 
     def take(self, kind: dict[str, int], method: str) -> bool:
         left = kind.get(method, 0)
@@ -35,6 +40,8 @@ class _FailingRepository:
         call = getattr(self._tokens, name)
 
         async def failing_call(*arguments: Any, **named: Any) -> Any:
+            if name == self._failures.ends_at:
+                raise ProcessEnded
             if self._failures.down or self._failures.take(self._failures.refused, name):
                 raise StoreUnavailable("the store is down")
             result = await call(*arguments, **named)
