@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from app.composition import build_local_strategy
 from app.config.settings import load_settings
+from app.server.drain import Drain
 from app.server.hardening import lock_memory_and_log, protect_process
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def create_hardened_app() -> FastAPI:
         Thread(target=local.derive_root, name="derive-root", daemon=True).start()
     from app.main import create_app  # noqa: PLC0415  takes as long as the derivation
 
-    app = create_app(settings, local=local)
+    app = create_app(settings, local=local, drain=Drain(seconds=settings.shutdown_drain_seconds))
     gc.collect()
     gc.freeze()  # these objects live as long as the process; collections that visited them delayed calls by 30 ms
     lock_memory_and_log()  # again, because only now is the log configured

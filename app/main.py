@@ -47,6 +47,7 @@ from app.rewrap.background import BackgroundSweep
 from app.rewrap.legacy_window import warn_of_window
 from app.rewrap.on_read import RewrapOnRead
 from app.security.local_strategy import LocalStrategy
+from app.server.drain import Drain
 from app.tokens.cipher import TokenCipher
 from app.tokens.events import TokenEvents
 from app.tokens.models import StoredToken
@@ -79,16 +80,22 @@ class AppState(TypedDict):
     revocation: TokenRevocation
     readiness: Readiness
     events: TokenEvents
+    drain: Drain
     exposition: NotRequired[Exposition]
     wire: NotRequired[WireMetrics]
 
 
 def create_app(
-    settings: Settings | None = None, *, tracing: Tracing | None = None, local: LocalStrategy | None = None
+    settings: Settings | None = None,
+    *,
+    tracing: Tracing | None = None,
+    local: LocalStrategy | None = None,
+    drain: Drain | None = None,
 ) -> FastAPI:
     """Build the application; without `settings`, from the environment.
 
     `tracing` replaces what OTEL_TRACES asks for; `local` is the local strategy of these settings if it exists already.
+    `drain` delays SIGTERM once the vault serves.
     """
     settings = settings or load_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
@@ -98,7 +105,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
         asyncio.get_running_loop().set_exception_handler(log_unhandled_in_loop)
         try:
-            async with _running(settings, instrumentation, local) as state:
+            async with _running(settings, instrumentation, local, drain or Drain(seconds=0)) as state:
                 yield state
         except Exception as error:
             _log.critical("failed", exc_info=error)
@@ -150,7 +157,7 @@ def _warn_of(weaknesses: Iterable[str]) -> None:
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, instrumentation: Instrumentation, local: LocalStrategy | None
+    settings: Settings, instrumentation: Instrumentation, local: LocalStrategy | None, drain: Drain
 ) -> AsyncIterator[AppState]:
     """Build the vault, run its background work until the block ends, then close everything in reverse order."""
     _warn_of(settings.warnings())
@@ -203,12 +210,14 @@ async def _running(
             user_jwts=None if user_jwts is None else user_jwts.verifier,
             readiness=readiness,
             events=events,
+            drain=drain,
         )
         if metrics is not None:
             update = gauge_update(metrics, encryption, service_keys)
             await stack.enter_async_context(updating_gauges(update))
             await stack.enter_async_context(counting_rows(settings, metrics.rows, repository, cipher))
             state |= {"exposition": instrumentation.exposition(update, readiness), "wire": metrics.wire}
+        drain.delay_sigterm()
         yield state
     _log.info("stopped")
 

@@ -447,5 +447,5 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "not_ready", "stopping"]
     checks: dict[str, Literal["up", "degraded", "down"]]

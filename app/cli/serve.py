@@ -74,7 +74,8 @@ def serve(
     tls_key: Path | None,
     tls_client_ca: Path | None,
 ) -> None:
-    """Serve the API. On SIGTERM, refuse new connections, finish the requests in flight, and exit.
+    """Serve the API. On SIGTERM, serve for SHUTDOWN_DRAIN_SECONDS more, refuse new connections, finish the requests in
+    flight, and exit.
 
     Exit codes: 0 stopped by SIGTERM, 1 the start failed (the log says why), 2 an option or a setting is wrong, or a
     port is taken.

@@ -86,6 +86,7 @@ class Settings(ListeningSettings):
     maximum_concurrent_per_service: Annotated[int, Field(ge=0, le=100_000)] = 256
     maximum_concurrent: Annotated[int, Field(ge=0, le=100_000)] = 512
 
+    shutdown_drain_seconds: Annotated[float, Field(ge=0, le=600)] = 0
     api_docs: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"

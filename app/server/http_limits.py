@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
+from app.server.drain import Drain
 from app.server.security_headers import SECURITY_HEADERS
 
 if TYPE_CHECKING:  # `serve` imports this module before it has set prometheus-client's folder, which is read on import
@@ -87,6 +88,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._idle = _idle_connections.setdefault(self.server_state, OrderedDict())
         self._metrics: WireMetrics | None = self.app_state.get("wire")
+        self._drain: Drain | None = self.app_state.get("drain")
         self._timer: asyncio.TimerHandle | None = None
         self._phase, self._since = _Phase.OPENED, self.loop.time()
         self._begun = self._answered = 0  # requests with a complete head, and answers
@@ -203,7 +205,7 @@ class LimitedHttp(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive() and not upgrades,
+            keep_alive=version != "1.0" and parser.should_keep_alive() and not upgrades and not self._is_draining,
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
@@ -236,6 +238,10 @@ class LimitedHttp(HttpToolsProtocol):
     def _is_serving(self) -> bool:
         """Whether a request that was received whole waits for its answer."""
         return self._begun - self._answered > (1 if self._phase is _Phase.BODY else 0)
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._drain is not None and self._drain.started
 
     def _enter(self, phase: _Phase) -> None:
         self._phase, self._since = phase, self.loop.time()

@@ -16,6 +16,7 @@ from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS
 from app.config.secret_files import file_fields
 from app.config.settings import Settings, load_settings
 from app.main import create_app
+from app.refresh.detached_tasks import DRAIN_SECONDS as STORING_SECONDS
 from tests.support.kubernetes import Manifest, build, containers, pod_spec, without_hashes
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
@@ -169,11 +170,12 @@ def test_a_rolling_update_never_has_too_few_or_cuts_a_request() -> None:
     deployment = _one("Deployment")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert "replicas" not in deployment["spec"], "an apply would undo the HorizontalPodAutoscaler"
+    drain = int(_one("ConfigMap")["data"]["SHUTDOWN_DRAIN_SECONDS"])
     (container,) = containers(deployment)
-    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert program == "sleep"
+    probe = container["readinessProbe"]
+    assert drain > probe["periodSeconds"] + probe["timeoutSeconds"]
     grace: int = pod_spec(deployment)["terminationGracePeriodSeconds"]
-    assert grace > int(seconds) + GRACEFUL_SHUTDOWN_SECONDS
+    assert grace > drain + GRACEFUL_SHUTDOWN_SECONDS + STORING_SECONDS
     assert _one("HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
 
 

@@ -1,4 +1,4 @@
-"""Shutdown: new connections are refused, requests in flight are finished, and the exit code is 0."""
+"""Shutdown: callers are sent away, new connections refused, requests in flight finished, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.support.stack.loopback import LOOPBACK
 from tests.support.waiting import eventually
 
 CLIENTS = 16
+ENDLESS_SECONDS = "600"
 ACKNOWLEDGED = 150
 
 
@@ -102,3 +103,29 @@ def test_a_worker_that_dies_is_replaced_and_the_others_exit_with_0(tmp_path: Pat
             assert server.stop().exit_code == 0
         assert server.refuses_connections()
     assert (len(before), len(after), len(before & after)) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_draining_vault_serves_sends_callers_away_and_is_not_ready(
+    tmp_path: Path, serve: Serve, workers: int
+) -> None:
+    path = token_path(uuid4())
+    with serve(new_home(tmp_path, SHUTDOWN_DRAIN_SECONDS=ENDLESS_SECONDS), workers=workers) as server:
+        with server.client() as client:
+            kept = client.put(path, json={"access_token": "kept"})
+            assert "connection" not in kept.headers
+            server.terminate()
+
+            def statuses() -> set[tuple[int, str]]:
+                answers = [client.get("/readyz", headers={"Connection": "close"}) for _ in range(8)]
+                return {(answer.status_code, answer.json()["status"]) for answer in answers}
+
+            eventually(lambda: statuses() == {(503, "stopping")})
+            server.terminate()  # as a service manager does, besides the supervisor of workers
+            for method, status in (("GET", 200), ("DELETE", 204), ("GET", 404)):
+                answer = client.request(method, path)
+                assert (answer.status_code, answer.headers["connection"]) == (status, "close")
+        assert server.is_running()
+        if workers == 1:  # the supervisor of several waits for them
+            server.process.send_signal(signal.SIGINT)
+            assert server.ended().exit_code == 0

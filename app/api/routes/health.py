@@ -5,6 +5,8 @@ No key is required. The answers and labels name no user, host, key or error.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -29,12 +31,15 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Check the store, the encryption, the service keys, the audit trail and KMS; 503 if one of them is `down`.
 
-    `degraded` is a failure that the replica can serve with.
+    `degraded` is a failure that the replica can serve with. A replica that is `stopping` serves for
+    SHUTDOWN_DRAIN_SECONDS more, and is 503 so that load balancers send its callers elsewhere.
     """
     checks = await request.state.readiness.states()
     ready = "down" not in checks.values()
-    body = Ready(status="ready" if ready else "not_ready", checks=checks)
-    return json_response(body, status=200 if ready else 503)
+    status: Literal["ready", "not_ready", "stopping"] = "ready" if ready else "not_ready"
+    if request.state.drain.started:
+        status = "stopping"
+    return json_response(Ready(status=status, checks=checks), status=200 if status == "ready" else 503)
 
 
 @metrics_router.get(

@@ -280,7 +280,8 @@ export interface paths {
          * Check that the replica can serve
          * @description Check the store, the encryption, the service keys, the audit trail and KMS; 503 if one of them is `down`.
          *
-         *     `degraded` is a failure that the replica can serve with.
+         *     `degraded` is a failure that the replica can serve with. A replica that is `stopping` serves for
+         *     SHUTDOWN_DRAIN_SECONDS more, and is 503 so that load balancers send its callers elsewhere.
          */
         get: operations["readyz"];
         put?: never;
@@ -539,7 +540,7 @@ export interface components {
              * Status
              * @enum {string}
              */
-            status: "ready" | "not_ready";
+            status: "ready" | "not_ready" | "stopping";
             /** Checks */
             checks: {
                 [key: string]: "up" | "degraded" | "down";

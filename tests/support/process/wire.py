@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+from tests.support.process.home import Home
 from tests.support.process.server import Server
 from tests.support.stack.loopback import LOOPBACK
 
@@ -22,10 +23,20 @@ class Answer:
     body: dict[str, Any]
 
 
+class Address(Protocol):
+    """A server, or what stands before several."""
+
+    @property
+    def home(self) -> Home: ...
+
+    @property
+    def port(self) -> int: ...
+
+
 class Wire:
     """A client on one connection, which stays the same until the vault closes it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Address) -> None:
         self._connection = HTTPConnection(LOOPBACK, server.port, timeout=ANSWER_SECONDS)
         self._authorization = f"Bearer {server.home.service_key}"
 
