@@ -97,7 +97,6 @@ class ServiceKeyDirectory:
             status = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
             if status == self._file_status:
                 return
-            self._file_status = None
             keys = parse_key_list(read_private(self._file))
         except OSError:
             self._refuse("the service keys file cannot be read")
@@ -113,4 +112,4 @@ class ServiceKeyDirectory:
     def _refuse(self, problem: str) -> None:
         if problem != self._problem:
             _log.error("service_keys_refused", reason=problem)
-        self._keys, self._problem = self._fixed, problem
+        self._keys, self._problem, self._file_status = self._fixed, problem, None

@@ -107,3 +107,20 @@ def test_entries_of_one_key_that_agree_in_nothing_permit_nothing(tmp_path: Path)
     file.chmod(0o600)
     key = ServiceKeyDirectory(fixed=[first], file=file).identify(LIVE)
     assert (key.service, key.scopes, key.providers) == ("first", frozenset(), frozenset())
+
+
+def test_a_file_that_comes_back_unchanged_is_accepted_again(tmp_path: Path) -> None:
+    """The folder of the file was away for a moment, as a volume or a network file system may be."""
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    file = folder / "service-keys.json"
+    file.write_text(render_key_list([ServiceKey(service="live", sha256=hash_key(LIVE), scopes=frozenset(Scope))]))
+    file.chmod(0o600)
+    directory = ServiceKeyDirectory(file=file, reload_seconds=0)
+    assert directory.identify(LIVE).service == "live"
+    folder.rename(tmp_path / "away")
+    with pytest.raises(Unauthenticated):
+        directory.identify(LIVE)
+    (tmp_path / "away").rename(folder)
+    assert directory.identify(LIVE).service == "live"
+    assert directory.problem is None
