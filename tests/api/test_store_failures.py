@@ -94,6 +94,13 @@ def test_an_answer_of_a_gateway_is_503(client: httpx.Client, project: SupabaseSt
     assert client.get(CANVAS).json()["access_token"] == "one"
 
 
+def test_a_gateways_own_error_in_json_is_503(client: httpx.Client, project: SupabaseStack) -> None:
+    """Its code is the status as a number; as an SQLSTATE it would be of class 42, which no retry mends."""
+    body = json.dumps({"code": 429, "message": "too many requests"}).encode()
+    project.faults.answer(429, body=body, content_type="application/json")
+    _require(503, "store_unavailable", _every_call(client))
+
+
 @pytest.mark.parametrize("nonsense", [b"[" * 100_000, b'[{"id":', b"[1]", b'{"a": 1}'], ids=lambda body: str(body[:8]))
 def test_an_answer_that_is_nonsense_is_503(client: httpx.Client, project: SupabaseStack, nonsense: bytes) -> None:
     project.faults.answer(200, body=nonsense, content_type="application/json")

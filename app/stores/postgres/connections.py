@@ -187,7 +187,7 @@ class Connections:
                     async with connection.transaction():
                         await connection.execute(f"set local statement_timeout = '{slow_seconds:.0f}s'")
                         rows = await connection.fetch(sql, *arguments)
-        except (*FAILURES, UnicodeEncodeError) as error:
+        except FAILURES as error:
             if deadline.passed:
                 self._deadline_passed = True
                 if self._ending is None or self._ending.done():

@@ -39,7 +39,7 @@ _STATEMENT_LOST: Final = "a pooler has lost a prepared statement; nothing was ch
 # By SQLSTATE, or by its first two characters if a whole class has one meaning. Every one listed here means that the
 # statement was rolled back or never ran.
 _BY_CODE: Final[dict[str, tuple[type[StoreError], str]]] = {
-    "22": (StoreMisconfigured, _VALUE),
+    "22": (StoreMisconfigured, _VALUE),  # also asyncpg's own, for a value that it cannot encode
     "23": (StoreMisconfigured, _SCHEMA),
     "25006": (StoreUnavailable, _READ_ONLY),
     "26000": (StoreUnavailable, _STATEMENT_LOST),
@@ -71,8 +71,6 @@ def meaning(error: BaseException) -> Exception:
         if error_class is not None and code != _UNKNOWN_COMPLETION:
             return error_class(detail)
         return UnknownOutcomeError(StoreUnavailable(DOWN))
-    if isinstance(error, asyncpg.DataError | UnicodeEncodeError):  # raised before anything is sent
-        return StoreMisconfigured(_VALUE)
     return UnknownOutcomeError(StoreUnavailable(DOWN))
 
 

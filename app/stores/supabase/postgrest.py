@@ -7,6 +7,7 @@ PostgREST's errors quote rows, SQL and hints, so only their code is read; none o
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeGuard
@@ -31,6 +32,7 @@ _SCHEMA: Final = (
 )
 _TOO_LONG: Final = "a value of the row is too long for a request to the token store; nothing was changed"
 _READ_ONLY: Final = "the token store is read-only at the moment"
+_TEXT_CODE: Final = re.compile(rb'"code"\s*:\s*"')  # PostgREST's codes are text; a gateway's is the status as a number
 
 # By code, or by its first two characters if a whole SQLSTATE class has one meaning. Every code listed here comes from
 # a statement that was rolled back or never ran.
@@ -88,7 +90,7 @@ async def require_postgrest_answer(response: httpx.Response) -> None:
     """
     await response.aread()
     is_json = "json" in response.headers.get("content-type", "")
-    if is_json and response.content and (response.is_success or b'"code"' in response.content):
+    if is_json and response.content and (response.is_success or _TEXT_CODE.search(response.content)):
         return
     if response.status_code in {401, 403}:
         raise StoreMisconfigured(_KEY)
