@@ -114,3 +114,16 @@ async def test_it_refuses_to_run_without_a_provider(tmp_path: Path, provider: OA
     await _stored(tmp_path, provider, "google")
     settings = {**key_settings(1), "SQLITE_PATH": str(tmp_path / "vault.db")}
     require_refusal(token_vault("refresh", folder=tmp_path, settings=settings), 2, "no OAuth provider is configured")
+
+
+async def test_a_list_without_providers_refreshes_nothing(tmp_path: Path, provider: OAuthStandIn) -> None:
+    """As the CronJob of a vault that refreshes nothing."""
+    await _stored(tmp_path, provider, "google")
+    (tmp_path / "providers.json").write_text("{}")
+    settings = {
+        **key_settings(1),
+        "SQLITE_PATH": str(tmp_path / "vault.db"),
+        "OAUTH_PROVIDERS_FILE": str(tmp_path / "providers.json"),
+    }
+    done = token_vault("refresh", folder=tmp_path, settings=settings)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Every token that was due is refreshed."), done.stderr

@@ -31,6 +31,7 @@ SECRETS = {
     "token-vault-keys-1": {"token_encryption_key", "audit_key"},
     "token-vault-database": {"database_url"},
     "token-vault-service-keys": {"service-keys.json"},
+    "token-vault-providers": {"providers.json"},
     "token-vault-owner": {"database_url"},
 }
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -41,14 +42,19 @@ def _one(kind: str, name: str = "token-vault", manifests: list[Manifest] = BASE)
     return found
 
 
-WORKLOADS = [_one("Deployment"), _one("Job", "token-vault-migrate"), _one("CronJob", "token-vault-rewrap")]
-every_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda one: str(one["kind"]))
+WORKLOADS = [
+    _one("Deployment"),
+    _one("Job", "token-vault-migrate"),
+    _one("CronJob", "token-vault-rewrap"),
+    _one("CronJob", "token-vault-refresh"),
+]
+every_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda one: str(one["metadata"]["name"]))
 
 
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 def test_every_manifest_is_valid(version: str) -> None:
     checked = [one for one in (*BASE, *EXAMPLE) if one["kind"] != "ServiceMonitor"]
-    assert len(checked) == 2 * 10 + 1
+    assert len(checked) == 2 * 11 + 1
     for manifest in checked:
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -59,10 +65,13 @@ def test_an_invalid_manifest_is_noticed() -> None:
         kubernetes_validate.validate(broken, "1.37", strict=True)
 
 
-@pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed")
+KUSTOMIZE = [command for command in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(command[0])]
+
+
+@pytest.mark.skipif(not KUSTOMIZE, reason="neither kubectl nor kustomize is installed")
 @pytest.mark.parametrize("folder", ["base", "overlays/example"])
 def test_kustomize_builds_the_same(folder: str) -> None:
-    done = subprocess.run(["kustomize", "build", str(FOLDER / folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*KUSTOMIZE[0], str(FOLDER / folder)], capture_output=True, text=True, check=True)
     built = without_hashes(yaml.safe_load_all(done.stdout), ["token-vault"])
 
     def ordered(manifests: list[Manifest]) -> list[Manifest]:
@@ -123,6 +132,7 @@ def test_the_settings_start_the_vault(
     for name in ("token_encryption_key", "audit_key"):
         (tmp_path / name).write_text(MASTER_KEY)
     (tmp_path / "service-keys.json").write_text("[]")
+    (tmp_path / "providers.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     for name, value in data.items():
         monkeypatch.setenv(name, value)
