@@ -26,10 +26,11 @@ def create_hardened_app() -> FastAPI:
     local = build_local_strategy(settings)
     if local is not None and not settings.use_kms:  # with KMS as the primary, old rows alone need it
         Thread(target=local.derive_root, name="derive-root", daemon=True).start()
+    gc.disable()  # imports leave hardly any garbage, and each collection among them visits all that there is
     from app.main import create_app  # noqa: PLC0415  takes as long as the derivation
 
     app = create_app(settings, local=local, drain=Drain(seconds=settings.shutdown_drain_seconds))
-    gc.collect()
     gc.freeze()  # these objects live as long as the process; collections that visited them delayed calls by 30 ms
+    gc.enable()
     lock_memory_and_log()  # again, because only now is the log configured
     return app

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from app.cli.group import LazyGroup
+
+# A plugin of pydantic, which any installed package may be, would get every value that is validated, tokens too. Looking
+# for them also reads the metadata of every installed package. pydantic reads this when it defines its first model.
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

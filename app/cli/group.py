@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -66,7 +67,11 @@ class LazyGroup(ProtectedCommand, click.Group):
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"app.cli.{name}"), name)
+        gc.disable()  # imports leave hardly any garbage, and each collection among them visits all that there is
+        try:
+            command: click.Command = getattr(import_module(f"app.cli.{name}"), name)
+        finally:
+            gc.enable()
         return command
 
 

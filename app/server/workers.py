@@ -27,7 +27,9 @@ from app.server.hardening import UnprotectedProcessError, protect_process
 from app.server.listeners import bind
 
 # read by the interpreter, the loader and the C library before there is a pipe; every other variable may be secret
-_OPEN: Final = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ", METRICS_FOLDER})
+_OPEN: Final = frozenset(
+    {"HOME", "LANG", "LANGUAGE", "PATH", "PYDANTIC_DISABLE_PLUGINS", "TMPDIR", "TZ", METRICS_FOLDER}
+)
 _SECRETS: Final = "_secrets"
 _START_SECONDS: Final = 300.0  # a bound for a busy machine; a worker asks after about a second
 _PAUSE_SECONDS: Final = 0.01
