@@ -5,24 +5,27 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, NamedTuple
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 from starlette.datastructures import QueryParams
 
 from app.api.authentication import AuthenticatedCaller, CallerWith
 from app.callers.service_keys import Scope
 from app.errors import InvalidRequest
 from app.tokens.events import TokenEvents
-from app.tokens.models import DEFAULT_SERVICE_TYPE, UUID_PATTERN, Caller, TokenId
+from app.tokens.models import DEFAULT_SERVICE_TYPE, Caller, TokenId
 from app.tokens.vault import TokenVault
 
 _QUERY_PARAMETERS = frozenset({"service_type", "include", "min_ttl", "revoke"})
-# documented here, validated by the vault: a direct route passes path parameters as they are
-UserIdPath = Annotated[str, Path(pattern=UUID_PATTERN, json_schema_extra={"format": "uuid"})]
 
 
 async def _vault(request: Request) -> TokenVault:
     vault: TokenVault = request.state.vault
     return vault
+
+
+async def _user_id(request: Request) -> str:
+    user_id: str = request.scope["path_params"]["user_id"]
+    return user_id  # the vault validates it
 
 
 async def _events(request: Request) -> TokenEvents:
@@ -31,6 +34,7 @@ async def _events(request: Request) -> TokenEvents:
 
 
 Vault = Annotated[TokenVault, Depends(_vault)]
+UserIdInPath = Annotated[str, Depends(_user_id)]
 Events = Annotated[TokenEvents, Depends(_events)]
 
 

@@ -22,18 +22,27 @@ from app.errors import VaultError
 
 
 class DirectRoute(APIRoute):
-    """`APIRoute` whose endpoint takes the request, path parameters, and dependencies that take the request alone.
+    """`APIRoute` whose endpoint takes the request, and dependencies that take the request alone.
 
-    Dependencies are called in the order of the parameters. A path parameter is passed as it is, unvalidated. The
-    endpoint returns the response. The OpenAPI document is FastAPI's; the endpoint's name is the `operationId`, after
-    which generators name a function. docs/decisions/direct-routes.md has the figures.
+    Dependencies are called in the order of the parameters. The endpoint returns the response. The OpenAPI document is
+    FastAPI's; the endpoint's name is the `operationId`, after which generators name a function.
+    docs/decisions/direct-routes.md has the figures.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  FastAPI's
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{**options, "response_model": None, "responses": None})
         self.operation_id = self.operation_id or self.name
         self.app = _application(self.dependant)
         self._methods = frozenset(self.methods or ())
+        self._described = arguments, {**options, "operation_id": self.operation_id}
+
+    def described(self) -> APIRoute:
+        """Return FastAPI's route with the models of the responses, for the document.
+
+        The document alone needs them, and FastAPI builds a validator for each.
+        """
+        arguments, options = self._described
+        return APIRoute(*arguments, **options)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match path and method. FastAPI's way also looks for included routers and converts path parameters."""
@@ -99,15 +108,12 @@ class DirectRouter:
 def _application(endpoint: Dependant) -> ASGIApp:
     call = cast("Callable[..., Awaitable[Response]]", endpoint.call)
     dependencies = [(cast("str", one.name), _dependency(one)) for one in endpoint.dependencies]
-    in_path = [one.name for one in endpoint.path_params]
     request_name = endpoint.request_param_name
     _refuse_parameters(endpoint)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        arguments: dict[str, Any] = {name: scope["path_params"][name] for name in in_path}
-        if request_name is not None:
-            arguments[request_name] = request
+        arguments: dict[str, Any] = {} if request_name is None else {request_name: request}
         for name, dependency in dependencies:
             arguments[name] = await dependency(request)
         response = await call(**arguments)
@@ -117,7 +123,7 @@ def _application(endpoint: Dependant) -> ASGIApp:
 
 
 def _dependency(dependant: Dependant) -> Callable[[Request], Awaitable[Any]]:
-    if dependant.dependencies or dependant.path_params or dependant.request_param_name is None:
+    if dependant.dependencies or dependant.request_param_name is None:
         raise TypeError(f"{dependant.call} must take the request alone")
     _refuse_parameters(dependant)
     return cast("Callable[[Request], Awaitable[Any]]", dependant.call)
@@ -125,5 +131,6 @@ def _dependency(dependant: Dependant) -> Callable[[Request], Awaitable[Any]]:
 
 def _refuse_parameters(dependant: Dependant) -> None:
     """Raise `TypeError` for parameters that FastAPI would read, convert and validate."""
-    if dependant.query_params or dependant.header_params or dependant.cookie_params or dependant.body_params:
-        raise TypeError(f"{dependant.call} must read query, headers and body by itself")
+    in_head = dependant.path_params or dependant.query_params or dependant.header_params or dependant.cookie_params
+    if in_head or dependant.body_params:
+        raise TypeError(f"{dependant.call} must read path, query, headers and body by itself")

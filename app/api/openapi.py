@@ -22,6 +22,7 @@ from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.cursors import CURSOR_PATTERN
+from app.api.direct_route import DirectRoute
 from app.api.oauth_schemas import TokenExchangeRequest
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, Receipt, problem_of
 from app.api.schemas import (
@@ -68,14 +69,15 @@ EVERY_ROUTE: tuple[type[errors.VaultError], ...] = (
     errors.InternalError,
 )
 
+USER_ID = {
+    "name": "user_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "format": "uuid", "pattern": UUID_PATTERN},
+    "example": EXAMPLE_USER_ID,
+}
 TOKEN_ID: tuple[dict[str, Any], ...] = (
-    {
-        "name": "user_id",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "format": "uuid", "pattern": UUID_PATTERN},
-        "example": EXAMPLE_USER_ID,
-    },
+    USER_ID,
     {"name": "provider", "in": "path", "required": True, "schema": _SLUG, "example": "canvas"},
     {
         "name": "service_type",
@@ -213,7 +215,11 @@ def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, built once."""
     if app.openapi_schema is None:
         schema = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=[route.described() if isinstance(route, DirectRoute) else route for route in app.routes],
         )
         schema["components"]["schemas"] |= _schemas_of_bodies()
         for answer in (Token, Revealed):  # FastAPI leaves the nulls out, which real answers have

@@ -25,9 +25,16 @@ async def _second(request: Request) -> str:
     return "2"
 
 
+async def _user(request: Request) -> str:
+    return str(request.path_params["user"])
+
+
 @router.get("/{user}/things")
 async def _things(
-    user: str, one: Annotated[str, Depends(_first)], two: Annotated[str, Depends(_second)], request: Request
+    user: Annotated[str, Depends(_user)],
+    one: Annotated[str, Depends(_first)],
+    two: Annotated[str, Depends(_second)],
+    request: Request,
 ) -> Response:
     return PlainTextResponse(f"{user} {one} {two} {request.state.called}")
 
@@ -57,6 +64,9 @@ def test_parameters_that_fastapi_would_validate_are_refused() -> None:
     async def nested(value: Annotated[str, Depends(_nested)]) -> Response:
         return PlainTextResponse(value)
 
-    for endpoint in (query, header, nested):
+    async def path(user: str) -> Response:
+        return PlainTextResponse(user)
+
+    for endpoint in (query, header, nested, path):
         with pytest.raises(TypeError, match="must"):
-            DirectRoute("/", endpoint)
+            DirectRoute("/{user}", endpoint)

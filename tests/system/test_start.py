@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-_UNUSED = "aiohttp asyncpg boto3 cryptography.x509 httpx jwt supabase"
+_UNUSED = "aiohttp asyncpg boto3 cryptography.x509 httpx jwt pydantic.v1 supabase"
 _CODE = f"""
 import sys, app.cli.serve, app.server.http_limits, app.hardened_app, app.main
 print(*(name for name in {_UNUSED!r}.split() if name in sys.modules))

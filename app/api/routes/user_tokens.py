@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from app.api.answers import erasure_response, json_response, token_answer, unreadable_answer
 from app.api.authentication import Deleter, Reader
-from app.api.dependencies import Revoke, UserIdPath, Vault, known_parameters, revoke_of
+from app.api.dependencies import Revoke, UserIdInPath, Vault, known_parameters, revoke_of
 from app.api.direct_route import DirectRoute
-from app.api.openapi import DECRYPT_ERRORS, PROVIDER_ERRORS, REVOKE, STORE_ERRORS, extra, responses
+from app.api.openapi import DECRYPT_ERRORS, PROVIDER_ERRORS, REVOKE, STORE_ERRORS, USER_ID, extra, responses
 from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, TokenList
 from app.errors import AnswerTooLarge, TokenInactive, TokenReferenced
 from app.refresh.revocation import TokenRevocation
@@ -20,9 +20,13 @@ router = APIRouter(prefix="/v1/users/{user_id}/tokens", tags=["users"], route_cl
 
 
 @router.get(
-    "", summary="List a user's tokens", response_model=TokenList, responses=responses(*STORE_ERRORS, AnswerTooLarge)
+    "",
+    summary="List a user's tokens",
+    response_model=TokenList,
+    responses=responses(*STORE_ERRORS, AnswerTooLarge),
+    openapi_extra=extra(USER_ID),
 )
-async def list_user_tokens(authenticated: Reader, user_id: UserIdPath, vault: Vault) -> Response:
+async def list_user_tokens(authenticated: Reader, user_id: UserIdInPath, vault: Vault) -> Response:
     """List the user's tokens of the providers that the key may use, without secrets. Needs `tokens:read`.
 
     Tokens whose rows do not decode are in `unreadable`, each with its problem. A user with more than 500 tokens, or
@@ -46,9 +50,9 @@ async def list_user_tokens(authenticated: Reader, user_id: UserIdPath, vault: Va
     summary="Erase a user",
     response_model=Erased,
     responses=responses(*STORE_ERRORS, *DECRYPT_ERRORS, *PROVIDER_ERRORS, TokenInactive, TokenReferenced),
-    openapi_extra=extra(REVOKE),
+    openapi_extra=extra(USER_ID, REVOKE),
 )
-async def erase_user(authenticated: Deleter, user_id: UserIdPath, vault: Vault, request: Request) -> Response:
+async def erase_user(authenticated: Deleter, user_id: UserIdInPath, vault: Vault, request: Request) -> Response:
     """Delete all of a user's tokens. Needs `tokens:delete` and a key that is not limited to some providers.
 
     With `revoke` each token is revoked first, and the answer has a receipt for each. If tokens had to be kept, the

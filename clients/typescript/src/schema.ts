@@ -2238,6 +2238,7 @@ export interface operations {
                 "X-Purpose"?: string;
             };
             path: {
+                /** @example cd613e30-d8f1-4adf-91b7-584a2265b1f5 */
                 user_id: string;
             };
             cookie?: never;
@@ -2344,6 +2345,7 @@ export interface operations {
                 "X-Purpose"?: string;
             };
             path: {
+                /** @example cd613e30-d8f1-4adf-91b7-584a2265b1f5 */
                 user_id: string;
             };
             cookie?: never;
