@@ -6,7 +6,6 @@ logged, so it never holds a token, a key, a row or a third party's text. `app.ap
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar, Self
 
 
@@ -29,8 +28,9 @@ class VaultError(Exception):
 
     def copy(self) -> Self:
         """Return an equal error to raise once more: a shared object would collect the traceback of every caller."""
-        duplicate = copy.copy(self)
-        duplicate.recorded = False
+        kind = type(self)
+        duplicate = kind.__new__(kind, *self.args)  # without its constructor, which may take other arguments
+        duplicate.__dict__.update(self.__dict__, recorded=False)
         return duplicate
 
 

@@ -131,6 +131,22 @@ async def test_a_refused_refresh_token_needs_the_user(tokens: TokenRepository, p
         assert replica.trail.outcomes("refresh") == ["intent", "token_inactive"]
 
 
+async def test_each_reader_of_a_refused_refresh_token_gets_the_refusal(
+    tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """They share one refresh, and so its error."""
+    async with replicas(tokens, provider) as [replica]:
+        await replica.store(refresh_token="unknown-to-the-provider", expires_at=replica.clock())
+        release = threading.Event()
+        provider.script(Answer(commits=True, hold=release))
+        readers = [asyncio.create_task(replica.reveal()) for _ in range(4)]
+        await eventually_async(lambda: len(provider.requests) == 1)
+        release.set()
+        for error in await asyncio.gather(*readers, return_exceptions=True):
+            assert isinstance(error, TokenInactive)
+        assert len(provider.requests) == 1
+
+
 async def test_a_wrong_client_secret_changes_no_row(tokens: TokenRepository, provider: OAuthStandIn) -> None:
     """It is the operator's fault, so no user must sign in again, and no other token is tried."""
     async with replicas(tokens, provider) as [replica]:
