@@ -21,7 +21,7 @@ from app.config.audit import audit_key
 from app.config.certificate_authorities import client_ssl_context
 from app.config.service_keys import ServiceKeySettings
 from app.config.settings import Settings, SettingsError
-from app.errors import KeyDenied, KeyUnavailable
+from app.errors import KeyDenied, KeyUnavailable, ProviderMisconfigured, ProviderUnavailable
 from app.observability.in_memory_counters import InMemoryAuditCounters, InMemoryCounters, InMemoryUserJwtCounters
 from app.observability.readiness import (
     TIMEOUT,
@@ -453,9 +453,10 @@ def build_readiness(
     audit: SignedAuditTrail | NoAuditTrail,
     *,
     user_jwts: UserJwts | None = None,
+    providers: Providers | None = None,
     on_states: Callable[[Mapping[str, CheckState]], None] | None,
 ) -> Readiness:
-    """Choose the checks of this configuration, and the failures of KMS that the replica tolerates."""
+    """Choose the checks of this configuration, and the failures that the replica tolerates."""
     checks: dict[str, Check] = {
         "store": repository.check,
         "encryption": encryption_check(encryption.service, keys_are_remote=settings.use_kms),
@@ -468,6 +469,12 @@ def build_readiness(
     if user_jwts is not None and user_jwts.key_set is not None:
         checks["user_jwt_keys"] = user_jwts.key_set.check
         tolerated["user_jwt_keys"] = frozenset({KeyUnavailable.code})  # other calls need no user's JWT
+    if providers is not None:
+        from app.refresh.provider_outages import providers_check  # noqa: PLC0415  imports PyJWT
+
+        checks["providers"] = providers_check(providers.registry, providers.client.outages)
+        # it concerns every replica, and each still answers the tokens that are valid
+        tolerated["providers"] = frozenset({ProviderUnavailable.code, ProviderMisconfigured.code})
     if encryption.kms is not None:
         checks["kms"] = kms_check(encryption.kms)
         # an outage concerns every replica, and each serves the users whose data key it has; but a replica that never

@@ -23,6 +23,7 @@ from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
 from app.composition import (
     Encryption,
+    Providers,
     build_encryption,
     build_events,
     build_limits,
@@ -184,9 +185,17 @@ async def _running(
         stack.push_async_callback(repository.close)
         audit = await open_audit(settings, counters=metrics and metrics.audit)
         stack.push_async_callback(audit.close)
+        providers = await stack.enter_async_context(opened_providers(settings, observer=metrics and metrics.refreshes))
         on_states = None if metrics is None else metrics.state.readiness
         readiness = build_readiness(
-            settings, encryption, service_keys, repository, audit, user_jwts=user_jwts, on_states=on_states
+            settings,
+            encryption,
+            service_keys,
+            repository,
+            audit,
+            user_jwts=user_jwts,
+            providers=providers,
+            on_states=on_states,
         )
         stack.push_async_callback(readiness.close)
         cipher = TokenCipher(encryption=encryption.service)
@@ -200,7 +209,7 @@ async def _running(
             stack.callback(_in_background(warn_of_window(repository, allowed=settings.allow_legacy_formats)))
         on_reveal = await stack.enter_async_context(_rewrapping(settings, repository, cipher, events, metrics))
         vault, exchange, revocation = await stack.enter_async_context(
-            _refreshing(settings, repository, cipher, events, on_reveal, metrics=metrics)
+            _refreshing(settings, repository, cipher, events, on_reveal, providers=providers, metrics=metrics)
         )
         state = AppState(
             vault=vault,
@@ -230,6 +239,7 @@ async def _refreshing(
     events: TokenEvents,
     on_reveal: Callable[[StoredToken], None] | None,
     *,
+    providers: Providers | None,
     metrics: VaultMetrics | None,
 ) -> AsyncIterator[tuple[TokenVault, CodeExchange | None, TokenRevocation]]:
     """Build the vault, what revokes tokens, and what refreshes and exchanges them if OAuth providers are configured.
@@ -238,33 +248,32 @@ async def _refreshing(
     stored.
     """
     build = partial(build_vault, tokens=repository, cipher=cipher, events=events, on_reveal=on_reveal)
-    async with opened_providers(settings, observer=metrics and metrics.refreshes) as providers:
-        revocation = build_revocation(providers, tokens=repository, cipher=cipher, events=events)
-        if providers is None:
-            try:
-                yield build(), None, revocation
-            finally:
-                await revocation.close()
-            return
-        _warn_of(providers.registry.warnings())
-        if metrics is not None:
-            metrics.refreshes.follow(providers.registry.names)
-        recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
-        refresher = providers.refresher(tokens=repository, cipher=cipher, events=events, recovery=recovery)
-        vault = build(refresher=refresher)
-        exchange = providers.exchange(vault=vault, tokens=repository, cipher=cipher, events=events)
-        background = providers.background(tokens=repository, refresher=refresher, settings=settings)
-        if settings.refresh_interval_seconds > 0:
-            background.start()
-        if recovery is not None:
-            recovery.start()
+    revocation = build_revocation(providers, tokens=repository, cipher=cipher, events=events)
+    if providers is None:
         try:
-            yield vault, exchange, revocation
+            yield build(), None, revocation
         finally:
-            await background.close()
-            await asyncio.gather(refresher.close(), exchange.close(), revocation.close())
-            if recovery is not None:
-                await recovery.close()
+            await revocation.close()
+        return
+    _warn_of(providers.registry.warnings())
+    if metrics is not None:
+        metrics.refreshes.follow(providers.registry.names)
+    recovery = providers.recovery(tokens=repository, cipher=cipher, events=events)
+    refresher = providers.refresher(tokens=repository, cipher=cipher, events=events, recovery=recovery)
+    vault = build(refresher=refresher)
+    exchange = providers.exchange(vault=vault, tokens=repository, cipher=cipher, events=events)
+    background = providers.background(tokens=repository, refresher=refresher, settings=settings)
+    if settings.refresh_interval_seconds > 0:
+        background.start()
+    if recovery is not None:
+        recovery.start()
+    try:
+        yield vault, exchange, revocation
+    finally:
+        await background.close()
+        await asyncio.gather(refresher.close(), exchange.close(), revocation.close())
+        if recovery is not None:
+            await recovery.close()
 
 
 @asynccontextmanager

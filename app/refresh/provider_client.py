@@ -26,6 +26,7 @@ from app.refresh.provider_connection import (
     ProviderConnections,
     ProviderRequest,
 )
+from app.refresh.provider_outages import ProviderOutages
 from app.refresh.providers import OAuthProvider, Revocation
 from app.refresh.token_answer import (
     ClientRefusedError,
@@ -60,6 +61,7 @@ class ProviderClient:
         observer: RefreshObserver | None = None,
     ) -> None:
         self._observer = observer or Unobserved()
+        self.outages = ProviderOutages()
         self._connections = ProviderConnections(
             tls=tls, resolver=resolver, connect_seconds=connect_seconds, total_seconds=total_seconds
         )
@@ -112,15 +114,16 @@ class ProviderClient:
         deadline = self._connections.deadline()
         deadline = deadline if until is None else min(deadline, until)
         parameters = {"token": token.get_secret_value(), "token_type_hint": hint}
-        try:
-            if provider.revocation is Revocation.DELETE_WITH_ACCESS_TOKEN:
-                await self._delete(provider, url, token, hint, deadline)
-            elif provider.revocation is Revocation.TOKEN_ONLY:
-                _require_revoked(provider, await self._post(provider, url, parameters, {}, deadline))
-            else:
-                await self._authenticated(provider, url, parameters, partial(_require_revoked, provider), deadline)
-        except ClientRefusedError:
-            raise ProviderMisconfigured(f"{provider.name} refuses a revocation without a client") from None
+        with self.outages.observing(provider):
+            try:
+                if provider.revocation is Revocation.DELETE_WITH_ACCESS_TOKEN:
+                    await self._delete(provider, url, token, hint, deadline)
+                elif provider.revocation is Revocation.TOKEN_ONLY:
+                    _require_revoked(provider, await self._post(provider, url, parameters, {}, deadline))
+                else:
+                    await self._authenticated(provider, url, parameters, partial(_require_revoked, provider), deadline)
+            except ClientRefusedError:
+                raise ProviderMisconfigured(f"{provider.name} refuses a revocation without a client") from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -131,7 +134,8 @@ class ProviderClient:
     ) -> ProviderTokens:
         read = partial(parse_tokens, provider.name, reauth_errors=provider.reauth_errors)
         url, deadline = token_endpoint(provider, base_url), self._connections.deadline()
-        return await self._authenticated(provider, url, parameters, read, deadline)
+        with self.outages.observing(provider):
+            return await self._authenticated(provider, url, parameters, read, deadline)
 
     async def _authenticated(
         self,

@@ -60,13 +60,9 @@ class ProviderRegistry:
         return tuple(sorted(self._providers))
 
     def warnings(self) -> list[str]:
-        """Return a warning for each entry that permits unprotected connections."""
-        return [
-            f"OAUTH_PROVIDERS: {name} has allow_insecure: its secrets and tokens may cross the network unencrypted, "
-            "and its URL may lead into the private network"
-            for name in self.names()
-            if self._providers[name].allow_insecure
-        ]
+        """Return a warning for each entry that permits unprotected connections; those of a later list are logged."""
+        self._reload_if_due()
+        return _warnings(self._providers.values())
 
     def _use(self, loaded: LoadedProviders) -> None:
         self._providers = {provider.name: provider for provider in loaded.providers}
@@ -91,6 +87,10 @@ class ProviderRegistry:
             status = {}
         if loaded.providers != tuple(self._providers.values()):
             _log.info("oauth_providers_loaded", keys=len(loaded.providers))
+            known = _warnings(self._providers.values())
+            for warning in _warnings(loaded.providers):
+                if warning not in known:
+                    _log.warning("setting_is_weak", reason=warning)
         self._use(loaded)
         self._status, self._problem = status, None
 
@@ -98,6 +98,14 @@ class ProviderRegistry:
         if problem != self._problem:
             _log.error("oauth_providers_refused", reason=problem)
         self._problem = problem
+
+
+def _warnings(providers: Iterable[OAuthProvider]) -> list[str]:
+    return [
+        f"OAUTH_PROVIDERS: {name} has allow_insecure: its secrets and tokens may cross the network unencrypted, "
+        "and its URL may lead into the private network"
+        for name in sorted(provider.name for provider in providers if provider.allow_insecure)
+    ]
 
 
 def _status(file: Path) -> tuple[int, ...] | None:

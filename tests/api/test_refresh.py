@@ -269,3 +269,31 @@ def test_an_erasure_answers_with_a_receipt_for_each_token(client: httpx.Client, 
     erased = client.delete(user, params={"revoke": "true"}).json()
     assert erased["deleted"] == len(erased["receipts"]) == 1
     assert client.delete(user, params={"revoke": "true"}).json() == {"deleted": 0, "receipts": []}
+
+
+def test_an_outage_of_a_provider_leaves_the_replica_ready(client: httpx.Client, provider: OAuthStandIn) -> None:
+    """It concerns every replica, and each still answers the tokens that are valid."""
+    eventually(lambda: _providers(client) == "up")
+    valid = _stored(client, provider, expires_in=3_600)[0]
+    provider.always(Answer(status=503))
+    for _ in range(3):
+        problem(client.get(_stored(client, provider)[0]), 503, "provider_unavailable")
+    eventually(lambda: _providers(client) == "degraded")
+    assert client.get(valid).status_code == 200
+    provider.always(None)
+    assert client.get(_stored(client, provider)[0]).status_code == 200
+    eventually(lambda: _providers(client) == "up")
+
+
+def test_an_invalid_list_of_providers_is_degraded(client: httpx.Client, provider: OAuthStandIn, file: Path) -> None:
+    file.write_text("{")
+    eventually(lambda: _providers(client) == "degraded")
+    _write(file, provider.entry())
+    eventually(lambda: _providers(client) == "up")
+
+
+def _providers(client: httpx.Client) -> str:
+    answer = client.get("/readyz")
+    assert answer.status_code == 200
+    state: str = answer.json()["checks"]["providers"]
+    return state

@@ -152,6 +152,7 @@ def test_every_readiness_check_is_documented(service: Service) -> None:
         "kms",
         "audit",
         "user_jwt_keys",
+        "providers",
     }
 
 

@@ -272,3 +272,18 @@ def test_an_insecure_entry_warns() -> None:
     registry = ProviderRegistry(providers=[provider_of(ACME), provider_of(GOOGLE | {"allow_insecure": True}, "google")])
     [warning] = registry.warnings()
     assert "google has allow_insecure" in warning
+
+
+def test_an_entry_that_becomes_insecure_later_warns_once(files: _Files) -> None:
+    registry = files.registry()
+    with capture_logs() as lines:
+        for _ in range(2):
+            files.write({"acme": ACME | {"allow_insecure": True}, "google": GOOGLE})
+            files.clock.advance(2)
+            assert registry.find("google") is not None
+        files.write({"acme": ACME | {"allow_insecure": True}})
+        files.clock.advance(2)
+        assert registry.find("google") is None
+    [warning] = [line for line in lines if line["log_level"] == "warning"]
+    assert warning["event"] == "setting_is_weak"
+    assert "acme has allow_insecure" in warning["reason"]

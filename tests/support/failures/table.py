@@ -26,6 +26,7 @@ _CLUSTER: Final = "tests/stores/test_postgres_cluster.py"
 _KEY_STATES: Final = "tests/failures/test_kms_states.py"
 _AUDIT: Final = "tests/audit/test_under_load.py"
 _USER_JWTS: Final = "tests/failures/test_user_jwt_keys.py"
+_REFRESH: Final = "tests/api/test_refresh.py"
 _PROCESS: Final = "tests/failures/test_process.py"
 _DURABILITY: Final = "tests/system/test_durability.py::test_every_acknowledged_write_survives_kill_9"
 
@@ -424,6 +425,26 @@ TABLE: Final = (
             f"{_USER_JWTS}::test_key_set_unreachable_later",
             "tests/callers/test_jwks.py::test_keys_outlive_an_outage_for_an_hour_and_no_longer",
         ),
+    ),
+    # OAuth providers
+    Failure(
+        name="OAuth provider down",
+        code="provider_unavailable",
+        affects="reveals of its expired tokens",
+        check="providers",
+        degraded=True,
+        recovers_within_seconds=None,
+        ends_with="the next refresh that it answers, at the latest five minutes later",
+        tests=(f"{_REFRESH}::test_an_outage_of_a_provider_leaves_the_replica_ready",),
+    ),
+    Failure(
+        name="List of OAuth providers invalid or missing",
+        code=None,
+        affects="nothing, because the last valid list stays in use",
+        check="providers",
+        degraded=True,
+        recovers_within_seconds=5,
+        tests=(f"{_REFRESH}::test_an_invalid_list_of_providers_is_degraded",),
     ),
     Failure(
         name="Log's disk full",
