@@ -24,8 +24,9 @@ class ServiceKeyDirectory:
     """The keys from `SERVICE_KEYS` and from the key file.
 
     At most once every `reload_seconds` the file's status is checked, and the file is read again if it has changed, so
-    revoking a key needs no restart. While the file is missing or invalid none of its keys is accepted: a typo in a
-    revocation must not keep the revoked key alive. A key in both lists may do only what both entries permit.
+    revoking a key needs no restart. An unknown key has it checked at once: it may have been created a moment ago. While
+    the file is missing or invalid none of its keys is accepted: a typo in a revocation must not keep the revoked key
+    alive. A key in both lists may do only what both entries permit.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class ServiceKeyDirectory:
         self._monotonic = monotonic
         self._keys = self._fixed
         self._problem: str | None = None
-        self._file_status: tuple[int, ...] | None = None
+        self._file_status: tuple[int, ...] | None = None  # of the file whose keys are in use
+        self._status_seen: tuple[int, ...] | None = None  # also of an invalid one
         self._next_check = float("-inf")
 
     @property
@@ -74,30 +76,40 @@ class ServiceKeyDirectory:
         """Return the key's entry, or raise `Unauthenticated`.
 
         Keys are looked up by their SHA-256, so the time taken reveals nothing about the configured keys. Unknown,
-        expired and malformed keys take the same steps, so the time does not distinguish them either.
+        expired and malformed keys take the same steps, so the time does not distinguish them either. Then a well-formed
+        one has the status of the file checked.
         """
         self._reload_if_due()
+        key = self._find(presented)
+        if not is_well_formed(presented):
+            raise Unauthenticated("the service key is malformed")
+        if key is None and self._file is not None and _status_of(self._file) != self._status_seen:
+            self._reload(self._file)
+            key = self._find(presented)
+        if key is None:
+            raise Unauthenticated("the service key is unknown or has expired")
+        return key
+
+    def _find(self, presented: str) -> ServiceKey | None:
         sha256 = hash_key(presented)
         key = self._keys.get(sha256, _NOBODY)
         matches = hmac.compare_digest(key.sha256, sha256)
         is_alive = key.is_alive(datetime.now(UTC))
-        if not is_well_formed(presented):
-            raise Unauthenticated("the service key is malformed")
-        if not (matches and is_alive):
-            raise Unauthenticated("the service key is unknown or has expired")
-        return key
+        return key if matches and is_alive else None
 
     def _reload_if_due(self) -> None:
         now = self._monotonic()
         if self._file is None or now < self._next_check:
             return
         self._next_check = now + self._reload_seconds
+        self._reload(self._file)
+
+    def _reload(self, file: Path) -> None:
         try:
-            stat = self._file.stat()
-            status = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
-            if status == self._file_status:
+            self._status_seen = status = _status_of(file)
+            if status == self._file_status is not None:
                 return
-            keys = parse_key_list(read_private(self._file))
+            keys = parse_key_list(read_private(file))
         except OSError:
             self._refuse("the service keys file cannot be read")
         except KeyListError as error:
@@ -113,3 +125,12 @@ class ServiceKeyDirectory:
         if problem != self._problem:
             _log.error("service_keys_refused", reason=problem)
         self._keys, self._problem, self._file_status = self._fixed, problem, None
+
+
+def _status_of(file: Path) -> tuple[int, ...] | None:
+    """Return what changes with the content, or `None` for a file that cannot be found."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino

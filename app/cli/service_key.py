@@ -43,8 +43,8 @@ def service_key() -> None:
     """Create, list and revoke the keys that authenticate calling services.
 
     The file SERVICE_KEYS_FILE holds the keys' SHA-256 hashes. A running vault notices a change of
-    the file within a second. The commands need no other setting; with AUDIT_LOG and AUDIT_KEY,
-    changes are recorded.
+    the file within a second, and accepts a new key at once. The commands need no other setting;
+    with AUDIT_LOG and AUDIT_KEY, changes are recorded.
     """
 
 

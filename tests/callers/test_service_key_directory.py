@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.callers.service_key_directory import ServiceKeyDirectory
+from app.callers.service_key_file import add_key
 from app.callers.service_keys import Scope, ServiceKey, generate_key, hash_key, render_key_list
 from app.errors import Unauthenticated
 
@@ -32,7 +33,7 @@ REFUSED = {
 }
 
 
-def _steps(presented: str) -> list[str]:
+def _steps(presented: str, keys: ServiceKeyDirectory = KEYS) -> list[str]:
     """Return every call that is made on the way to the answer."""
     steps: list[str] = []
 
@@ -44,7 +45,7 @@ def _steps(presented: str) -> list[str]:
 
     sys.setprofile(note)
     try:
-        KEYS.identify(presented)
+        keys.identify(presented)
     except Unauthenticated:
         pass
     finally:
@@ -124,3 +125,28 @@ def test_a_file_that_comes_back_unchanged_is_accepted_again(tmp_path: Path) -> N
     (tmp_path / "away").rename(folder)
     assert directory.identify(LIVE).service == "live"
     assert directory.problem is None
+
+
+def _entry(key: str) -> ServiceKey:
+    return ServiceKey(service="one", sha256=hash_key(key), scopes=frozenset(Scope))
+
+
+def test_a_key_works_from_the_moment_that_its_command_has_ended(tmp_path: Path) -> None:
+    file, new = tmp_path / "service-keys.json", generate_key()
+    add_key(file, _entry(LIVE))
+    directory = ServiceKeyDirectory(file=file, monotonic=lambda: 0.0)  # the next regular look never comes
+    assert directory.identify(LIVE).service == "one"
+    add_key(file, _entry(new))
+    assert directory.identify(new).service == "one"
+
+
+def test_unknown_keys_do_not_make_the_vault_read_an_unchanged_file(tmp_path: Path) -> None:
+    file = tmp_path / "service-keys.json"
+    file.write_text("[")
+    file.chmod(0o600)
+    directory = ServiceKeyDirectory(file=file, monotonic=lambda: 0.0)
+    assert directory.problem is not None
+    assert "parse_key_list" not in _steps(generate_key(), directory)
+    file.write_text(render_key_list([_entry(LIVE)]))
+    assert directory.identify(LIVE).service == "one"
+    assert "parse_key_list" not in _steps(generate_key(), directory)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,7 +23,6 @@ from app.main import create_app
 from tests.support.api.service import Service, running_service
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import PROGRAM, check_command_line
-from tests.support.process.home import COMMAND
 from tests.support.security.keys import MASTER_KEY
 
 README = (ROOT / "README.md").read_text()
@@ -154,31 +152,6 @@ def test_every_readiness_check_is_documented(service: Service) -> None:
         "user_jwt_keys",
         "providers",
     }
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the quick start uses curl")
-def test_the_quick_start_does_what_it_says(service: Service) -> None:
-    install, store_and_reveal, rotate, *_ = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert install == "make run\n"
-    lines = (store_and_reveal + 2 * rotate).replace(".venv/bin/token-vault", COMMAND)
-    lines = lines.replace("TOKEN=", "sleep 1.1\nTOKEN=")  # until the service has looked at its keys again
-    done = subprocess.run(
-        ["bash", "-euc", lines.replace("http://127.0.0.1:8080", service.url)],
-        env={
-            "PATH": os.environ["PATH"],
-            "TOKEN_ENCRYPTION_KEY": MASTER_KEY,
-            "SERVICE_KEYS_FILE": str(service.log.with_name("service-keys.json")),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert re.findall(r"HTTP/1.1 ([0-9]+)", done.stdout) == ["201", "200", "200", "412"]
-    stored, revealed, rotated = re.findall(r'^etag: "([0-9]+)"\r?$', done.stdout, re.MULTILINE)
-    assert int(stored) == int(revealed) == int(rotated) - 1
-    assert done.stdout.count('"access_token":"1234~my-canvas-token"') == 1
-    assert '"code":"version_conflict"' in done.stdout
 
 
 def test_the_example_log_line_has_the_fields_of_a_real_one(service: Service) -> None:
