@@ -1,6 +1,6 @@
 # The vault as a container. Build:
 #
-#   docker build --tag token-vault:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
+#   docker build --tag token-vault:0.2.0 --build-arg REVISION="$(git rev-parse HEAD)" .
 #
 # Both stages use the same image, because the virtual environment refers to its Python.
 FROM python:3.13-slim-bookworm AS build
@@ -27,7 +27,7 @@ COPY scripts/migrate_to_kms.py /usr/share/token-vault/scripts/
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="PulsePlan token vault" \
       org.opencontainers.image.description="Stores, reveals and rotates users' OAuth and API tokens" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/vault/bin:$PATH \

@@ -86,6 +86,7 @@ def test_a_pod_is_restricted(workload: Manifest) -> None:
     security = pod_spec(workload)["securityContext"]
     assert (security["runAsNonRoot"], security["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
     assert f"--uid {security['runAsUser']} " in (ROOT / "Dockerfile").read_text()
+    assert pod_spec(workload)["automountServiceAccountToken"] is False
     (container,) = containers(workload)
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
