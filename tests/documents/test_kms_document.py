@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from app.security.kms import client as kms_client
 from app.security.kms import errors as kms_errors
 from app.security.kms.key_access import least_privilege_policy
 from tests.support.paths import ROOT
-from tests.support.process.home import run
-from tests.support.stack.kms import Kms
+from tests.support.process.home import run, token_vault
+from tests.support.stack.kms import REGION, Kms
+from tests.support.stack.kms_gate import ADMINISTRATOR
 
 KMS = (ROOT / "docs" / "kms.md").read_text()
 FORMATS = (ROOT / "docs" / "ciphertext-formats.md").read_text()
@@ -111,3 +113,19 @@ def test_the_documented_decoder_opens_what_the_vault_writes(kms: Kms, tmp_path: 
     assert list(members) == list(json.loads(shown))
     assert members["kid"] == kms.key_arn
     assert re.fullmatch(rf"canvas_kms_{USER}_[0-9a-f]{{16}}", members["id"])
+
+
+def test_the_commands_of_the_page_set_a_key_up(kms: Kms, tmp_path: Path) -> None:
+    kms.empty()
+    settings = {"AWS_ENDPOINT_URL_KMS": kms.url, "AWS_ACCESS_KEY_ID": ADMINISTRATOR, "AWS_SECRET_ACCESS_KEY": "none"}
+    [block] = [one for one in _blocks(KMS, "sh") if one.startswith("token-vault kms setup")]
+    counts = [_count_keys(kms)]
+    for line in block.replace("eu-west-1", REGION).splitlines():
+        done = token_vault(*shlex.split(line)[1:], folder=tmp_path, settings=settings)
+        assert done.returncode == 0, done.stderr
+        counts.append(_count_keys(kms))
+    assert counts == [counts[0], counts[0], counts[0] + 1], "the first one plans, the second one acts"
+
+
+def _count_keys(kms: Kms) -> int:
+    return len(kms.client().list_keys()["Keys"])
