@@ -341,7 +341,9 @@ class Token(BaseModel):
     metadata: dict[str, Any]
     has_refresh_token: bool
     refreshable: bool = Field(description="Whether the vault can refresh it: it has a refresh token and a provider.")
-    refresh_retry_at: datetime | None = Field(description="When the next attempt is due, after a failed refresh.")
+    refresh_retry_at: datetime | None = Field(
+        description="The earliest time of the next refresh: after a failed one, or if the provider limits their number."
+    )
     encryption_method: str | None
     kms_key_id: str | None
     version: int

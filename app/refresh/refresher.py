@@ -160,7 +160,7 @@ class TokenRefresher:
         if provider is None:
             raise NotRefreshableError
         self._pauses.require_open(provider, token.base_url)
-        self._require_due(provider, token)
+        self._require_due(token)
         token_id = token.token_id
         operation = RecordedOperation(self._events, Operation.REFRESH, caller, token_id.user_id, token_id, None)
         began_at = self._monotonic()
@@ -197,16 +197,12 @@ class TokenRefresher:
             return None
         return self._providers.find(token.token_id.provider)
 
-    def _require_due(self, provider: OAuthProvider, token: StoredToken) -> None:
+    def _require_due(self, token: StoredToken) -> None:
         """Raise `ProviderUnavailable`, or the error of the last attempt, before the next one is due."""
         due = token.refresh_state.retry_at
-        if provider.minimum_interval_seconds and token.last_refreshed is not None:
-            with suppress(OverflowError):  # a row may hold any time
-                earliest = token.last_refreshed + timedelta(seconds=provider.minimum_interval_seconds)
-                due = earliest if due is None else max(due, earliest)
         left = 0.0 if due is None else (due - self._now()).total_seconds()
         if left > 0:
-            detail = "the last refresh failed, and the next attempt is not due yet"
+            detail = "the next refresh of this token is not due yet, because of the last one"
             if token.refresh_state.failure == ProviderMisconfigured.code:
                 raise ProviderMisconfigured(detail, concerns_provider=False)
             raise _later(detail, left)
@@ -243,7 +239,7 @@ class TokenRefresher:
             row = await self._tokens.get(token.token_id)
             if not isinstance(row, StoredToken) or not _is_same_token(row, token):
                 return None
-            self._require_due(provider, row)
+            self._require_due(row)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
             if row.refresh_state.holder != state.holder:
@@ -350,12 +346,13 @@ def _with_answer(
 ) -> StoredToken:
     """Return the row with the new secrets, encrypted; a refresh token that the answer omits stays (RFC 6749 §6)."""
     lifetime = answer.expires_in_seconds or prepared.provider.default_lifetime_seconds
-    refresh_lifetime = answer.refresh_token_expires_in_seconds
+    refresh_lifetime, interval = answer.refresh_token_expires_in_seconds, prepared.provider.minimum_interval_seconds
     sealed = prepared.key.seal(answer.access_token, answer.refresh_token or prepared.refresh_token)
     said = RefreshAnswer(
         expires_at=asked_at + timedelta(seconds=lifetime),
         refresh_token_expires_at=None if refresh_lifetime is None else asked_at + timedelta(seconds=refresh_lifetime),
         scopes=answer.scopes,
+        next_refresh_at=asked_at + timedelta(seconds=interval) if interval else None,
     )
     return transitions.refreshed(claimed, said, sealed, now=now)
 

@@ -188,8 +188,7 @@ class RefreshRounds:
             del self._skipped[token.id]
         if token.status is not TokenStatus.OK:
             return False
-        interval = timedelta(seconds=provider.minimum_interval_seconds)
-        if token.last_refreshed is not None and token.last_refreshed > now - interval:  # perhaps by this round
+        if token.last_refreshed is not None and token.last_refreshed > now:  # perhaps by this round
             return False
         lives = freshness_of(
             token, provider, min_ttl_seconds=plan.min_ttl_seconds, now=now + plan.lead_of(provider)

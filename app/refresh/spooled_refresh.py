@@ -30,6 +30,7 @@ class SpooledRefresh(BaseModel):
     expires_at: AwareDatetime | None
     refresh_token_expires_at: AwareDatetime | None
     scopes: tuple[str, ...]
+    next_refresh_at: AwareDatetime | None
     access_ciphertext: str = Field(repr=False)
     refresh_ciphertext: str | None = Field(repr=False)
     encryption_scheme: str
@@ -54,6 +55,7 @@ class SpooledRefresh(BaseModel):
             "expires_at": after.expires_at,
             "refresh_token_expires_at": after.refresh_token_expires_at,
             "scopes": after.scopes,
+            "next_refresh_at": after.refresh_state.retry_at,
             "access_ciphertext": after.access_ciphertext,
             "refresh_ciphertext": after.refresh_ciphertext,
             "encryption_scheme": after.encryption_scheme,
@@ -78,6 +80,7 @@ class SpooledRefresh(BaseModel):
             expires_at=self.expires_at,
             refresh_token_expires_at=self.refresh_token_expires_at,
             scopes=self.scopes,
+            next_refresh_at=self.next_refresh_at,
         )
         sealed = SealedSecrets(Sealed(self.access_ciphertext, *how), refresh)
         return transitions.refreshed(row, answer, sealed, now=self.refreshed_at)

@@ -95,12 +95,19 @@ def changed_columns(before: TokenRow, after: StoredToken) -> dict[str, Any]:
     If the row before is unreadable, every column but `id` differs.
 
     A write that changes no secret therefore leaves the secret columns alone, even if a program that does not raise
-    `version` has changed them since `before` was read. A write of another access token ends the lease of a refresh,
-    also of one that began after `before` was read: the result of that refresh is then discarded.
+    `version` has changed them since `before` was read.
     """
     old = to_columns(before) if isinstance(before, StoredToken) else {"id": before.id}
-    changed = {name: value for name, value in to_columns(after).items() if name not in old or value != old[name]}
-    return changed | {"refresh_holder": None} if "access_token" in changed else changed
+    return {name: value for name, value in to_columns(after).items() if name not in old or value != old[name]}
+
+
+def generation_to_keep(before: TokenRow, columns: Mapping[str, Any]) -> int | None:
+    """Return the generation that a row must still have for a write of these columns; `None` if it may have any.
+
+    A claim raises it, but not the version. A write of secrets ends the lease, so it must know of the claim: the refresh
+    token that it keeps may be spent.
+    """
+    return before.refresh_state.generation if isinstance(before, StoredToken) and "access_token" in columns else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,11 +247,15 @@ class TokenPatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshAnswer:
-    """What a provider's answer says about its new tokens, besides the secrets. `scopes` is `None` if it names none."""
+    """What a provider's answer says about its new tokens, besides the secrets. `scopes` is `None` if it names none.
+
+    `next_refresh_at` is the earliest time of the next refresh, if the provider limits how often there may be one.
+    """
 
     expires_at: datetime | None
     refresh_token_expires_at: datetime | None = None
     scopes: tuple[str, ...] | None = None
+    next_refresh_at: datetime | None = None
 
 
 class RevealedToken(NamedTuple):

@@ -58,7 +58,8 @@ class TokenRepository(Protocol):
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         """Write the columns that differ if the row still has the version and scheme of `before`.
 
-        Returns the row as stored. The condition includes the scheme because a rewrap changes it but not the version.
+        Returns the row as stored. The condition includes the scheme because a rewrap changes it but not the version,
+        and, if the access token differs, the generation because a claim raises that alone.
         Of an unreadable row every column is written, and the version alone is the condition.
         """
         ...

@@ -31,6 +31,7 @@ from app.tokens.models import (
 
 T = TypeVar("T")
 MAXIMUM_METADATA_BYTES = 8 * 1024
+IN_FLIGHT_SECONDS = 15  # after a rotation, for a refresh in progress to bring the successor of the refresh token
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -84,10 +85,14 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
     """Return the row with new secrets; values that are UNSET stay.
 
     `sealed.refresh` is `None` if the refresh token's ciphertext stays, or if there is no refresh token any more.
-    A refresh token that stays may still have a successor that the row does not hold.
+    A refresh token that stays may still have a successor that the row does not hold. A refresh that may be in progress
+    has some seconds to bring it, before the next one may spend the token again.
     """
-    kept = kept_refresh(current, given)
-    answer_lost = kept is not None and current.refresh_state.may_have_successor
+    kept, lease = kept_refresh(current, given), _released(current)
+    if kept is not None and current.refresh_state.may_have_successor:
+        in_flight = now + timedelta(seconds=IN_FLIGHT_SECONDS)
+        retry_at = in_flight if current.refresh_state.is_refreshing else None
+        lease = replace(lease, failure=ANSWER_LOST, retry_at=retry_at)
     return replace(
         current,
         access_ciphertext=sealed.access.ciphertext,
@@ -105,7 +110,7 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
         updated_at=now,
         last_refreshed=now,
         refresh_token_expires_at=current.refresh_token_expires_at if kept else None,
-        refresh_state=replace(_released(current), failure=ANSWER_LOST if answer_lost else None),
+        refresh_state=lease,
     )
 
 
@@ -167,7 +172,7 @@ def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets
         version=claimed.version + 1,
         updated_at=now,
         last_refreshed=now,
-        refresh_state=_released(claimed),
+        refresh_state=replace(_released(claimed), retry_at=answer.next_refresh_at),
     )
 
 

@@ -17,9 +17,10 @@ from uuid import uuid4
 import pytest
 from pydantic import SecretStr
 
-from app.errors import TokenNotFound
+from app.errors import ProviderUnavailable, TokenNotFound
 from app.tokens.models import RevealedToken, TokenId, TokenInput, TokenPatch
 from app.tokens.repository import TokenRepository
+from app.tokens.transitions import IN_FLIGHT_SECONDS
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, Replica, replicas
 from tests.support.stores.pausing import pausing
@@ -116,6 +117,49 @@ async def test_nothing_deleted_during_a_refresh_comes_back(
     async for race, answer in _races(tokens, provider, change):
         assert isinstance(answer, TokenNotFound), answer
         assert await tokens.get(race.token_id) is None
+
+
+async def test_no_refresh_spends_a_token_that_a_rotation_kept_in_flight(
+    tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """Another refresh is asked for after a rotation without a refresh token, while the provider still has the first."""
+    release = threading.Event()
+    provider.script(Answer(commits=True, hold=release))
+    async with replicas(tokens, provider, count=2) as [refreshing, other]:
+        race = Race(refreshing, other, provider, TokenId(str(uuid4()), "acme"))
+        expired = other.clock() - timedelta(seconds=1)
+        await other.store(token_id=race.token_id, refresh_token=provider.seed(), expires_at=expired)
+        first = asyncio.create_task(refreshing.reveal(race.token_id))
+        try:
+            await eventually_async(lambda: len(provider.requests) == 1)
+            await race.rotate_access_token()
+            version = (await other.row(race.token_id)).version
+            with pytest.raises(ProviderUnavailable) as caught:
+                await other.reveal(race.token_id, rejected_version=version)
+            assert caught.value.retry_after_seconds <= IN_FLIGHT_SECONDS
+            assert len(provider.requests) == 1
+        finally:
+            release.set()
+        assert await first == ("theirs", True)
+        await race.require_alive()
+
+
+async def test_a_rotation_notices_a_refresh_that_began_after_its_read(
+    tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """The refresh dies with the answer, so the row must show that the refresh token it keeps may be spent."""
+    step = _Step("before")
+    async with replicas(pausing(tokens, step, only="replace"), provider) as [other]:
+        race = Race(other, other, provider, TokenId(str(uuid4()), "acme"))
+        row = await other.store(token_id=race.token_id, refresh_token=provider.seed())
+
+        async def claim() -> None:
+            assert await tokens.claim_refresh(row, holder=str(uuid4()), lease_seconds=600)
+
+        step.change = claim
+        await race.rotate_access_token()
+        state = (await other.row(race.token_id)).refresh_state
+        assert (state.holder, state.failure) == (None, "answer_lost")
 
 
 async def _races(

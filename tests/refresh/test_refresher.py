@@ -24,6 +24,7 @@ from app.errors import (
     TokenInactive,
 )
 from app.refresh.registry import ProviderRegistry
+from app.tokens.due_tokens import DueBy, DueTokens
 from app.tokens.models import RevealedToken, TokenId, TokenInput, TokenPatch, TokenStatus
 from app.tokens.repository import TokenRepository
 from app.tokens.reveals import RevealOptions
@@ -461,6 +462,26 @@ async def test_a_token_without_expiry_gets_the_providers_default(
         row = await replica.row()
         assert row.expires_at is not None
         assert row.expires_at - replica.clock() <= timedelta(seconds=600)
+
+
+async def test_the_shortest_interval_counts_from_the_last_refresh(
+    tokens: TokenRepository, provider: OAuthStandIn
+) -> None:
+    """A token that was merely stored has not been refreshed, and may expire before the interval ends."""
+    registry = ProviderRegistry(providers=[provider_of(provider.entry(minimum_interval_seconds=86_400))])
+    async with replicas(tokens, provider, registry=registry) as [replica]:
+        await replica.store(refresh_token=provider.seed())
+        replica.clock.passed += HOUR
+        assert (await replica.reveal())[1] is True
+        replica.clock.passed += HOUR
+        with pytest.raises(ProviderUnavailable):
+            await replica.reveal()
+        now = replica.clock()
+        query = DueTokens(provider="acme", by=DueBy.EXPIRY, before=now + HOUR, now=now)
+        assert (await tokens.due_for_refresh(query, after=None, limit=9)).tokens == [], "no round reads it"
+        replica.clock.passed += timedelta(days=1)
+        assert (await replica.reveal())[1] is True
+        assert provider.refreshes == 2
 
 
 async def test_no_access_token_in_use_is_invalidated(tokens: TokenRepository, provider: OAuthStandIn) -> None:

@@ -86,11 +86,13 @@ async def test_a_patch_during_a_refresh_loses_nothing(tokens: TokenRepository) -
 
 
 async def test_a_write_of_a_secret_ends_the_lease(tokens: TokenRepository) -> None:
-    """Also if it read the row before the claim: a claim changes no version."""
+    """It must have read the row after the claim, which changes no version: the refresh token may be spent."""
     row = await _inserted(tokens)
     claimed = await _claimed(tokens, row)
     stored = replace(row, access_ciphertext="v1:stored", version=row.version + 1)
-    written = await tokens.replace(row, stored)
+    assert await tokens.replace(row, stored) is None
+    after = replace(stored, refresh_state=RefreshState(generation=claimed.refresh_state.generation))
+    written = await tokens.replace(claimed, after)
     assert written is not None
     assert (written.access_ciphertext, written.refresh_state.holder) == ("v1:stored", None)
     assert not await tokens.settle_refresh(claimed, _refreshed(claimed))

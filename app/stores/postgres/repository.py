@@ -21,6 +21,7 @@ from app.stores.rows import (
     decode_or_report,
     due_page,
     from_columns,
+    generation_to_keep,
     refresh_claim,
     refresh_settlement,
     require_uuid,
@@ -96,11 +97,12 @@ class PostgresRepository:
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = _encode(changed_columns(before, after))
-        decodes = isinstance(before, StoredToken)
-        sql = statements.update(list(columns), with_scheme=decodes)
+        generation = generation_to_keep(before, columns)
         scheme = [before.encryption_scheme] if isinstance(before, StoredToken) else []
+        unclaimed = [] if generation is None else [generation]
+        sql = statements.update(list(columns), with_scheme=bool(scheme), with_generation=bool(unclaimed))
         try:
-            rows = await self._connections.write(sql, *columns.values(), before.id, before.version, *scheme)
+            rows = await self._connections.write(sql, *columns.values(), before.id, before.version, *scheme, *unclaimed)
         except UnknownOutcomeError as unknown:
             return await confirm_write(after, set(columns), unknown, read_back=self.read_back)
         return from_columns(rows[0]) if rows else None

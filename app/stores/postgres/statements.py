@@ -123,12 +123,16 @@ def due_for_refresh(by: DueBy, *, after: bool) -> str:
     )
 
 
-def update(columns: list[str], *, with_scheme: bool) -> str:
-    """Return the statement that sets these columns of the row with an id, a version and, if given, a scheme."""
+def update(columns: list[str], *, with_scheme: bool, with_generation: bool) -> str:
+    """Return the statement that sets these columns of the row with an id, a version and, if given, a scheme.
+
+    With `with_generation`, which needs `with_scheme`, the row must also have the generation that follows the scheme.
+    """
     at = len(columns)
     assignments = ", ".join(f"{name} = {parameter(name, position)}" for position, name in enumerate(columns, 1))
     scheme = f" and encryption_scheme is not distinct from ${at + 3}::text" if with_scheme else ""
+    generation = f" and refresh_generation = ${at + 4}::bigint" if with_generation else ""
     return (
         f"update public.oauth_tokens set {assignments} "  # noqa: S608  column names only
-        f"where id = ${at + 1}::uuid and version = ${at + 2}::bigint{scheme} returning {SELECTED}"
+        f"where id = ${at + 1}::uuid and version = ${at + 2}::bigint{scheme}{generation} returning {SELECTED}"
     )

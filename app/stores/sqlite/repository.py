@@ -19,6 +19,7 @@ from app.stores.rows import (
     changed_columns,
     decode_or_report,
     encryption_metadata,
+    generation_to_keep,
     parse_json,
     refresh_claim,
     settled_columns,
@@ -197,10 +198,13 @@ class SqliteRepository:
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = _encode(changed_columns(before, after))
+        generation = generation_to_keep(before, columns)
         assignments = ", ".join(f"{name} = ?" for name in columns)
         where, parameters = f"id = {_ID} AND version = ?", [*columns.values(), _raw_id(before.id), before.version]
         if isinstance(before, StoredToken):
             where, parameters = f"{where} AND encryption_scheme IS ?", [*parameters, before.encryption_scheme]
+        if generation is not None:
+            where, parameters = f"{where} AND refresh_generation = ?", [*parameters, generation]
         sql = f"UPDATE oauth_tokens SET {assignments} WHERE {where} RETURNING version"  # noqa: S608  column names only
         return after if await self._write(sql, parameters) else None
 

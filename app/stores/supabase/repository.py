@@ -26,6 +26,7 @@ from app.stores.rows import (
     decode_or_report,
     due_page,
     from_columns,
+    generation_to_keep,
     refresh_claim,
     refresh_settlement,
     require_uuid,
@@ -133,7 +134,10 @@ class SupabaseRepository:
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = changed_columns(before, after)
+        generation = generation_to_keep(before, columns)
         query = self._table().update(columns).eq("id", before.id).eq("version", before.version)
+        if generation is not None:
+            query = query.eq("refresh_generation", generation)
         if isinstance(before, StoredToken):
             query = _under_scheme(query, before.encryption_scheme)
         try:

@@ -641,7 +641,7 @@ export interface components {
             refreshable: boolean;
             /**
              * Refresh Retry At
-             * @description When the next attempt is due, after a failed refresh.
+             * @description The earliest time of the next refresh: after a failed one, or if the provider limits their number.
              */
             refresh_retry_at: string | null;
             /** Encryption Method */
@@ -745,7 +745,7 @@ export interface components {
             refreshable: boolean;
             /**
              * Refresh Retry At
-             * @description When the next attempt is due, after a failed refresh.
+             * @description The earliest time of the next refresh: after a failed one, or if the provider limits their number.
              */
             refresh_retry_at: string | null;
             /** Encryption Method */
