@@ -122,6 +122,7 @@ def serve(
                 proxy_headers=False,  # it would believe X-Forwarded-For
                 server_header=False,
                 ws="none",
+                reset_contextvars=True,  # a pipelined request starts within the one before it
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
                 **({} if tls is None else tls.uvicorn_options()),

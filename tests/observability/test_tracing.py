@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -205,6 +206,24 @@ def test_spans_reach_the_collector_that_the_environment_names(tmp_path: Path) ->
     assert b"token-vault" in sent
     assert CANARY.encode() not in sent
     assert USER.encode() not in sent
+
+
+def test_pipelined_requests_are_traced_apart(tmp_path: Path) -> None:
+    """A pipelined request starts within the one before it, whose span must not become its parent."""
+    settings = {
+        **SqliteStore(tmp_path / "vault.db").environment(),
+        "OTEL_TRACES": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+    }
+    request = b"GET /v1/nothing HTTP/1.1\r\nHost: vault\r\n"
+    with running_service(tmp_path, settings) as vault:
+        address = ("127.0.0.1", int(vault.url.rpartition(":")[2]))
+        with vault.logged() as lines, socket.create_connection(address, timeout=60) as caller:
+            caller.sendall(2 * (request + b"\r\n") + request + b"Connection: close\r\n\r\n")
+            while caller.recv(4096):
+                pass
+    traces = [line["trace_id"] for line in lines]
+    assert len(set(traces)) == len(traces) == 3
 
 
 def test_a_lost_collector_delays_neither_calls_nor_the_end(tmp_path: Path) -> None:
