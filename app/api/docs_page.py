@@ -17,8 +17,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from app.api.direct_route import DirectRoute
 from app.api.openapi import document
 from app.server.security_headers import DOCS_PATH
 
@@ -27,7 +27,7 @@ _REF: Final = "#/components/schemas/"
 _CODE: Final = re.compile(r"`([^`]+)`")
 
 
-def docs_routes(app: FastAPI) -> list[Route]:
+def docs_routes(app: FastAPI) -> list[DirectRoute]:
     """Return the routes of the page and its style sheet. They need no key, so both are made once."""
     page = cache(lambda: render(document(app)).encode())
     style = cache(lambda: files("app.api").joinpath("docs_page.css").read_bytes())
@@ -39,8 +39,8 @@ def docs_routes(app: FastAPI) -> list[Route]:
         return Response(style(), media_type="text/css")
 
     return [
-        Route(DOCS_PATH, docs, include_in_schema=False),
-        Route(STYLE_PATH, docs_style, include_in_schema=False),
+        DirectRoute(DOCS_PATH, docs, include_in_schema=False),
+        DirectRoute(STYLE_PATH, docs_style, include_in_schema=False),
     ]
 
 

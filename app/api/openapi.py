@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from app import errors
 from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_PATTERN
@@ -248,14 +247,14 @@ def _schemas_of_bodies() -> dict[str, Any]:
     return schemas
 
 
-def document_route(app: FastAPI) -> Route:
+def document_route(app: FastAPI) -> DirectRoute:
     """Return the route of the document. It needs no key, so the document is serialised once to keep requests cheap."""
     serialised = cache(lambda: bytes(JSONResponse(document(app)).body))
 
     async def openapi(_: Request) -> Response:
         return Response(serialised(), media_type="application/json")
 
-    return Route("/openapi.json", openapi, include_in_schema=False)
+    return DirectRoute("/openapi.json", openapi, include_in_schema=False)
 
 
 def _content(model: type[BaseModel], media_type: str = "application/json") -> dict[str, Any]:

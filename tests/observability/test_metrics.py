@@ -103,6 +103,16 @@ def test_requests_are_counted_and_timed_by_template_method_and_status(vault: Ser
     assert seen.value("token_vault_requests_in_flight") == 1, "the scrape itself"
 
 
+@pytest.mark.parametrize("path", ["/docs", "/docs/style.css", "/openapi.json"])
+def test_a_page_of_the_documentation_is_counted_as_its_route(vault: Service, path: str) -> None:
+    with vault.client() as client:
+        before = scraped(client)
+        assert client.get(path).status_code == 200
+        after = scraped(client)
+    counted = {dict(labels)["route"] for labels in after.increase(before, "token_vault_requests_total")}
+    assert counted == {path, "/metrics"}
+
+
 def test_refused_requests_are_counted_by_reason(vault: Service) -> None:
     with vault.client() as client:
         before = scraped(client)
