@@ -423,6 +423,14 @@ def test_the_rate_limit_of_a_service_holds(tmp_path: Path) -> None:
         refused(answers[-1], "temporarily_unavailable", code="rate_limited", status=429)
 
 
+def test_a_refusal_is_logged_with_its_numeric_status(endpoint: Endpoint) -> None:
+    with endpoint.service.logged() as lines:
+        endpoint.ask(str(uuid4()))
+        endpoint.post({}, {})
+    logged = [(line["route"], line["status"], line["outcome"]) for line in lines if line["event"] == "request"]
+    assert logged == [(PATH, 400, "token_not_found"), (PATH, 401, "unauthenticated")]
+
+
 def test_errors_and_calls_are_counted_and_timed(endpoint: Endpoint) -> None:
     with endpoint.service.client() as client:
         before = scraped(client)
