@@ -15,7 +15,7 @@ import uvicorn
 
 _log = structlog.get_logger()
 # connections that one process accepts in one turn of its loop; several workers share them more evenly if it is few
-_ACCEPTED_ALONE: Final = 16
+_ACCEPTED_ALONE: Final = 64
 _ACCEPTED_OF_SEVERAL: Final = 4
 
 
@@ -29,9 +29,11 @@ def require_free(host: str, port: int) -> None:
 def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket]:
     """Bind the sockets and log their addresses; exits with uvicorn's code if a port is taken.
 
-    Each is there several times, because uvloop accepts one connection for each socket in one turn of its loop.
+    That of the API is there several times, because uvloop accepts one connection for each socket in one turn of its
+    loop.
     """
-    sockets = [config.bind_socket()]
+    accepted = _ACCEPTED_ALONE if config.workers == 1 else _ACCEPTED_OF_SEVERAL
+    sockets = [bound := config.bind_socket(), *(bound.dup() for _ in range(accepted - 1))]
     if metrics_port is not None:
         second = uvicorn.Config(
             config.app, host=config.host, port=metrics_port, log_config=None, ssl_certfile=config.ssl_certfile
@@ -41,8 +43,7 @@ def bind(config: uvicorn.Config, metrics_port: int | None) -> list[socket.socket
         except SystemExit:  # uvicorn's line has the reason alone
             _log.critical("failed", reason="METRICS_PORT cannot be opened")
             raise
-    accepted = _ACCEPTED_ALONE if config.workers == 1 else _ACCEPTED_OF_SEVERAL
-    return [each for bound in sockets for each in (bound, *(bound.dup() for _ in range(accepted - 1)))]
+    return sockets
 
 
 def run_one_process(app: str, *, metrics_port: int | None, **options: Any) -> None:  # noqa: ANN401  uvicorn's

@@ -13,10 +13,10 @@ import uvloop
 from app.server.listeners import bind
 from tests.support.stack.loopback import LOOPBACK
 
-NEWCOMERS = 16
+NEWCOMERS = 64
 
 
-@pytest.mark.parametrize(("workers", "turns"), [(1, 4), (2, 8)])
+@pytest.mark.parametrize(("workers", "turns"), [(1, 3), (2, 20)])
 def test_a_burst_is_accepted_in_few_turns_of_the_loop(workers: int, turns: int) -> None:
     accepted = 0
 
