@@ -34,7 +34,7 @@ _COLOURS: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.FA
 _TABLE_MISSING: Final = "If the table or a column is missing, run `token-vault migrate`."
 
 
-@click.command(short_help="Check settings, keys, store, KMS, TLS, OAuth and audit.")
+@click.command()
 @AS_JSON
 def doctor(*, as_json: bool) -> None:
     """Check the settings, the service keys, encryption, KMS, the OAuth providers, the store, TLS and the audit trail.

@@ -32,7 +32,7 @@ class StatusReport:
     problem: str | None
 
 
-@click.group(short_help="Show the keys that the stored tokens need.")
+@click.group()
 def encryption() -> None:
     """Show the keys that the stored tokens need."""
 

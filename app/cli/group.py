@@ -7,28 +7,32 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from app.server.hardening import UnprotectedProcessError, protect_process
 
-# each command is in the module of the same name, with _ for -
-COMMANDS: Final = (
-    "audit",
-    "doctor",
-    "encryption",
-    "health",
-    "init",
-    "keys",
-    "kms",
-    "migrate",
-    "providers",
-    "refresh",
-    "rewrap",
-    "serve",
-    "service-key",
-)
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# Each command is in the module of the same name, with _ for -. The list of commands shows these texts without importing
+# the modules, which takes about a second.
+COMMANDS: Final = {
+    "audit": "Verify and search the audit trail.",
+    "doctor": "Check settings, keys, store, KMS, TLS, OAuth and audit.",
+    "encryption": "Show the keys that the stored tokens need.",
+    "health": "Check that the vault on this machine answers.",
+    "init": "Create .env and a service key for development.",
+    "keys": "Generate and retire master keys.",
+    "kms": "Set up the key in AWS KMS; estimate its cost.",
+    "migrate": "Create or upgrade the table in PostgreSQL.",
+    "providers": "List and check OAuth providers.",
+    "refresh": "Refresh the tokens that are due.",
+    "rewrap": "Rewrap every token under the primary key.",
+    "serve": "Serve the API.",
+    "service-key": "Create, list and revoke service keys.",
+}
 
 
 class ProtectedCommand(click.Command):
@@ -73,6 +77,16 @@ class LazyGroup(ProtectedCommand, click.Group):
         finally:
             gc.enable()
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  for the shell alone
+
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 def _flush_or_discard() -> None:

@@ -37,7 +37,7 @@ class _HealthCommand(click.Command):
             return super().invoke(ctx)
 
 
-@click.command(cls=_HealthCommand, short_help="Check that the vault on this machine answers.")
+@click.command(cls=_HealthCommand)
 @click.option("--host", metavar="ADDRESS", help="Address to ask.  [default: the setting HOST, else 127.0.0.1]")
 @click.option(
     "--port",

@@ -45,7 +45,7 @@ curl -X POST {url}/rotate -H 'Authorization: Bearer {key}' -H 'Content-Type: app
 """
 
 
-@click.command(short_help="Create .env and a service key for development.")
+@click.command()
 def init() -> None:
     """Create .env with a new master key, and a file with a service key for development.
 

@@ -28,7 +28,7 @@ STRANGE_REMEDY: Final = (
 )
 
 
-@click.group(short_help="Generate and retire master keys.")
+@click.group()
 def keys() -> None:
     """Generate and retire master keys, the keys of local encryption."""
 

@@ -39,7 +39,7 @@ large enough for all users active within {age:,} seconds."""
 _MAX_AGE_SECONDS: int = Settings.model_fields["data_key_max_age_seconds"].default
 
 
-@click.group(short_help="Set up the key in AWS KMS; estimate its cost.")
+@click.group()
 def kms() -> None:
     """Set up the key in AWS KMS, and estimate its cost."""
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _TIME: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
-@click.group(invoke_without_command=True, short_help="Create or upgrade the table in PostgreSQL.")
+@click.group(invoke_without_command=True)
 @click.option("--to", "last", metavar="FILE", help="Stop after this file: its name, or the number that it begins with.")
 @click.option("--again", is_flag=True, help="Run every file, also those that were applied before.")
 @click.pass_context

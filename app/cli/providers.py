@@ -19,7 +19,7 @@ from app.refresh.providers import OAuthProvider
 from app.refresh.registry import ProviderRegistry
 
 
-@click.group(short_help="List and check OAuth providers.")
+@click.group()
 def providers() -> None:
     """List and check the OAuth providers whose tokens the vault refreshes: the entries of OAUTH_PROVIDERS_FILE."""
 

@@ -40,7 +40,7 @@ _BETWEEN_LINES_SECONDS: Final = 5.0
 _CLEAR_LINE: Final = "\r\x1b[K"
 
 
-@click.command(short_help="Refresh the tokens that are due.")
+@click.command()
 @click.option(
     "--due-within",
     "due_within",

@@ -31,7 +31,7 @@ NOTHING_LEFT, UNREADABLE, UNFINISHED = 0, 1, 2
 _MANUAL: Final = "docs/key-rotation.md"
 
 
-@click.command(short_help="Rewrap every token under the primary key.")
+@click.command()
 @click.option("--dry-run", is_flag=True, help="Decrypt every token that is due, and write nothing.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after N rewrapped rows.")
 @click.option("--rate", type=click.IntRange(1), metavar="N", help="At most N rows a second.  [default: no limit]")

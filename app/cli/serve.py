@@ -44,7 +44,7 @@ _FILE = click.Path(path_type=Path)
 _log = structlog.get_logger()
 
 
-@click.command(short_help="Serve the API.")
+@click.command()
 @click.option("--host", metavar="ADDRESS", help="Address to listen on.  [default: the setting HOST, else 127.0.0.1]")
 @click.option(
     "--port",

@@ -38,7 +38,7 @@ _FINGERPRINT_DIGITS = 8
 _LIKENESS = 0.75  # of two names, as difflib computes it: canvass and canvas have 0.92, canvas-beta and canvas 0.71
 
 
-@click.group("service-key", short_help="Create, list and revoke service keys.")
+@click.group("service-key")
 def service_key() -> None:
     """Create, list and revoke the keys that authenticate calling services.
 

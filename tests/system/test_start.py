@@ -1,7 +1,10 @@
-"""The start of the serving process."""
+"""What the start of the service, and the list of commands, import."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 _UNUSED = "aiohttp asyncpg boto3 cryptography.x509 httpx jwt pydantic.v1 supabase"
 _CODE = f"""
@@ -14,3 +17,23 @@ def test_a_vault_on_sqlite_imports_no_library_that_it_does_not_use() -> None:
     done = subprocess.run([sys.executable, "-c", _CODE], check=True, capture_output=True, text=True)
 
     assert done.stdout.split() == []
+
+
+_LIST_COMMANDS = """
+import sys
+from app.cli import main
+try:
+    main(prog_name="token-vault")
+finally:
+    print(*(name for name in sys.modules if name.startswith("app.cli.") or name == "pydantic"), file=sys.stderr)
+"""
+_COMPLETE = {"_TOKEN_VAULT_COMPLETE": "bash_complete", "COMP_WORDS": "token-vault s", "COMP_CWORD": "1"}
+
+
+@pytest.mark.parametrize(("arguments", "variables"), [(["--help"], {}), ([], _COMPLETE)], ids=["help", "completion"])
+def test_the_commands_are_listed_without_importing_any(arguments: list[str], variables: dict[str, str]) -> None:
+    command = [sys.executable, "-c", _LIST_COMMANDS, *arguments]
+    done = subprocess.run(command, env=os.environ | variables, check=False, capture_output=True, text=True)
+
+    assert "service-key" in done.stdout
+    assert done.stderr.split() == ["app.cli.group"]
