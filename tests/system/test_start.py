@@ -1,10 +1,15 @@
 """What the start of the service, and the list of commands, import."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
+from tests.support.process.home import new_home, run
 
 _UNUSED = "aiohttp asyncpg boto3 cryptography.x509 httpx jwt pydantic.v1 supabase"
 _CODE = f"""
@@ -17,6 +22,24 @@ def test_a_vault_on_sqlite_imports_no_library_that_it_does_not_use() -> None:
     done = subprocess.run([sys.executable, "-c", _CODE], check=True, capture_output=True, text=True)
 
     assert done.stdout.split() == []
+
+
+_DOCUMENT = """
+import json, sys
+from app.hardened_app import create_hardened_app
+app = create_hardened_app()
+from fastapi.openapi.models import OpenAPI
+assert not OpenAPI.__pydantic_complete__
+json.dump(app.openapi(), sys.stdout)
+assert OpenAPI.__pydantic_complete__
+"""
+
+
+def test_the_models_of_the_document_are_built_when_it_is_asked_for(tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", _DOCUMENT, folder=tmp_path, settings=new_home(tmp_path).settings)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json.loads((ROOT / "docs" / "openapi.json").read_text())
 
 
 _LIST_COMMANDS = """
