@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -24,6 +24,7 @@ from app.concurrency import all_of
 from app.config.settings import Settings, SettingsError
 from app.errors import StoreError
 from app.observability.logging import configure_command_logging
+from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
 from app.refresh.rounds import RefreshRounds, RoundPlan, RoundReport
 from app.security.encryption_service import EncryptionService
@@ -36,6 +37,7 @@ SERVICE: Final = "refresh-command"
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _LONGEST_SECONDS: Final = 366 * 86_400
 _TICK_SECONDS: Final = 0.2
+_TURN_SECONDS: Final = 1.0
 _BETWEEN_LINES_SECONDS: Final = 5.0
 _CLEAR_LINE: Final = "\r\x1b[K"
 
@@ -102,10 +104,13 @@ async def _refresh(
         reports = {name: RoundReport() for name in _selected(rounds, providers.registry, only)}
         try:
             async with _shown(reports):
-                reason = await _run(rounds, plan, reports, stop)
+                reason, late = await _run(rounds, refresher, plan, reports, stop)
         finally:
             await refresher.close()
             await audit.close()
+    if late:
+        unstored = f"{counted_noun(late, 'answer')} of a provider could not be stored"
+        reason = f"{reason}, and " * (reason is not None) + unstored
     return reports, reason
 
 
@@ -120,25 +125,36 @@ def _selected(rounds: RefreshRounds, registry: ProviderRegistry, only: str | Non
 
 
 async def _run(
-    rounds: RefreshRounds, plan: RoundPlan, reports: dict[str, RoundReport], stop: asyncio.Future[str]
-) -> str | None:
-    """Run the rounds of every name at once, for tokens whose last refresh failed too."""
+    rounds: RefreshRounds,
+    refresher: TokenRefresher,
+    plan: RoundPlan,
+    reports: dict[str, RoundReport],
+    stop: asyncio.Future[str],
+) -> tuple[str | None, int]:
+    """Run the rounds of every name at once, for tokens whose last refresh failed too, and end their refreshes.
+
+    Returns the reason why they ended early, if they did, and the number of refreshes that could not end.
+    """
     kinds = (plan, replace(plan, failed=True))
     running = asyncio.ensure_future(
         all_of(rounds.run(name, kind, report) for name, report in reports.items() for kind in kinds)
     )
-    running.add_done_callback(lambda _: stop.done() or stop.cancel())
-    with suppress(asyncio.CancelledError):
-        signal_name = await stop
+    ends: list[asyncio.Future[Any]] = [running, stop]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    rounds.stop()
+    late = await refresher.close()
+    await asyncio.wait([running], timeout=_TURN_SECONDS)
+    if not running.done():  # it waits for its turn at a provider
         running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
-        return f"{signal_name} stopped it"
-    try:
-        await running
-    except StoreError as error:
-        return f"{error.code}: {error.detail}; see `token-vault doctor`"
-    return None
+        await asyncio.wait([running])
+    if stop.done():
+        return f"{stop.result()} stopped it", late
+    error = running.exception()
+    if isinstance(error, StoreError):
+        return f"{error.code}: {error.detail}; see `token-vault doctor`", late
+    if error is not None:
+        raise error
+    return None, late
 
 
 @asynccontextmanager

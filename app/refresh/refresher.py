@@ -41,7 +41,7 @@ from app.tokens import transitions
 from app.tokens.cipher import Binding, ReservedKey, TokenCipher
 from app.tokens.events import NOT_REFRESHABLE, SUPERSEDED, Operation, TokenEvents
 from app.tokens.freshness import NotRefreshableError, RefreshPolicy
-from app.tokens.models import ANSWER_LOST, OUTCOME_LOST, Caller, RefreshAnswer, StoredToken
+from app.tokens.models import ANSWER_LOST, OUTCOME_LOST, Caller, RefreshAnswer, StoredToken, UnreadableRow
 from app.tokens.recorded_operation import RecordedOperation
 from app.tokens.repository import TokenRepository
 
@@ -144,8 +144,8 @@ class TokenRefresher:
         except TimeoutError:
             raise RefreshInProgress("the refresh of this token takes longer than this call may") from None
 
-    async def close(self) -> None:
-        """Begin nothing more, wait some seconds for refreshes in progress, then end them.
+    async def close(self) -> int:
+        """Begin nothing more, wait some seconds for refreshes in progress, then end them; return how many were ended.
 
         A refresh that has no lease yet gives up. An answer that cannot be stored by then is lost unless
         it is in the spool.
@@ -154,6 +154,7 @@ class TokenRefresher:
         late = await self._tasks.close()
         if late:
             _log.error("refreshes_cut_off", reason=f"{late} refreshes had not ended")
+        return late
 
     async def _refresh(self, token: StoredToken, caller: Caller) -> None:
         provider = self._provider_of(token)
@@ -306,16 +307,20 @@ class TokenRefresher:
         pause = _FIRST_WRITE_PAUSE_SECONDS
         with Unwritten(self._observer, provider.name) as unwritten:
             while True:
+                refused = False
                 try:
                     if await self._tokens.settle_refresh(claimed, after):
                         return True
+                    refused = True
                 except StoreError as error:
                     if unwritten.is_new():
                         _log.error("refresh_unwritten", provider=provider.name, reason=error.detail)
                 with suppress(StoreError, KeyUnavailable, RefreshInProgress):
                     row = (await self._tokens.read_back([claimed.id])).get(claimed.id)
-                    if not isinstance(row, StoredToken):
+                    if row is None or (refused and isinstance(row, UnreadableRow)):
                         return False
+                    if isinstance(row, UnreadableRow):
+                        raise row.error()  # it may still be this refresh's
                     if row.access_ciphertext == after.access_ciphertext:
                         return True  # an earlier attempt, whose answer was lost, has written it
                     if not has_the_same_lease(row, claimed):

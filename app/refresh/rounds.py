@@ -114,6 +114,11 @@ class RefreshRounds:
         self._places: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._skipped: dict[str, _Skipped] = {}
         self._overdue_seconds: dict[tuple[str, str], float] = {}
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Begin no more refreshes; each round ends, and has counted them, once those in progress have ended."""
+        self._stopped = True
 
     def names(self) -> list[str]:
         """Return the providers' names that tokens are stored under, aliases included."""
@@ -172,6 +177,8 @@ class RefreshRounds:
                     self._observe(provider, name, next((token.expires_at for token in wanted), None))
                 random.shuffle(wanted)
                 for token in wanted:
+                    if self._stopped:
+                        return
                     yield provider, token
                 position = page.next
                 if position is None:
@@ -211,6 +218,8 @@ class RefreshRounds:
         return self._places[key]
 
     async def _refresh(self, provider: OAuthProvider, token: StoredToken, report: RoundReport) -> None:
+        if self._stopped:
+            return
         try:
             # another replica may have refreshed it since the page was read
             current = await self._tokens.get(token.token_id)

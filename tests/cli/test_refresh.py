@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sqlite3
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from app.refresh.rounds import CONCURRENT
 from app.tokens.models import TokenId
 from tests.support.audit.trails import KEY_TEXT
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
-from tests.support.process.home import require_refusal, token_vault
+from tests.support.process.home import COMMAND, COMMAND_SECONDS, environment, require_refusal, token_vault
+from tests.support.process.prepared import PreparedCommand
 from tests.support.refresh import USER, replicas
 from tests.support.rewrap.stored_rows import key_settings
+from tests.support.sizes import SOAK
 from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import eventually_async
 
 
 @pytest.fixture
@@ -24,19 +33,35 @@ def provider() -> Iterator[OAuthStandIn]:
         yield stand_in
 
 
-def _run(folder: Path, provider: OAuthStandIn, *options: str) -> tuple[int, dict[str, list[str]], str]:
-    """Return the exit code, the rows of the summary by provider, and the last line."""
-    settings = {
+def _settings(folder: Path, provider: OAuthStandIn) -> dict[str, str]:
+    return {
         **key_settings(1),
         "SQLITE_PATH": str(folder / "vault.db"),
         "OAUTH_PROVIDERS": json.dumps({"google": provider.entry(), "acme": provider.entry()}),
         "AUDIT_LOG": "audit",
         "AUDIT_KEY": KEY_TEXT,
     }
-    done = token_vault("refresh", *options, folder=folder, settings=settings)
+
+
+def _run(folder: Path, provider: OAuthStandIn, *options: str) -> tuple[int, dict[str, list[str]], str]:
+    """Return the exit code, the rows of the summary by provider, and the last line."""
+    done = token_vault("refresh", *options, folder=folder, settings=_settings(folder, provider))
     assert done.stderr == ""
+    return _parsed(done)
+
+
+def _parsed(done: CompletedProcess[str]) -> tuple[int, dict[str, list[str]], str]:
     rows = [re.split(" {2,}", line) for line in done.stdout.partition("\n\n")[0].splitlines()[1:]]
     return done.returncode, {name: cells for name, *cells in rows}, done.stdout.splitlines()[-1]
+
+
+def _started(folder: Path, provider: OAuthStandIn) -> PreparedCommand:
+    return PreparedCommand(
+        COMMAND,
+        ("refresh", "--due-within", "2h", "--provider", "acme"),
+        folder=folder,
+        environment=environment(_settings(folder, provider)),
+    )
 
 
 def _audit(folder: Path) -> str:
@@ -88,6 +113,83 @@ async def test_a_paused_provider_is_named(tmp_path: Path, provider: OAuthStandIn
     code, rows, _ = _run(tmp_path, provider, "--due-within", "2h")
     assert code == 1
     assert "provider_misconfigured" in str(rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+async def test_a_signal_ends_it_after_the_tokens_in_flight(
+    tmp_path: Path, provider: OAuthStandIn, number: signal.Signals
+) -> None:
+    seeds = [provider.seed() for _ in range(CONCURRENT + 3)]
+    async with SqliteStore(tmp_path / "vault.db").open() as tokens, replicas(tokens, provider) as [replica]:
+        ids = [TokenId(USER, "acme", f"s{index}") for index in range(len(seeds))]
+        for token_id, seed in zip(ids, seeds, strict=True):
+            await replica.store(token_id=token_id, refresh_token=seed)
+        release = threading.Event()
+        provider.always(Answer(commits=True, hold=release))
+        command = _started(tmp_path, provider)
+        await eventually_async(lambda: provider.refreshes == CONCURRENT)
+        command.send_signal(number)
+        release.set()
+        done = command.end(COMMAND_SECONDS)
+        assert provider.refreshes == CONCURRENT, "it began no more"
+        stored = [await replica.refresh_token(token_id) for token_id in ids]
+        assert all(map(provider.accepts, stored)), "each answer is stored"
+    assert len(set(stored) & set(seeds)) == 3
+    code, rows, last = _parsed(done)
+    assert (code, rows["acme"][1:]) == (2, [str(CONCURRENT), "0"])
+    assert last.startswith(f"Not finished: {number.name} stopped it.")
+
+
+async def test_an_error_of_the_store_is_named_and_exit_code_2(tmp_path: Path, provider: OAuthStandIn) -> None:
+    async with SqliteStore(tmp_path / "vault.db").open() as tokens, replicas(tokens, provider) as [replica]:
+        for index in range(CONCURRENT + 1):
+            await replica.store(token_id=TokenId(USER, "acme", f"s{index}"), refresh_token=provider.seed())
+    release = threading.Event()
+    provider.always(Answer(status=500, hold=release))
+    command = _started(tmp_path, provider)
+    await eventually_async(lambda: len(provider.requests) == CONCURRENT)
+    _break_the_store(tmp_path)
+    release.set()
+    code, rows, last = _parsed(command.end(COMMAND_SECONDS))
+    assert code == 2
+    assert rows["acme"][:3] == [str(CONCURRENT + 1), "0", str(CONCURRENT + 1)]
+    assert last.startswith("Not finished: store_misconfigured: ")
+    assert "token-vault doctor" in last
+    assert len(provider.requests) == CONCURRENT
+
+
+@pytest.mark.skipif(not SOAK, reason="it waits for the fifteen seconds that a shutdown gives a refresh; make soak")
+async def test_an_answer_that_cannot_be_stored_is_reported(tmp_path: Path, provider: OAuthStandIn) -> None:
+    await _stored(tmp_path, provider, "acme")
+    release = threading.Event()
+    provider.always(Answer(commits=True, hold=release))
+    command = _started(tmp_path, provider)
+    await eventually_async(lambda: provider.refreshes == 1)
+    _break_the_store(tmp_path)
+    release.set()
+    command.send_signal(signal.SIGTERM)
+    code, _, last = _parsed(command.end(COMMAND_SECONDS))
+    assert code == 2
+    assert last.startswith("Not finished: SIGTERM stopped it, and 1 answer of a provider could not be stored.")
+
+
+def _break_the_store(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "vault.db")) as database:
+        database.execute("alter table oauth_tokens rename column access_token to another")
+        database.commit()
+
+
+async def test_progress_is_on_standard_error(tmp_path: Path, provider: OAuthStandIn) -> None:
+    await _stored(tmp_path, provider, "acme")
+    release = threading.Event()
+    provider.always(Answer(commits=True, hold=release))
+    command = _started(tmp_path, provider)
+    await eventually_async(lambda: "1 due, 0 refreshed, 0 failed" in command.standard_error())
+    release.set()
+    done = command.end(COMMAND_SECONDS)
+    code, rows, last = _parsed(done)
+    assert (code, rows, last) == (0, {"acme": ["1", "1", "0"]}, "Every token that was due is refreshed.")
+    assert {line.partition(" due")[0] for line in done.stderr.splitlines()} == {"1"}
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ async def _scene(folder: Path, **options: Any) -> AsyncIterator[Scene]:
                 yield Scene(store, failures, provider, several)
 
 
+async def test_an_answer_outlasts_an_outage_in_which_its_row_does_not_decode(tmp_path: Path) -> None:
+    async with _scene(tmp_path) as scene:
+        release, [replica] = threading.Event(), scene.replicas
+        before = await replica.row()
+        scene.provider.script(Answer(commits=True, hold=release))
+        reading = asyncio.create_task(replica.reveal())
+        await eventually_async(lambda: scene.provider.refreshes == 1)
+        scene.store.update_raw(before.id, scopes="another program's")
+        scene.failures.refused["settle_refresh"] = 3
+        release.set()
+        await asyncio.gather(reading, return_exceptions=True)  # it cannot read its row either
+        scene.store.update_raw(before.id, scopes="[]")
+        assert scene.provider.accepts(await replica.refresh_token())
+
+
 @pytest.mark.parametrize(("seconds", "lease_seconds"), OUTAGES)
 async def test_a_token_works_after_an_outage_that_begins_with_the_answer(
     tmp_path: Path, seconds: float, lease_seconds: int

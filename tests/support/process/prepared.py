@@ -75,6 +75,10 @@ class PreparedCommand:
     def is_running(self) -> bool:
         return self._process.is_alive()
 
+    def standard_error(self) -> str:
+        """Return what it has written so far."""
+        return self._streams[1].read_text() if self._streams[1].exists() else ""
+
     def send_signal(self, number: int) -> None:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
