@@ -16,6 +16,7 @@ from app.config.settings import Settings, metrics_folder
 from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.store import BackgroundCensus, RowMetrics
 from app.observability.readiness import Readiness
+from app.observability.unhandled import log_unexpected_end
 from app.stores.instrumented_repository import InstrumentedRepository
 from app.tokens.cipher import TokenCipher
 from app.tokens.repository import TokenRepository
@@ -132,6 +133,7 @@ async def counting_rows(
 @asynccontextmanager
 async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     task = asyncio.create_task(work)
+    task.add_done_callback(log_unexpected_end)
     try:
         yield
     finally:

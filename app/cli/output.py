@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
@@ -13,23 +13,15 @@ def counted_noun(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def table_lines(
-    rows: Sequence[Sequence[str]], *, right: Collection[int] = (), underlined: bool = False
-) -> Iterator[str]:
-    """Align rows in columns; `right` holds the numbers of right-aligned columns. The first row can be underlined."""
+def print_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
+    """Print rows in aligned columns; `right` holds the numbers of right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rules = [["-" * width for width in widths]] if underlined else []
-    for row in [*rows[:1], *rules, *rows[1:]]:
+    for row in rows:
         cells = (
             cell.rjust(width) if number in right else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield "  ".join(cells).rstrip()
-
-
-def print_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> None:
-    for line in table_lines(rows, right=right):
-        click.echo(line)
+        click.echo("  ".join(cells).rstrip())
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")

@@ -15,6 +15,7 @@ from app.security.keyring import Keyring
 from app.security.strategy import KeyNotCached, require_claim
 
 PBKDF2_ITERATIONS = 100_000
+CACHED_KEYS: Final = 1_024
 _IV_BYTES: Final = 16
 _PARTS_WITH_VERSION: Final = 4
 
@@ -24,14 +25,13 @@ class PulsePlanLocalReader:
 
     AES-256-GCM with a 16-byte nonce, which this format calls IV, and without AAD: only the key binds such a ciphertext
     to its user. The key is PBKDF2-HMAC-SHA256 of the master key, salt `pulseplan:user:{user_id}:v{n}`, 100 000
-    iterations, about 20 ms. The last `cached_keys` keys stay in memory.
+    iterations, about 20 ms. The last 1 024 keys stay in memory.
     """
 
     family: Final = Family.PULSEPLAN_LOCAL
 
-    def __init__(self, *, keyring: Keyring, cached_keys: int = 1024) -> None:
+    def __init__(self, *, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._cached_keys = cached_keys
         self._keys: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,7 +65,7 @@ class PulsePlanLocalReader:
         key = hashlib.pbkdf2_hmac("sha256", master_key, salt, PBKDF2_ITERATIONS, KEY_BYTES)
         with self._lock:
             self._keys[name] = key
-            while len(self._keys) > self._cached_keys:
+            while len(self._keys) > CACHED_KEYS:
                 self._keys.popitem(last=False)
         return key
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
+from app.observability.metrics.registry import VaultMetrics
 from tests.support.observability.exposed import Exposed, scraped
 from tests.support.process.home import new_home
 from tests.support.process.server import Serve, Server
@@ -38,3 +41,14 @@ def test_a_scrape_shows_what_the_workers_use(tmp_path: Path, serve: Serve, worke
         assert begun - 60 < seen.value("process_start_time_seconds") < time.time() + 1
         earlier = seen.value("process_cpu_seconds_total")
         eventually(lambda: _scraped(server).value("process_cpu_seconds_total") > earlier)
+
+
+def test_the_limit_of_files_is_shown_while_no_file_can_be_opened() -> None:
+    metrics = VaultMetrics()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
+    try:
+        metrics.process.publish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert b"process_max_fds 1.0" in generate_latest(metrics.registry)

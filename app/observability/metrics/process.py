@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -64,10 +65,11 @@ class ProcessMetrics:
         self._maximum_files.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         if sys.platform != "linux":
             return
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self._memory.set(pages * resource.getpagesize())
-        self._open_files.set(len(os.listdir("/proc/self/fd")))  # noqa: PTH208  a list of names is cheaper
-        self._started.set(_started_at())
+        with suppress(OSError):  # without a free file descriptor the last values stay
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self._memory.set(pages * resource.getpagesize())
+            self._open_files.set(len(os.listdir("/proc/self/fd")))  # noqa: PTH208  a list of names is cheaper
+            self._started.set(_started_at())
 
 
 def _started_at() -> float:
