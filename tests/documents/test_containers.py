@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import http.server
-import importlib.resources
 import json
 import os
 import re
@@ -24,14 +23,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import check_jsonschema
-import jsonschema
 import jwt
 import pytest
 import yaml
 
 from app.cli.health import DEADLINE_SECONDS
 from app.config.settings import Settings
+from tests.support.json_schemas import validate_as
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
 from tests.support.process.home import new_home, token_vault
@@ -317,8 +315,7 @@ def test_the_stand_in_for_kms_has_the_version_that_the_tests_run() -> None:
 
 
 def test_the_file_is_valid() -> None:
-    schema = importlib.resources.files(check_jsonschema) / "builtin_schemas" / "vendor" / "compose-spec.json"
-    jsonschema.validate(COMPOSE, json.loads(schema.read_text()))
+    validate_as("compose-spec", COMPOSE)
 
 
 def test_every_mounted_path_exists() -> None:
