@@ -285,7 +285,7 @@ class Providers:
             return None
         from app.refresh.spool_recovery import SpoolRecovery  # noqa: PLC0415  its spool is optional
 
-        return SpoolRecovery(spool=self.spool, tokens=tokens, cipher=cipher, events=events)
+        return SpoolRecovery(spool=self.spool, tokens=tokens, cipher=cipher, events=events, observer=self.observer)
 
     def refresher(
         self,

@@ -38,7 +38,9 @@ def spool_findings(directory: Path) -> Iterator[DoctorFinding]:
         return
     try:
         require_private(directory)
-        contents = RefreshSpool(directory).contents()
+        spool = RefreshSpool(directory)
+        contents = spool.contents()
+        damaged = sum(asyncio.run(_is_damaged(spool, holder)) for holder in contents.holders)
     except SpoolError as error:
         yield DoctorFinding.failure(subject, f"REFRESH_SPOOL_DIR: {directory}: {error}")
         return
@@ -46,8 +48,21 @@ def spool_findings(directory: Path) -> Iterator[DoctorFinding]:
         yield DoctorFinding.failure(subject, f"REFRESH_SPOOL_DIR: {directory}: {error.strerror}")
         return
     yield DoctorFinding.ok(subject, f"{directory} is private")
-    if contents.holders:
-        text = f"{len(contents.holders)} refreshes are not stored yet: a running vault stores them, or logs why not"
+    if unwritten := len(contents.holders) - damaged:
+        text = f"{unwritten} refreshes are not stored yet: a running vault stores them within seconds, or logs why not"
+        yield DoctorFinding.warning(subject, text)
+    if damaged:
+        text = f"{damaged} files are damaged, or another version wrote them: no vault stores them; delete them"
         yield DoctorFinding.warning(subject, text)
     if contents.foreign:
         yield DoctorFinding.warning(subject, f"{len(contents.foreign)} files are not the vault's: move them away")
+
+
+async def _is_damaged(spool: RefreshSpool, holder: str) -> bool:
+    try:
+        async with spool.opened(holder) as file:
+            if file is not None:
+                file.result()
+    except SpoolError:
+        return True
+    return False

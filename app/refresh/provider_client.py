@@ -28,6 +28,7 @@ from app.refresh.provider_connection import (
 )
 from app.refresh.provider_outages import ProviderOutages
 from app.refresh.providers import OAuthProvider, Revocation
+from app.refresh.public_addresses import HostResolver
 from app.refresh.token_answer import (
     ClientRefusedError,
     ProviderTokens,
@@ -55,7 +56,7 @@ class ProviderClient:
         self,
         *,
         tls: ssl.SSLContext,
-        resolver: AbstractResolver | None = None,
+        new_resolver: Callable[[], AbstractResolver] = HostResolver,
         connect_seconds: float = CONNECT_SECONDS,
         total_seconds: float = TOTAL_SECONDS,
         observer: RefreshObserver | None = None,
@@ -63,7 +64,7 @@ class ProviderClient:
         self._observer = observer or Unobserved()
         self.outages = ProviderOutages()
         self._connections = ProviderConnections(
-            tls=tls, resolver=resolver, connect_seconds=connect_seconds, total_seconds=total_seconds
+            tls=tls, new_resolver=new_resolver, connect_seconds=connect_seconds, total_seconds=total_seconds
         )
 
     async def refresh(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -28,8 +28,8 @@ from app.refresh.public_addresses import HostResolver, PrivateAddressError, publ
 CONNECT_SECONDS: Final = 2.0
 TOTAL_SECONDS: Final = 10.0
 MAXIMUM_ANSWER_BYTES: Final = 64 * 1024
-MAXIMUM_CONNECTIONS: Final = 256
-_CONNECTIONS_TO_HOST: Final = 64  # a provider that hangs leaves the others theirs
+MAXIMUM_CONNECTIONS: Final = 256  # to one provider
+_CONNECTIONS_TO_HOST: Final = 64  # of a provider with many, a host that hangs leaves the others theirs
 _UNKNOWN_HOST: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pulseplan-token-vault"}
 
@@ -62,21 +62,25 @@ class ProviderRequest:
 
 
 class ProviderConnections:
-    """Sends requests; `resolver` resolves host names."""
+    """Sends requests. Each provider has connections and a resolver of host names of its own, so none waits for another.
+
+    A lookup that hangs keeps its thread: of a Canvas entry, each of many hosts may have a name server that hangs.
+    """
 
     def __init__(
         self,
         *,
         tls: ssl.SSLContext,
-        resolver: AbstractResolver | None = None,
+        new_resolver: Callable[[], AbstractResolver] = HostResolver,
         connect_seconds: float = CONNECT_SECONDS,
         total_seconds: float = TOTAL_SECONDS,
     ) -> None:
         self._tls = tls
-        self._resolver = resolver
+        self._new_resolver = new_resolver
         self._connect_seconds = connect_seconds
         self._total_seconds = total_seconds
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
+        self._resolvers: list[AbstractResolver] = []
 
     def deadline(self) -> float:
         """Return the time on the event loop's clock at which requests that begin now have failed."""
@@ -127,12 +131,13 @@ class ProviderConnections:
         """Close the connections."""
         for session in self._sessions.values():
             await session.close()
-        if self._resolver is not None:
-            await self._resolver.close()
+        for resolver in self._resolvers:
+            await resolver.close()
         self._sessions.clear()
+        self._resolvers.clear()
 
     async def _send(self, request: ProviderRequest, progress: SimpleNamespace) -> ProviderAnswer:
-        async with self._session(request.allow_insecure).request(
+        async with self._session(request.provider, request.allow_insecure).request(
             request.method,
             URL(request.url, encoded=True),
             headers={**_HEADERS, **request.headers},
@@ -149,13 +154,14 @@ class ProviderConnections:
             headers = {header.lower(): value for header, value in answer.headers.items()}
             return ProviderAnswer(answer.status, headers, bytes(body))
 
-    def _session(self, allow_insecure: bool) -> aiohttp.ClientSession:  # noqa: FBT001  a key
-        session = self._sessions.get(allow_insecure)
+    def _session(self, provider: str, allow_insecure: bool) -> aiohttp.ClientSession:  # noqa: FBT001  a key
+        session = self._sessions.get((provider, allow_insecure))
         if session is None:
-            self._resolver = self._resolver or HostResolver()
+            resolver = self._new_resolver()
+            self._resolvers.append(resolver)
             connector = aiohttp.TCPConnector(
                 ssl=self._tls,
-                resolver=self._resolver,
+                resolver=resolver,
                 socket_factory=None if allow_insecure else public_socket,
                 limit=MAXIMUM_CONNECTIONS,
                 limit_per_host=_CONNECTIONS_TO_HOST,
@@ -170,7 +176,7 @@ class ProviderConnections:
                 trust_env=False,
             )
             session._retry_connection = False  # noqa: SLF001  there is no public switch; a test counts the requests
-            self._sessions[allow_insecure] = session
+            self._sessions[provider, allow_insecure] = session
         return session
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from app.concurrency import all_of
 from app.errors import IntegrityError, MalformedCiphertext, VaultError
+from app.refresh.observer import RefreshObserver, Unobserved
 from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spooled_refresh import SpooledRefresh
 from app.refresh.successor import keep_successor
@@ -22,6 +23,7 @@ from app.tokens.repository import TokenRepository
 SPOOL_SERVICE: Final = "refresh-spool"
 _INTERVAL_SECONDS: Final = 5.0  # far less than a lease
 _CONCURRENT: Final = 8
+_REFUSED: Final = "refresh_spool_refused"
 _log = structlog.get_logger()
 
 
@@ -30,17 +32,24 @@ class SpoolRecovery:
 
     A write has the condition of the refresh itself, so a row that another writer has changed since stays as it is, but
     a spent refresh token gives way to its successor. A file that is damaged, or whose secrets do not open for its row,
-    is reported once and stays.
+    is reported once, counted as `refused`, and stays.
     """
 
     def __init__(
-        self, *, spool: RefreshSpool, tokens: TokenRepository, cipher: TokenCipher, events: TokenEvents
+        self,
+        *,
+        spool: RefreshSpool,
+        tokens: TokenRepository,
+        cipher: TokenCipher,
+        events: TokenEvents,
+        observer: RefreshObserver | None = None,
     ) -> None:
         self.kept = spool.kept
         self._spool = spool
         self._tokens = tokens
         self._cipher = cipher
         self._events = events
+        self._observer = observer or Unobserved()
         self._reported: dict[str, tuple[str, str]] = {}
         self._finished = set[str]()  # whose files could not be deleted yet
         self._running: asyncio.Task[None] | None = None
@@ -58,12 +67,13 @@ class SpoolRecovery:
         """Finish every refresh whose process has ended, as far as the store and the keys permit now."""
         free = asyncio.Semaphore(_CONCURRENT)
 
-        async def finish(holder: str) -> None:
+        async def finish(holder: str) -> str | None:
             async with free:
                 try:
-                    await self._finish(holder, only_abandoned=True)
+                    return await self._finish(holder, only_abandoned=True)
                 except VaultError as error:
-                    self._report("refresh_unwritten", holder, error.detail)
+                    event = "refresh_unwritten" if error.retryable else _REFUSED
+                    return self._report(event, holder, error.detail)
 
         try:
             contents = await asyncio.to_thread(self._spool.contents)
@@ -72,8 +82,10 @@ class SpoolRecovery:
             self._report("refresh_spool_failed", "", error.strerror or type(error).__qualname__)
             return
         if contents.foreign:
-            self._report("refresh_spool_refused", "", f"{len(contents.foreign)} files are not the vault's")
-        await all_of(map(finish, contents.holders))
+            self._report(_REFUSED, "", f"{len(contents.foreign)} files are not the vault's")
+        left = [event for event in await all_of(map(finish, contents.holders)) if event is not None]
+        refused = left.count(_REFUSED)
+        self._observer.spooled(waiting=len(left) - refused, refused=refused + len(contents.foreign))
 
     async def finish(self, holder: str) -> None:
         """Finish this holder's refresh, if it is in the spool, before another one spends its refresh token again.
@@ -90,11 +102,12 @@ class SpoolRecovery:
                 _log.error("refresh_spool_failed", exc_info=error)
             await asyncio.sleep(_INTERVAL_SECONDS)
 
-    async def _finish(self, holder: str, *, only_abandoned: bool) -> None:
+    async def _finish(self, holder: str, *, only_abandoned: bool) -> str | None:
+        """Finish a refresh; return the event that was logged if its file cannot be finished."""
         try:
             async with self._spool.opened(holder) as file:
                 if file is None or (only_abandoned and not file.is_abandoned):
-                    return
+                    return None
                 if holder not in self._finished:
                     await self._write(file.result())
                     self._finished.add(holder)
@@ -102,11 +115,12 @@ class SpoolRecovery:
                     await asyncio.to_thread(file.path.unlink, missing_ok=True)
                     self._finished.discard(holder)
         except SpoolError as error:
-            self._report("refresh_spool_refused", holder, str(error))
+            return self._report(_REFUSED, holder, str(error))
         except (IntegrityError, MalformedCiphertext) as error:
-            self._report("refresh_spool_refused", holder, error.detail)
+            return self._report(_REFUSED, holder, error.detail)
         except OSError as error:
-            self._report("refresh_spool_failed", holder, error.strerror or type(error).__qualname__)
+            return self._report("refresh_spool_failed", holder, error.strerror or type(error).__qualname__)
+        return None
 
     async def _write(self, result: SpooledRefresh) -> None:
         """Write the tokens to their row if it is still under the lease of their refresh, and record the outcome."""
@@ -133,11 +147,12 @@ class SpoolRecovery:
         event = "refresh_finished_from_spool" if written else "refresh_spool_superseded"
         _log.info(event, provider=row.token_id.provider)
 
-    def _report(self, event: str, holder: str, reason: str) -> None:
-        """Log a problem with a file, or with all of them, once while it stays the same."""
+    def _report(self, event: str, holder: str, reason: str) -> str:
+        """Log a problem with a file, or with all of them, once while it stays the same; return the event."""
         if self._reported.get(holder) != (event, reason):
             self._reported[holder] = event, reason
             _log.error(event, reason=f"{holder}: {reason}" if holder else reason)
+        return event
 
 
 def _event(row: StoredToken, outcome: str, *, intent: str | None) -> TokenEvent:

@@ -104,6 +104,7 @@ def test_each_alert_has_a_severity_a_summary_and_a_section_in_the_docs() -> None
         "denials_total",
         "refreshes_total",
         "refreshes_unwritten",
+        "refresh_spool_files",
         "refresh_takeovers_total",
         "refresh_overdue_seconds",
         "needs_reauth_total",

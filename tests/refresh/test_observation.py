@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -24,8 +25,11 @@ from tests.support.oauth.providers import provider_of
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.observability.exposed import Exposed, read
 from tests.support.refresh import CALLER, HERE, USER, background_of, replicas
+from tests.support.rewrap.stored_rows import key_settings
+from tests.support.spool import left_in_spool
 from tests.support.stores.failing import Failures, failing
-from tests.support.waiting import eventually_async
+from tests.support.stores.stores import SqliteStore
+from tests.support.waiting import eventually_async, once_available
 
 HOUR = timedelta(hours=1)
 
@@ -203,3 +207,38 @@ async def test_an_api_token_stored_twice_is_no_failed_refresh(
 
 def _unwritten(watched: Watched) -> float:
     return watched.seen().value("token_vault_refreshes_unwritten", provider="acme")
+
+
+@pytest.mark.parametrize(
+    ("left", "counted"), [("key gone", (0, 1)), ("damaged", (0, 1)), ("foreign", (0, 1)), ("store down", (1, 0))]
+)
+async def test_what_dead_processes_left_in_the_spool_is_counted(
+    tmp_path: Path, provider: OAuthStandIn, watched: Watched, left: str, counted: tuple[int, int]
+) -> None:
+    spool, failures = tmp_path / "spool", Failures()
+    async with SqliteStore(tmp_path / "vault.db").open() as tokens:
+        options: dict[str, Any] = {"spool": spool, "observer": watched.metrics, "encryption_settings": key_settings(1)}
+        async with replicas(failing(tokens, failures), provider, **options) as [replica]:
+            assert replica.recovery is not None
+            await once_available(lambda: replica.store(refresh_token=provider.seed()))
+            unwritten = await left_in_spool(replica, spool, key_version=2 if left == "key gone" else 1)
+            if left == "damaged":
+                unwritten.file.write_bytes(b"")
+            elif left == "foreign":
+                unwritten.file.rename(spool / "notes.txt")
+            elif left == "store down":
+                failures.down = True
+            await replica.recovery.run_once()
+            assert _in_spool(watched) == counted
+            failures.down = False
+            for file in [] if left == "store down" else list(spool.iterdir()):
+                file.unlink()
+            await replica.recovery.run_once()
+            assert _in_spool(watched) == (0, 0)
+
+
+def _in_spool(watched: Watched) -> tuple[float, float]:
+    waiting, refused = (
+        watched.seen().value("token_vault_refresh_spool_files", state=s) for s in ("waiting", "refused")
+    )
+    return waiting, refused

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.support.oauth.providers import provider_client, provider_of
 from tests.support.oauth.resolver import ScriptedResolver
 from tests.support.oauth.stand_in import CLIENT_ID, CLIENT_SECRET, Answer, OAuthStandIn, oauth_stand_in
 from tests.support.process.certificates import tls_contexts
+from tests.support.waiting import eventually_async
 
 PRIVATE = [
     *["127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1"],  # noqa: S104
@@ -176,6 +180,34 @@ async def test_a_base_url_that_is_not_allowed_contacts_nothing(
 )
 def test_an_allowed_base_url_gives_the_endpoint_of_its_host(base_url: str) -> None:
     assert token_endpoint(provider_of(CANVAS), base_url) == "https://school.example/login/oauth2/token"
+
+
+async def test_names_of_one_provider_that_hang_delay_no_other(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """A lookup cannot be cancelled, so each Canvas host whose name server hangs keeps a thread."""
+    over, asked = threading.Event(), list[str]()
+
+    def get_addresses(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        asked.append(host)
+        if host.startswith("school"):
+            over.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    schools = [f"school{number}.example" for number in range(20)]
+    canvas = CANVAS | {"allowed_hosts": schools}
+    with oauth_stand_in() as stand_in:
+        url = stand_in.token_url.replace("127.0.0.1", "good.example")
+        good = provider_of(stand_in.entry(token_url=url), "good")
+        client = ProviderClient(tls=tls[0], new_resolver=lambda: HostResolver(get_addresses=get_addresses))
+        refreshes = [asyncio.create_task(_refresh(client, canvas, f"https://{school}")) for school in schools]
+        try:
+            await eventually_async(lambda: len(asked) > 7)
+            token = SecretStr(stand_in.seed())
+            await client.refresh(good, refresh_token=token, base_url=None, scopes=())
+        finally:
+            over.set()
+            await asyncio.gather(*refreshes, return_exceptions=True)
+            await client.close()
+    assert asked.count("good.example") == 1
 
 
 async def test_canvas_is_asked_at_the_tokens_host_and_revokes_there(

@@ -157,7 +157,9 @@ async def replicas(
             if spool is not None:
                 directory = RefreshSpool(spool)
                 directory.prepare()
-                replica.recovery = SpoolRecovery(spool=directory, tokens=tokens, cipher=cipher, events=events)
+                replica.recovery = SpoolRecovery(
+                    spool=directory, tokens=tokens, cipher=cipher, events=events, observer=observer
+                )
             replica.refresher = TokenRefresher(
                 tokens=tokens,
                 cipher=cipher,

@@ -36,20 +36,24 @@ class Unwritten:
     file: Path
 
 
-async def refreshed_row(replica: Replica, token_id: TokenId = HERE) -> tuple[StoredToken, StoredToken]:
+async def refreshed_row(
+    replica: Replica, token_id: TokenId = HERE, *, key_version: int = 1
+) -> tuple[StoredToken, StoredToken]:
     """Claim a token as a refresh does; return its row, and the same row with new tokens, which is not written."""
     row, holder = await replica.row(token_id), str(uuid4())
     assert await replica.tokens.claim_refresh(row, holder=holder, lease_seconds=600)
     claimed, now = transitions.claimed(row, holder), replica.clock()
-    cipher = TokenCipher(encryption=local_encryption(1))
+    cipher = TokenCipher(encryption=local_encryption(key_version))
     sealed = await cipher.seal(Binding.of(row), SecretStr(NEW_ACCESS), SecretStr(NEW_REFRESH))
     answer = RefreshAnswer(expires_at=now + timedelta(hours=1), scopes=("calendar",))
     return claimed, transitions.refreshed(claimed, answer, sealed, now=now)
 
 
-async def left_in_spool(replica: Replica, directory: Path, token_id: TokenId = HERE) -> Unwritten:
+async def left_in_spool(
+    replica: Replica, directory: Path, token_id: TokenId = HERE, *, key_version: int = 1
+) -> Unwritten:
     """Claim a token, keep its new tokens in the spool, and end as a crash would."""
-    claimed, after = await refreshed_row(replica, token_id)
+    claimed, after = await refreshed_row(replica, token_id, key_version=key_version)
     with suppress(Crash):
         async with RefreshSpool(directory).kept(claimed, after, intent=INTENT):
             raise Crash

@@ -61,6 +61,13 @@ class RefreshMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._spool_files = Gauge(
+            "token_vault_refresh_spool_files",
+            "New tokens of ended processes in REFRESH_SPOOL_DIR: `waiting` for the store or a key, or `refused`.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._overdue = Gauge(
             "token_vault_refresh_overdue_seconds",
             "Time that the oldest due token had waited at the begin of the last background round; 0 if none was due.",
@@ -94,6 +101,10 @@ class RefreshMetrics:
     def unwritten(self, provider: str, change: int) -> None:
         self._unwritten[provider] += change
         self._unwritten_gauge.labels(provider).set(self._unwritten[provider])
+
+    def spooled(self, *, waiting: int, refused: int) -> None:
+        self._spool_files.labels("waiting").set(waiting)
+        self._spool_files.labels("refused").set(refused)
 
     def answered(self, provider: str, seconds: float) -> None:
         self._provider_seconds.labels(provider).observe(seconds)

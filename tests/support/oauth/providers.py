@@ -14,6 +14,7 @@ from app.refresh.observer import RefreshObserver
 from app.refresh.provider_client import ProviderClient
 from app.refresh.provider_list import ProviderSource
 from app.refresh.providers import OAuthProvider
+from app.refresh.public_addresses import HostResolver
 from tests.support.stack.loopback import PLAIN_HTTP
 
 
@@ -35,7 +36,7 @@ async def provider_client(
     """Open a client during the block."""
     client = ProviderClient(
         tls=tls,
-        resolver=resolver,
+        new_resolver=HostResolver if resolver is None else lambda: resolver,
         connect_seconds=connect_seconds,
         total_seconds=total_seconds,
         observer=observer,

@@ -69,6 +69,7 @@ def used_metrics() -> VaultMetrics:
     metrics.refreshes.taken_over("google")
     metrics.refreshes.reauthentication_needed("google", outcome_lost=False)
     metrics.refreshes.unwritten("google", 1)
+    metrics.refreshes.spooled(waiting=0, refused=0)
     metrics.refreshes.overdue("google", 0.0)
     metrics.encryption.kms_request("Decrypt", "success", 0.01)
     metrics.rows.show(Census.of([CensusRow("local:v1", (), 1)], primary_scheme="local:v1"))
