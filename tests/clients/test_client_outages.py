@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from token_vault_client import (
     VaultClient,
     VaultError,
 )
+from token_vault_client.client import DEFAULT_TIMEOUT
 
 from tests.support.api.service import Service
 from tests.support.api.vault_clients import KINDS, vault_client
@@ -144,6 +146,26 @@ def test_a_connection_that_ends_repeats_only_what_is_safe(user: str, call: str) 
         {**REPEATABLE, **WRITES}[call](client, user)
     assert len(requests) == (3 if call in REPEATABLE else 1)
     assert raised.value.outcome_unknown is (call in WRITES or call in {"store", "refresh"})
+
+
+@pytest.mark.parametrize("call", [*REPEATABLE, *WRITES])
+@pytest.mark.parametrize("code", ["key_unavailable", "refresh_in_progress"])
+def test_another_retryable_error_repeats_only_what_is_safe(user: str, code: str, call: str) -> None:
+    problem = json.dumps({"code": code, "detail": "", "retryable": True}).encode()
+    with (
+        _vault_that(lambda handler: _reply(handler, 503, problem, "0")) as (client, requests),
+        pytest.raises(VaultError) as raised,
+    ):
+        {**REPEATABLE, **WRITES}[call](client, user)
+    assert raised.value.code_received == code
+    assert len(requests) == (3 if call in REPEATABLE else 1)
+
+
+def test_a_vault_without_an_answer_is_not_asked_again_after_ten_seconds() -> None:
+    elapsed = DEFAULT_TIMEOUT.read
+    assert elapsed is not None
+    error = Unreachable("no answer", retryable=True)
+    assert RetryPolicy().pause(error, attempt=1, elapsed=elapsed, repeatable=True) is None
 
 
 @pytest.mark.parametrize("call", [*REPEATABLE, *WRITES])

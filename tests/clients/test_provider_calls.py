@@ -119,6 +119,21 @@ def test_a_second_401_is_the_answer(vault: VaultClient, user: str, provider: OAu
         assert notion.get(f"{provider.origin}/api").status_code == 401
 
 
+def test_a_token_that_was_replaced_elsewhere_is_used_after_a_401(
+    service: Service, vault: VaultClient, user: str, provider: OAuthStandIn
+) -> None:
+    vault.store(user, "notion", access_token="old")
+    vault.reveal(user, "notion")  # so that the cache has it
+    with vault_client("sync", service) as other:
+        other.store(user, "notion", access_token="new")
+    provider.requests.clear()
+    provider.script(REJECTS, SERVES, SERVES)
+    with httpx.Client(auth=VaultAuth(vault, user, "notion"), verify=PLAIN_HTTP) as notion:
+        assert notion.get(f"{provider.origin}/api").status_code == 200
+        assert notion.get(f"{provider.origin}/api").status_code == 200
+    assert _called_with(provider) == ["Bearer old", "Bearer new", "Bearer new"]
+
+
 def test_a_key_without_the_scope_raises_instead_of_refreshing(
     service: Service, user: str, provider: OAuthStandIn
 ) -> None:

@@ -13,11 +13,21 @@ from token_vault_client import UNSET, TokenCache, TokenId, VaultClient, operatio
 from tests.support.api.service import Service
 from tests.support.api.vault_clients import KINDS, vault_client
 from tests.support.sizes import SOAK
+from tests.support.stores.stores import Store
 
-ON_STORES = pytest.mark.parametrize("served", ["sqlite", "postgres", "supabase"] if SOAK else ["sqlite"], indirect=True)
-pytestmark = ON_STORES
+# for what depends on the store; `make soak` runs every test on each
+STORES = ["sqlite", "postgres", "supabase"]
+ON_EVERY_STORE = pytest.mark.parametrize("served", STORES, indirect=True)
 
 SECRET = "ya29.a-secret-4711"
+
+
+@pytest.fixture(params=STORES if SOAK else STORES[:1])
+def served(request: pytest.FixtureRequest) -> tuple[Service, Store]:
+    if request.param == "supabase":
+        request.getfixturevalue("supabase")  # resets the store
+    pair: tuple[Service, Store] = request.getfixturevalue(f"{request.param}_service")
+    return pair
 
 
 @pytest.fixture(params=KINDS)
@@ -31,6 +41,7 @@ def user() -> str:
     return str(uuid4())
 
 
+@ON_EVERY_STORE
 def test_the_life_of_a_token(vault: VaultClient, user: str) -> None:
     stored = vault.store(
         user,
@@ -84,6 +95,7 @@ def test_a_providers_token_answer_is_stored_as_it_came(vault: VaultClient, user:
     assert vault.reveal(user, "google", min_ttl=0).access_token == SECRET
 
 
+@ON_EVERY_STORE
 def test_conditions_name_a_version(vault: VaultClient, user: str) -> None:
     first = vault.store(user, "google", access_token="one", only_if_absent=True)
     with pytest.raises(token_vault_client.VersionConflict):
@@ -101,6 +113,7 @@ def test_conditions_name_a_version(vault: VaultClient, user: str) -> None:
     vault.delete(user, "google", if_match=second.version)
 
 
+@ON_EVERY_STORE
 def test_a_batch_has_a_token_or_an_error_for_each(vault: VaultClient, user: str) -> None:
     vault.store(user, "google", access_token=SECRET, refresh_token="r")
     found, missing = vault.batch_get(
@@ -111,6 +124,7 @@ def test_a_batch_has_a_token_or_an_error_for_each(vault: VaultClient, user: str)
     assert isinstance(missing, token_vault_client.TokenNotFound)
 
 
+@ON_EVERY_STORE
 def test_erasing_a_user_counts_the_tokens(vault: VaultClient, user: str) -> None:
     vault.store(user, "google", access_token="a")
     vault.store(user, "notion", access_token="b")
@@ -118,6 +132,7 @@ def test_erasing_a_user_counts_the_tokens(vault: VaultClient, user: str) -> None
     assert vault.list_for_user(user).tokens == ()
 
 
+@ON_EVERY_STORE
 def test_all_tokens_are_listed_page_by_page(vault: VaultClient, user: str) -> None:
     soon = datetime.now(UTC) + timedelta(hours=2)
     for number in range(3):
@@ -182,7 +197,7 @@ def test_purpose_and_user_jwt_go_with_the_call(service: Service, user: str, kind
             client.on_behalf_of("a.b.c").list_for_user(user)
         assert "x-on-behalf-of" in raised.value.field_errors
     with vault_client(kind, service) as client, pytest.raises(token_vault_client.InvalidRequest) as refused:
-        client.for_purpose("Not A Purpose").list_for_user(user)
+        client.for_purpose("Not-A-Purpose").list_for_user(user)
     assert "x-purpose" in refused.value.field_errors
 
 
@@ -196,6 +211,18 @@ def test_no_secret_is_in_a_repr_or_an_error(service: Service, vault: VaultClient
     assert SECRET not in shown
     assert service.keys["full"] not in shown
     assert "jwt-4711" not in shown
+
+
+def test_no_secret_is_in_the_log_of_the_libraries(
+    service: Service, vault: VaultClient, user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    vault.store(user, "google", access_token=SECRET, refresh_token=f"{SECRET}-r")
+    vault.on_behalf_of("jwt-4711")
+    assert vault.reveal(user, "google", include_refresh_token=True).access_token == SECRET
+    assert "receive_response_headers" in caplog.text, "the libraries have logged what they do"
+    for secret in (SECRET, service.keys["full"], "jwt-4711"):
+        assert secret not in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ google.get("https://www.googleapis.com/calendar/v3/users/me/calendarList")
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -37,15 +38,18 @@ class _Auth(httpx.Auth):
 
     def _steps(self, request: httpx.Request) -> Generator[Step, Outcome, None]:
         """Yield the calls to the vault and the requests to the provider, without input or output."""
-        token = yield operations.reveal(self._user_id, self._provider, service_type=self._service_type)
+        reveal = operations.reveal(self._user_id, self._provider, service_type=self._service_type)
+        token = yield reveal
         assert isinstance(token, RevealedToken)  # noqa: S101  for the type checker
         response = yield _authorized(request, token)
         assert isinstance(response, httpx.Response)  # noqa: S101  for the type checker
-        if response.status_code != HTTPStatus.UNAUTHORIZED or not token.refreshable:
+        if response.status_code != HTTPStatus.UNAUTHORIZED:
             return
-        fresh = yield operations.refresh(
+        refresh = operations.refresh(
             self._user_id, self._provider, rejected_version=token.version, service_type=self._service_type
         )
+        # a token that cannot be refreshed may have been replaced
+        fresh = yield refresh if token.refreshable else replace(reveal, from_cache=False)
         assert isinstance(fresh, RevealedToken)  # noqa: S101  for the type checker
         if fresh.version != token.version:
             yield _authorized(request, fresh)
@@ -56,8 +60,9 @@ class VaultAuth(_Auth):
 
     Each request reveals the token, so give the `VaultClient` a cache for many requests. After a 401 the token is
     refreshed and the request sent once more, which needs the scope `tokens:refresh`; a token that the vault cannot
-    refresh leaves the 401 as the answer. Errors of the vault are raised. A token with a `base_url` is sent to that
-    origin only, and no token over plain HTTP, except to this machine.
+    refresh is revealed again, and the 401 is the answer if it has not changed. Errors of the vault are raised. A token
+    with a `base_url` is sent to that origin only, and no token over plain HTTP, except to this machine. The body of a
+    request is kept in memory, because it may be sent twice.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from datetime import datetime
@@ -27,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # the vault ends an operation after 4.5 seconds, and a call to a provider after 10
 DEFAULT_TIMEOUT: Final = httpx.Timeout(20.0, connect=2.0)
+_HEADER_VALUE: Final = re.compile(r"[!-~]+")
 DEFAULT_RETRIES: Final = RetryPolicy()
 _GATEWAY_ERRORS: Final = frozenset({429, 502, 503, 504})
 _REFUSED: Final = range(400, 500)
@@ -46,9 +48,9 @@ class _Client:
         self, base_url: str, service_key: str, *, retries: RetryPolicy, cache: TokenCache | None, purpose: str | None
     ) -> None:
         self._base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {service_key}"}
+        self._headers = {"Authorization": f"Bearer {_header_value('the service key', service_key)}"}
         if purpose is not None:
-            self._headers["X-Purpose"] = purpose
+            self._headers["X-Purpose"] = _header_value("the purpose", purpose)
         self._retries = retries
         self._cache = cache
 
@@ -60,13 +62,13 @@ class _Client:
 
         It has no cache: the vault has to look at the JWT each time.
         """
-        client = self._with_header("X-On-Behalf-Of", user_jwt)
+        client = self._with_header("X-On-Behalf-Of", _header_value("the user's JWT", user_jwt))
         client._cache = None
         return client
 
     def for_purpose(self, purpose: str) -> Self:
         """Return a client whose calls name this purpose in the vault's audit trail, over the same connections."""
-        return self._with_header("X-Purpose", purpose)
+        return self._with_header("X-Purpose", _header_value("the purpose", purpose))
 
     def _with_header(self, name: str, value: str) -> Self:
         client = copy.copy(self)
@@ -80,13 +82,15 @@ class _Client:
             cached = cache.get(call.reveals, min_ttl_seconds=call.min_ttl)
             if cached is not None:
                 return cast("T", cached)
+        writes = 0 if cache is None else cache.writes
         try:
             answer = yield from self._attempts(call)
         finally:
             if cache is not None and call.forgets is not None:
                 cache.forget(*call.forgets)  # also if the outcome is unknown
+                writes += 1
         if cache is not None and call.reveals is not None and isinstance(answer, RevealedToken):
-            cache.put(call.reveals, answer)
+            cache.put(call.reveals, answer, writes=writes)
         return answer
 
     def _attempts(self, call: Call[T]) -> Generator[Step, Outcome, T]:
@@ -104,6 +108,9 @@ class _Client:
             attempt += 1
 
     def _request(self, call: Call[T]) -> httpx.Request:
+        timeout = httpx.Timeout(self._http.timeout)
+        if timeout.read is not None:
+            timeout.read = max(timeout.read, call.answer_seconds)
         return self._http.build_request(
             call.method,
             self._base_url + call.path,
@@ -111,6 +118,7 @@ class _Client:
             headers={**self._headers, **call.headers},
             json=call.json,
             data=call.form,
+            timeout=timeout,
         )
 
 
@@ -136,7 +144,8 @@ class VaultClient(_Client):
     """The vault's API. Safe to share between threads.
 
     `http` replaces the connections, for another time-out, a client certificate or a proxy; variables of the environment
-    such as HTTP_PROXY are not used otherwise, and redirects are not followed.
+    such as HTTP_PROXY are not used otherwise, and redirects are not followed. An exchange and a revocation have a
+    minute, because they wait for the provider. Raises `ValueError` for a key that no header can carry.
     """
 
     def __init__(
@@ -295,19 +304,22 @@ def _answer(call: Call[T], outcome: Outcome) -> T:
     if not isinstance(outcome, httpx.Response):
         not_sent = isinstance(outcome, NOT_SENT)
         reason = type(outcome).__name__  # its text and its request stay out of the error
-        raise Unreachable(f"no answer: {reason}", retryable=True, outcome_unknown=writes and not not_sent) from None
+        raise Unreachable(f"no answer: {reason}", retryable=True, outcome_unknown=writes and not not_sent)
+    body: Any = None
     try:
-        body: Any = outcome.json() if outcome.content else None
+        body = outcome.json() if outcome.content else None
         if outcome.is_success or outcome.status_code in call.accepted:
             return call.parse(body)
         code = str(body["code"])
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
+        code, body = "", None  # which may hold a secret, and tools show the variables of a traceback
+    if not code:
         raise UnexpectedAnswer(
             f"status {outcome.status_code} with something that is not the vault's",
             status=outcome.status_code,
             retryable=outcome.status_code in _GATEWAY_ERRORS,
             outcome_unknown=writes and outcome.status_code not in _REFUSED,
-        ) from None
+        )
     seconds = outcome.headers.get("retry-after", "")
     raise error_of(
         body,
@@ -315,6 +327,13 @@ def _answer(call: Call[T], outcome: Outcome) -> T:
         retry_after_seconds=float(seconds) if seconds.isdecimal() else None,
         outcome_unknown=writes and _is_unknown(outcome.status_code, code),
     )
+
+
+def _header_value(name: str, value: str) -> str:
+    """Return the value if a header can carry it. No error shows it."""
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ValueError(f"{name} is empty, or has a space, a line break or another character that no header carries")
+    return value
 
 
 def _is_unknown(status: int, code: str) -> bool:

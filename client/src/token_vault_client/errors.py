@@ -30,8 +30,8 @@ class VaultError(Exception):
         outcome_unknown: bool = False,
         problem: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(detail)
         self.code_received = code or self.code
-        super().__init__(f"{self.code_received}: {detail}")
         self.detail = detail
         self.status = status
         self.retryable = retryable
@@ -39,6 +39,9 @@ class VaultError(Exception):
         self.request_id = request_id
         self.outcome_unknown = outcome_unknown
         self.problem: Mapping[str, Any] = problem or {}
+
+    def __str__(self) -> str:
+        return f"{self.code_received}: {self.detail}"
 
     @property
     def field_errors(self) -> dict[str, str]:

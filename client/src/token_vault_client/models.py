@@ -1,6 +1,6 @@
 """What the vault answers, as frozen dataclasses. Members that this version does not know are ignored.
 
-Secrets are plain texts that no `repr` shows.
+Secrets are plain texts that no `repr` shows. What holds one cannot be pickled, so that no cache or queue stores it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from token_vault_client.errors import VaultError, error_of
 
@@ -58,8 +58,15 @@ class Token:
         return cls(**_members(answer))
 
 
+class _NotPickled:
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds a secret and cannot be pickled")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevealedToken(Token):
+class RevealedToken(_NotPickled, Token):
     """A token with its secrets; `refresh_token` only if it was asked for.
 
     `min_ttl_met` is false if the access token lives shorter than the caller asked, or has expired.
@@ -149,7 +156,7 @@ class EncryptionStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedToken:
+class IssuedToken(_NotPickled):
     """The answer of the token endpoint (RFC 8693)."""
 
     access_token: str = field(repr=False)

@@ -33,6 +33,10 @@ _TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # no
 _JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 
 
+# an exchange takes up to 10 seconds at the provider and 30 to store the answer; a revocation waits for both and a lease
+PROVIDER_SECONDS: Final = 60.0
+
+
 class Unset(Enum):
     """A value that is left out; `None` is null."""
 
@@ -46,8 +50,9 @@ UNSET: Final = Unset.UNSET
 class Call(Generic[T]):
     """One call: the request, how its answer is read, and what it means for retries and the cache.
 
-    `repeatable`: a repetition has the effect of one call. `reveals` is the token that the cache may answer and keep,
-    `forgets` the user, and the token if it is only one, that the cache must drop.
+    `repeatable`: a repetition has the effect of one call. `answer_seconds`: wait so long for the answer, if the client
+    does not wait longer anyway. `reveals` is the token that the cache may answer and keep, `forgets` the user, and the
+    token if it is only one, that the cache must drop.
     """
 
     method: str
@@ -58,6 +63,7 @@ class Call(Generic[T]):
     json: object = field(default=None, repr=False)
     form: Mapping[str, str] | None = field(default=None, repr=False)
     repeatable: bool = False
+    answer_seconds: float = 0.0
     accepted: frozenset[int] = frozenset()
     reveals: TokenId | None = None
     min_ttl: int | None = None
@@ -190,6 +196,7 @@ def exchange(
         query=_query(token_id),
         json=body,
         parse=Token.parse,
+        answer_seconds=PROVIDER_SECONDS,
         forgets=(user_id, token_id),
     )
 
@@ -283,6 +290,7 @@ def delete(
         query=_query(token_id, {} if revoke is None else {"revoke": revoke}),
         headers=_if_match(if_match),
         parse=lambda answer: None if answer is None else Receipt.parse(answer),
+        answer_seconds=0.0 if revoke is None else PROVIDER_SECONDS,
         forgets=(user_id, token_id),
     )
 
@@ -315,6 +323,7 @@ def erase_user(user_id: str, *, revoke: Revoke | None = None) -> Call[Erased]:
         path=_user_path(user_id),
         query={} if revoke is None else {"revoke": revoke},
         parse=Erased.parse,
+        answer_seconds=0.0 if revoke is None else PROVIDER_SECONDS,
         forgets=(user_id, None),
     )
 
@@ -385,11 +394,18 @@ def _results(answer: Any) -> list[RevealedToken | VaultError]:  # noqa: ANN401  
 
 
 def _user_path(user_id: str) -> str:
-    return f"/v1/users/{quote(user_id, safe='')}/tokens"
+    return f"/v1/users/{_segment('user_id', user_id)}/tokens"
 
 
 def _path(token_id: TokenId) -> str:
-    return f"{_user_path(token_id.user_id)}/{quote(token_id.provider, safe='')}"
+    return f"{_user_path(token_id.user_id)}/{_segment('provider', token_id.provider)}"
+
+
+def _segment(name: str, value: str) -> str:
+    """Return a part of a path. A proxy that takes `.` or nothing away would turn a deletion into an erasure."""
+    if not value.strip("."):
+        raise ValueError(f"{name} is empty")
+    return quote(value, safe="")
 
 
 def _query(token_id: TokenId, more: Mapping[str, str] | None = None) -> dict[str, str]:
