@@ -10,7 +10,7 @@ from typing import Final
 from benchmarks.bench import Bench
 from benchmarks.entrants import Entrant
 from benchmarks.load import Load, OpenPlan, Plan
-from benchmarks.processor import processor_seconds
+from benchmarks.processor import processor_seconds, waiting_seconds
 from benchmarks.table import Line, Target, number
 
 _OPEN_SHARE: Final = 0.5  # of the rate of the closed loop
@@ -21,11 +21,12 @@ _MICROSECONDS: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of one entrant; processor times are of one token."""
+    """One turn of one entrant; processor times, and the server's wait for a processor, are of one token."""
 
     load: Load
     rate: float
     server_us: float
+    wait_us: float
     database_us: float
 
 
@@ -78,6 +79,7 @@ def closed_lines(closed: dict[str, list[Turn]], ratios: Iterable[Ratio], *, unit
             p50_ms=_percentile(turns, 50),
             p99_ms=_percentile(turns, 99),
             server_us=median(turn.server_us for turn in turns),
+            wait_us=max(0.0, median(turn.wait_us for turn in turns)) or None,
             database_us=median(turn.database_us for turn in turns) or None,
         )
         for name, turns in closed.items()
@@ -110,12 +112,16 @@ def _open_turn(bench: Bench, entrant: Entrant, per_second: float) -> Turn:
 
 
 def _measured(entrant: Entrant, drive: Callable[[], Load]) -> Turn:
-    server, database = processor_seconds(entrant.server), processor_seconds(entrant.database)
+    before = _spent(entrant)
     load = drive()
     tokens = len(load.latencies) * entrant.tokens
-    server = processor_seconds(entrant.server) - server
-    database = processor_seconds(entrant.database) - database
-    return Turn(load, load.rate * entrant.tokens, server / tokens * _MICROSECONDS, database / tokens * _MICROSECONDS)
+    each = ((now - then) / tokens * _MICROSECONDS for now, then in zip(_spent(entrant), before, strict=True))
+    return Turn(load, load.rate * entrant.tokens, *each)
+
+
+def _spent(entrant: Entrant) -> tuple[float, float, float]:
+    """Return the server's processor time, its wait for a processor, and the database's processor time, in seconds."""
+    return processor_seconds(entrant.server), waiting_seconds(entrant.server), processor_seconds(entrant.database)
 
 
 def _open_line(entrant: Entrant, turns: Sequence[Turn]) -> Line:
@@ -129,6 +135,7 @@ def _open_line(entrant: Entrant, turns: Sequence[Turn]) -> Line:
         p50_ms=_percentile(turns, 50),
         p99_ms=_percentile(turns, 99),
         server_us=median(turn.server_us for turn in turns),
+        wait_us=max(0.0, median(turn.wait_us for turn in turns)) or None,
         database_us=median(turn.database_us for turn in turns) or None,
     )
 

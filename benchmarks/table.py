@@ -13,6 +13,7 @@ _HEADINGS = (
     "p50 ms",
     "p99 ms",
     "server µs",
+    "wait µs",
     "database µs",
     "asked",
     "met",
@@ -43,7 +44,8 @@ class Line:
     """One figure, its ratio to a baseline, and its target.
 
     `server_us` and `database_us` are the processor time of one request, or of one token in a batch, in the server's
-    processes and in those behind it. `note` follows the figure.
+    processes and in those behind it. `wait_us` is how long the server's threads waited for a processor meanwhile.
+    `note` follows the figure.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Line:
     p50_ms: float | None = None
     p99_ms: float | None = None
     server_us: float | None = None
+    wait_us: float | None = None
     database_us: float | None = None
 
     def cells(self) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ class Line:
             f"{figure} at {self.note}" if self.note else figure,
             *(
                 "" if value is None else number(value)
-                for value in (self.p50_ms, self.p99_ms, self.server_us, self.database_us)
+                for value in (self.p50_ms, self.p99_ms, self.server_us, self.wait_us, self.database_us)
             ),
             "" if self.target is None else self.target.words(self.unit),
             "" if self.target is None else "yes" if self.target.is_met(self) else "NO",
