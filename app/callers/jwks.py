@@ -97,8 +97,8 @@ def _is_for_verifying(member: dict[str, Any]) -> bool:
 class JwksKeys:
     """`VerificationKeys` from a key set that `download` returns.
 
-    - `run` downloads it at the start and every five to six minutes, so no call waits for a refresh; after a failure it
-      tries again every ten seconds.
+    - `run` downloads it at the start and every five to six minutes, so no call waits for a refresh; after a failure,
+      also of a download that a call started, it tries again every ten seconds.
     - A JWT with an unknown key id starts a download too, since the issuer may have a new key. All such calls share it,
       and there is at most one in ten seconds; until the next one such JWTs are `KeyUnavailable`.
     - After a failure the keys stay in use until they are an hour old. A key set without usable keys is no failure: the
@@ -113,24 +113,28 @@ class JwksKeys:
         download: Callable[[], Awaitable[bytes]],
         counters: UserJwtCounters,
         monotonic: Callable[[], float] = time.monotonic,
+        look_seconds: float = RETRY_SECONDS,
     ) -> None:
+        """`look_seconds` is the time between two looks of `run` at what is due."""
         self._download = download
         self._counters = counters
         self._monotonic = monotonic
+        self._look_seconds = look_seconds
         self._downloads: AsyncSingleFlight[None] = AsyncSingleFlight()
         self._keys: KeySet = {}
         self._document = b""
         self._generation = 0
         self._usable_until = float("-inf")
         self._next_download = float("-inf")
+        self._stale_at = float("-inf")
         self._problem: str | None = "the key set has not been downloaded yet"
 
     async def run(self) -> None:
         """Keep the keys fresh until cancelled."""
         while True:
-            await self._refresh()
-            pause = REFRESH_SECONDS if self._problem is None else RETRY_SECONDS
-            await asyncio.sleep(pause * random.uniform(1.0, 1.2))  # noqa: S311  spreads replicas out
+            if self._problem is not None or self._monotonic() >= self._stale_at:
+                await self._refresh()
+            await asyncio.sleep(self._look_seconds)
 
     async def download_now(self) -> list[str]:
         """Download the key set and return the algorithm of each key; raises `KeyUnavailable`."""
@@ -191,6 +195,7 @@ class JwksKeys:
             return
         self._counters.key_set_download("success")
         self._usable_until = self._monotonic() + MAXIMUM_AGE_SECONDS
+        self._stale_at = self._monotonic() + REFRESH_SECONDS * random.uniform(1.0, 1.2)  # noqa: S311  spreads replicas out
         if self._problem is not None or is_new:
             _log.info("user_jwt_keys_downloaded", keys=len(keys))
         self._problem = None

@@ -51,7 +51,7 @@ class Vault:
 
     def __post_init__(self) -> None:
         download = partial(download_key_set, self.endpoint.url, PLAIN_HTTP)
-        self.keys = JwksKeys(download=download, counters=self.counters, monotonic=lambda: self.clock)
+        self.keys = JwksKeys(download=download, counters=self.counters, monotonic=lambda: self.clock, look_seconds=0.02)
         self.verifier = UserJwtVerifier(issuer=ISSUER, audience=AUDIENCE, keys=self.keys, counters=self.counters)
 
     async def accepts(self, key: SigningKey) -> bool:
@@ -161,6 +161,23 @@ async def test_run_downloads_before_any_call(vault: Vault) -> None:
     with suppress(asyncio.CancelledError):
         await running
     await vault.keys.check()
+
+
+async def test_a_failure_that_a_call_meets_is_retried_without_a_call(vault: Vault) -> None:
+    keys = vault.keys
+    running = asyncio.create_task(keys.run())
+    await eventually_async(lambda: vault.counters.counts["key_set_downloads.success"] == 1)
+    vault.endpoint.stop()
+    vault.clock += RETRY_SECONDS
+    with pytest.raises(KeyUnavailable):
+        await vault.accepts(SECOND)
+    vault.endpoint.start()
+    vault.clock += RETRY_SECONDS
+    await eventually_async(lambda: vault.counters.counts["key_set_downloads.success"] == 2)
+    await keys.check()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
 
 
 async def test_keys_outlive_an_outage_for_an_hour_and_no_longer(vault: Vault) -> None:
