@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -44,7 +45,8 @@ class RequestLimits:
     concurrent: int = 0
     monotonic: Callable[[], float] = time.monotonic
     in_flight: int = 0
-    _uses: dict[str, _ServiceUse] = field(default_factory=dict)
+    # bounded by the number of services with a key
+    _uses: defaultdict[str, _ServiceUse] = field(default_factory=lambda: defaultdict(_ServiceUse))
 
     def admit(self) -> AdmittedRequest:
         """Count a request, or raise `Overloaded`. The result must be closed."""
@@ -54,10 +56,10 @@ class RequestLimits:
         return AdmittedRequest(self)
 
     def in_flight_of(self, service: str) -> int:
-        return self._use(service).in_flight
+        return self._uses[service].in_flight
 
     def _enter(self, service: str) -> None:
-        use = self._use(service)
+        use = self._uses[service]
         if self.concurrent_per_service and use.in_flight >= self.concurrent_per_service:
             raise RateLimited(f"the service has {use.in_flight} tokens in progress, which is its limit")
         self._charge(service, 1)
@@ -65,7 +67,7 @@ class RequestLimits:
 
     def _widen(self, service: str, tokens: int) -> int:
         """Count a request as `tokens` instead of one, or raise; return the number of places that it takes."""
-        use = self._use(service)
+        use = self._uses[service]
         limits = [limit for limit in (self.concurrent_per_service, self.concurrent) if limit]
         places = min([tokens, *limits])
         if self.concurrent_per_service and use.in_flight - 1 + places > self.concurrent_per_service:
@@ -82,7 +84,7 @@ class RequestLimits:
         """Charge `tokens` instead of the `charged` ones, or charge nothing and raise `RateLimited`."""
         if not self.tokens_per_second:
             return
-        use, now = self._use(service), self.monotonic()
+        use, now = self._uses[service], self.monotonic()
         use.free_at -= charged / self.tokens_per_second
         free_at = max(use.free_at, now) + tokens / self.tokens_per_second
         burst_seconds = max(BURST_SECONDS, LARGEST_REQUEST / self.tokens_per_second)
@@ -97,10 +99,7 @@ class RequestLimits:
     def _leave(self, service: str | None, places: int) -> None:
         self.in_flight -= places
         if service is not None:
-            self._use(service).in_flight -= places
-
-    def _use(self, service: str) -> _ServiceUse:
-        return self._uses.setdefault(service, _ServiceUse())  # bounded by the number of services with a key
+            self._uses[service].in_flight -= places
 
 
 class AdmittedRequest:

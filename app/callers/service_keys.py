@@ -25,6 +25,8 @@ FINGERPRINT_CHARACTERS = 12
 class Scope(StrEnum):
     """Permission of a service key."""
 
+    __hash__ = str.__hash__  # Enum's is a function in Python, and each request looks for its scope
+
     READ = "tokens:read"
     REVEAL = "tokens:reveal"
     REVEAL_REFRESH = "tokens:reveal_refresh"

@@ -13,6 +13,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import structlog
@@ -54,8 +55,7 @@ def configure_logging(*, level: str, log_format: str, stream: TextIO | None = sy
     writer = _writer(stream)
     logging.raiseExceptions = False  # it would print a line that cannot be formatted, with its arguments
     shared: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_level_and_time,
         _name_exception,
         keep_allowed_fields,
         keep_plain_values,
@@ -148,6 +148,13 @@ def _arrange_for_people(_logger: object, _method: str, event: MutableMapping[str
     first = {name: event[name] for name in _FIRST_ON_THE_CONSOLE if name in event}
     last = {name: event[name] for name in _LAST_ON_THE_CONSOLE if name in event}
     return first | {name: value for name, value in event.items() if name not in first and name not in last} | last
+
+
+def _add_level_and_time(_logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add what structlog's processors `add_log_level` and `TimeStamper` would, in one step."""
+    event["level"] = method
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return event
 
 
 def _name_exception(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

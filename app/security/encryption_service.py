@@ -14,6 +14,7 @@ from app.security.formats import MAXIMUM_CIPHERTEXT_CHARACTERS, Family, family_o
 from app.security.strategy import EncryptionReader, EncryptionStrategy, Sealed, SealingKey, require_claim
 
 _log = structlog.get_logger()
+_NOT_UTF8 = "text with lone surrogates cannot be encrypted"
 _WHY_UNREADABLE = {
     Family.LOCAL: "no master key is configured for local ciphertexts",
     Family.KMS: "KMS is not configured, and this ciphertext needs it",
@@ -103,7 +104,6 @@ class EncryptionService:
         `IntegrityError`: a row cannot hide which key or format it needs. The vault writes no PulsePlan format, so one
         under any scheme is an `IntegrityError` too.
         """
-        _require_unicode(context.user_id, context.provider, context.service_type)
         try:
             family = family_of(ciphertext)
             if family is Family.PULSEPLAN_LOCAL:
@@ -112,6 +112,8 @@ class EncryptionService:
         except EncryptionError as error:
             self._counters.decryption_failure(error.code)
             raise
+        except UnicodeEncodeError:  # the context has a lone surrogate
+            raise InvalidRequest(_NOT_UTF8) from None
 
     def self_test(self) -> None:
         """Prove that a new ciphertext opens in its context and in no other; raises an `EncryptionError`.
@@ -193,4 +195,4 @@ def _require_unicode(*texts: str) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise InvalidRequest("text with lone surrogates cannot be encrypted") from None
+        raise InvalidRequest(_NOT_UTF8) from None

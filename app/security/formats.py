@@ -25,6 +25,8 @@ _OTHER_JSON = "pulseplan-kms"  # the name that migration 0003 gives it; no reade
 
 
 class Family(StrEnum):
+    __hash__ = str.__hash__  # Enum's is a function in Python, and each decryption looks for its reader
+
     LOCAL = "local"
     KMS = "kms"
     PULSEPLAN_LOCAL = "pulseplan-local"

@@ -26,6 +26,8 @@ def new_intent() -> str:
 
 
 class Operation(StrEnum):
+    __hash__ = str.__hash__  # Enum's is a function in Python, and every operation is a key of several dictionaries
+
     STORE = "store"
     REVEAL = "reveal"
     LIST = "list"

@@ -97,22 +97,17 @@ class CallerMetrics:
 
     def record(self, event: TokenEvent) -> None:
         """Count the user of a reveal that succeeded."""
-        self.record_many((event,))
-
-    def record_many(self, events: Sequence[TokenEvent]) -> None:
-        revealed = {
-            event.user_id
-            for event in events
-            if event.operation is Operation.REVEAL and event.outcome == SUCCESS and event.user_id is not None
-        }
-        if not revealed:
+        if event.operation is not Operation.REVEAL or event.outcome != SUCCESS or event.user_id is None:
             return
-        hour, caller = self._hour(), events[0].caller.service
+        hour, caller = self._hour(), event.caller.service
         users = self._users.get(caller)
         if users is None:
             users = self._users.setdefault(self._label(caller), _HourlyUsers(hour))
-        for user_id in revealed:
-            users.add(user_id, hour)
+        users.add(event.user_id, hour)
+
+    def record_many(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            self.record(event)
 
     def refused(self, event: TokenEvent) -> None:
         """Count an operation that was refused before it began, if it was denied."""

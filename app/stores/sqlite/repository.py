@@ -159,14 +159,14 @@ class SqliteRepository:
             raise WritesUnavailable("less than 64 KiB are free on the disk; reads go on, and writes fail")
 
     async def get(self, token_id: TokenId) -> TokenRow | None:
-        rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", _key(token_id))
+        rows = await self._read("WHERE user_id = ? AND provider = ? AND service_type = ?", token_id)
         return rows[0] if rows else None
 
     async def get_many(self, token_ids: Sequence[TokenId]) -> Mapping[TokenId, TokenRow]:
         if not token_ids:
             return {}
         values = ", ".join(["(?, ?, ?)"] * len(token_ids))
-        parameters = [part for token_id in token_ids for part in _key(token_id)]
+        parameters = [part for token_id in token_ids for part in token_id]
         rows = await self._read(f"WHERE (user_id, provider, service_type) IN (VALUES {values})", parameters)
         return {row.token_id: row for row in rows}
 
@@ -377,10 +377,6 @@ def _raw_id(row_id: str) -> bytes:
 
 def _id_of(raw: str | bytes) -> str:
     return raw.decode(errors=_ID_ERRORS) if isinstance(raw, bytes) else raw
-
-
-def _key(token_id: TokenId) -> tuple[str, str, str]:
-    return token_id.user_id, token_id.provider, token_id.service_type
 
 
 def _encode(columns: dict[str, Any]) -> dict[str, Any]:

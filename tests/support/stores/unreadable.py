@@ -18,6 +18,7 @@ _BOTH: Final[dict[str, tuple[str, object]]] = {
 _SQLITE: Final[dict[str, tuple[str, object]]] = {
     "JSON that does not end": ("metadata", "{"),
     "a lone surrogate": ("metadata", '{"a": "\\ud800"}'),
+    "an exponent beyond a double": ("metadata", '{"a": -1e400}'),
     "NaN": ("metadata", '{"a": NaN}'),
     "text that is not UTF-8": ("email", b"a\xff"),
     "a scheme that is not UTF-8": ("encryption_scheme", b"local:\xff"),
