@@ -6,8 +6,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.process.home import COMMAND, Home, new_home, new_master_key, token_vault
 from tests.support.process.server import Serve
 from tests.support.process.wire import token_path
+from tests.support.security.keys import OTHER_MASTER_KEY
 from tests.support.stack.postgres import Postgres
 
 PAGE = (ROOT / "docs" / "backup.md").read_text()
@@ -53,6 +54,9 @@ class Place:
         )
         assert done.returncode == 0, done.stderr
 
+    def dry_run(self) -> subprocess.CompletedProcess[str]:
+        return token_vault("rewrap", "--dry-run", folder=self.home.folder, settings=self.home.settings)
+
     def run(self, *words: str) -> str:
         done = token_vault(*words, folder=self.home.folder, settings=self.home.settings)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -83,6 +87,15 @@ def _lose_the_rows(place: Place) -> Place:
     return Place(place.store, Home(place.home.folder, place.home.service_key, settings), place.owner_urls, place.psql)
 
 
+def _with_a_new_master_key(place: Place, *, previous: Mapping[str, str] | None = None) -> Place:
+    keys = {
+        "TOKEN_ENCRYPTION_KEY": OTHER_MASTER_KEY,
+        "ENCRYPTION_KEY_VERSION": "2",
+        "TOKEN_ENCRYPTION_PREVIOUS_KEYS": json.dumps(previous or {}),
+    }
+    return replace(place, home=replace(place.home, settings={**place.home.settings, **keys}))
+
+
 def _etag(answer: httpx.Response) -> dict[str, str]:
     assert answer.status_code in {200, 201}, answer.text
     return {"If-Match": answer.headers["etag"]}
@@ -104,7 +117,12 @@ def test_a_restore_brings_the_rows_and_the_trail_says_what_is_newer(place: Place
         server.stop()
     lost = _lose_the_rows(place)
     lost.follow(f"Restore {lost.store}", restored=True)
+    rotated = _with_a_new_master_key(lost)  # since the backup
+    assert "without them tokens cannot be read" in rotated.run("encryption", "status", "--verify")
+    assert rotated.dry_run().returncode != 0
+    lost = _with_a_new_master_key(lost, previous={"1": lost.home.settings["TOKEN_ENCRYPTION_KEY"]})
     assert json.loads(lost.run("encryption", "status", "--verify", "--json"))["tokens"] == 2
+    assert re.search(r"^readable +2$", lost.dry_run().stdout, re.MULTILINE)
     lost.run("audit", "verify")
     with serve(lost.home) as server, server.client() as client:
         shown = client.get(kept, params={"include": "refresh_token"}).json()

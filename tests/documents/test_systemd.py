@@ -6,7 +6,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -14,11 +16,16 @@ from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS
 from app.config.settings import load_settings
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
+from tests.support.process.home import new_home
+from tests.support.process.server import Serve
+from tests.support.process.wire import token_path
 from tests.support.security.keys import MASTER_KEY
 
 UNIT = ROOT / "deploy" / "systemd" / "token-vault.service"
 LINES = [line.partition("=") for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
 MAXIMUM_EXPOSURE = 1.3
+PR_SET_MDWE = 65
+NO_MDWE = 99
 
 
 def _all(name: str) -> list[str]:
@@ -41,6 +48,21 @@ def test_its_settings_start_the_vault(tmp_path: Path, monkeypatch: pytest.Monkey
         name, _, value = variable.partition("=")
         monkeypatch.setenv(name, value.replace("%d", str(tmp_path)).replace("%S", str(tmp_path)))
     assert list(load_settings().warnings()) == []
+
+
+def test_the_vault_runs_with_memory_that_is_never_written_and_executed(tmp_path: Path, serve: Serve) -> None:
+    """The part of the hardening that a process can ask of the kernel itself, and that a library could break."""
+    assert _all("MemoryDenyWriteExecute") == ["yes"]
+    deny = (
+        "import ctypes, os, sys\n"
+        f"if ctypes.CDLL(None).prctl({PR_SET_MDWE}, 1, 0, 0, 0): sys.exit({NO_MDWE})\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    known = subprocess.run([sys.executable, "-c", deny, "true"], check=False).returncode
+    if known == NO_MDWE:
+        pytest.skip("the kernel is older than 6.3")
+    with serve(new_home(tmp_path), prefix=(sys.executable, "-c", deny)) as server, server.client() as client:
+        assert client.put(token_path(uuid4()), json={"access_token": "kept"}).status_code == 201
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
