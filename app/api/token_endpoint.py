@@ -28,6 +28,7 @@ FORM: Final = "application/x-www-form-urlencoded"
 _MAXIMUM_PARAMETERS: Final = 32
 _AUDIENCE: Final = re.compile(AUDIENCE_PATTERN)
 _TARGETS: Final = frozenset({"audience", "resource"})  # RFC 8693 permits several, which no single token can serve
+_CREDENTIALS: Final = frozenset({"client_secret", "client_assertion"})  # a second method, RFC 6749, section 2.3
 _BASIC_CHALLENGE: Final = 'Basic realm="token-vault", charset="UTF-8"'
 _BEARER_CHALLENGE: Final = 'Bearer realm="token-vault"'
 _UNQUOTABLE: Final = re.compile(r"[^\x20-\x21\x23-\x5b\x5d-\x7e]")  # in error_description
@@ -150,7 +151,7 @@ async def token_exchange_request(request: Request) -> TokenExchangeRequest:
     parameters = await _parameters(request)
     if parameters.get("grant_type") not in {None, TOKEN_EXCHANGE}:
         raise OAuthRequestRefused("the vault exchanges tokens and has no other grant", error="unsupported_grant_type")
-    if "client_secret" in parameters:
+    if not _CREDENTIALS.isdisjoint(parameters):
         raise InvalidRequest("the service key belongs in the Authorization header alone")
     if "actor_token" in parameters:
         raise InvalidRequest("an actor_token is not supported: the service key names the actor")

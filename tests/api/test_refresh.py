@@ -139,6 +139,17 @@ def test_a_code_is_exchanged_and_its_tokens_stay_in_the_vault(client: httpx.Clie
     assert (again.status_code, again.json()["id"]) == (200, created.json()["id"])
 
 
+def test_an_exchange_without_a_refresh_token_says_so(client: httpx.Client, provider: OAuthStandIn) -> None:
+    """The stored one may be of another account at the provider, so it is not kept."""
+    path, stored = _stored(client, provider)
+    assert (stored["has_refresh_token"], stored["refreshable"]) == (True, True)
+    provider.script(Answer(commits=True, changes={"refresh_token": None}))
+    body = {"code": provider.seed_code(), "redirect_uri": "https://api.example/cb"}
+    again = client.post(f"{path}/exchange", json=body)
+    assert again.status_code == 200
+    assert (again.json()["has_refresh_token"], again.json()["refreshable"]) == (False, False)
+
+
 @pytest.mark.parametrize(
     "body",
     [

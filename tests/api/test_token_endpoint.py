@@ -180,6 +180,16 @@ def test_what_the_vault_does_not_know_is_left_out(endpoint: Endpoint) -> None:
     assert endpoint.ask(user, audience="notion").json().keys() == {"access_token", "issued_token_type", "token_type"}
 
 
+def test_expires_in_is_never_zero(endpoint: Endpoint) -> None:
+    """A client library takes 0 for a token without an end."""
+    user, given = endpoint.store(expires_in=2), []
+    while (answer := endpoint.ask(user)).status_code == 200:
+        given.append(answer.json()["expires_in"])
+        time.sleep(0.1)
+    refused(answer, "invalid_grant", code="token_inactive")
+    assert {*given} <= {1, 2}
+
+
 @pytest.mark.parametrize("scope", ["a", "a b", "b  a", ""])
 def test_granted_scopes_are_enough(endpoint: Endpoint, scope: str) -> None:
     assert endpoint.ask(endpoint.store(scopes=["a", "b", "c"]), scope=scope).json()["scope"] == "a b c"
@@ -321,6 +331,7 @@ def test_only_the_users_own_valid_jwt_is_a_subject_token(endpoint: Endpoint) -> 
         ({"requested_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, "invalid_request"),
         ({"actor_token": "x", "actor_token_type": JWT}, "invalid_request"),
         ({"client_id": "full", "client_secret": "x"}, "invalid_request"),
+        ({"client_assertion": "x", "client_assertion_type": f"{JWT}-bearer"}, "invalid_request"),
         ({"resource": "https://acme.example"}, "invalid_target"),
         ({"scope": "s" * 5_000}, "invalid_request"),
     ],

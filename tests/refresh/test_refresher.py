@@ -33,7 +33,7 @@ from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.process.certificates import tls_contexts
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
 from tests.support.stores.failing import Failures, failing
-from tests.support.stores.stores import Store
+from tests.support.stores.stores import SqliteStore, Store
 from tests.support.waiting import eventually_async
 
 HOUR = timedelta(hours=1)
@@ -190,6 +190,25 @@ async def test_a_token_stored_during_a_refresh_stays(tokens: TokenRepository, pr
         assert (await refreshing).access_token.get_secret_value() == "stored"
         assert await replica.reveal() == ("stored", True)
         assert replica.trail.outcomes("refresh") == ["intent", "superseded"]
+
+
+@pytest.mark.parametrize("winner", ["put", "delete"])
+async def test_the_tokens_of_a_superseded_refresh_are_not_revoked(
+    tmp_path: Path, provider: OAuthStandIn, winner: str
+) -> None:
+    """The winner may hold tokens of the same grant, and a provider may end the grant with the first of its tokens."""
+    async with (
+        SqliteStore(tmp_path / "vault.db").open() as tokens,
+        _during_a_refresh(tokens, provider) as (replica, refreshing, release),
+    ):
+        if winner == "put":
+            await replica.store(access_token="stored", refresh_token="theirs")
+        else:
+            await replica.vault.delete(HERE, caller=CALLER)
+        release.set()
+        await asyncio.gather(refreshing, return_exceptions=True)
+        assert replica.trail.outcomes("refresh") == ["intent", "superseded"]
+        assert provider.revoked == []
 
 
 async def test_a_rotation_during_a_refresh_stays(tokens: TokenRepository, provider: OAuthStandIn) -> None:

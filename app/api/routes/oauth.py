@@ -71,6 +71,9 @@ def _granted(revealed: RevealedToken) -> frozenset[str]:
 
 
 def _expires_in(revealed: RevealedToken) -> int | None:
-    """Return the whole seconds that are left; `None` if its expiry is unknown."""
+    """Return the whole seconds that are left, at least one; `None` if its expiry is unknown.
+
+    Libraries, such as authlib, take 0 for a token that does not expire.
+    """
     expires_at = revealed.token.expires_at
-    return None if expires_at is None else max(0, int((expires_at - datetime.now(UTC)).total_seconds()))
+    return None if expires_at is None else max(1, int((expires_at - datetime.now(UTC)).total_seconds()))
