@@ -34,11 +34,12 @@ _SUPABASE: Final = "postgresql://postgres:PASSWORD@db.abcdefgh.supabase.co:5432/
 _ADOPTING: Final = "tests/documents/test_adopting.py::test_every_step_and_the_ways_back"
 _BACKUP: Final = "tests/documents/test_backup.py::test_a_restore_brings_the_rows_and_the_trail_says_what_is_newer"
 _DOCUMENTED_CLIENT: Final = "tests/api/test_token_exchange_clients.py::test_the_documented_example_prints_the_token"
+_QUICK_START: Final = "tests/documents/test_quick_start.py::test_it_works_if_it_is_pasted_before_the_vault_listens"
 # the test that runs every block of a document, or the block whose first line begins so
 RUN_BY: Final = {
     ("README.md", "make run"): "tests/system/test_distribution.py::test_the_installed_vault_starts_and_answers",
-    ("README.md", "KEY="): "tests/documents/test_reference.py::test_the_quick_start_does_what_it_says",
-    ("README.md", "curl -i -X POST"): "tests/documents/test_reference.py::test_the_quick_start_does_what_it_says",
+    ("README.md", "until curl"): _QUICK_START,
+    ("README.md", "curl -iw"): _QUICK_START,
     ("CONTRIBUTING.md", "make dev"): "tests/documents/test_repository.py::test_make_dev_installs_and_runs_no_test",
     ("docs/adopting.md", ""): _ADOPTING,
     ("docs/agents.md", "curl -s"): _DOCUMENTED_CLIENT,
