@@ -85,7 +85,7 @@ class _KeyChecks:
     def findings(self) -> Iterator[DoctorFinding]:
         described = self._describe(self._key_id)
         generated = self._generate(_CONTEXT)
-        problem = _key_problem(described, generated)
+        problem = _key_problem(described, generated, _named(described, self._key_id))
         if problem is not None:
             yield problem
             yield _warning("permissions, context condition and rotation are checked once the key can be used")
@@ -122,7 +122,8 @@ class _KeyChecks:
         if isinstance(answer, dict):
             if answer["KeyRotationEnabled"] is True:
                 return _ok(f"rotation is on, every {answer.get('RotationPeriodInDays', 365)} days")
-            return _warning("rotation is off: `token-vault kms setup`, or aws kms enable-key-rotation")
+            command = f"aws kms enable-key-rotation --key-id {key_id}"
+            return _warning(f"rotation is off: `token-vault kms setup`, or {command}")
         if answer == _DENIED:
             return _ok("rotation cannot be read with least privilege; ask an administrator whether it is on")
         return _warning(f"rotation is unknown: {_explained(answer)}")
@@ -135,7 +136,8 @@ class _KeyChecks:
         tried = "" if blob is None else self._decrypt(key_id, blob, _CONTEXT)
         state = _bad_state(described, tried)
         if state is not None:
-            return _failure(f"{name} is {state_in_words(state)}, so its rows cannot be read. {remedy_for(state)}")
+            remedy = remedy_for(state, _named(described, key_id))
+            return _failure(f"{name} is {state_in_words(state)}, so its rows cannot be read. {remedy}")
         if isinstance(tried, dict) or tried == "IncorrectKeyException":
             return _ok(f"{name} allows Decrypt")
         if tried == _DENIED:
@@ -157,16 +159,21 @@ class _KeyChecks:
         return _ask(lambda: self._client.decrypt(**request), "Plaintext")
 
 
-def _key_problem(described: Answer, generated: Answer) -> DoctorFinding | None:
+def _named(described: Answer, key_id: str | None) -> str:
+    """Return the key's ARN, which every command takes, or what the setting says."""
+    return str(described.get("Arn") if isinstance(described, dict) else key_id)
+
+
+def _key_problem(described: Answer, generated: Answer, key_id: str) -> DoctorFinding | None:
     """Return why the key cannot be used, from DescribeKey, or from GenerateDataKey if DescribeKey is denied."""
     state = _bad_state(described, generated)
     if state is not None:
-        return _failure(f"the key is {state_in_words(state)}. {remedy_for(state)}")
+        return _failure(f"the key is {state_in_words(state)}. {remedy_for(state, key_id)}")
     if isinstance(described, dict):
         if wraps_data_keys(described):
             return None
-        fault = "is not a symmetric encryption key of your own; `token-vault kms setup` creates one"
-        return _failure(f"the key of KMS_KEY_ID {fault}")
+        remedy = "`token-vault kms setup --alias alias/NAME` creates one, for KMS_KEY_ID"
+        return _failure(f"{key_id} of KMS_KEY_ID is not a symmetric encryption key of your own; {remedy}")
     if isinstance(generated, dict) or described == generated == _DENIED:
         return None
     return _failure(f"the key cannot be used: {_explained(str(described if generated == _DENIED else generated))}")

@@ -83,7 +83,7 @@ def test_a_missing_condition_and_rotation_are_warnings(kms: Kms) -> None:
     found = _findings(kms, KMS_KEY_ID=kms.alias)
     assert _failures(found) == 0
     _require(found, Severity.WARNING, "condition is missing", "kms:EncryptionContext:service", "kms setup")
-    _require(found, Severity.WARNING, "rotation is off", "kms setup", "aws kms enable-key-rotation")
+    _require(found, Severity.WARNING, "rotation is off", "kms setup", f"enable-key-rotation --key-id {kms.key_arn}")
 
 
 def test_a_condition_on_another_pair_is_not_enough(kms: Kms) -> None:
@@ -127,8 +127,15 @@ def test_an_unusable_key_is_the_only_failure(kms: Kms, change: str, words: tuple
     getattr(kms, change)(kms.key_arn)
     kms.faults.policy = None if described else Policy(LEAST, CONDITION)
     found = _findings(kms)
-    _require(found, Severity.FAILURE, "the key is", *words)
+    _require(found, Severity.FAILURE, "the key is", f"--key-id {kms.key_arn}", *words)
     assert _failures(found) == 1
+
+
+def test_a_key_of_another_kind_leads_to_an_alias_of_a_new_one(kms: Kms) -> None:
+    """Without --alias the command would look at KMS_KEY_ID again, and refuse it."""
+    key_arn = kms.client().create_key(KeySpec="RSA_2048", KeyUsage="ENCRYPT_DECRYPT")["KeyMetadata"]["Arn"]
+    found = _findings(kms, KMS_KEY_ID=key_arn)
+    _require(found, Severity.FAILURE, key_arn, "not a symmetric encryption key", "kms setup --alias")
 
 
 def test_a_missing_key_is_the_only_failure(kms: Kms) -> None:

@@ -202,3 +202,27 @@ def test_the_commands_of_the_tables_work(pulseplans_database: Database, postgres
     environment = {"OWNER_URL": postgres.uri(pulseplans_database.name), "PATH": f"{postgres.psql.parent}:/bin:/usr/bin"}
     for listing in (first, second):
         assert subprocess.run(["bash", "-ec", listing], env=environment, check=False).returncode == 0
+
+
+# of PulsePlan's repository, besides those whose names begin with an underscore
+FUNCTIONS: Final = {
+    "TokenService": "get_user_connected_accounts get_user_tokens_for_agent store_user_tokens remove_user_tokens "
+    "has_provider_connected get_user_connection_status has_calendar_access has_email_access has_contacts_access",
+    "CanvasTokenService": "store_canvas_token retrieve_canvas_token mark_needs_reauth validate_token_direct "
+    "validate_token delete_canvas_integration",
+    "TokenRefreshService": "start_background_refresh stop_background_refresh force_refresh_user_tokens "
+    "get_token_health get_refresh_metrics",
+    "OAuthTokenRepository": "get_expiring_tokens update_token_after_refresh mark_token_inactive get_active_by_user "
+    "upsert_token get_by_provider delete_by_provider update_by_user_and_provider delete_by_user_provider_service "
+    "check_provider_exists",
+    "EncryptionService": "derive_user_key encrypt_token decrypt_token rotate_key_version get_master_key health_check",
+}
+
+
+@pytest.mark.parametrize("of", FUNCTIONS)
+def test_every_function_of_pulseplan_has_a_row(of: str) -> None:
+    table = PAGE.partition("\n| function of PulsePlan | call of the vault |\n")[2].partition("\n\n")[0]
+    rows = table.partition(f"| **`{of}`**")[2].partition("\n| **")[0].splitlines()[1:]
+    described = {name for row in rows for name in re.findall(r"`([a-z_]+)", row.split(" | ")[0])}
+    assert set(FUNCTIONS[of].split()) <= described
+    assert all(len(row.strip("| ").split(" | ")) == 2 for row in rows)

@@ -91,6 +91,18 @@ def test_a_canvas_token_of_a_script_is_retrieved_and_served(home: Home, serve: S
     assert (revealed["access_token"], revealed["base_url"]) == ("1234~token", URL)
 
 
+def test_a_script_uses_the_canvas_token_that_pulseplan_has_stored(tmp_path: Path, serve: Serve) -> None:
+    home, user_id = new_home(tmp_path), str(uuid4())
+    tokens = f"/v1/users/{user_id}/tokens"
+    with serve(home) as server, server.client() as client:
+        client.put(f"{tokens}/canvas?service_type=canvas", json={"access_token": "old", "base_url": URL})
+        done = _python(CANVAS, user_id, str(uuid4()), URL, folder=tmp_path, settings=home.settings)
+        assert _last_line(done)[0]["api_token"] == "1234~token"
+        listed = client.get(tokens).json()["tokens"]
+        assert [one["service_type"] for one in listed] == ["canvas"]
+        assert client.get(f"{tokens}/canvas?service_type=canvas").json()["access_token"] == "1234~token"
+
+
 def test_a_canvas_url_that_is_not_https_is_refused_before_any_write(tmp_path: Path) -> None:
     urls = ("http://canvas.example.edu", "canvas.example.edu", "")
     done = _python(WRONG_URLS, str(uuid4()), *urls, folder=tmp_path, settings=new_home(tmp_path).settings)

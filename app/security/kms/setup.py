@@ -144,7 +144,7 @@ class KmsSetup:
         wrong, remedy = None, "Choose another alias or KMS_KEY_ID"
         if key["KeyState"] != "Enabled":
             wrong = state_in_words(key["KeyState"])
-            remedy = f"{remedy_for(key['KeyState'])}, or choose another alias or KMS_KEY_ID"
+            remedy = f"{remedy_for(key['KeyState'], key['Arn'])}, or choose another alias or KMS_KEY_ID"
         elif not wraps_data_keys(key):
             wrong = "no symmetric encryption key of your own"
         elif not _has_material_of_kms(key):
@@ -277,11 +277,12 @@ def state_in_words(state: str) -> str:
     return {"Disabled": "disabled", "PendingDeletion": "scheduled for deletion"}.get(state, f"in the state {state}")
 
 
-def remedy_for(state: str) -> str:
+def remedy_for(state: str, key_id: str) -> str:
     """Return the command that makes a key in this `KeyState` usable again."""
+    enable = f"aws kms enable-key --key-id {key_id}"
     return {
-        "Disabled": "Enable it with aws kms enable-key",
-        "PendingDeletion": "Keep it with aws kms cancel-key-deletion, then aws kms enable-key",
+        "Disabled": f"Enable it with {enable}",
+        "PendingDeletion": f"Keep it with aws kms cancel-key-deletion --key-id {key_id}, then {enable}",
     }.get(state, "See the key in the AWS console")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from app.errors import TokenInactive, TokenNotFound
-from app.tokens.models import Caller, StoredToken, TokenId, TokenInput, parse_base_url
+from app.errors import TokenInactive, TokenNotFound, VersionConflict
+from app.tokens.models import Caller, Precondition, StoredToken, TokenId, TokenInput, parse_base_url
 from app.tokens.provider_rules import CANVAS
 from app.tokens.vault import TokenVault
 
@@ -18,6 +18,7 @@ from app.tokens.vault import TokenVault
 class CanvasTokenService:
     """Store and retrieve Canvas tokens.
 
+    PulsePlan's rows have the service type `canvas`. A user who has such a token keeps it; a new one gets `default`.
     Each call enters `open_vault`, because a script may run each call in another event loop.
     """
 
@@ -30,10 +31,14 @@ class CanvasTokenService:
 
         Raises `InvalidRequest` if the URL is not https or the token is empty, and the errors of `TokenVault.store`.
         """
-        token_id = TokenId.parse(user_id, CANVAS)
         given = TokenInput(access_token=SecretStr(api_token), base_url=parse_base_url(canvas_url))
+        pulseplans, ours = _token_ids(user_id)
         async with self._open_vault() as vault:
-            result = await vault.store(token_id, given, caller=self._caller)
+            try:
+                exists = Precondition(must_exist=True)
+                result = await vault.store(pulseplans, given, caller=self._caller, precondition=exists)
+            except VersionConflict:
+                result = await vault.store(ours, given, caller=self._caller)
         return {"user_id": user_id, "base_url": result.token.valid_base_url, "status": result.token.status.value}
 
     async def retrieve_canvas_token(self, user_id: str) -> dict[str, Any] | None:
@@ -42,21 +47,30 @@ class CanvasTokenService:
         `api_token` is `None` if `status` is not `ok`. Raises the errors of `TokenVault.reveal`, and
         `AnswerTooLarge` if the user's tokens are too many to list.
         """
-        token_id = TokenId.parse(user_id, CANVAS)
         async with self._open_vault() as vault:
-            try:
-                revealed = await vault.reveal(token_id, caller=self._caller)
-            except TokenNotFound:
-                return None
-            except TokenInactive:
-                tokens = await vault.list_for_user(user_id, caller=self._caller)
-                token = next((one for one in tokens if isinstance(one, StoredToken) and one.token_id == token_id), None)
-                if token is None:
-                    return None
-                secret = None
-            else:
-                token, secret = revealed.token, revealed.access_token.get_secret_value()
-        return {"api_token": secret, "base_url": token.valid_base_url, "status": token.status.value, "user_id": user_id}
+            for token_id in _token_ids(user_id):
+                found = await self._retrieve(vault, token_id)
+                if found is not None:
+                    token, secret = found
+                    url, status = token.valid_base_url, token.status.value
+                    return {"api_token": secret, "base_url": url, "status": status, "user_id": user_id}
+        return None
+
+    async def _retrieve(self, vault: TokenVault, token_id: TokenId) -> tuple[StoredToken, str | None] | None:
+        try:
+            revealed = await vault.reveal(token_id, caller=self._caller)
+        except TokenNotFound:
+            return None
+        except TokenInactive:
+            tokens = await vault.list_for_user(token_id.user_id, caller=self._caller)
+            token = next((one for one in tokens if isinstance(one, StoredToken) and one.token_id == token_id), None)
+            return None if token is None else (token, None)
+        return revealed.token, revealed.access_token.get_secret_value()
+
+
+def _token_ids(user_id: str) -> tuple[TokenId, TokenId]:
+    """Return the ids of PulsePlan's Canvas token and of the vault's."""
+    return TokenId.parse(user_id, CANVAS, CANVAS), TokenId.parse(user_id, CANVAS)
 
 
 @cache
