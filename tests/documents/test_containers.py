@@ -29,7 +29,6 @@ import yaml
 
 from app.cli.health import DEADLINE_SECONDS
 from app.config.settings import Settings
-from tests.support.json_schemas import validate_as
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
 from tests.support.process.home import new_home, token_vault
@@ -312,10 +311,6 @@ def test_postgrest_has_the_version_that_the_tests_run() -> None:
 
 def test_the_stand_in_for_kms_has_the_version_that_the_tests_run() -> None:
     assert SERVICES["kms"]["image"].partition("@")[0] == f"motoserver/moto:{version('moto')}"
-
-
-def test_the_file_is_valid() -> None:
-    validate_as("compose-spec", COMPOSE)
 
 
 def test_every_mounted_path_exists() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.json_schemas import validate_as
 from tests.support.paths import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -32,10 +31,8 @@ def test_the_licence_is_apache_2_everywhere_it_is_named() -> None:
     assert "Apache License 2.0" in (ROOT / "README.md").read_text()
 
 
-def test_the_workflow_is_valid_and_runs_what_ci_runs() -> None:
+def test_the_workflow_runs_what_ci_runs() -> None:
     workflow = yaml.load(WORKFLOW.read_text(), yaml.BaseLoader)  # noqa: S506  strings only: `on` stays a word
-    plain = yaml.safe_load(WORKFLOW.read_text())
-    validate_as("github-workflows", {"on" if key is True else key: value for key, value in plain.items()})
     assert workflow["permissions"] == {"contents": "read"}
     (job,) = workflow["jobs"].values()
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
