@@ -221,6 +221,30 @@ async def test_a_token_that_cannot_be_refreshed_is_tried_once(tokens: TokenRepos
         assert await background.run_once() == 1
 
 
+async def test_a_token_of_a_host_that_is_not_allowed_is_tried_once(tmp_path: Path) -> None:
+    """Its row stays as it is: the entry may be at fault. A changed entry tries it again at once."""
+    client, server = tls_contexts(tmp_path)
+    with oauth_stand_in(tls=server, rotation="none") as good, oauth_stand_in(tls=server, rotation="none") as other:
+        registry = ProviderRegistry(providers=[provider_of(good.canvas_entry(), "canvas")])
+        async with (
+            SqliteStore(tmp_path / "vault.db").open() as tokens,
+            replicas(tokens, None, registry=registry, tls=client) as [replica],
+        ):
+            given = {"refresh_token": other.seed(), "base_url": other.origin}
+            row = await replica.store(token_id=TokenId(USER, "canvas"), expires_at=replica.clock(), **given)
+            background = background_of(replica, registry)
+            for _ in range(3):
+                assert await background.run_once() == 0
+            assert replica.trail.outcomes("refresh") == ["provider_misconfigured"]
+            assert await replica.row(row.token_id) == row
+            allowed = ProviderRegistry(providers=[provider_of(good.canvas_entry(other), "canvas")])
+        async with (
+            SqliteStore(tmp_path / "vault.db").open() as tokens,
+            replicas(tokens, None, registry=allowed, tls=client) as [replica],
+        ):
+            assert await background_of(replica, allowed).run_once() == 1
+
+
 async def test_names_of_one_entry_share_its_rate(tmp_path: Path, provider: OAuthStandIn) -> None:
     registry = ProviderRegistry(providers=[provider_of(provider.entry(requests_per_second=20), "google")])
     async with (
