@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import uuid4
@@ -28,7 +28,7 @@ from app.errors import (
 )
 from app.refresh.detached_tasks import DetachedTasks
 from app.refresh.endpoints import token_endpoint
-from app.refresh.lease import has_the_same_lease, lease_clock, take_lease
+from app.refresh.lease import has_the_same_lease, lease_clock, take_lease, under_the_next_lease
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
@@ -46,7 +46,7 @@ from app.tokens.recorded_operation import RecordedOperation
 from app.tokens.repository import TokenRepository
 
 SPENDING_SECONDS: Final = 15.0  # of the lease that must be left when the provider is asked, which takes up to 10
-# Of waiting for the holder of an expired lease before a single-use token is spent again. It may have the answer, and
+# Between the takeover of an expired lease and the second use of a single-use token. Its holder may have the answer, and
 # learns from its next write, after a pause and a request that may hang, that an outage of the store is over.
 TAKEOVER_SECONDS: Final = 6.0
 _FIRST_POLL_SECONDS: Final = 0.05
@@ -184,8 +184,7 @@ class TokenRefresher:
         if lease is None:
             operation.outcome = SUPERSEDED
             return
-        left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
-        if self._closing or left < SPENDING_SECONDS:
+        if not self._may_spend(provider, lease):
             await self._write_failure(lease.claimed, lease.released())
             raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
         if not await self._spend(prepared, lease, operation):
@@ -221,32 +220,58 @@ class TokenRefresher:
     async def _claim(self, provider: OAuthProvider, token: StoredToken) -> _Lease | None:
         """Take the lease, waiting for another holder's; return `None` once the token's row is newer or gone."""
         holder, current, pause = str(uuid4()), token, _FIRST_POLL_SECONDS
-        seen_at = self._monotonic()
-        give_up_at = seen_at + provider.lease_seconds
-        while self._monotonic() < give_up_at and not self._closing:
+        give_up_at = self._monotonic() + provider.lease_seconds
+
+        def may_wait() -> bool:
+            return self._monotonic() < give_up_at and not self._closing
+
+        while may_wait():
             state = current.refresh_state
             if self._spool is not None and state.holder is not None:
                 await self._spool.finish(state.holder)
             asked_at = self._monotonic()
-            may_take_over = provider.rotation is not Rotation.SINGLE_USE or asked_at - seen_at >= self._takeover_seconds
-            if (state.holder is None or may_take_over) and await take_lease(
-                self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds
+            if await take_lease(
+                self._tokens, current, holder=holder, lease_seconds=provider.lease_seconds, may_wait=may_wait
             ):
                 lost = state.is_refreshing or state.failure == ANSWER_LOST
-                if state.holder is not None:
-                    self._observer.taken_over(provider.name)
-                    _log.warning("refresh_taken_over", provider=provider.name)
-                return _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
+                lease = _Lease(transitions.claimed(current, holder), asked_at, answer_may_be_lost=lost)
+                return lease if state.holder is None else await self._taken_over(provider, lease)
             row = await self._tokens.get(token.token_id)
             if not isinstance(row, StoredToken) or not _is_same_token(row, token):
                 return None
             self._require_due(row)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
-            if row.refresh_state.holder != state.holder:
-                seen_at = self._monotonic()
             current = row
         raise RefreshInProgress("another process has not ended its refresh of this token")
+
+    async def _taken_over(self, provider: OAuthProvider, lease: _Lease) -> _Lease | None:
+        """Give the former holder of the lease time to write its answer; return `None` once it has.
+
+        Only seconds in which the store answers count, and the claim has shown that it takes writes.
+        """
+        self._observer.taken_over(provider.name)
+        _log.warning("refresh_taken_over", provider=provider.name)
+        if provider.rotation is not Rotation.SINGLE_USE or not lease.answer_may_be_lost:
+            return lease
+        spend_at = self._monotonic() + self._takeover_seconds
+        while self._may_spend(provider, lease):
+            try:
+                row = (await self._tokens.read_back([lease.claimed.id])).get(lease.claimed.id)
+            except StoreError:
+                spend_at = self._monotonic() + self._takeover_seconds
+            else:
+                if not isinstance(row, StoredToken) or not has_the_same_lease(row, lease.claimed):
+                    return None
+                if self._monotonic() >= spend_at:
+                    break
+            await asyncio.sleep(_LONGEST_POLL_SECONDS)
+        return lease
+
+    def _may_spend(self, provider: OAuthProvider, lease: _Lease) -> bool:
+        """Whether enough of the lease is left to ask the provider."""
+        left = provider.lease_seconds - (self._monotonic() - lease.claimed_at)
+        return left >= SPENDING_SECONDS and not self._closing
 
     async def _spend(self, prepared: _Prepared, lease: _Lease, operation: RecordedOperation) -> bool:
         """Ask the provider and write the outcome, whatever it is; return whether the row is what this refresh left."""
@@ -301,8 +326,8 @@ class TokenRefresher:
     async def _write(self, provider: OAuthProvider, claimed: StoredToken, after: StoredToken) -> bool:
         """Write the new tokens, however long the store is down; return whether the row holds them.
 
-        It does not if it was replaced or deleted, or if another refresh has taken the lease over. A row that was
-        replaced and has the spent refresh token gets its successor all the same.
+        It does not if it was replaced or deleted. A row that was replaced and has the spent refresh token gets its
+        successor all the same. A refresh of a single-use token that has taken over, and waits, loses its lease.
         """
         pause = _FIRST_WRITE_PAUSE_SECONDS
         with Unwritten(self._observer, provider.name) as unwritten:
@@ -324,8 +349,12 @@ class TokenRefresher:
                     if row.access_ciphertext == after.access_ciphertext:
                         return True  # an earlier attempt, whose answer was lost, has written it
                     if not has_the_same_lease(row, claimed):
-                        await keep_successor(self._tokens, self._cipher, claimed, after, now=self._now())
-                        return False
+                        waiting = under_the_next_lease(claimed, row)
+                        if waiting is None or provider.rotation is not Rotation.SINGLE_USE:
+                            await keep_successor(self._tokens, self._cipher, claimed, after, now=self._now())
+                            return False
+                        claimed, generation = waiting, waiting.refresh_state.generation
+                        after = replace(after, refresh_state=replace(after.refresh_state, generation=generation))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_WRITE_PAUSE_SECONDS)
 
