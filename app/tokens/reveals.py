@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from app.deadline import Deadline
 from app.errors import (
     InternalError,
     InvalidRequest,
@@ -85,7 +86,10 @@ class TokenReveals:
         """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` if its status is not ok."""
         async with self._recorded(caller, token_id, self._deadline()) as operation:
             row = await find_token(self._tokens, token_id)
-            return await self._fresh(row, operation, options, accept)
+            try:
+                return self._at_once(row, operation, options, accept)
+            except (KeyNotCached, _RefreshDueError):
+                return await self._waiting(row, operation, options, accept)
 
     async def many(
         self, token_ids: Sequence[TokenId], *, caller: Caller, options: RevealOptions, accept: Accept | None = None
@@ -102,18 +106,11 @@ class TokenReveals:
         found = await self._find_many(token_ids, until)
         refreshing = asyncio.Semaphore(_REFRESHES_OF_A_BATCH)
 
-        def reveal_now(operation: RecordedOperation, token_id: TokenId) -> RevealedToken | VaultError:
+        def reveal_at_once(operation: RecordedOperation, token_id: TokenId) -> RevealedToken | VaultError:
             try:
                 if isinstance(found, StoreError):
                     raise found
-                token = _require_active(found.get(token_id), operation)
-                freshness = self._freshness(token, options)
-                if self._is_due(token, freshness, options):
-                    raise _RefreshDueError
-                secrets = self._cipher.open_now(token, include_refresh=options.include_refresh)
-                return self._revealed(
-                    token, secrets, operation, freshness, include_refresh=options.include_refresh, accept=accept
-                )
+                return self._at_once(found.get(token_id), operation, options, accept)
             except VaultError as error:
                 return _recorded_error(error)
 
@@ -121,7 +118,7 @@ class TokenReveals:
             try:
                 async with self._recorded(caller, token_id, until) as operation:
                     row = None if isinstance(found, StoreError) else found.get(token_id)
-                    return await self._fresh(row, operation, options, accept, refreshing=refreshing)
+                    return await self._waiting(row, operation, options, accept, refreshing=refreshing)
             except VaultError as error:
                 return _recorded_error(error)
 
@@ -131,7 +128,7 @@ class TokenReveals:
             for token_id in token_ids:
                 operation = self._recorded(caller, token_id, until)
                 with suppress(KeyNotCached, _RefreshDueError):
-                    results[token_id] = result = reveal_now(operation, token_id)
+                    results[token_id] = result = reveal_at_once(operation, token_id)
                     events.append(operation.event_of(result if isinstance(result, VaultError) else None))
         except Exception:
             events.append(operation.event(InternalError.code, None))
@@ -144,16 +141,27 @@ class TokenReveals:
         results |= zip(waiting, await asyncio.gather(*map(reveal_waiting, waiting)), strict=True)
         return [results[token_id] for token_id in token_ids]
 
-    async def _fresh(
+    def _at_once(
+        self, row: TokenRow | None, operation: RecordedOperation, options: RevealOptions, accept: Accept | None
+    ) -> RevealedToken:
+        """Decrypt a fresh token with a key in memory; otherwise raises `_RefreshDueError` or `KeyNotCached`."""
+        token = _require_active(row, operation)
+        freshness = self._freshness(token, options)
+        if self._is_due(token, freshness, options):
+            raise _RefreshDueError
+        secrets = self._cipher.open_now(token, include_refresh=options.include_refresh)
+        return self._revealed(token, secrets, operation, freshness, accept)
+
+    async def _waiting(
         self,
         row: TokenRow | None,
         operation: RecordedOperation,
         options: RevealOptions,
-        accept: Accept | None = None,
+        accept: Accept | None,
         *,
         refreshing: asyncio.Semaphore | None = None,
     ) -> RevealedToken:
-        """Decrypt the token, after a refresh if it is due.
+        """Decrypt the token, after a refresh if it is due, and with a key that may have to be fetched or derived.
 
         A token that could not be refreshed now and is still valid is answered all the same.
         """
@@ -166,9 +174,7 @@ class TokenReveals:
             secrets = await self._cipher.open(token)
         else:
             secrets = Secrets(await self._cipher.open_access(token), None)
-        return self._revealed(
-            token, secrets, operation, freshness, include_refresh=options.include_refresh, accept=accept
-        )
+        return self._revealed(token, secrets, operation, freshness, accept)
 
     async def _refreshed(
         self, token: StoredToken, operation: RecordedOperation, options: RevealOptions
@@ -215,12 +221,12 @@ class TokenReveals:
         secrets: Secrets,
         operation: RecordedOperation,
         freshness: Freshness,
-        *,
-        include_refresh: bool,
         accept: Accept | None,
     ) -> RevealedToken:
         """Return the token with its secrets, unless `accept` raises, and note in the operation what was opened."""
-        operation.note_opened(token.access_ciphertext, token.refresh_ciphertext if include_refresh else None)
+        operation.note_opened(
+            token.access_ciphertext, token.refresh_ciphertext if secrets.refresh is not None else None
+        )
         revealed = RevealedToken(
             token=token,
             access_token=secrets.access,
@@ -238,7 +244,7 @@ class TokenReveals:
     async def _find_many(self, token_ids: Sequence[TokenId], until: float) -> Mapping[TokenId, TokenRow] | StoreError:
         """Read the rows; return the error instead of raising it, because each token gets an event with it."""
         try:
-            async with asyncio.timeout_at(until):
+            with Deadline(until):
                 return await self._tokens.get_many(token_ids)
         except StoreError as error:
             return error
