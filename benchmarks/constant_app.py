@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.api.authentication import Revealer
-from app.api.schemas import EXAMPLE_USER_ID
+from app.api.schemas.fields import EXAMPLE_USER_ID
 from app.cli.serve import GRACEFUL_SHUTDOWN_SECONDS, KEEP_ALIVE_SECONDS
 from app.main import create_app as create_vault_app
 

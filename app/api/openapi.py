@@ -22,19 +22,16 @@ from app.api.authentication import ON_BEHALF_OF_HEADER, PURPOSE_HEADER, PURPOSE_
 from app.api.conditional_requests import ENTITY_TAG_PATTERN
 from app.api.cursors import CURSOR_PATTERN
 from app.api.direct_route import DirectRoute
-from app.api.oauth_schemas import TokenExchangeRequest
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, Receipt, problem_of
-from app.api.schemas import (
-    DEFAULT_PAGE,
-    EXAMPLE_USER_ID,
-    MAXIMUM_PAGE,
+from app.api.schemas.answers import DEFAULT_PAGE, MAXIMUM_PAGE, Revealed, Token
+from app.api.schemas.fields import EXAMPLE_USER_ID
+from app.api.schemas.oauth import TokenExchangeRequest
+from app.api.schemas.requests import (
     BatchGetRequest,
     ExchangeRequest,
     PatchTokenRequest,
     RefreshRequest,
-    Revealed,
     StoreTokenRequest,
-    Token,
 )
 from app.api.token_response import TokenResponse
 from app.tokens.freshness import MAXIMUM_MIN_TTL_SECONDS

@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response
 from app import errors
 from app.api.authentication import AuthenticatedCaller, CallerWith, is_on_behalf_of, presented_credentials
 from app.api.direct_route import DirectRoute
-from app.api.oauth_schemas import AUDIENCE_PATTERN, TOKEN_EXCHANGE, TokenError, TokenExchangeRequest
 from app.api.openapi import BODY_ERRORS, DECRYPT_ERRORS, EVERY_ROUTE, PROVIDER_ERRORS, STORE_ERRORS
 from app.api.problems import EXAMPLE_REQUEST_ID, MEDIA_TYPE, STATUS, Problem, invalid_request
 from app.api.request_body import read_body, require_media_type
+from app.api.schemas.oauth import AUDIENCE_PATTERN, TOKEN_EXCHANGE, TokenError, TokenExchangeRequest
 from app.callers.service_keys import ServiceKey
 from app.errors import InvalidRequest, MalformedBody, OAuthRequestRefused, Unauthenticated
 from app.observability.request_log import note_failure

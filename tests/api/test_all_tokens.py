@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.api.cursors import CURSOR_PATTERN, cursor_after, row_id_of
-from app.api.schemas import MAXIMUM_ANSWER_BYTES
+from app.api.schemas.answers import MAXIMUM_ANSWER_BYTES
 from app.errors import InvalidRequest
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service

@@ -8,7 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from app.api.schemas import MAXIMUM_ANSWER_BYTES
+from app.api.schemas.answers import MAXIMUM_ANSWER_BYTES
 from tests.support.api.fixtures import problem
 from tests.support.api.service import Service, running_service
 from tests.support.stores.stores import SqliteStore

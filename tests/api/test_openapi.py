@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr
 from app import errors
 from app.api.answers import json_bytes, revealed_answer, token_answer, unreadable_answer
 from app.api.problems import STATUS, Problem
-from app.api.schemas import Revealed, Token, UnreadableToken
+from app.api.schemas.answers import Revealed, Token, UnreadableToken
 from app.callers.service_keys import Scope
 from app.tokens.models import RevealedToken, UnreadableRow
 from tests.support.api.service import Service

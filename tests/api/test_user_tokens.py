@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import httpx
 
-from app.api.schemas import MAXIMUM_ANSWER_BYTES
+from app.api.schemas.answers import MAXIMUM_ANSWER_BYTES
 from app.tokens.repository import MAXIMUM_LISTED
 from tests.support.api.fixtures import problem
 from tests.support.stores.stores import Store, raw_row

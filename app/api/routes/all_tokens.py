@@ -16,7 +16,8 @@ from app.api.cursors import cursor_after, row_id_of
 from app.api.dependencies import Vault, known_parameters
 from app.api.direct_route import DirectRoute
 from app.api.openapi import LIST_PARAMETERS, STORE_ERRORS, extra, responses
-from app.api.schemas import DEFAULT_PAGE, MAXIMUM_ANSWER_BYTES, MAXIMUM_PAGE, TokenPage, parse_time
+from app.api.schemas.answers import DEFAULT_PAGE, MAXIMUM_ANSWER_BYTES, MAXIMUM_PAGE, TokenPage
+from app.api.schemas.fields import parse_time
 from app.errors import InvalidRequest
 from app.tokens.models import StoredToken, TokenFilter, TokenRow, TokenStatus, parse_slug
 from app.tokens.vault import TokenVault

@@ -19,7 +19,8 @@ from app.api.openapi import BODY_ERRORS, PROVIDER_ERRORS, STORE_ERRORS, extra, r
 from app.api.problems import problem_of
 from app.api.refusal_events import record_refused_item
 from app.api.request_body import strict_body
-from app.api.schemas import MAXIMUM_ANSWER_BYTES, BatchGetRequest, BatchGetResponse
+from app.api.schemas.answers import MAXIMUM_ANSWER_BYTES, BatchGetResponse
+from app.api.schemas.requests import BatchGetRequest
 from app.callers.service_keys import Scope
 from app.errors import AnswerTooLarge, Forbidden, VaultError
 from app.tokens.models import RevealedToken, TokenId

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.answers import json_response
 from app.api.direct_route import DirectRoute
-from app.api.schemas import Health, Ready
+from app.api.schemas.answers import Health, Ready
 from app.observability.metrics.registry import MEDIA_TYPE
 
 router = APIRouter(tags=["health"], route_class=DirectRoute)

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from app.api.answers import json_bytes
 from app.api.authentication import AuthenticatedCaller, acting_for_user
 from app.api.dependencies import Vault
-from app.api.oauth_schemas import ACCESS_TOKEN_TYPE, IssuedToken, TokenExchangeRequest
 from app.api.openapi import extra
+from app.api.schemas.oauth import ACCESS_TOKEN_TYPE, IssuedToken, TokenExchangeRequest
 from app.api.token_endpoint import FORM, OAuthClient, TokenEndpointRoute, token_exchange_request, token_responses
 from app.callers.service_keys import Scope
 from app.errors import OAuthRequestRefused, TokenInactive

@@ -35,7 +35,8 @@ from app.api.openapi import (
 )
 from app.api.problems import receipt_answer
 from app.api.request_body import strict_body
-from app.api.schemas import ExchangeRequest, PatchTokenRequest, RefreshRequest, Revealed, StoreTokenRequest, Token
+from app.api.schemas.answers import Revealed, Token
+from app.api.schemas.requests import ExchangeRequest, PatchTokenRequest, RefreshRequest, StoreTokenRequest
 from app.api.token_response import TOKEN_RESPONSE, TokenResponse
 from app.callers.service_keys import Scope
 from app.refresh.revocation import TokenRevocation

@@ -10,7 +10,7 @@ from app.api.authentication import Deleter, Reader
 from app.api.dependencies import Revoke, UserIdInPath, Vault, known_parameters, revoke_of
 from app.api.direct_route import DirectRoute
 from app.api.openapi import DECRYPT_ERRORS, PROVIDER_ERRORS, REVOKE, STORE_ERRORS, USER_ID, extra, responses
-from app.api.schemas import MAXIMUM_ANSWER_BYTES, Erased, TokenList
+from app.api.schemas.answers import MAXIMUM_ANSWER_BYTES, Erased, TokenList
 from app.errors import AnswerTooLarge, TokenInactive, TokenReferenced
 from app.refresh.revocation import TokenRevocation
 from app.tokens.models import StoredToken, UnreadableRow
