@@ -26,8 +26,8 @@ from tests.support.waiting import eventually
 REPLICAS = 3
 CALLERS = size(6, 16)
 ROUNDS = size(1, 5)
-MORE_ANSWERS = size(20, 100)  # of each caller, between two restarts
-PAUSE_SECONDS = size(20, 2) / 1000
+MORE_ANSWERS = size(10, 100)  # of each caller, between two restarts
+PAUSE_SECONDS = size(60, 2) / 1000
 DRAIN_SECONDS = 3  # thirty checks of the balancer
 
 
