@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -27,9 +28,7 @@ class Secret:
 
     def needles(self) -> dict[bytes, str]:
         """Map each form to its name: of the whole, and of its longest run of letters as a part."""
-        runs = sorted(_RUN.findall(self.content), key=len)
-        parts = [self.content, *(runs[-1:] if runs and len(runs[-1]) >= _SHORTEST else [])]
-        return {needle: form for part in parts for form, needle in _forms(part)}
+        return _needles(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,13 @@ def find(secrets: Iterable[Secret], places: Iterable[Place]) -> list[str]:
         for label, needle, form in needles
         if needle in place.content
     ]
+
+
+@cache  # each secret is searched in several kinds of places
+def _needles(content: bytes) -> dict[bytes, str]:
+    runs = sorted(_RUN.findall(content), key=len)
+    parts = [content, *(runs[-1:] if runs and len(runs[-1]) >= _SHORTEST else [])]
+    return {needle: form for part in parts for form, needle in _forms(part)}
 
 
 def _forms(content: bytes) -> Iterator[tuple[str, bytes]]:
