@@ -27,8 +27,8 @@ from app.stores.rows import (
     to_text,
     unreadable,
 )
+from app.stores.sqlite import statements
 from app.stores.sqlite.database import (
-    REFRESHABLE,
     connect,
     create_private,
     missing_columns,
@@ -46,80 +46,8 @@ _CHUNK_ROWS: Final = 500  # rows in one statement
 _PROBE_SECONDS: Final = 1.0  # another process may hold the lock for longer
 _FEW_BYTES: Final = 64 * 1024  # with less on the disk, `check` fails before a write does
 
-_SELECT = f"SELECT {', '.join(COLUMNS)} FROM oauth_tokens"  # noqa: S608  constants only
-_INTEGERS: Final = frozenset({"version", "is_active", "refresh_generation", "refresh_attempts"})
-_BYTES = ", ".join(name if name in _INTEGERS else f"CAST({name} AS BLOB)" for name in COLUMNS)
-_SELECT_BYTES = f"SELECT {_BYTES} FROM oauth_tokens"  # noqa: S608  constants only
-_INSERT = (
-    f"INSERT INTO oauth_tokens ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608  constants only
-    "ON CONFLICT (user_id, provider, service_type) DO NOTHING RETURNING version"
-)
-# Merges the metadata by RFC 7396: null removes a key.
-_REWRAP = """
-UPDATE oauth_tokens
-SET access_token = ?, refresh_token = coalesce(?, refresh_token), encryption_scheme = ?,
-    metadata = json_patch(metadata, ?)
-WHERE id = ? AND version = ? AND encryption_scheme IS ?
-  AND access_token = ? AND coalesce(refresh_token, '') = ?
-RETURNING id
-"""
-_CLAIM = """
-UPDATE oauth_tokens
-SET refresh_generation = refresh_generation + 1, refresh_holder = :holder,
-    refresh_leased_until = unixepoch('subsec') + :lease_seconds
-WHERE id = :id AND version = :version AND encryption_scheme IS :scheme
-  AND refresh_generation = :generation AND refresh_holder IS :old_holder
-  AND (refresh_holder IS NULL OR coalesce(refresh_leased_until < unixepoch('subsec'), 1))
-RETURNING id
-"""
-_SETTLE = """
-UPDATE oauth_tokens
-SET {assignments}refresh_holder = NULL, refresh_leased_until = NULL, version = version + :raise,
-    metadata = json_patch(metadata, :changes)
-WHERE id = CAST(:id AS TEXT) AND refresh_holder = :holder AND refresh_generation = :generation
-RETURNING id
-"""
-# Timestamps are text of one form in UTC, so their order is that of the text.
-_DUE = f"""
-WHERE provider = :provider AND {{column}} < :before AND {REFRESHABLE}{{more}}
-  AND (refresh_attempts > 0) = :failed AND (refresh_retry_at IS NULL OR refresh_retry_at <= :now)
-  AND (refresh_leased_until IS NULL OR refresh_leased_until < unixepoch('subsec'))
-ORDER BY {{column}}, id LIMIT :limit
-"""
-# The status that a decoded row shows; metadata that is no JSON cannot be asked.
-_STATUS: Final = """
-CASE
-    WHEN NOT json_valid(metadata) THEN 'error'
-    WHEN coalesce(json_extract(metadata, '$.status'), 'ok') = 'ok' THEN iif(is_active = 0, 'needs_reauth', 'ok')
-    WHEN json_extract(metadata, '$.status') IN ('needs_reauth', 'revoked') THEN json_extract(metadata, '$.status')
-    ELSE 'error'
-END
-"""
-_CENSUS = """
-SELECT CAST(encryption_scheme AS BLOB), NULL, NULL, count(*) FROM oauth_tokens
-WHERE encryption_scheme IS NOT NULL AND (:provider IS NULL OR provider = :provider)
-GROUP BY encryption_scheme
-UNION ALL
-SELECT NULL, material_of(CAST(access_token AS BLOB)), material_of(CAST(nullif(refresh_token, '') AS BLOB)), count(*)
-FROM oauth_tokens
-WHERE encryption_scheme IS NULL AND (:provider IS NULL OR provider = :provider)
-GROUP BY 2, 3
-"""
-# Finds each next scheme by one index lookup instead of reading all rows.
-_SCHEMES = """
-WITH RECURSIVE found(scheme) AS (
-    SELECT min(encryption_scheme) FROM oauth_tokens
-    UNION ALL
-    SELECT (SELECT min(encryption_scheme) FROM oauth_tokens WHERE encryption_scheme > scheme)
-    FROM found WHERE scheme IS NOT NULL
-)
-SELECT CAST(scheme AS BLOB) FROM found WHERE scheme IS NOT NULL
-UNION ALL
-SELECT NULL WHERE EXISTS (SELECT 1 FROM oauth_tokens WHERE encryption_scheme IS NULL)
-"""
 # An id that is not UTF-8 has a lone surrogate for each byte of it that is none, so that no two ids have one spelling.
 _ID_ERRORS: Final = "surrogateescape"
-_ID: Final = "CAST(? AS TEXT)"  # given as bytes
 _JSON_COLUMNS = frozenset({"scopes", "metadata"})
 
 
@@ -181,9 +109,9 @@ class SqliteRepository:
         if wanted.expires_before is not None:
             conditions.append(("expires_at < ?", [to_text(wanted.expires_before)]))
         if wanted.status is not None:
-            conditions.append((f"{_STATUS} = ?", [wanted.status.value]))
+            conditions.append((f"{statements.STATUS} = ?", [wanted.status.value]))
         if after is not None:
-            conditions.append((f"id > {_ID}", [_raw_id(after)]))
+            conditions.append((statements.AFTER_ID, [_raw_id(after)]))
         where = f"WHERE {' AND '.join(condition for condition, _ in conditions)}" if conditions else ""
         parameters = [value for _, values in conditions for value in values]
         with translating_sqlite_errors():  # without an index for the status, it may read the whole table
@@ -193,30 +121,29 @@ class SqliteRepository:
 
     async def insert(self, token: StoredToken) -> StoredToken | None:
         columns = _encode(to_columns(token))
-        written = await self._write(_INSERT, [columns[name] for name in COLUMNS])
+        written = await self._write(statements.INSERT, [columns[name] for name in COLUMNS])
         return token if written else None
 
     async def replace(self, before: TokenRow, after: StoredToken) -> StoredToken | None:
         columns = _encode(changed_columns(before, after))
         generation = generation_to_keep(before, columns)
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        where, parameters = f"id = {_ID} AND version = ?", [*columns.values(), _raw_id(before.id), before.version]
+        where, parameters = statements.OF_VERSION, [*columns.values(), _raw_id(before.id), before.version]
         if isinstance(before, StoredToken):
             where, parameters = f"{where} AND encryption_scheme IS ?", [*parameters, before.encryption_scheme]
         if generation is not None:
             where, parameters = f"{where} AND refresh_generation = ?", [*parameters, generation]
-        sql = f"UPDATE oauth_tokens SET {assignments} WHERE {where} RETURNING version"  # noqa: S608  column names only
+        sql = f"UPDATE oauth_tokens SET {assignments} {where} RETURNING version"  # noqa: S608  column names only
         return after if await self._write(sql, parameters) else None
 
     async def delete(self, row: TokenRow) -> bool:
-        sql = f"DELETE FROM oauth_tokens WHERE id = {_ID} AND version = ? RETURNING version"  # noqa: S608  a constant
-        return bool(await self._write(sql, (_raw_id(row.id), row.version), erases=True))
+        return bool(await self._write(statements.DELETE, (_raw_id(row.id), row.version), erases=True))
 
     async def delete_many(self, rows: Sequence[TokenRow]) -> Deletions:
         # SQLite enforces foreign keys only on connections that ask for it, and the vault's do not
         deleted = 0
         for chunk in (rows[at : at + _CHUNK_ROWS] for at in range(0, len(rows), _CHUNK_ROWS)):
-            values = ", ".join([f"({_ID}, ?)"] * len(chunk))
+            values = ", ".join([f"({statements.ID}, ?)"] * len(chunk))
             parameters = [part for row in chunk for part in (_raw_id(row.id), row.version)]
             sql = f"DELETE FROM oauth_tokens WHERE (id, version) IN (VALUES {values}) RETURNING version"  # noqa: S608  placeholders only
             deleted += len(await self._write(sql, parameters, erases=True))
@@ -227,7 +154,7 @@ class SqliteRepository:
 
     async def schemes(self) -> list[str | None]:
         with translating_sqlite_errors():
-            rows = await asyncio.to_thread(self._read_on_new_connection, _SCHEMES, ())
+            rows = await asyncio.to_thread(self._read_on_new_connection, statements.SCHEMES, ())
         shown = {_shown(raw): raw for (raw,) in rows}
         self._raw_schemes = {text: raw for text, raw in shown.items() if raw is not None and text.encode() != raw}
         return list(shown)
@@ -238,7 +165,7 @@ class SqliteRepository:
         where = "WHERE encryption_scheme IS CAST(? AS TEXT)"
         parameters: list[Any] = [self._raw_schemes.get(scheme, scheme)]
         raw_after = None if after is None else _raw_id(after)
-        for condition, value in ((f"id > {_ID}", raw_after), ("provider = ?", provider)):
+        for condition, value in ((statements.AFTER_ID, raw_after), ("provider = ?", provider)):
             if value is not None:
                 where, parameters = f"{where} AND {condition}", [*parameters, value]
         with translating_sqlite_errors():
@@ -251,12 +178,12 @@ class SqliteRepository:
 
     async def read_back(self, row_ids: Sequence[str]) -> Mapping[str, TokenRow]:
         # durable as every read: a commit is not visible before it is flushed
-        found = [await self._read(f"WHERE id = {_ID}", (_raw_id(row_id),)) for row_id in row_ids]
+        found = [await self._read(statements.BY_ID, (_raw_id(row_id),)) for row_id in row_ids]
         return {row.id: row for rows in found for row in rows}
 
     async def replace_ciphertexts(self, rewraps: Sequence[Rewrap]) -> set[str]:
         # one statement per row, all in a few commits
-        writes = (self._write(_REWRAP, _rewrap_parameters(rewrap)) for rewrap in rewraps)
+        writes = (self._write(statements.REWRAP, _rewrap_parameters(rewrap)) for rewrap in rewraps)
         written: set[str] = set()
         for rows in await asyncio.gather(*writes, return_exceptions=True):
             if isinstance(rows, BaseException):
@@ -265,7 +192,8 @@ class SqliteRepository:
         return written
 
     async def claim_refresh(self, token: StoredToken, *, holder: str, lease_seconds: int) -> bool:
-        return bool(await self._write(_CLAIM, refresh_claim(token, holder=holder, lease_seconds=lease_seconds)))
+        claim = refresh_claim(token, holder=holder, lease_seconds=lease_seconds)
+        return bool(await self._write(statements.CLAIM, claim))
 
     async def settle_refresh(self, claimed: StoredToken, after: StoredToken) -> bool:
         settled = settled_columns(claimed, after)
@@ -279,7 +207,7 @@ class SqliteRepository:
             "holder": claimed.refresh_state.holder,
             "generation": claimed.refresh_state.generation,
         }
-        return bool(await self._write(_SETTLE.format(assignments=assignments), parameters))
+        return bool(await self._write(statements.SETTLE.format(assignments=assignments), parameters))
 
     async def due_for_refresh(self, due: DueTokens, *, after: DuePosition | None, limit: int) -> DuePage:
         column = due.by.column
@@ -292,9 +220,9 @@ class SqliteRepository:
             "limit": limit,
         }
         if after is not None:
-            more += f" AND ({column}, id) > (CAST(:time AS TEXT), {_ID.replace('?', ':id')})"
+            more += f" AND ({column}, id) > (CAST(:time AS TEXT), {statements.ID.replace('?', ':id')})"
             parameters |= {"time": _raw_id(after.time), "id": _raw_id(after.row_id)}
-        where = _DUE.format(column=column, more=more)
+        where = statements.DUE.format(column=column, more=more)
         with translating_sqlite_errors():
             rows = await asyncio.to_thread(self._raw_rows_on_new_connection, where, parameters)
         tokens = [row for row in map(_decode, rows) if isinstance(row, StoredToken)]
@@ -333,7 +261,7 @@ class SqliteRepository:
             connection.create_scalar_function("material_of", _material_of, 1)
             return [
                 CensusRow(_shown(scheme), tuple(sorted({name for name in materials if name})), count)
-                for scheme, *materials, count in connection.execute(_CENSUS, {"provider": provider})
+                for scheme, *materials, count in connection.execute(statements.CENSUS, {"provider": provider})
             ]
 
     def _new_connection(self) -> closing[apsw.Connection]:
@@ -392,9 +320,9 @@ def _rows(connection: apsw.Connection, where: str, parameters: Parameters) -> li
 
 def _raw_rows(connection: apsw.Connection, where: str, parameters: Parameters) -> list[tuple[Any, ...]]:
     try:
-        return connection.execute(f"{_SELECT} {where}", parameters).fetchall()
+        return connection.execute(f"{statements.SELECT} {where}", parameters).fetchall()
     except UnicodeDecodeError:  # text that is not UTF-8: find out in which rows
-        return connection.execute(f"{_SELECT_BYTES} {where}", parameters).fetchall()
+        return connection.execute(f"{statements.SELECT_BYTES} {where}", parameters).fetchall()
 
 
 def _decode(row: tuple[Any, ...]) -> TokenRow:
