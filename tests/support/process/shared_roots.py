@@ -7,6 +7,7 @@ in a folder until the forking process ends. PulsePlan's keys are derived anew, b
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _derive: Final = hashlib.pbkdf2_hmac
 _folder: Final = TemporaryDirectory(prefix="roots-")
+atexit.register(_folder.cleanup)  # in the forking process; the forked ones end without it
 
 
 def _shared(
