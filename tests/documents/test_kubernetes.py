@@ -33,6 +33,8 @@ SECRETS = {
     "token-vault-providers": {"providers.json"},
     "token-vault-owner": {"database_url"},
 }
+POOL_SIZE: int = Settings.model_fields["database_pool_size"].default
+POSTGRESQL_CONNECTIONS = 97  # max_connections without superuser_reserved_connections, by default
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -173,6 +175,15 @@ def test_a_rolling_update_never_has_too_few_or_cuts_a_request() -> None:
     grace: int = pod_spec(deployment)["terminationGracePeriodSeconds"]
     assert grace > drain + GRACEFUL_SHUTDOWN_SECONDS + STORING_SECONDS
     assert _one("HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
+
+
+@pytest.mark.parametrize("manifests", [BASE, EXAMPLE], ids=["base", "example"])
+def test_all_pods_at_once_fit_into_the_connections_of_postgresql(manifests: list[Manifest]) -> None:
+    surge = _one("Deployment", manifests=manifests)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    jobs = sum(one["kind"] == "CronJob" for one in manifests)
+    pods = _one("HorizontalPodAutoscaler", manifests=manifests)["spec"]["maxReplicas"] + surge + jobs
+    pool = int(_one("ConfigMap", manifests=manifests)["data"].get("DATABASE_POOL_SIZE", POOL_SIZE))
+    assert pods * pool <= POSTGRESQL_CONNECTIONS
 
 
 def test_prometheus_finds_the_service_of_the_metrics() -> None:
