@@ -9,6 +9,8 @@ the vault redeems the code, and hands out an access token for each call.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -36,8 +38,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="PulsePlan API", lifespan=lifespan)
-# of the sign-ins in progress: state to user. PulsePlan keeps them in its session store, with an expiry.
-pending: dict[str, str] = {}
+# of the sign-ins in progress: state to user and PKCE verifier. PulsePlan has a session store for them, with an expiry.
+pending: dict[str, tuple[str, str]] = {}
+STATE_COOKIE = "connect_state"
 
 
 def signed_in_user(request: Request) -> str:
@@ -54,8 +57,9 @@ User = Annotated[str, Depends(signed_in_user)]
 @app.get("/connect/google")
 async def connect(user_id: User, request: Request) -> RedirectResponse:
     """Send the browser to Google's consent page."""
-    state = secrets.token_urlsafe(32)
-    pending[state] = user_id
+    state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
+    pending[state] = user_id, verifier
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     query = {
         "client_id": os.environ["GOOGLE_CLIENT_ID"],
         "redirect_uri": str(request.url_for("callback")),
@@ -64,19 +68,29 @@ async def connect(user_id: User, request: Request) -> RedirectResponse:
         "access_type": "offline",  # gives a refresh token
         "prompt": "consent",
         "state": state,
+        "code_challenge": challenge,
+        "code_challenge_method": "S256",
     }
-    return RedirectResponse(f"{AUTHORIZE_URL}?{urlencode(query)}", status_code=303)
+    response = RedirectResponse(f"{AUTHORIZE_URL}?{urlencode(query)}", status_code=303)
+    # the browser that comes back must be the one that left: else an attacker sends somebody else the link above, and
+    # gets that person's calendar
+    response.set_cookie(STATE_COOKIE, state, max_age=600, secure=True, httponly=True, samesite="lax")
+    return response
 
 
 @app.get("/connect/google/callback")
-async def callback(code: str, state: str, request: Request) -> dict[str, object]:
+async def callback(state: str, request: Request, code: str | None = None) -> dict[str, object]:
     """Hand the code to the vault, which redeems it and stores the tokens."""
-    user_id = pending.pop(state, None)
+    sent = request.cookies.get(STATE_COOKIE, "")
+    user_id, verifier = pending.pop(state, (None, "")) if secrets.compare_digest(sent, state) else (None, "")
     if user_id is None:
         raise HTTPException(400, "this sign-in was not started here")
+    if code is None:
+        raise HTTPException(400, "the user has not consented")
     vault: AsyncVaultClient = request.app.state.vault
+    redirect_uri = str(request.url_for("callback"))
     token = await vault.for_purpose("connect.google").exchange(
-        user_id, PROVIDER, code=code, redirect_uri=str(request.url_for("callback"))
+        user_id, PROVIDER, code=code, redirect_uri=redirect_uri, code_verifier=verifier
     )
     return {"connected": PROVIDER, "scopes": token.scopes}
 

@@ -212,6 +212,10 @@ async def test_the_example_connects_reads_and_disconnects(
     consent = urlsplit((await example.get("/connect/google", headers=signed_in)).headers["location"])
     state = parse_qs(consent.query)["state"][0]
     back = {"code": provider.seed_code(), "state": state}
+    example.cookies.clear()
+    elsewhere = await example.get("/connect/google/callback", params=back)
+    assert elsewhere.status_code == 400, "the browser of somebody else, who was sent the link"
+    example.cookies.set("connect_state", state)
     assert (await example.get("/connect/google/callback", params=back)).json() == {"connected": "google", "scopes": []}
     assert (await example.get("/connect/google/callback", params=back)).status_code == 400, "a state serves once"
 
