@@ -25,6 +25,7 @@ _LONGEST = (
     "tests/cli/test_rewrap.py",
     "tests/documents/test_key_rotation_runbook.py",
     "tests/system/test_canary.py",
+    "tests/server/test_rolling_restart.py",
     "tests/rewrap/test_sweep.py",
     "tests/rewrap/test_kill.py",
     "tests/cli/test_encryption_status.py",
