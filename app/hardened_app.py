@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from threading import Thread
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -14,13 +14,11 @@ from app.server.drain import Drain
 from app.server.hardening import lock_memory_and_log, protect_process
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from fastapi import FastAPI
 
 
-def create_hardened_app() -> ASGIApp:
+def create_hardened_app() -> FastAPI:
     """Protect the process before it holds a key, then build the application from the environment.
-
-    Returns the first of the vault's middlewares, to which FastAPI's object would only pass each request on.
 
     While the application is imported, a thread derives the root of the local keys, which takes 0.2 s and runs without
     the interpreter's lock. The first self-test waits for it.
@@ -38,7 +36,7 @@ def create_hardened_app() -> ASGIApp:
     gc.freeze()  # these objects live as long as the process; collections that visited them delayed calls by 30 ms
     gc.enable()
     lock_memory_and_log()  # again, because only now is the log configured
-    return cast("ASGIApp", app.middleware_stack)
+    return app
 
 
 def _import_fastapi() -> None:

@@ -84,7 +84,6 @@ class DirectRouter:
         try:
             await self._route_of(scope).handle(scope, receive, send)
         except self._handled as error:
-            scope["router"] = self._router
             handler = next(self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers)
             response = await handler(Request(scope, receive, send), error)
             await response(scope, receive, send)

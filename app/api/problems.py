@@ -201,7 +201,7 @@ PROBLEM_HANDLERS: Final[dict[type[Exception], ErrorHandler]] = {
 
 def _allowed(request: Request) -> str:
     """Return the methods of every route with this path; Starlette names those of the first route only."""
-    routes = [route for route in request.scope["router"].routes if route.matches(request.scope)[0] is not Match.NONE]
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
