@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.servers import resident_bytes
 from tests.support.process.home import new_home
 from tests.support.process.key_commands import create_key
 from tests.support.process.server import Serve, Server
-from tests.support.process.wire import token_path, wires
+from tests.support.process.wire import Answer, Wire, token_path, wires
 from tests.support.process.workers import workers_of
 from tests.support.sizes import SOAK
 from tests.support.stack.reaper import Reaper
@@ -43,15 +44,26 @@ def test_other_callers_are_served_and_memory_stays_bounded(
                 assert time.monotonic() < began + HANG_SECONDS, server.output[-2_000:]
                 for wire in others:
                     path, secret = token_path(uuid4()), f"1234~{asked}"
-                    assert wire.call("PUT", path, {"access_token": secret}).status == 201
-                    revealed = wire.call("GET", path)
+                    assert _answer(wire, "PUT", path, {"access_token": secret}).status in {201, 200}
+                    revealed = _answer(wire, "GET", path)
                     assert (revealed.status, revealed.body["access_token"]) == (200, secret)
-                    assert wire.call("DELETE", path).status == 204
+                    assert _answer(wire, "DELETE", path).status in {204, 404}
                     asked += 1
                 memory = max(memory, *map(resident_bytes, workers_of(server)))
         assert memory < MOST_BYTES
         output = server.stop().output
     assert "internal_error" not in output
+
+
+def _answer(wire: Wire, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
+    """Return the answer, of another attempt if a commit takes longer than the vault waits, as on a busy disk.
+
+    The first attempt may have done its work, so the answer may be that of a repetition.
+    """
+    until = time.monotonic() + HANG_SECONDS
+    while (answer := wire.call(method, path, body)).status == 504:
+        assert time.monotonic() < until
+    return answer
 
 
 def _is_attacked(server: Server) -> bool:
