@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from app.composition import build_local_strategy
+from app.composition.encryption import build_local_strategy
 from app.config.settings import load_settings
 from app.server.drain import Drain
 from app.server.hardening import lock_memory_and_log, protect_process

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import CollectorRegistry
 
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.composition import Encryption, load_tracing
+from app.composition.encryption import Encryption
+from app.composition.tracing import load_tracing
 from app.config.settings import Settings, metrics_folder
 from app.observability.metrics.registry import Exposition, VaultMetrics
 from app.observability.metrics.store import BackgroundCensus, RowMetrics

@@ -21,21 +21,13 @@ from app.api.openapi import document, document_route
 from app.api.problems import PROBLEM_HANDLERS
 from app.api.routes import metrics_routes, routers
 from app.callers.service_key_directory import ServiceKeyDirectory
-from app.composition import (
-    Encryption,
-    Providers,
-    build_encryption,
-    build_events,
-    build_limits,
-    build_readiness,
-    build_revocation,
-    build_service_key_directory,
-    build_user_jwts,
-    build_vault,
-    open_audit,
-    open_repository,
-    opened_providers,
-)
+from app.composition.audit import build_events, open_audit
+from app.composition.callers import build_limits, build_service_key_directory, build_user_jwts
+from app.composition.encryption import Encryption, build_encryption
+from app.composition.providers import Providers, build_revocation, opened_providers
+from app.composition.readiness import build_readiness
+from app.composition.stores import open_repository
+from app.composition.vault import build_vault
 from app.config.settings import Settings, load_settings
 from app.instrumentation import Instrumentation, build_instrumentation, counting_rows, gauge_update, updating_gauges
 from app.observability.logging import configure_logging, end_log

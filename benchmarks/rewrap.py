@@ -16,7 +16,8 @@ from uuid import uuid4
 
 import psycopg
 
-from app.composition import Encryption, build_encryption, open_repository
+from app.composition.encryption import Encryption, build_encryption
+from app.composition.stores import open_repository
 from app.config.settings import Settings
 from app.observability.in_memory_counters import InMemoryCounters
 from app.rewrap.key_ranges import Shard

@@ -21,7 +21,9 @@ from app.cli.doctor_postgres import server_findings
 from app.cli.doctor_rows import row_findings
 from app.cli.errors import settings_or_stop
 from app.cli.output import AS_JSON, print_json
-from app.composition import build_encryption, build_service_key_directory, opened_repository
+from app.composition.callers import build_service_key_directory
+from app.composition.encryption import build_encryption
+from app.composition.stores import opened_repository
 from app.config.audit import audit_key
 from app.config.listening import unencrypted_listener
 from app.config.settings import ENV_FILE, Settings, SettingsError

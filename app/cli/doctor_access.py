@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.cli.doctor_finding import DoctorFinding
-from app.composition import opened_repository
+from app.composition.stores import opened_repository
 from app.config.settings import Settings
 from app.errors import StoreError
 from app.stores.access import AccessFinding, ReportsAccess

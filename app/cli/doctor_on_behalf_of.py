@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from app.callers.service_keys import ServiceKey
 from app.cli.doctor_finding import DoctorFinding
 from app.cli.output import counted_noun
-from app.composition import build_service_key_directory, build_user_jwts
+from app.composition.callers import build_service_key_directory, build_user_jwts
 from app.config.settings import Settings, SettingsError
 from app.errors import KeyUnavailable
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from app.cli.doctor_finding import DoctorFinding
-from app.composition import opened_repository
+from app.composition.stores import opened_repository
 from app.config.database_url import DatabaseUrl
 from app.config.settings import Settings, SettingsError
 from app.errors import StoreError

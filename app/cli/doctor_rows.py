@@ -8,7 +8,7 @@ from typing import Final
 
 from app.cli.doctor_finding import DoctorFinding
 from app.cli.output import counted_noun
-from app.composition import opened_repository
+from app.composition.stores import opened_repository
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.tokens.models import StoredToken

@@ -15,7 +15,7 @@ from app.cli.errors import UsageError, settings_or_stop
 from app.cli.keys import STRANGE_REMEDY, key_state, strange_tokens, unneeded_versions
 from app.cli.output import counted_noun, print_table
 from app.cli.store import opened_store
-from app.composition import Encryption, build_encryption
+from app.composition.encryption import Encryption, build_encryption
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging

@@ -19,7 +19,9 @@ from app.cli.errors import UsageError, settings_or_stop
 from app.cli.output import counted_noun, print_table
 from app.cli.signals import first_signal
 from app.cli.store import opened_store
-from app.composition import build_encryption, open_audit, opened_providers
+from app.composition.audit import open_audit
+from app.composition.encryption import build_encryption
+from app.composition.providers import opened_providers
 from app.concurrency import all_of
 from app.config.settings import Settings, SettingsError
 from app.errors import StoreError

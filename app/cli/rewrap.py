@@ -15,7 +15,8 @@ from app.cli.errors import UsageError, settings_or_stop
 from app.cli.rewrap_progress import TICK_SECONDS, SweepProgress, print_summary
 from app.cli.signals import first_signal
 from app.cli.store import opened_store
-from app.composition import build_encryption, open_audit
+from app.composition.audit import open_audit
+from app.composition.encryption import build_encryption
 from app.config.settings import Settings, SettingsError
 from app.errors import VaultError
 from app.observability.logging import configure_command_logging

@@ -19,13 +19,10 @@ import structlog
 from app.audit.log_files import LogFiles
 from app.audit.targets import is_stream
 from app.cli.errors import UsageError, settings_or_stop
-from app.composition import (
-    build_encryption,
-    build_provider_registry,
-    build_refresh_spool,
-    build_service_key_directory,
-    require_tracing,
-)
+from app.composition.callers import build_service_key_directory
+from app.composition.encryption import build_encryption
+from app.composition.providers import build_provider_registry, build_refresh_spool
+from app.composition.tracing import require_tracing
 from app.config.certificate_authorities import client_ssl_context
 from app.config.listening import is_host, unencrypted_listener
 from app.config.settings import METRICS_FOLDER, Settings, SettingsError

@@ -14,7 +14,7 @@ from app.audit.targets import STANDARD_ERROR
 from app.callers.service_key_file import Announce
 from app.callers.service_keys import ServiceKey
 from app.cli.errors import UsageError
-from app.composition import open_audit
+from app.composition.audit import open_audit
 from app.config.service_keys import ServiceKeySettings
 from app.errors import AuditUnavailable, InternalError
 from app.observability.logging import configure_command_logging

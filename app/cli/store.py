@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.cli.errors import UsageError
-from app.composition import opened_repository
+from app.composition.stores import opened_repository
 from app.config.settings import Settings
 from app.config.source import SettingsError
 from app.errors import StoreError

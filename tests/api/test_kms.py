@@ -22,7 +22,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from app.composition import open_vault
+from app.composition.vault import open_vault
 from app.config.settings import Settings
 from app.security.kms import circuit_breaker
 from app.tokens.models import Caller, TokenId, TokenInput

@@ -21,15 +21,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from app.composition import (
-    Providers,
-    build_encryption,
-    build_events,
-    build_provider_registry,
-    build_refresh_spool,
-    build_vault,
-    open_repository,
-)
+from app.composition.audit import build_events
+from app.composition.encryption import build_encryption
+from app.composition.providers import Providers, build_provider_registry, build_refresh_spool
+from app.composition.stores import open_repository
+from app.composition.vault import build_vault
 from app.config.settings import Settings
 from app.errors import VaultError
 from app.refresh.provider_client import ProviderClient

@@ -76,7 +76,7 @@ def _token_ids(user_id: str) -> tuple[TokenId, TokenId]:
 @cache
 def get_canvas_token_service() -> CanvasTokenService:
     """Return the service, built from the environment on the first call. For scripts only."""
-    from app.composition import open_vault  # noqa: PLC0415  importing this module does nothing
+    from app.composition.vault import open_vault  # noqa: PLC0415  importing this module does nothing
     from app.config.settings import load_settings  # noqa: PLC0415  importing this module does nothing
 
     settings = load_settings()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.composition import build_encryption
+from app.composition.encryption import build_encryption
 from app.config.settings import Settings
 from app.errors import KeyDenied, KeyUnavailable
 from app.security.context import TokenContext

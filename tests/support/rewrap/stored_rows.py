@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from app.composition import build_encryption
+from app.composition.encryption import build_encryption
 from app.config.settings import Settings
 from app.security.context import SecretField
 from app.security.encryption_service import EncryptionService

@@ -1,0 +1,1 @@
+"""The only package that chooses implementations: settings in, objects out."""
