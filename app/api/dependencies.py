@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from functools import lru_cache
+from typing import Annotated, Final, NamedTuple
 
 from fastapi import Depends, Request
 from starlette.datastructures import QueryParams
@@ -15,7 +16,8 @@ from app.tokens.events import TokenEvents
 from app.tokens.models import DEFAULT_SERVICE_TYPE, Caller, TokenId
 from app.tokens.vault import TokenVault
 
-_QUERY_PARAMETERS = frozenset({"service_type", "include", "min_ttl", "revoke"})
+_QUERY_PARAMETERS: Final = frozenset({"service_type", "include", "min_ttl", "revoke"})
+_REMEMBERED_BYTES: Final = 128  # of a query
 
 
 async def _vault(request: Request) -> TokenVault:
@@ -63,15 +65,25 @@ class TokenCallWith(CallerWith):
         authenticated.require_provider(path["provider"])
         service_type = DEFAULT_SERVICE_TYPE
         if request.scope["query_string"]:
-            parameters = known_parameters(request, _QUERY_PARAMETERS)
-            service_type = parameters.get("service_type", DEFAULT_SERVICE_TYPE)
+            service_type = token_parameters(request).get("service_type", DEFAULT_SERVICE_TYPE)
         token_id = TokenId.parse(path["user_id"], path["provider"], service_type)
         return TokenCall(authenticated, token_id, request.scope["state"]["vault"])
 
 
+def token_parameters(request: Request) -> QueryParams:
+    """Return the query of a route of one token."""
+    return known_parameters(request, _QUERY_PARAMETERS)
+
+
 def known_parameters(request: Request, known: frozenset[str]) -> QueryParams:
     """Return the query. Refuses unknown parameters: ignoring a misspelt service_type could delete another token."""
-    parameters = request.query_params
+    query: bytes = request.scope["query_string"]
+    return _parse(query, known) if len(query) <= _REMEMBERED_BYTES else _parse.__wrapped__(query, known)
+
+
+@lru_cache(maxsize=256)  # callers repeat a few queries, and parsing one costs as much as decrypting a token
+def _parse(query: bytes, known: frozenset[str]) -> QueryParams:
+    parameters = QueryParams(query)
     if len(parameters.multi_items()) != len(parameters) or not parameters.keys() <= known:
         raise InvalidRequest.of_field("query", "the query has an unknown or repeated parameter")
     return parameters

@@ -111,12 +111,16 @@ _DEFECTS = """
 import asyncio, gc, httpx, sys, threading, warnings
 from app.config.settings import Settings
 from app.main import create_app
+from fastapi import Request
 
 secret, key = sys.argv[1:]
 app = create_app(Settings(token_encryption_key=key, sqlite_path="vault.db", log_level="DEBUG"))
 
 @app.get("/v1/defect/{which}")
-async def defect(which: str):
+async def route(request: Request):
+    await defect(request.path_params["which"])
+
+async def defect(which):
     here = secret  # in the frame
     try:
         raise ValueError(here)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app import errors
 from app.api.answers import json_response, revealed_answer, token_answer
 from app.api.conditional_requests import ChangeCondition, StoreCondition
-from app.api.dependencies import DeleteCall, RevealCall, Revoke, RewrapCall, WriteCall, revoke_of
+from app.api.dependencies import DeleteCall, RevealCall, Revoke, RewrapCall, WriteCall, revoke_of, token_parameters
 from app.api.direct_route import DirectRoute
 from app.api.openapi import (
     BODY_ERRORS,
@@ -220,7 +220,7 @@ async def delete_token(call: DeleteCall, condition: ChangeCondition, request: Re
     With `revoke` its secrets are revoked at the provider first, the refresh token before the access token, and the
     answer is a receipt.
     """
-    revoke = revoke_of(request.query_params)
+    revoke = revoke_of(token_parameters(request))
     if revoke is None:
         await call.vault.delete(call.token_id, caller=call.caller, precondition=condition)
         return Response(status_code=204)
@@ -234,7 +234,8 @@ async def delete_token(call: DeleteCall, condition: ChangeCondition, request: Re
 def _options(request: Request) -> RevealOptions:
     if not request.scope["query_string"]:
         return _AS_STORED
-    include, min_ttl = request.query_params.get("include"), request.query_params.get("min_ttl")
+    parameters = token_parameters(request)
+    include, min_ttl = parameters.get("include"), parameters.get("min_ttl")
     if include not in {None, "refresh_token"}:
         raise errors.InvalidRequest.of_field("include", "include must be refresh_token")
     if min_ttl is not None and not (_SECONDS.fullmatch(min_ttl) and int(min_ttl) <= MAXIMUM_MIN_TTL_SECONDS):
