@@ -14,6 +14,9 @@ from app.errors import StoreError
 from app.tokens.models import REVOCATION_VERSION, StoredToken
 from app.tokens.repository import TokenRepository
 
+# Between the takeover of an expired lease and the second use of a single-use token. Its holder may have the answer, and
+# learns from its next write, after a pause and a request that may hang, that an outage of the store is over.
+TAKEOVER_SECONDS: Final = 6.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 
@@ -77,6 +80,4 @@ def under_the_next_lease(claimed: StoredToken, row: StoredToken) -> StoredToken 
     old, new = (claimed.access_ciphertext, claimed.refresh_ciphertext), (row.access_ciphertext, row.refresh_ciphertext)
     if old != new or row.refresh_state.holder is None:
         return None
-    own = claimed.refresh_state
-    lease = replace(own, generation=row.refresh_state.generation, holder=row.refresh_state.holder)
-    return replace(claimed, refresh_state=lease)
+    return replace(claimed, refresh_state=row.refresh_state)

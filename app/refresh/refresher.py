@@ -28,7 +28,7 @@ from app.errors import (
 )
 from app.refresh.detached_tasks import DetachedTasks
 from app.refresh.endpoints import token_endpoint
-from app.refresh.lease import has_the_same_lease, lease_clock, take_lease, under_the_next_lease
+from app.refresh.lease import TAKEOVER_SECONDS, has_the_same_lease, lease_clock, take_lease, under_the_next_lease
 from app.refresh.observer import RefreshObserver, Unobserved, Unwritten
 from app.refresh.provider_client import ProviderClient, ProviderTokens
 from app.refresh.provider_pauses import ProviderPauses
@@ -46,9 +46,6 @@ from app.tokens.recorded_operation import RecordedOperation
 from app.tokens.repository import TokenRepository
 
 SPENDING_SECONDS: Final = 15.0  # of the lease that must be left when the provider is asked, which takes up to 10
-# Between the takeover of an expired lease and the second use of a single-use token. Its holder may have the answer, and
-# learns from its next write, after a pause and a request that may hang, that an outage of the store is over.
-TAKEOVER_SECONDS: Final = 6.0
 _FIRST_POLL_SECONDS: Final = 0.05
 _LONGEST_POLL_SECONDS: Final = 0.5
 _FIRST_WRITE_PAUSE_SECONDS: Final = 0.05
@@ -80,10 +77,14 @@ class _Lease:
     claimed_at: float
     answer_may_be_lost: bool
 
-    def released(self) -> StoredToken:
-        """Return the row after a refresh that says nothing about the token."""
-        failure = ANSWER_LOST if self.answer_may_be_lost else None
-        return transitions.refresh_released(self.claimed, failure=failure)
+    def released(self, *, retry_at: datetime | None = None) -> StoredToken:
+        """Return the row after a refresh that says nothing about the token.
+
+        If an answer may be lost, its holder may still bring it before `retry_at`.
+        """
+        if not self.answer_may_be_lost:
+            return transitions.refresh_released(self.claimed, failure=None)
+        return transitions.refresh_released(self.claimed, failure=ANSWER_LOST, retry_at=retry_at)
 
 
 class TokenRefresher:
@@ -185,7 +186,8 @@ class TokenRefresher:
             operation.outcome = SUPERSEDED
             return
         if not self._may_spend(provider, lease):
-            await self._write_failure(lease.claimed, lease.released())
+            retry_at = self._now() + timedelta(seconds=self._takeover_seconds)
+            await self._write_failure(lease.claimed, lease.released(retry_at=retry_at))
             raise RefreshInProgress("this process is ending, or was stopped until its lease had nearly ended")
         if not await self._spend(prepared, lease, operation):
             operation.outcome = SUPERSEDED

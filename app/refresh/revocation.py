@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
@@ -28,7 +28,7 @@ from app.errors import (
     VaultError,
 )
 from app.refresh.detached_tasks import DetachedTasks
-from app.refresh.lease import has_the_same_lease, revocation_holder, take_lease
+from app.refresh.lease import TAKEOVER_SECONDS, has_the_same_lease, revocation_holder, take_lease
 from app.refresh.providers import OAuthProvider
 from app.refresh.revocation_requests import RevocationRequests, Secrets, successor_unknown, untried
 from app.security.context import SecretField
@@ -322,8 +322,11 @@ class TokenRevocation:
         if attempt.lease is None:
             return
         claimed = attempt.lease.claimed
-        failure = ANSWER_LOST if attempt.lease.answer_may_be_lost else claimed.refresh_state.failure
-        after = transitions.refresh_released(claimed, failure=failure)
+        if attempt.lease.answer_may_be_lost:  # the refresh that had the lease before may still bring it
+            retry_at = self._now() + timedelta(seconds=TAKEOVER_SECONDS)
+            after = transitions.refresh_released(claimed, failure=ANSWER_LOST, retry_at=retry_at)
+        else:
+            after = transitions.refresh_released(claimed, failure=claimed.refresh_state.failure)
         if _revoked_fields(attempt.receipt):
             after = transitions.marked_revoked(after, REVOKED_REASON, now=self._now())
         with suppress(StoreError):

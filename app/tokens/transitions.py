@@ -86,12 +86,12 @@ def rotated(current: StoredToken, given: TokenInput, sealed: SealedSecrets, *, n
 
     `sealed.refresh` is `None` if the refresh token's ciphertext stays, or if there is no refresh token any more.
     A refresh token that stays may still have a successor that the row does not hold. A refresh that may be in progress
-    has some seconds to bring it, before the next one may spend the token again.
+    has some seconds to bring it, before the next one may spend the token again. Another rotation does not end them.
     """
-    kept, lease = kept_refresh(current, given), _released(current)
-    if kept is not None and current.refresh_state.may_have_successor:
+    kept, state, lease = kept_refresh(current, given), current.refresh_state, _released(current)
+    if kept is not None and state.may_have_successor:
         in_flight = now + timedelta(seconds=IN_FLIGHT_SECONDS)
-        retry_at = in_flight if current.refresh_state.is_refreshing else None
+        retry_at = in_flight if state.is_refreshing else state.retry_at
         lease = replace(lease, failure=ANSWER_LOST, retry_at=retry_at)
     return replace(
         current,
@@ -157,9 +157,14 @@ def claimed(current: StoredToken, holder: str) -> StoredToken:
     return replace(current, refresh_state=state)
 
 
-def refresh_released(claimed: StoredToken, *, failure: str | None) -> StoredToken:
-    """Return the row after a refresh that says nothing about the token: as it was, without a holder."""
-    return replace(claimed, refresh_state=replace(claimed.refresh_state, holder=None, failure=failure))
+def refresh_released(claimed: StoredToken, *, failure: str | None, retry_at: datetime | None = None) -> StoredToken:
+    """Return the row after a refresh that says nothing about the token: as it was, without a holder.
+
+    A `retry_at` that the row has and that is later stays.
+    """
+    state = claimed.refresh_state
+    latest = max((time for time in (state.retry_at, retry_at) if time is not None), default=None)
+    return replace(claimed, refresh_state=replace(state, holder=None, failure=failure, retry_at=latest))
 
 
 def refreshed(claimed: StoredToken, answer: RefreshAnswer, sealed: SealedSecrets, *, now: datetime) -> StoredToken:

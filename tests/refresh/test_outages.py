@@ -18,8 +18,7 @@ from pydantic import SecretStr
 
 from app.errors import AuditUnavailable, KeyDenied, KeyUnavailable, StoreUnavailable, VaultError
 from app.refresh.authorization import Authorization
-from app.refresh.lease import lease_clock
-from app.refresh.refresher import TAKEOVER_SECONDS
+from app.refresh.lease import TAKEOVER_SECONDS, lease_clock
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, Replica, replicas
 from tests.support.sizes import SOAK

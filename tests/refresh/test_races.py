@@ -122,7 +122,10 @@ async def test_nothing_deleted_during_a_refresh_comes_back(
 async def test_no_refresh_spends_a_token_that_a_rotation_kept_in_flight(
     tokens: TokenRepository, provider: OAuthStandIn
 ) -> None:
-    """Another refresh is asked for after a rotation without a refresh token, while the provider still has the first."""
+    """Another refresh is asked for after a rotation without a refresh token, while the provider still has the first.
+
+    The rotation comes twice, as from a caller that has lost the first answer.
+    """
     release = threading.Event()
     provider.script(Answer(commits=True, hold=release))
     async with replicas(tokens, provider, count=2) as [refreshing, other]:
@@ -132,6 +135,7 @@ async def test_no_refresh_spends_a_token_that_a_rotation_kept_in_flight(
         first = asyncio.create_task(refreshing.reveal(race.token_id))
         try:
             await eventually_async(lambda: len(provider.requests) == 1)
+            await race.rotate_access_token()
             await race.rotate_access_token()
             version = (await other.row(race.token_id)).version
             with pytest.raises(ProviderUnavailable) as caught:

@@ -14,9 +14,10 @@ from uuid import uuid4
 
 import pytest
 
-from app.errors import RefreshInProgress, StoreUnavailable
+from app.errors import ProviderUnavailable, RefreshInProgress, RevocationUnsupported, StoreUnavailable
+from app.refresh.lease import TAKEOVER_SECONDS
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
-from tests.support.refresh import Replica, replicas
+from tests.support.refresh import CALLER, HERE, Replica, replicas
 from tests.support.stores.failing import Failures, failing
 from tests.support.stores.stores import SqliteStore
 from tests.support.waiting import eventually_async, once_available
@@ -63,7 +64,7 @@ async def _scene(folder: Path, *, takeover_seconds: float = GRACE_SECONDS) -> As
 
 
 async def test_a_holder_writes_its_answer_into_the_lease_that_took_over(tmp_path: Path) -> None:
-    """The store takes no writes for longer than the lease, while readers go on reading."""
+    """The store takes no writes for longer than the lease, while readers go on reading and one refresh has failed."""
     release = threading.Event()
     async with _scene(tmp_path) as scene:
         scene.provider.script(Answer(commits=True, hold=release))
@@ -75,6 +76,7 @@ async def test_a_holder_writes_its_answer_into_the_lease_that_took_over(tmp_path
         second = asyncio.create_task(scene.second.reveal())
         await scene.expire(scene.second)
         await scene.taken_from(holder)
+        scene.store.update_raw((await scene.second.row()).id, refresh_attempts=1, refresh_failure="answer_lost")
         scene.failures.refused.clear()
         answers = await asyncio.wait_for(asyncio.gather(first, second), GRACE_SECONDS / 2)
         assert answers[0] == answers[1] != ("first", True)
@@ -106,6 +108,22 @@ async def test_a_replica_that_ends_gives_the_lease_back_that_it_took_over(tmp_pa
             await taking
         state = (await scene.second.row()).refresh_state
         assert (state.holder, state.failure, scene.provider.requests) == (None, "answer_lost", [])
+        with pytest.raises(ProviderUnavailable):  # the dead holder would still have time
+            await scene.first.reveal()
+        assert scene.provider.requests == []
+
+
+async def test_a_revocation_that_sends_nothing_leaves_a_holder_its_time(tmp_path: Path) -> None:
+    """The revocation takes an expired lease over and gives it back, while the holder may have the answer."""
+    async with _scene(tmp_path) as scene:
+        row, began_at = await scene.second.row(), scene.second.clock()
+        assert await scene.second.tokens.claim_refresh(row, holder=str(uuid4()), lease_seconds=-1)
+        with pytest.raises(RevocationUnsupported):
+            await scene.second.revocation.delete(HERE, required=True, caller=CALLER)
+        state = (await scene.second.row()).refresh_state
+        assert (state.holder, state.failure, scene.provider.requests) == (None, "answer_lost", [])
+        assert state.retry_at is not None
+        assert state.retry_at >= began_at + timedelta(seconds=TAKEOVER_SECONDS)
 
 
 async def test_a_claim_goes_on_once_the_store_shows_that_it_was_made(tmp_path: Path) -> None:
