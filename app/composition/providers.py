@@ -42,7 +42,14 @@ class Providers:
             return None
         from app.refresh.spool_recovery import SpoolRecovery  # noqa: PLC0415  its spool is optional
 
-        return SpoolRecovery(spool=self.spool, tokens=tokens, cipher=cipher, events=events, observer=self.observer)
+        return SpoolRecovery(
+            spool=self.spool,
+            tokens=tokens,
+            cipher=cipher,
+            events=events,
+            providers=self.registry,
+            observer=self.observer,
+        )
 
     def refresher(
         self,

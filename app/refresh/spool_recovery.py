@@ -12,6 +12,8 @@ import structlog
 from app.concurrency import all_of
 from app.errors import IntegrityError, MalformedCiphertext, VaultError
 from app.refresh.observer import RefreshObserver, Unobserved
+from app.refresh.providers import Rotation
+from app.refresh.registry import ProviderRegistry
 from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spooled_refresh import SpooledRefresh
 from app.refresh.successor import keep_successor
@@ -31,7 +33,8 @@ class SpoolRecovery:
     """Writes the tokens of the spool that no living process writes, and deletes their files.
 
     A write has the condition of the refresh itself, so a row that another writer has changed since stays as it is, but
-    a spent refresh token gives way to its successor. A file that is damaged, or whose secrets do not open for its row,
+    a spent refresh token gives way to its successor. A refresh of a single-use token that has taken over, and waits,
+    loses its lease. A file that is damaged, or whose secrets do not open for its row,
     is reported once, counted as `refused`, and stays.
     """
 
@@ -42,6 +45,7 @@ class SpoolRecovery:
         tokens: TokenRepository,
         cipher: TokenCipher,
         events: TokenEvents,
+        providers: ProviderRegistry,
         observer: RefreshObserver | None = None,
     ) -> None:
         self.kept = spool.kept
@@ -49,6 +53,7 @@ class SpoolRecovery:
         self._tokens = tokens
         self._cipher = cipher
         self._events = events
+        self._providers = providers
         self._observer = observer or Unobserved()
         self._reported: dict[str, tuple[str, str]] = {}
         self._finished = set[str]()  # whose files could not be deleted yet
@@ -131,7 +136,7 @@ class SpoolRecovery:
             if row is None:
                 _log.warning("refresh_spool_superseded", reason="the token was deleted")
                 return
-            if not result.is_condition_of(row):
+            if not (result.is_condition_of(row) or self._is_awaited(result, row)):
                 break
             after = result.applied_to(row)
             await self._cipher.open(after)
@@ -146,6 +151,12 @@ class SpoolRecovery:
         await self._events.record(_event(row, SUCCESS if written else SUPERSEDED, intent=result.intent))
         event = "refresh_finished_from_spool" if written else "refresh_spool_superseded"
         _log.info(event, provider=row.token_id.provider)
+
+    def _is_awaited(self, result: SpooledRefresh, row: StoredToken) -> bool:
+        """Whether a refresh of a single-use token has taken the lease over: it waits for this very result."""
+        provider = self._providers.find(row.token_id.provider)
+        single_use = provider is not None and provider.rotation is Rotation.SINGLE_USE
+        return single_use and row.refresh_state.is_refreshing and row.refresh_ciphertext == result.spent_ciphertext
 
     def _report(self, event: str, holder: str, reason: str) -> str:
         """Log a problem with a file, or with all of them, once while it stays the same; return the event."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from app.refresh.spool import RefreshSpool, SpoolError
 from app.refresh.spool_recovery import SPOOL_SERVICE
 from app.tokens import transitions
-from app.tokens.models import TokenId, TokenInput, TokenPatch
+from app.tokens.models import StoredToken, TokenId, TokenInput, TokenPatch
 from app.tokens.repository import TokenRepository
 from tests.support.oauth.stand_in import OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas
@@ -33,13 +33,13 @@ OTHER = TokenId(USER, "acme", "other")
 
 @asynccontextmanager
 async def _replica(
-    folder: Path, tokens: TokenRepository | None = None, *, failures: Failures | None = None
+    folder: Path, tokens: TokenRepository | None = None, *, failures: Failures | None = None, **entry: Any
 ) -> AsyncIterator[tuple[Replica, OAuthStandIn]]:
     """Run a replica with a spool and a stored token, on SQLite unless another store is given."""
     async with SqliteStore(folder / "vault.db").open() as sqlite:
         repository = failing(tokens or sqlite, failures or Failures())
         with oauth_stand_in() as provider:
-            async with replicas(repository, provider, spool=folder / "spool") as [replica]:
+            async with replicas(repository, provider, spool=folder / "spool", **entry) as [replica]:
                 await once_available(lambda: replica.store(refresh_token=provider.seed()))
                 yield replica, provider
 
@@ -89,13 +89,29 @@ async def test_nothing_newer_is_undone_by_the_spool(tmp_path: Path, change: str)
             assert replica.trail.outcomes("refresh") == ["superseded"]
 
 
-async def test_a_takeover_that_fails_gets_the_successor(tmp_path: Path) -> None:
-    """It may have failed before it reached the provider, where the old refresh token is spent."""
-    async with _replica(tmp_path) as (replica, _):
+async def _taken_over(replica: Replica, left: Unwritten, folder: Path) -> StoredToken:
+    """Let another replica, which does not share the spool, take the lease over; return the row."""
+    SqliteStore(folder / "vault.db").update_raw(left.claimed.id, refresh_leased_until=0)
+    assert await replica.tokens.claim_refresh(left.claimed, holder=str(uuid4()), lease_seconds=600)
+    return await replica.row()
+
+
+async def test_a_takeover_that_waits_gets_what_is_in_the_spool(tmp_path: Path) -> None:
+    """After an outage of the store that was longer than the lease, and in which the holder has started again."""
+    async with _replica(tmp_path) as (replica, provider):
         left = await left_in_spool(replica, tmp_path / "spool")
-        SqliteStore(tmp_path / "vault.db").update_raw(left.claimed.id, refresh_leased_until=0)
-        assert await replica.tokens.claim_refresh(left.claimed, holder=str(uuid4()), lease_seconds=600)
-        taken = await replica.row()
+        await _taken_over(replica, left, tmp_path)
+        assert await _recover(replica) == ["refresh_finished_from_spool"]
+        assert (await replica.reveal(), provider.requests) == ((NEW_ACCESS, True), [])
+        assert (await replica.row()).refresh_state.holder is None
+        assert not left.file.exists()
+
+
+async def test_a_takeover_that_fails_gets_the_successor(tmp_path: Path) -> None:
+    """It may have failed before it reached the provider, which does not refuse the old refresh token."""
+    async with _replica(tmp_path, rotation="reusable") as (replica, _):
+        left = await left_in_spool(replica, tmp_path / "spool")
+        taken = await _taken_over(replica, left, tmp_path)
         assert await _recover(replica) == ["refresh_unwritten"]
         assert await replica.row() == taken
         assert left.file.exists()

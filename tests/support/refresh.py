@@ -158,7 +158,12 @@ async def replicas(
                 directory = RefreshSpool(spool)
                 directory.prepare()
                 replica.recovery = SpoolRecovery(
-                    spool=directory, tokens=tokens, cipher=cipher, events=events, observer=observer
+                    spool=directory,
+                    tokens=tokens,
+                    cipher=cipher,
+                    events=events,
+                    providers=registry,
+                    observer=observer,
                 )
             replica.refresher = TokenRefresher(
                 tokens=tokens,
