@@ -147,9 +147,11 @@ class TokenRevocation:
         at_once = asyncio.Semaphore(_AT_ONCE)
 
         async def remove(row: TokenRow) -> None:
+            # the token id of such a row may be what does not decode, and then nothing finds it
+            listed = row if isinstance(row, UnreadableRow) else None
             try:
                 async with at_once:
-                    receipts.append((row, await self._remove(row.token_id, order, NO_PRECONDITION)))
+                    receipts.append((row, await self._remove(row.token_id, order, NO_PRECONDITION, listed=listed)))
             except TokenNotFound:
                 pass  # another caller has deleted it
             except VaultError as error:
@@ -174,12 +176,14 @@ class TokenRevocation:
                 operation.outcome = erasure.error.code
         return erasure
 
-    async def _remove(self, token_id: TokenId, order: _Order, precondition: Precondition) -> Receipt:
+    async def _remove(
+        self, token_id: TokenId, order: _Order, precondition: Precondition, *, listed: UnreadableRow | None = None
+    ) -> Receipt:
         receipt = None
         try:
             async with self._recorded(Operation.DELETE, order.caller, token_id.user_id, token_id) as deletion:
                 for _ in range(_ROUNDS):
-                    row = await find_token(self._tokens, token_id)
+                    row, listed = listed or await find_token(self._tokens, token_id), None
                     if row is None:
                         raise TokenNotFound("the user has no such token")
                     precondition.check(row)

@@ -46,6 +46,7 @@ from tests.support.oauth.stand_in import REVOKE_PATH, Answer, OAuthStandIn, oaut
 from tests.support.refresh import CALLER, HERE, USER, Replica, replicas, settled
 from tests.support.stores.failing import Failures, ProcessEnded, failing
 from tests.support.stores.stores import SqliteStore, raw_row
+from tests.support.stores.unreadable import damage
 from tests.support.waiting import eventually_async
 
 REVOKED, UNSUPPORTED, FAILED, UNKNOWN = (
@@ -503,3 +504,18 @@ async def test_an_erasure_keeps_what_it_had_to_revoke(sqlite: TokenRepository, p
         assert await sqlite.list_for_user(USER) == [other]
         assert await sqlite.get(good.token_id) is None
         assert replica.trail.outcomes("erase_user") == ["intent", "invalid_request"]
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_an_erasure_ends_though_a_token_id_does_not_decode(
+    tmp_path: Path, provider: OAuthStandIn, *, required: bool
+) -> None:
+    store = SqliteStore(tmp_path / "vault.db")
+    async with store.open() as tokens, replicas(tokens, provider) as [replica]:
+        await replica.store(refresh_token=provider.seed())
+        damage(store, USER, "acme", "service_type", b"\xff")
+        erasing = replica.revocation.erase(USER, required=required, caller=CALLER)
+        erasure = await asyncio.wait_for(erasing, 20)
+        assert (erasure.deleted, len(erasure.kept)) == ((0, 1) if required else (1, 0))
+        assert len(await tokens.list_for_user(USER)) == int(required)
+        assert provider.requests == []
