@@ -1,5 +1,6 @@
 -- Prints the statements that restore what 0006_close_the_table.sql takes away from
--- this database. Changes nothing. Run it before 0006, and keep what it prints:
+-- this database, and strike it from the record of `token-vault migrate`. Changes
+-- nothing. Run it before 0006, and keep what it prints:
 --
 --     psql "$DATABASE_URL" --no-psqlrc --quiet --tuples-only --no-align \
 --         --file migrations/undo/print_undo.sql --output undo.sql
@@ -78,5 +79,11 @@ statements as (
         )
     from pg_catalog.pg_attribute, aclexplode(attacl)
     where attrelid = 'public.oauth_tokens'::regclass
+
+    union all
+    select
+        5,
+        'do $$begin if to_regclass(''token_vault.migrations'') is not null then'
+        ' delete from token_vault.migrations where name = ''0006_close_the_table''; end if; end$$'
 )
 select statement || ';' from statements order by place, statement;

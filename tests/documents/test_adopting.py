@@ -194,6 +194,9 @@ def test_every_step_and_the_ways_back(
         assert policies(database) == before
         pulseplan.write(others[0])  # its upsert has its key again
         assert pulseplan.errors == []
+        migrate, _ = close[1].splitlines()
+        operator.follow(("sh", migrate))  # for good
+        assert_is_the_vaults_table(database)
 
 
 def test_the_commands_of_the_tables_work(pulseplans_database: Database, postgres: Postgres) -> None:

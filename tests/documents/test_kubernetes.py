@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tomllib
@@ -20,6 +21,7 @@ from tests.support.kubernetes import Manifest, build, containers, pod_spec, with
 from tests.support.paths import ROOT
 from tests.support.process.command_lines import check_command_line
 from tests.support.security.keys import MASTER_KEY
+from tests.support.stack.postgres import MIGRATIONS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 BASE = build(FOLDER / "base")
@@ -55,16 +57,36 @@ every_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda one: 
 KUSTOMIZE = [command for command in (["kubectl", "kustomize"], ["kustomize", "build"]) if shutil.which(command[0])]
 
 
+@pytest.fixture
+def adopting(tmp_path: Path) -> Path:
+    """An overlay for a table that PulsePlan's own service still uses."""
+    folders = {"resources": "base", "components": "components/adopting"}
+    kustomization = {name: [os.path.relpath(FOLDER / path, tmp_path)] for name, path in folders.items()}
+    kustomization |= {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}  # type: ignore[dict-item]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return tmp_path
+
+
 @pytest.mark.skipif(not KUSTOMIZE, reason="neither kubectl nor kustomize is installed")
-@pytest.mark.parametrize("folder", ["base", "overlays/example"])
-def test_kustomize_builds_the_same(folder: str) -> None:
-    done = subprocess.run([*KUSTOMIZE[0], str(FOLDER / folder)], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("folder", ["base", "overlays/example", "adopting"])
+def test_kustomize_builds_the_same(folder: str, adopting: Path) -> None:
+    path = adopting if folder == "adopting" else FOLDER / folder
+    done = subprocess.run([*KUSTOMIZE[0], str(path)], capture_output=True, text=True, check=True)
     built = without_hashes(yaml.safe_load_all(done.stdout), ["token-vault"])
 
     def ordered(manifests: list[Manifest]) -> list[Manifest]:
         return sorted(manifests, key=lambda one: (one["kind"], one["metadata"]["name"]))
 
-    assert ordered(built) == ordered(build(FOLDER / folder))
+    assert ordered(built) == ordered(build(path))
+
+
+def test_while_pulseplan_uses_the_table_nothing_is_taken_from_it(adopting: Path) -> None:
+    manifests = build(adopting)
+    (migrate,) = containers(_one("Job", "token-vault-migrate", manifests))
+    last_but_one = sorted(MIGRATIONS.glob("*.sql"))[-2].name
+    assert migrate["args"] == ["token-vault", "migrate", "--to", last_but_one.partition("_")[0]]
+    assert [one["spec"]["suspend"] for one in manifests if one["kind"] == "CronJob"] == [True, True]
+    assert _one("ConfigMap", manifests=manifests)["data"]["ALLOW_LEGACY_FORMATS"] == "true"
 
 
 @every_workload
@@ -175,6 +197,14 @@ def test_a_rolling_update_never_has_too_few_or_cuts_a_request() -> None:
     grace: int = pod_spec(deployment)["terminationGracePeriodSeconds"]
     assert grace > drain + GRACEFUL_SHUTDOWN_SECONDS + STORING_SECONDS
     assert _one("HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
+
+
+def test_a_pod_that_never_starts_does_not_block_the_runs_after_it() -> None:
+    for workload in WORKLOADS[1:]:
+        spec = workload["spec"].get("jobTemplate", {}).get("spec", workload["spec"])
+        (container,) = containers(workload)
+        _, _, seconds = " ".join(container["args"]).partition("--timeout ")
+        assert spec["activeDeadlineSeconds"] > int(seconds or 0), workload["metadata"]["name"]
 
 
 @pytest.mark.parametrize("manifests", [BASE, EXAMPLE], ids=["base", "example"])

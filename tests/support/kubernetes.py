@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +16,16 @@ _FEATURES: Final = frozenset(
 _CLUSTER_WIDE: Final = ("Namespace",)
 
 
-def build(folder: Path) -> list[Manifest]:
-    """Return the manifests; names of generated ConfigMaps stay without their hash."""
+def build(folder: Path, onto: Sequence[Manifest] = ()) -> list[Manifest]:
+    """Return the manifests, of a component with those that it changes; generated names stay without their hash."""
     kustomization: dict[str, Any] = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert kustomization.keys() <= _FEATURES
-    manifests: list[Manifest] = []
-    for name in (*kustomization.get("resources", ()), *kustomization.get("components", ())):
+    manifests = list(onto)
+    for name in kustomization.get("resources", ()):
         path = folder / name
         manifests += build(path) if path.is_dir() else documents(path)
+    for name in kustomization.get("components", ()):
+        manifests = build(folder / name, manifests)
     for generator in kustomization.get("configMapGenerator", ()):
         data = dict(literal.split("=", 1) for literal in generator["literals"])
         if generator.get("behavior") == "merge":
@@ -80,10 +82,12 @@ def _find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 
 def _merge(target: Manifest, patch: Manifest) -> None:
-    """Merge as a strategic patch does where it has no list."""
+    """Merge as a strategic patch does, of lists only those of containers."""
     for name, value in patch.items():
-        assert not isinstance(value, list)
         if isinstance(value, dict) and isinstance(target.get(name), dict):
             _merge(target[name], value)
+        elif name == "containers":
+            for container in value:
+                _merge(next(one for one in target[name] if one["name"] == container["name"]), container)
         else:
             target[name] = value
