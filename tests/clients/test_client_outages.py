@@ -189,6 +189,15 @@ def test_a_longer_wait_than_the_policy_allows_is_raised_at_once(user: str) -> No
     assert (len(requests), raised.value.retry_after_seconds) == (1, 3600)
 
 
+def test_a_proxy_too_is_asked_again_only_when_it_says(user: str) -> None:
+    with (
+        _vault_that(lambda handler: _reply(handler, 503, b"<html>", "3600")) as (client, requests),
+        pytest.raises(UnexpectedAnswer) as raised,
+    ):
+        client.list_for_user(user)
+    assert (len(requests), raised.value.retry_after_seconds) == (1, 3600)
+
+
 def test_a_page_of_a_proxy_is_not_the_vaults_answer(user: str) -> None:
     with (
         _vault_that(lambda handler: _reply(handler, 200, b"<html>sign in</html>", None)) as (client, requests),

@@ -239,3 +239,21 @@ def test_a_token_that_was_asked_for_before_a_write_is_not_kept() -> None:
         client.delete(USER.upper(), "google")
         client.reveal(USER, "google")
     assert len(reads) == 3, "the second one was kept until the deletion, however the user's id is spelt"
+
+
+def test_a_write_that_is_interrupted_leaves_the_cache() -> None:
+    reads: list[int] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            raise KeyboardInterrupt
+        reads.append(1)
+        return _revealed("one", 1)
+
+    with _client(answer, cache=TokenCache()) as client:
+        client.reveal(USER, "google")
+        with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback a handler holds for a while
+            client.delete(USER, "google")
+        client.reveal(USER, "google")
+    assert interrupted.value.__traceback__ is not None
+    assert len(reads) == 2

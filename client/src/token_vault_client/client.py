@@ -11,6 +11,7 @@ import copy
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import closing
 from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
@@ -193,12 +194,13 @@ class VaultClient(_Client):
     def call(self, call: Call[T]) -> T:
         """Send one call of `token_vault_client.operations`, and repeat it where that is safe."""
         steps, outcome = self._steps(call), None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as ended:
-                return cast("T", ended.value)
-            outcome = self._perform(step)
+        with closing(steps):  # if the call is interrupted
+            while True:
+                try:
+                    step = steps.send(outcome)
+                except StopIteration as ended:
+                    return cast("T", ended.value)
+                outcome = self._perform(step)
 
     def _perform(self, step: Step) -> Outcome:
         if isinstance(step, float):
@@ -269,15 +271,13 @@ class AsyncVaultClient(_Client):
     async def call(self, call: Call[T]) -> T:
         """Send one call of `token_vault_client.operations`, and repeat it where that is safe."""
         steps, outcome = self._steps(call), None
-        try:
+        with closing(steps):  # if the task is cancelled
             while True:
                 try:
                     step = steps.send(outcome)
                 except StopIteration as ended:
                     return cast("T", ended.value)
                 outcome = await self._perform(step)
-        finally:
-            steps.close()  # if the task is cancelled
 
     async def _perform(self, step: Step) -> Outcome:
         if isinstance(step, float):
@@ -313,18 +313,20 @@ def _answer(call: Call[T], outcome: Outcome) -> T:
         code = str(body["code"])
     except (AttributeError, KeyError, TypeError, ValueError):
         code, body = "", None  # which may hold a secret, and tools show the variables of a traceback
+    seconds = outcome.headers.get("retry-after", "")
+    retry_after_seconds = float(seconds) if seconds.isdecimal() else None
     if not code:
         raise UnexpectedAnswer(
             f"status {outcome.status_code} with something that is not the vault's",
             status=outcome.status_code,
             retryable=outcome.status_code in _GATEWAY_ERRORS,
+            retry_after_seconds=retry_after_seconds,
             outcome_unknown=writes and outcome.status_code not in _REFUSED,
         )
-    seconds = outcome.headers.get("retry-after", "")
     raise error_of(
         body,
         status=outcome.status_code,
-        retry_after_seconds=float(seconds) if seconds.isdecimal() else None,
+        retry_after_seconds=retry_after_seconds,
         outcome_unknown=writes and _is_unknown(outcome.status_code, code),
     )
 

@@ -8,7 +8,8 @@
  *       }),
  *     );
  *
- * Nothing is repeated here: `VaultProblem` says whether the same call may succeed later, and when.
+ * Nothing is repeated here: `VaultProblem` says whether the same call may succeed later, and when. A vault that gives no
+ * answer is an error of `fetch`: a `TypeError`, or a `TimeoutError` after `timeoutSeconds`.
  */
 import createClient, { type Client } from "openapi-fetch";
 import type { components, paths } from "./schema.js";
@@ -30,6 +31,8 @@ export interface VaultOptions {
   purpose?: string;
   /** The JWT of the user that the calls are on behalf of. */
   onBehalfOf?: string;
+  /** 60 by default, because the vault waits for the provider in an exchange; a call with a `signal` may end sooner. */
+  timeoutSeconds?: number;
   fetch?: (request: Request) => Promise<Response>;
 }
 
@@ -37,13 +40,20 @@ export function createVaultClient(options: VaultOptions): Client<paths> {
   const headers: Record<string, string> = { Authorization: `Bearer ${options.serviceKey}` };
   if (options.purpose !== undefined) headers["X-Purpose"] = options.purpose;
   if (options.onBehalfOf !== undefined) headers["X-On-Behalf-Of"] = options.onBehalfOf;
+  const send = options.fetch ?? fetch;
+  const milliseconds = (options.timeoutSeconds ?? 60) * 1000;
   return createClient<paths>({
     baseUrl: options.baseUrl,
     headers,
     redirect: "error",
-    ...(options.fetch === undefined ? {} : { fetch: options.fetch }),
+    fetch: (request) => {
+      const signal = AbortSignal.any([request.signal, AbortSignal.timeout(milliseconds)]);
+      return send(new Request(request, { signal }));
+    },
   });
 }
+
+const GATEWAY_ERRORS: readonly number[] = [429, 502, 503, 504];
 
 /** An error of the vault. Dispatch on `code`; it holds no token and no key. */
 export class VaultProblem extends Error {
@@ -61,7 +71,7 @@ export class VaultProblem extends Error {
     const seconds = Number(response.headers.get("Retry-After") ?? Number.NaN);
     this.code = code;
     this.status = response.status;
-    this.retryable = problem?.retryable ?? false;
+    this.retryable = problem?.retryable ?? GATEWAY_ERRORS.includes(response.status);
     this.retryAfterSeconds = Number.isNaN(seconds) ? undefined : seconds;
     this.requestId = problem?.request_id ?? response.headers.get("X-Request-ID") ?? undefined;
     this.fieldErrors = Object.fromEntries((problem?.errors ?? []).map((one) => [one.field, one.message]));

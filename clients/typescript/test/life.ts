@@ -1,6 +1,8 @@
 /** Store, reveal, patch, rotate and delete a token: `node dist/test/life.js` with VAULT_URL and VAULT_KEY. */
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { createVaultClient, TOKEN_RESPONSE, unwrap, VaultProblem, type TokenResponse } from "../src/index.js";
 
 const baseUrl = process.env["VAULT_URL"] ?? "";
@@ -72,4 +74,22 @@ await vault.POST(`${TOKEN}/refresh`, { params: { path } });
 const strangers = createVaultClient({ baseUrl, serviceKey: "ptv_unknown" });
 const refused = await strangers.GET("/v1/users/{user_id}/tokens", { params: { path } });
 assert.throws(() => unwrap(refused), { code: "unauthenticated", status: 401 });
+
+// a vault that gives no answer, and a proxy's page
+const silent = createServer(() => {}).listen(0, "127.0.0.1");
+await new Promise((listening) => silent.once("listening", listening));
+const hung = `http://127.0.0.1:${(silent.address() as AddressInfo).port}`;
+await assert.rejects(
+  createVaultClient({ baseUrl: hung, serviceKey, timeoutSeconds: 0.05 }).GET(TOKEN, { params: { path } }),
+  { name: "TimeoutError" },
+);
+await assert.rejects(
+  createVaultClient({ baseUrl: hung, serviceKey }).GET(TOKEN, { params: { path }, signal: AbortSignal.timeout(50) }),
+  { name: "TimeoutError" },
+);
+silent.closeAllConnections();
+silent.close();
+const page = async () => new Response("<html>", { status: 503, headers: { "Retry-After": "7" } });
+const proxied = await createVaultClient({ baseUrl, serviceKey, fetch: page }).GET(TOKEN, { params: { path } });
+assert.throws(() => unwrap(proxied), { code: "unexpected_answer", retryable: true, retryAfterSeconds: 7 });
 console.log("ok");
