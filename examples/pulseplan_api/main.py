@@ -1,9 +1,9 @@
 """A part of PulsePlan's API: connect Google, then read the user's calendars with a token from the vault.
 
-    pip install fastapi uvicorn pulseplan-token-vault-client
+    pip install fastapi uvicorn ./client
     VAULT_URL=http://127.0.0.1:8080 VAULT_KEY=ptv_… GOOGLE_CLIENT_ID=… uvicorn main:app
 
-The user, who is signed in, sends a JWT of Supabase Auth. This service holds no token, refresh token or client secret:
+This service holds no token, refresh token or client secret:
 the vault redeems the code, and hands out an access token for each call.
 """
 
@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import httpx
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from token_vault_client import AsyncVaultAuth, AsyncVaultClient, TokenInactive, TokenNotFound, VaultError
 
 PROVIDER = "google"
@@ -43,12 +44,12 @@ pending: dict[str, tuple[str, str]] = {}
 STATE_COOKIE = "connect_state"
 
 
-def signed_in_user(request: Request) -> str:
-    """Return the id of the signed-in user. PulsePlan verifies the session's JWT here."""
-    user_id = request.headers.get("X-Demo-User")
-    if user_id is None:
-        raise HTTPException(401, "sign in first")
-    return user_id
+def signed_in_user(credentials: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> str:
+    """Return the id of the signed-in user.
+
+    It is the user name that a browser asks for, and no password is compared. PulsePlan verifies the session's JWT here.
+    """
+    return credentials.username
 
 
 User = Annotated[str, Depends(signed_in_user)]
@@ -82,7 +83,8 @@ async def connect(user_id: User, request: Request) -> RedirectResponse:
 async def callback(state: str, request: Request, code: str | None = None) -> dict[str, object]:
     """Hand the code to the vault, which redeems it and stores the tokens."""
     sent = request.cookies.get(STATE_COOKIE, "")
-    user_id, verifier = pending.pop(state, (None, "")) if secrets.compare_digest(sent, state) else (None, "")
+    same = secrets.compare_digest(sent.encode(), state.encode())
+    user_id, verifier = pending.pop(state, (None, "")) if same else (None, "")
     if user_id is None:
         raise HTTPException(400, "this sign-in was not started here")
     if code is None:

@@ -206,20 +206,23 @@ async def test_the_example_connects_reads_and_disconnects(
     example: httpx.AsyncClient, vault: VaultClient, provider: OAuthStandIn
 ) -> None:
     user = str(uuid4())
-    signed_in = {"X-Demo-User": user}
-    assert (await example.get("/calendars", headers=signed_in)).json() == {"error": "connect_google"}
+    signed_in = (user, "any password")
+    assert (await example.get("/connect/google")).headers["www-authenticate"] == "Basic", "a browser asks its user"
+    assert (await example.get("/calendars", auth=signed_in)).json() == {"error": "connect_google"}
 
-    consent = urlsplit((await example.get("/connect/google", headers=signed_in)).headers["location"])
+    consent = urlsplit((await example.get("/connect/google", auth=signed_in)).headers["location"])
     state = parse_qs(consent.query)["state"][0]
     back = {"code": provider.seed_code(), "state": state}
     example.cookies.clear()
     elsewhere = await example.get("/connect/google/callback", params=back)
     assert elsewhere.status_code == 400, "the browser of somebody else, who was sent the link"
+    stranger = await example.get("/connect/google/callback", params={**back, "state": "\u00e9"})
+    assert stranger.status_code == 400, "a state that is no text of ours"
     example.cookies.set("connect_state", state)
     assert (await example.get("/connect/google/callback", params=back)).json() == {"connected": "google", "scopes": []}
     assert (await example.get("/connect/google/callback", params=back)).status_code == 400, "a state serves once"
 
     provider.script(REJECTS, REFRESHES, SERVES)
-    assert (await example.get("/calendars", headers=signed_in)).json() == ["Lectures"]
-    assert (await example.delete("/connect/google", headers=signed_in)).json() == {"revoked": "revoked"}
+    assert (await example.get("/calendars", auth=signed_in)).json() == ["Lectures"]
+    assert (await example.delete("/connect/google", auth=signed_in)).json() == {"revoked": "revoked"}
     assert vault.list_for_user(user).tokens == ()
