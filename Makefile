@@ -78,10 +78,11 @@ check-alerts: ## check the alert rules with promtool, and that they fire; PROMTO
 audit: $(VENV)/.dev ## look for known vulnerabilities of the locked packages; exits with 2 if the data cannot be reached
 	@$(BIN)/python scripts/audit_dependencies.py
 
-dist: $(VENV)/.dev ## build the wheel and the source distribution into dist/
+dist: $(VENV)/.dev ## build the wheel and the source distribution into dist/, and the wheel of the client
 	@rm -rf build dist
 	@$(BIN)/python -c "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('dist'); build_wheel('dist')" >/dev/null
-	@rm -rf build
+	@cd client && ../$(BIN)/python -c "from setuptools.build_meta import build_wheel; build_wheel('../dist')" >/dev/null
+	@rm -rf build client/build
 	@ls dist
 
 SBOM ?= sbom.cdx.json

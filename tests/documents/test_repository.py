@@ -29,6 +29,8 @@ def test_the_licence_is_apache_2_everywhere_it_is_named() -> None:
     assert "Apache License\n                           Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
     assert (PROJECT["license"], PROJECT["license-files"]) == ("Apache-2.0", ["LICENSE"])
     assert "Apache License 2.0" in (ROOT / "README.md").read_text()
+    for package in ("client", "clients/typescript"):  # each is handed out by itself, and with the licence's text
+        assert (ROOT / package / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:
