@@ -45,9 +45,11 @@ class TokenContext(NamedTuple):
         return b"".join(
             (
                 _same_for_each_token(family, *key_name),
-                *(_length(len(user_id)), user_id),
+                _length(len(user_id)),
+                user_id,
                 _same_for_many_users(self.provider, self.service_type, self.field or ""),
-                *(_length(len(base_url)), base_url),
+                _length(len(base_url)),
+                base_url,
             )
         )
 
