@@ -330,9 +330,9 @@ class _Answer(RequestResponseCycle):
         """
         headers = [*self.default_headers, *message["headers"]]
         lengths = [value for name, value in headers if name == b"content-length"]
-        names = b"".join([name for name, _ in headers])
+        names = b"".join([name for name, _ in headers]).lower()
         unusual = b"connection" in names or b"transfer-encoding" in names
-        if len(lengths) != 1 or unusual or self.scope["method"] == "HEAD" or self.flow.write_paused:
+        if len(lengths) != 1 or unusual or self.flow.write_paused:
             await super().send(message)
             return
         if HEADER_RE.search(names) or HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):

@@ -42,7 +42,7 @@ ATTRIBUTES = [
 ]
 OF_AN_ANSWER = [
     *("chunked_encoding", "default_headers", "disconnected", "expected_content_length", "flow", "keep_alive"),
-    *("response_complete", "response_started", "scope", "transport", "waiting_for_100_continue"),
+    *("response_complete", "response_started", "transport", "waiting_for_100_continue"),
 ]
 
 

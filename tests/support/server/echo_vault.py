@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -34,6 +34,7 @@ HEAD: Final = b"POST /echo HTTP/1.1\r\nHost: vault\r\n"
 CLOSE: Final = b"Connection: close\r\n"
 SMALL: Final = HEAD + b"Content-Length: 2\r\n\r\nhi"
 LAST: Final = HEAD + CLOSE + b"Content-Length: 2\r\n\r\nhi"
+_WITHOUT_BODY: Final = frozenset({204, 304})
 _AT_ONCE: Final = {"/large": 8_000_000, "/huge": 60_000_000}
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -43,8 +44,9 @@ class EchoVault:
     """Echoes each request as the application saw it. `requests` are the tasks of those that have not ended.
 
     `/large` answers with 8 MB at once, `/huge` with 60 MB at once, `/pieces` with 100 MB in pieces. Answers wait until
-    `may_answer` is set. With `reads=False` the application answers without reading the body. `failures` are what `send`
-    has raised.
+    `may_answer` is set. With `reads=False` the application answers without reading the body. Answers have `headers`
+    besides their length; those of the statuses 204 and 304 have neither length nor body. `failures` are what `send` has
+    raised.
     """
 
     port: int
@@ -52,6 +54,8 @@ class EchoVault:
     requests: set[Any]
     metrics: VaultMetrics
     reads: bool
+    status: int = 200
+    headers: Sequence[tuple[bytes, bytes]] = ()
     seen: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,9 +75,11 @@ class EchoVault:
         self.seen.append(request)
         await self.may_answer.wait()
         answer = b"." * _AT_ONCE[scope["path"]] if scope["path"] in _AT_ONCE else json.dumps(request).encode()
-        length = [] if scope["path"] == "/pieces" else [(b"content-length", b"%d" % len(answer))]
+        answer = b"" if self.status in _WITHOUT_BODY else answer
+        has_length = scope["path"] != "/pieces" and self.status not in _WITHOUT_BODY
+        length = [(b"content-length", b"%d" % len(answer))] if has_length else []
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": length})
+            await send({"type": "http.response.start", "status": self.status, "headers": [*length, *self.headers]})
             if scope["path"] == "/pieces":
                 for _ in range(1000):
                     await send({"type": "http.response.body", "body": b"." * 100_000, "more_body": True})
@@ -104,14 +110,27 @@ class EchoVault:
 
 @asynccontextmanager
 async def echo_vault(
-    limits: HttpLimits = LIMITS, *, reads: bool = True, tls: ssl.SSLContext | None = None
+    limits: HttpLimits = LIMITS,
+    *,
+    reads: bool = True,
+    tls: ssl.SSLContext | None = None,
+    status: int = 200,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> AsyncIterator[EchoVault]:
     class Limited(LimitedHttp):
         pass
 
     Limited.limits = limits
     state, metrics = ServerState(), VaultMetrics()
-    vault = EchoVault(port=0, protocols=state.connections, requests=state.tasks, metrics=metrics, reads=reads)
+    vault = EchoVault(
+        port=0,
+        protocols=state.connections,
+        requests=state.tasks,
+        metrics=metrics,
+        reads=reads,
+        status=status,
+        headers=headers,
+    )
     vault.may_answer.set()
     config = uvicorn.Config(
         vault.application, log_config=None, http=Limited, ws="none", interface="asgi3", timeout_keep_alive=300
