@@ -47,7 +47,7 @@ from app.tokens.repository import TokenRepository
 
 SPENDING_SECONDS: Final = 15.0  # of the lease that must be left when the provider is asked, which takes up to 10
 _FIRST_POLL_SECONDS: Final = 0.05
-_LONGEST_POLL_SECONDS: Final = 0.5
+LONGEST_POLL_SECONDS: Final = 0.5
 _FIRST_WRITE_PAUSE_SECONDS: Final = 0.05
 _LONGEST_WRITE_PAUSE_SECONDS: Final = 1.0
 _FAILURE_WRITES: Final = 3
@@ -243,31 +243,32 @@ class TokenRefresher:
                 return None
             self._require_due(row)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+            pause = min(2 * pause, LONGEST_POLL_SECONDS)
             current = row
         raise RefreshInProgress("another process has not ended its refresh of this token")
 
     async def _taken_over(self, provider: OAuthProvider, lease: _Lease) -> _Lease | None:
         """Give the former holder of the lease time to write its answer; return `None` once it has.
 
-        Only seconds in which the store answers count, and the claim has shown that it takes writes.
+        Only seconds in which this process runs and the store answers count; the claim has shown that it takes writes.
         """
         self._observer.taken_over(provider.name)
         _log.warning("refresh_taken_over", provider=provider.name)
         if provider.rotation is not Rotation.SINGLE_USE or not lease.answer_may_be_lost:
             return lease
-        spend_at = self._monotonic() + self._takeover_seconds
+        waited = 0.0
         while self._may_spend(provider, lease):
             try:
                 row = (await self._tokens.read_back([lease.claimed.id])).get(lease.claimed.id)
             except StoreError:
-                spend_at = self._monotonic() + self._takeover_seconds
+                waited = 0.0
             else:
                 if not isinstance(row, StoredToken) or not has_the_same_lease(row, lease.claimed):
                     return None
-                if self._monotonic() >= spend_at:
+                if waited >= self._takeover_seconds:
                     break
-            await asyncio.sleep(_LONGEST_POLL_SECONDS)
+            await asyncio.sleep(LONGEST_POLL_SECONDS)
+            waited += LONGEST_POLL_SECONDS
         return lease
 
     def _may_spend(self, provider: OAuthProvider, lease: _Lease) -> bool:

@@ -15,7 +15,8 @@ from uuid import uuid4
 import pytest
 
 from app.errors import ProviderUnavailable, RefreshInProgress, RevocationUnsupported, StoreUnavailable
-from app.refresh.lease import TAKEOVER_SECONDS
+from app.refresh.lease import TAKEOVER_SECONDS, lease_clock
+from app.refresh.refresher import LONGEST_POLL_SECONDS
 from tests.support.oauth.stand_in import Answer, OAuthStandIn, oauth_stand_in
 from tests.support.refresh import CALLER, HERE, Replica, replicas
 from tests.support.stores.failing import Failures, failing
@@ -95,6 +96,25 @@ async def test_a_store_that_fails_during_the_grace_begins_it_anew(tmp_path: Path
         access, met = await scene.first.reveal()
         assert (access != "first", met, scene.provider.refreshes) == (True, True, 1)
         assert scene.failures.refused["read_back"] == 0
+
+
+async def test_the_time_in_which_a_replica_is_stopped_does_not_count(tmp_path: Path) -> None:
+    """A machine that sleeps may stop the former holder of the lease as well."""
+    async with _scene(tmp_path) as scene:
+        tokens, stopped_seconds = scene.second.tokens, 0.0
+        async with replicas(
+            tokens, scene.provider, takeover_seconds=GRACE_SECONDS, monotonic=lambda: lease_clock() + stopped_seconds
+        ) as [replica]:
+            dead = str(uuid4())
+            assert await tokens.claim_refresh(await replica.row(), holder=dead, lease_seconds=-1)
+            taking = asyncio.create_task(replica.reveal())
+            await scene.taken_from(dead)
+            stopped_seconds = GRACE_SECONDS
+            await asyncio.wait([taking], timeout=3 * LONGEST_POLL_SECONDS)
+            await replica.refresher.close()
+            with pytest.raises(RefreshInProgress):
+                await taking
+            assert scene.provider.requests == []
 
 
 async def test_a_replica_that_ends_gives_the_lease_back_that_it_took_over(tmp_path: Path) -> None:

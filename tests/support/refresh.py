@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from app.errors import AuditUnavailable
 from app.refresh.background import BackgroundRefresh
 from app.refresh.exchange import CodeExchange
+from app.refresh.lease import lease_clock
 from app.refresh.observer import RefreshObserver
 from app.refresh.refresher import TokenRefresher
 from app.refresh.registry import ProviderRegistry
@@ -129,6 +130,7 @@ async def replicas(
     trail: RecordingTrail | None = None,
     spool: Path | None = None,
     takeover_seconds: float = 0,
+    monotonic: Callable[[], float] = lease_clock,
     total_seconds: float = 10.0,
     tls: Any = PLAIN_HTTP,
     lease_wait_seconds: float = LEASE_WAIT_SECONDS,
@@ -174,6 +176,7 @@ async def replicas(
                 spool=replica.recovery,
                 observer=observer,
                 takeover_seconds=takeover_seconds,
+                monotonic=monotonic,
                 now=replica.clock,
             )
             stack.push_async_callback(replica.refresher.close)
