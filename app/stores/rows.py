@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pydantic_core import from_json
-
 from app.errors import InvalidRequest, StoreMisconfigured
 from app.security.schemes import is_comparable
 from app.strict_json import finite, refuse_constant, require_depth
@@ -34,9 +32,6 @@ from app.tokens.models import (
 
 MAXIMUM_DEPTH: Final = 64  # of JSON in a column; requests have half of it, and answers can be written
 _MANY_ATTEMPTS: Final = 2**31 - 1
-# pydantic-core parses several times faster, and makes an infinity of a number beyond a double, which has three digits
-# in its exponent or 200 before it. Ids in hex often have a digit before an e.
-_LARGE_NUMBER: Final = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{200}")
 _YEAR_ABOVE_9999: Final = re.compile(r"[0-9]{5,6}-")
 _UNREADABLE: Final = "the row of this token does not decode: PUT replaces it, DELETE deletes it"
 COLUMNS: Final = (
@@ -273,10 +268,7 @@ def parse_json(text: str | None) -> Any:  # noqa: ANN401  JSON
         return None
     if text == "[]":  # the scopes of most rows
         return []
-    if _LARGE_NUMBER.search(text):
-        value = _STRICT_JSON.decode(text)
-    else:  # by default pydantic-core keeps every string for the next text that has it
-        value = from_json(text, allow_inf_nan=False, cache_strings="keys")
+    value = _STRICT_JSON.decode(text)
     if text.count("[") + text.count("{") > MAXIMUM_DEPTH:
         require_depth(value, levels=MAXIMUM_DEPTH)
     if "\\u" in text:
