@@ -187,6 +187,12 @@ def test_a_key_that_no_header_carries_is_refused_without_showing_it(value: str) 
         assert SECRET not in repr(raised.value)
 
 
+def test_an_address_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(ValueError, match="holds a user name or password") as raised:
+        VaultClient(f"https://user:{SECRET}@vault.test", "key")
+    assert SECRET not in repr(raised.value)
+
+
 def test_a_deletion_never_addresses_more_than_one_token() -> None:
     with _client(lambda _: httpx.Response(204)) as client:
         for provider in ("", ".", ".."):

@@ -109,6 +109,15 @@ async def test_many_rejected_calls_cause_one_refresh(service: Service, user: str
     assert provider.refreshes == before + 1
 
 
+def test_an_endpoint_that_always_rejects_causes_one_refresh(
+    vault: VaultClient, user: str, provider: OAuthStandIn
+) -> None:
+    before = provider.refreshes
+    with httpx.Client(auth=VaultAuth(vault, user, "google"), verify=PLAIN_HTTP) as google:
+        assert [google.get(f"{provider.origin}/api").status_code for _ in range(3)] == [401, 401, 401]
+    assert provider.refreshes == before + 1
+
+
 def test_a_second_401_is_the_answer(vault: VaultClient, user: str, provider: OAuthStandIn) -> None:
     provider.script(REJECTS, REFRESHES, REJECTS)
     with httpx.Client(auth=VaultAuth(vault, user, "google"), verify=PLAIN_HTTP) as google:

@@ -35,6 +35,7 @@ class _Auth(httpx.Auth):
         self._user_id = user_id
         self._provider = provider
         self._service_type = service_type
+        self._rejected_when_new: int | None = None  # the version of a token
 
     def _steps(self, request: httpx.Request) -> Generator[Step, Outcome, None]:
         """Yield the calls to the vault and the requests to the provider, without input or output."""
@@ -43,7 +44,8 @@ class _Auth(httpx.Auth):
         assert isinstance(token, RevealedToken)  # noqa: S101  for the type checker
         response = yield _authorized(request, token)
         assert isinstance(response, httpx.Response)  # noqa: S101  for the type checker
-        if response.status_code != HTTPStatus.UNAUTHORIZED:
+        # another token cannot help if a new one was rejected: the endpoint may need another scope
+        if response.status_code != HTTPStatus.UNAUTHORIZED or token.version == self._rejected_when_new:
             return
         refresh = operations.refresh(
             self._user_id, self._provider, rejected_version=token.version, service_type=self._service_type
@@ -52,7 +54,10 @@ class _Auth(httpx.Auth):
         fresh = yield refresh if token.refreshable else replace(reveal, from_cache=False)
         assert isinstance(fresh, RevealedToken)  # noqa: S101  for the type checker
         if fresh.version != token.version:
-            yield _authorized(request, fresh)
+            response = yield _authorized(request, fresh)
+            assert isinstance(response, httpx.Response)  # noqa: S101  for the type checker
+            if response.status_code == HTTPStatus.UNAUTHORIZED:
+                self._rejected_when_new = fresh.version
 
 
 class VaultAuth(_Auth):
@@ -60,9 +65,9 @@ class VaultAuth(_Auth):
 
     Each request reveals the token, so give the `VaultClient` a cache for many requests. After a 401 the token is
     refreshed and the request sent once more, which needs the scope `tokens:refresh`; a token that the vault cannot
-    refresh is revealed again, and the 401 is the answer if it has not changed. Errors of the vault are raised. A token
-    with a `base_url` is sent to that origin only, and no token over plain HTTP, except to this machine. The body of a
-    request is kept in memory, because it may be sent twice.
+    refresh is revealed again. The 401 is the answer if the token has not changed, or a new one was rejected as well.
+    Errors of the vault are raised. A token with a `base_url` is sent to that origin only, and no token over plain HTTP,
+    except to this machine. The body of a request is kept in memory, because it may be sent twice.
     """
 
     def __init__(

@@ -48,6 +48,8 @@ class _Client:
     def __init__(
         self, base_url: str, service_key: str, *, retries: RetryPolicy, cache: TokenCache | None, purpose: str | None
     ) -> None:
+        if httpx.URL(base_url).userinfo:
+            raise ValueError("the vault's address holds a user name or password, which the vault does not use")
         self._base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {_header_value('the service key', service_key)}"}
         if purpose is not None:
