@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from app.api.problems import invalid_request
-from app.deadline import Deadline
 from app.errors import BodyTooLarge, MalformedBody
 from app.strict_json import (
     DuplicateMemberError,
@@ -72,7 +71,7 @@ async def read_body(request: Request) -> bytes:
         raise _too_large()
     body = bytearray()
     try:
-        with Deadline(asyncio.get_running_loop().time() + MAXIMUM_BODY_SECONDS):
+        async with asyncio.timeout(MAXIMUM_BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAXIMUM_BODY_BYTES:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from app.deadline import Deadline
 from app.errors import AuditUnavailable, InternalError, StoreTimeout, VaultError
 from app.security.context import SecretField
 from app.security.formats import Family, families_of
@@ -38,7 +37,7 @@ class RecordedOperation:
     opened: tuple[Family, ...] = ()
     intent: str | None = None
     outcome: str = SUCCESS  # the operation may set another one; at the end, that of its event
-    _deadline: Deadline = field(init=False)
+    _deadline: asyncio.Timeout = field(init=False)
     _before: Token[str] = field(init=False)
 
     def note(self, token: StoredToken) -> None:
@@ -65,8 +64,8 @@ class RecordedOperation:
 
     async def __aenter__(self) -> Self:
         self.events.require_open()
-        self._deadline = Deadline(self.until)
-        self._deadline.__enter__()
+        self._deadline = asyncio.timeout_at(self.until)
+        await self._deadline.__aenter__()
         self._before = current_service.set(self.caller.service)
         return self
 
@@ -76,7 +75,7 @@ class RecordedOperation:
         outcome, detail = self.outcome if error is None else InternalError.code, None
         current_service.reset(self._before)
         try:
-            self._deadline.__exit__(kind, error, trace)
+            await self._deadline.__aexit__(kind, error, trace)
             if isinstance(error, VaultError):
                 outcome, detail, error.recorded = error.code, error.detail, True
             elif isinstance(error, asyncio.CancelledError):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from app.deadline import Deadline
 from app.errors import (
     InternalError,
     InvalidRequest,
@@ -244,7 +243,7 @@ class TokenReveals:
     async def _find_many(self, token_ids: Sequence[TokenId], until: float) -> Mapping[TokenId, TokenRow] | StoreError:
         """Read the rows; return the error instead of raising it, because each token gets an event with it."""
         try:
-            with Deadline(until):
+            async with asyncio.timeout_at(until):
                 return await self._tokens.get_many(token_ids)
         except StoreError as error:
             return error
