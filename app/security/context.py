@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import lru_cache
-from struct import Struct
 from typing import Final, NamedTuple
 
 LABEL = b"pulseplan-token-vault"
-_length: Final = Struct(">I").pack
 _SAME_FOR_ALL: Final = {"data_type": "auth_token", "service": "pulseplan"}
 
 
@@ -41,16 +39,12 @@ class TokenContext(NamedTuple):
         number), the parts of `key_name`, user id, provider, service type, field, base URL. Text is UTF-8; a lone
         surrogate in the base URL, which SQLite can hold, is encoded as UTF-8 would encode its code point.
         """
-        user_id, base_url = self.user_id.encode(), self.base_url.encode("utf-8", "surrogatepass")
-        return b"".join(
-            (
-                _same_for_each_token(family, *key_name),
-                _length(len(user_id)),
-                user_id,
-                _same_for_many_users(self.provider, self.service_type, self.field or ""),
-                _length(len(base_url)),
-                base_url,
-            )
+        return _same_for_each_token(family, *key_name) + length_prefixed(
+            self.user_id.encode(),
+            self.provider.encode(),
+            self.service_type.encode(),
+            (self.field or "").encode(),
+            self.base_url.encode(errors="surrogatepass"),
         )
 
     def encryption_context(self) -> dict[str, str]:
@@ -70,11 +64,6 @@ def length_prefixed(*parts: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def _same_for_each_token(family: bytes, *key_name: bytes) -> bytes:
     return length_prefixed(LABEL, family, *key_name)
-
-
-@lru_cache(maxsize=64)
-def _same_for_many_users(*parts: str) -> bytes:
-    return length_prefixed(*(part.encode() for part in parts))
 
 
 _BYTES_FOR_ALL: Final = length_prefixed(*(part.encode() for pair in sorted(_SAME_FOR_ALL.items()) for part in pair))

@@ -85,10 +85,9 @@ class TokenReveals:
         """Decrypt the token. Raises `TokenNotFound`, or `TokenInactive` if its status is not ok."""
         async with self._recorded(caller, token_id, self._deadline()) as operation:
             row = await find_token(self._tokens, token_id)
-            try:
+            with suppress(KeyNotCached, _RefreshDueError):
                 return self._at_once(row, operation, options, accept)
-            except (KeyNotCached, _RefreshDueError):
-                return await self._waiting(row, operation, options, accept)
+            return await self._waiting(row, operation, options, accept)
 
     async def many(
         self, token_ids: Sequence[TokenId], *, caller: Caller, options: RevealOptions, accept: Accept | None = None
